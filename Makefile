@@ -1,0 +1,35 @@
+# `make run` and `make test` set up .venv by themselves; nothing else has to be installed first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test slow lint bench
+
+help:
+	@echo "make run    set up .venv and run the main experiment (quadstable)"
+	@echo "make test   set up .venv and run the tests"
+	@echo "make slow   the slow and statistical tests"
+	@echo "make lint   ruff"
+	@echo "make bench  the defaults against the published recipe: error, CPU seconds, memory"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sweep,nwb,dev]'
+	@touch $@
+
+run: $(VENV)/.installed
+	$(BIN)/python train.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(BIN)/python experiments/benchmark.py

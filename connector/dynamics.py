@@ -1,0 +1,243 @@
+"""Equation (1): a low-rank network as a dynamical system on its latent state.
+
+    z[t+1] = z[t] + alpha * ( -z[t] + (1/K) sum_i n_i phi(m_i.z[t] + b_i.u[t] + d_i) )
+
+Time is counted in Euler steps; one step is ``alpha`` time constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from connector.errors import UserError
+from connector.types import Loadings
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A neuron's nonlinearity phi with its derivative, inverse and open range.
+
+    Attributes:
+        function, derivative, inverse: elementwise; ``inverse`` expects values inside the open range.
+        low, high: the open range of phi.
+        odd: phi(-h) = -phi(h), so that the even part of n cannot be seen without a bias or an input.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    low: float
+    high: float
+    odd: bool = False
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.function(h)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    a.name: a
+    for a in (
+        Activation("tanh", torch.tanh, lambda h: 1 - torch.tanh(h) ** 2, torch.atanh, -1.0, 1.0, odd=True),
+        # phi^-1 of relu is defined on active neurons only; silent ones are left at the threshold.
+        Activation("relu", torch.relu, lambda h: (h > 0).to(h.dtype), torch.relu, 0.0, float("inf")),
+        Activation(
+            "softplus",
+            torch.nn.functional.softplus,
+            torch.sigmoid,
+            lambda r: r + torch.log(-torch.expm1(-r)),
+            0.0,
+            float("inf"),
+        ),
+        Activation(
+            "sigmoid",
+            torch.sigmoid,
+            lambda h: torch.sigmoid(h) * torch.sigmoid(-h),
+            lambda r: torch.log(r) - torch.log1p(-r),
+            0.0,
+            1.0,
+        ),
+    )
+}
+
+
+def activation(name: str) -> Activation:
+    """The nonlinearity of that name; raises UserError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"an activation among {', '.join(ACTIVATIONS)}", repr(name))
+    return ACTIVATIONS[name]
+
+
+def potentials(loadings: Loadings, z: Tensor, u: Tensor | None = None) -> Tensor:
+    """h_i = m_i.z + b_i.u + d_i for states z (..., R) and inputs u (..., U): shape (..., K)."""
+    h = z @ loadings.m.T
+    if loadings.b is not None and u is not None:
+        h = h + u @ loadings.b.T
+    if loadings.d is not None:
+        h = h + loadings.d
+    return h
+
+
+def simulate(
+    step: Callable[[Tensor, Tensor | None], Tensor], z0: Tensor, steps: int, u: Tensor | None = None
+) -> Tensor:
+    """Iterate ``step`` from ``z0`` (..., R); ``u`` (..., steps - 1 or more, U) acts from sample t to t + 1.
+
+    Returns:
+        (..., steps, R): the states from z0 on, ``steps`` of them.
+    """
+    states = [z0]
+    for t in range(steps - 1):
+        states.append(step(states[-1], None if u is None else u[..., t, :]))
+    return torch.stack(states, dim=-2)
+
+
+def leading_fixed_points(
+    field: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    relax_steps: int = 400,
+    step_size: float = 0.2,
+    newton_steps: int = 20,
+    tolerance: float = 1e-6,
+    merge_distance: float = 0.05,
+) -> tuple[Tensor, Tensor]:
+    """Fixed points of a vector field that a relaxation or Newton's method reaches from ``starts``.
+
+    Args:
+        field: (P, R) -> (P, R), dz/dt in units of 1 / tau.
+        starts: (P, R) initial conditions; both the starts and where they flow to are polished by Newton steps.
+        relax_steps, step_size: Euler relaxation along the flow.
+        tolerance: largest |field| at an accepted point.
+        merge_distance: points nearer than this are one point.
+
+    Returns:
+        points (F, R), sorted by descending stability, and the eigenvalues of their Jacobians (F, R), complex,
+        units 1 / tau.
+    """
+    starts = starts.double()
+    relaxed = starts.clone()
+    for _ in range(relax_steps):
+        relaxed = relaxed + step_size * field(relaxed)
+    z = torch.cat([relaxed, starts])
+    rank = z.shape[1]
+    eye = torch.eye(rank, dtype=z.dtype, device=z.device)
+
+    def jacobians(at: Tensor) -> Tensor:
+        h = 1e-5
+        columns = [(field(at + h * eye[i]) - field(at - h * eye[i])) / (2 * h) for i in range(rank)]
+        return torch.stack(columns, dim=-1)
+
+    reach = 3 * starts.abs().max() + 1
+    for _ in range(newton_steps):
+        move = torch.linalg.lstsq(jacobians(z), -field(z)[..., None]).solution[..., 0]
+        length = move.norm(dim=1, keepdim=True)
+        z = z + move * torch.clamp(0.5 / length.clamp_min(1e-12), max=1.0)
+    good = torch.isfinite(z).all(1) & (field(z).norm(dim=1) < tolerance) & (z.norm(dim=1) < reach)
+    points: list[Tensor] = []
+    for candidate in z[good]:
+        if all((candidate - p).norm() > merge_distance for p in points):
+            points.append(candidate)
+    if not points:
+        return z.new_zeros(0, rank), torch.zeros(0, rank, dtype=torch.complex128)
+    found = torch.stack(points)
+    eigenvalues = torch.linalg.eigvals(jacobians(found))
+    order = eigenvalues.real.max(dim=1).values.argsort()
+    return found[order], eigenvalues[order]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A low-rank RNN of K neurons (equation 1).
+
+    Attributes:
+        m: (K, R) loadings; n: (K, R) output weights; b: (K, U) input weights or None; d: (K,) biases or None.
+        alpha: Euler step dt / tau.
+        activation: name of phi.
+    """
+
+    m: Tensor
+    n: Tensor
+    b: Tensor | None = None
+    d: Tensor | None = None
+    alpha: float = 0.1
+    activation: str = "tanh"
+
+    def __post_init__(self):
+        if self.n.shape != self.m.shape:
+            raise UserError(f"n of the shape of m, {tuple(self.m.shape)}", str(tuple(self.n.shape)))
+        activation(self.activation)
+        self.loadings  # noqa: B018  (checks the shapes of b and d)
+
+    @property
+    def loadings(self) -> Loadings:
+        return Loadings(self.m, self.b, self.d)
+
+    @property
+    def n_neurons(self) -> int:
+        return self.m.shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.m.shape[1]
+
+    @property
+    def connectivity(self) -> Tensor:
+        """J = M N^T / K, shape (K, K). Large: K^2 numbers."""
+        return self.m @ self.n.T / self.n_neurons
+
+    def rates(self, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """phi(m.z + b.u + d), shape (..., K)."""
+        return activation(self.activation)(potentials(self.loadings, z.to(self.m.dtype), _like(u, self.m)))
+
+    def drive(self, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """Recurrent drive F(z, u) = (1/K) sum_i n_i phi_i, shape (..., R)."""
+        return self.rates(z, u) @ self.n / self.n_neurons
+
+    def vector_field(self, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """dz/dt = -z + F(z, u) in units of 1 / tau, shape (..., R)."""
+        return -z.to(self.m.dtype) + self.drive(z, u)
+
+    def step(self, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """One Euler step: z + alpha * vector_field(z, u)."""
+        return z.to(self.m.dtype) + self.alpha * self.vector_field(z, u)
+
+    def simulate(self, z0: Tensor, steps: int, u: Tensor | None = None) -> Tensor:
+        """Latent trajectories (..., steps, R) from z0 (..., R), z0 included; u is (..., steps - 1 or more, U)."""
+        return simulate(self.step, z0.to(self.m.dtype), steps, u)
+
+    def fixed_points(self, starts: Tensor, u: Tensor | None = None, **options) -> tuple[Tensor, Tensor]:
+        """Fixed points under a constant input u (U,); see :func:`leading_fixed_points`."""
+        net = self.double()
+        constant = None if u is None else u.double()
+        return leading_fixed_points(
+            lambda z: net.vector_field(z, None if constant is None else constant.expand(len(z), -1)),
+            starts,
+            **options,
+        )
+
+    def silence(self, mask: Tensor) -> Network:
+        """The network with the neurons where ``mask`` (K,) is True dropped from the sum in (1); K stays."""
+        if mask.shape != (self.n_neurons,) or mask.dtype != torch.bool:
+            raise UserError(
+                f"a boolean mask of shape ({self.n_neurons},)", f"{mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        return replace(self, n=torch.where(mask[:, None], torch.zeros_like(self.n), self.n))
+
+    def double(self) -> Network:
+        """The same network in float64."""
+        return replace(
+            self,
+            **{k: _to_double(getattr(self, k)) for k in ("m", "n", "b", "d") if getattr(self, k) is not None},
+        )
+
+
+def _to_double(x: Tensor) -> Tensor:
+    return x.double()
+
+
+def _like(u: Tensor | None, reference: Tensor) -> Tensor | None:
+    return None if u is None else u.to(reference.dtype)

@@ -1,0 +1,281 @@
+"""What passes between the parts: recorded activity, latent states, the neurons' loadings. All frozen, all checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from connector.errors import UserError
+
+KINDS = ("rates", "spikes")
+
+
+def _require(condition: bool, expected: str, got: object, remedy: str = "") -> None:
+    if not condition:
+        raise UserError(expected, str(got), remedy)
+
+
+def valid_mask(lengths: Tensor, n_steps: int) -> Tensor:
+    """Boolean mask of the recorded samples of ragged trials, shape (trials, n_steps)."""
+    return torch.arange(n_steps, device=lengths.device)[None, :] < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Loadings:
+    """How each neuron reads the latent state: its potential is ``m.z + b.u + d``.
+
+    Attributes:
+        m: (K, R) loading on the latents.
+        b: (K, U) input weight, or None without inputs.
+        d: (K,) bias, or None without a bias.
+    """
+
+    m: Tensor
+    b: Tensor | None = None
+    d: Tensor | None = None
+
+    def __post_init__(self):
+        _require(self.m.ndim == 2, "m of shape (neurons, rank)", tuple(self.m.shape))
+        if self.b is not None:
+            _require(
+                self.b.ndim == 2 and self.b.shape[0] == self.m.shape[0],
+                f"b of shape ({self.m.shape[0]}, inputs)",
+                tuple(self.b.shape),
+            )
+        if self.d is not None:
+            _require(
+                self.d.shape == self.m.shape[:1], f"d of shape ({self.m.shape[0]},)", tuple(self.d.shape)
+            )
+
+    @property
+    def n_neurons(self) -> int:
+        return self.m.shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.m.shape[1]
+
+    @property
+    def n_inputs(self) -> int:
+        return 0 if self.b is None else self.b.shape[1]
+
+    @property
+    def has_bias(self) -> bool:
+        return self.d is not None
+
+    def stack(self) -> Tensor:
+        """The columns m, b, d side by side (those that exist), shape (K, R + U + 1)."""
+        parts = [self.m]
+        if self.b is not None:
+            parts.append(self.b)
+        if self.d is not None:
+            parts.append(self.d[:, None])
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def unstack(stacked: Tensor, rank: int, n_inputs: int = 0, has_bias: bool = False) -> Loadings:
+        """The inverse of :meth:`stack`; ``stacked`` has shape (K, rank + n_inputs + has_bias)."""
+        width = rank + n_inputs + int(has_bias)
+        _require(
+            stacked.ndim == 2 and stacked.shape[1] == width,
+            f"loadings of {width} columns (rank {rank}, inputs {n_inputs}, bias {has_bias})",
+            tuple(stacked.shape),
+        )
+        return Loadings(
+            m=stacked[:, :rank],
+            b=stacked[:, rank : rank + n_inputs] if n_inputs else None,
+            d=stacked[:, -1] if has_bias else None,
+        )
+
+    def map(self, function) -> Loadings:
+        """The same loadings with ``function`` applied to each tensor (a cast, an index, a move)."""
+        return Loadings(*(None if x is None else function(x) for x in (self.m, self.b, self.d)))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Activity of a recorded population, trial by trial, with all that is known about it.
+
+    Attributes:
+        activity: (trials, time, K_obs) float32; rates in the range of ``activation``, or spike counts per bin.
+            Samples at or past a trial's length are zero.
+        kind: "rates" or "spikes".
+        lengths: (trials,) int64, number of recorded samples of each trial.
+        alpha: Euler step in units of the time constant, dt / tau.
+        activation: tanh, relu, softplus or sigmoid: the nonlinearity of the neurons.
+        inputs: (trials, time, U) external input in force during the step from sample t to t + 1; or None.
+        input_names: U names, for axes.
+        bin_s: seconds between samples, or None where time has no unit but alpha.
+        latents: (trials, time, R) true latents, where known.
+        loadings: true loadings of the recorded neurons, where known.
+        n: (K_obs, R) true output weights, where known.
+        choices: (trials,) float, 0 left / 1 right, NaN for no choice; or None.
+        evidence: (trials,) float, signed strength of the evidence for right (clicks: log ratio of rates); or None.
+        click_difference: (trials,) float, right minus left clicks heard; or None.
+        trial_times_s: (trials,) float, start of each trial in the session, seconds; or None.
+        baseline_hz: (trials, K_obs) float, firing rate before each trial, Hz; or None.
+        neuron_names: K_obs names (with the brain area where known), or empty.
+        name: what to call it in titles.
+        notes: lines for the session summary (what was dropped and why).
+    """
+
+    activity: Tensor
+    kind: str
+    lengths: Tensor
+    alpha: float
+    activation: str
+    inputs: Tensor | None = None
+    input_names: tuple[str, ...] = ()
+    bin_s: float | None = None
+    latents: Tensor | None = None
+    loadings: Loadings | None = None
+    n: Tensor | None = None
+    choices: Tensor | None = None
+    evidence: Tensor | None = None
+    click_difference: Tensor | None = None
+    trial_times_s: Tensor | None = None
+    baseline_hz: Tensor | None = None
+    neuron_names: tuple[str, ...] = ()
+    name: str = "recording"
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        _require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
+        _require(
+            self.activity.ndim == 3,
+            f"{self.kind} of shape (trials, time, neurons)",
+            tuple(self.activity.shape),
+        )
+        trials, steps, neurons = self.activity.shape
+        _require(
+            trials > 0 and steps > 1 and neurons > 0, "activity that is not empty", (trials, steps, neurons)
+        )
+        _require(0 < self.alpha <= 1, "alpha = dt / tau in (0, 1]", self.alpha)
+        _require(
+            self.lengths.shape == (trials,),
+            f"one length for each of {trials} trials",
+            tuple(self.lengths.shape),
+        )
+        _require(
+            bool((self.lengths >= 2).all() and (self.lengths <= steps).all()),
+            f"trial lengths between 2 and {steps} samples",
+            f"{int(self.lengths.min())} to {int(self.lengths.max())}",
+        )
+        for name in ("inputs", "latents"):
+            value = getattr(self, name)
+            _require(
+                value is None or (value.ndim == 3 and value.shape[:2] == (trials, steps)),
+                f"{name} of shape ({trials}, {steps}, channels), like the activity",
+                None if value is None else tuple(value.shape),
+            )
+        for name in ("choices", "evidence", "click_difference", "trial_times_s"):
+            value = getattr(self, name)
+            _require(
+                value is None or value.shape == (trials,),
+                f"{name} with one value for each of {trials} trials",
+                None if value is None else tuple(value.shape),
+            )
+        for name in ("activity", "inputs", "latents"):
+            value = getattr(self, name)
+            if value is not None and not torch.isfinite(value[self.mask]).all():
+                bad = int((~torch.isfinite(value[self.mask])).sum())
+                raise UserError(
+                    f"finite values in {name}",
+                    f"{bad} NaN or infinite entries within the trials' lengths",
+                    "mend the file, or set `lengths` so that missing samples lie past a trial's end",
+                )
+
+    @property
+    def n_trials(self) -> int:
+        return self.activity.shape[0]
+
+    @property
+    def n_steps(self) -> int:
+        return self.activity.shape[1]
+
+    @property
+    def n_neurons(self) -> int:
+        return self.activity.shape[2]
+
+    @property
+    def n_inputs(self) -> int:
+        return 0 if self.inputs is None else self.inputs.shape[2]
+
+    @property
+    def mask(self) -> Tensor:
+        """(trials, time) True where a sample was recorded."""
+        return valid_mask(self.lengths, self.n_steps)
+
+    def trials(self, index: Tensor) -> Recording:
+        """The recording restricted to some trials, in the order given."""
+        per_trial = "activity lengths inputs latents choices evidence click_difference trial_times_s baseline_hz".split()
+        cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latent states along the recorded trials, and where the dynamics send them.
+
+    Attributes:
+        z: (trials, time, R) latent states; samples past a trial's length are zero.
+        lengths: (trials,) int64.
+        alpha: Euler step in units of the time constant.
+        inputs: (trials, time, U) or None.
+        drive: (trials, time, R) or None: the recurrent drive F(z, u) = (z[t+1] - (1 - alpha) z[t]) / alpha of a
+            fitted model at each state, where a model supplies it; None means: take it from successive states.
+    """
+
+    z: Tensor
+    lengths: Tensor
+    alpha: float
+    inputs: Tensor | None = None
+    drive: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.z.shape[-1]
+
+    @property
+    def mask(self) -> Tensor:
+        return valid_mask(self.lengths, self.z.shape[1])
+
+    def trials(self, index: Tensor) -> Latents:
+        cut = {
+            f.name: getattr(self, f.name)[index]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **cut)
+
+    def samples(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """States, inputs and drive at every step that has a successor, trials run together.
+
+        Returns:
+            z (T, R), u (T, U) or None, y (T, R) with y = (z[t+1] - (1 - alpha) z[t]) / alpha, or ``drive`` where given.
+        """
+        steps = self.z.shape[1]
+        keep = valid_mask(self.lengths - 1, steps - 1)
+        z = self.z[:, :-1]
+        if self.drive is None:
+            y = (self.z[:, 1:] - (1 - self.alpha) * z) / self.alpha
+        else:
+            y = self.drive[:, :-1]
+        u = None if self.inputs is None else self.inputs[:, :-1][keep]
+        return z[keep], u, y[keep]
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """The sizes and constants that models need from data: small enough to stand in every checkpoint."""
+
+    n_neurons: int
+    rank: int
+    n_inputs: int
+    has_bias: bool
+    alpha: float
+    activation: str
+    kind: str
+    n_steps: int
