@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -279,3 +280,22 @@ class DataSizes:
     activation: str
     kind: str
     n_steps: int
+
+
+class TrialBatch(NamedTuple):
+    """Some trials of a recording, ready for a loss.
+
+    Attributes:
+        activity: (B, time, K_obs) rates or spike counts; zero past a trial's length.
+        mask: (B, time) True where a sample was recorded.
+        index: (B,) int64, the trials' numbers in the recording.
+        inputs: (B, time, U) or None.
+        baseline: (B, time, K_obs) or None: for spikes, what drift across the session and the course within a trial
+            add to the argument of the softplus.
+    """
+
+    activity: Tensor
+    mask: Tensor
+    index: Tensor
+    inputs: Tensor | None = None
+    baseline: Tensor | None = None
