@@ -46,9 +46,7 @@ class Loadings:
                 tuple(self.b.shape),
             )
         if self.d is not None:
-            _require(
-                self.d.shape == self.m.shape[:1], f"d of shape ({self.m.shape[0]},)", tuple(self.d.shape)
-            )
+            _require(self.d.shape == self.m.shape[:1], f"d of shape ({self.m.shape[0]},)", tuple(self.d.shape))
 
     @property
     def n_neurons(self) -> int:
@@ -150,9 +148,7 @@ class Recording:
             tuple(self.activity.shape),
         )
         trials, steps, neurons = self.activity.shape
-        _require(
-            trials > 0 and steps > 1 and neurons > 0, "activity that is not empty", (trials, steps, neurons)
-        )
+        _require(trials > 0 and steps > 1 and neurons > 0, "activity that is not empty", (trials, steps, neurons))
         _require(0 < self.alpha <= 1, "alpha = dt / tau in (0, 1]", self.alpha)
         _require(
             self.lengths.shape == (trials,),
@@ -211,7 +207,17 @@ class Recording:
 
     def trials(self, index: Tensor) -> Recording:
         """The recording restricted to some trials, in the order given."""
-        per_trial = "activity lengths inputs latents choices evidence click_difference trial_times_s baseline_hz".split()
+        per_trial = [
+            "activity",
+            "lengths",
+            "inputs",
+            "latents",
+            "choices",
+            "evidence",
+            "click_difference",
+            "trial_times_s",
+            "baseline_hz",
+        ]
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
         return replace(self, **cut)
 
@@ -244,11 +250,7 @@ class Latents:
         return valid_mask(self.lengths, self.z.shape[1])
 
     def trials(self, index: Tensor) -> Latents:
-        cut = {
-            f.name: getattr(self, f.name)[index]
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
+        cut = {f.name: getattr(self, f.name)[index] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **cut)
 
     def samples(self) -> tuple[Tensor, Tensor | None, Tensor]:
