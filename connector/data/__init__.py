@@ -1,0 +1,1 @@
+"""Where activity comes from: teacher networks, recordings, their folds and batches."""

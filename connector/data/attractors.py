@@ -1,0 +1,510 @@
+"""Teacher networks with known connectivity statistics and known attractors, and recordings simulated from them.
+
+A teacher is a joint distribution p(m, n) of a neuron's loading and output weight. As the number of neurons grows,
+the sum over neurons in equation (1) becomes F(z) = E[n phi(m.z)] = E[nu(m) phi(m.z)] with nu(m) = E[n | m]: the
+dynamics see the density of the loadings and nu, and nothing else. Teachers supply all three in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from connector.dynamics import Network, potentials, simulate
+from connector.errors import UserError
+from connector.types import Loadings, Recording
+
+ATTRACTOR_KINDS = ("fixed_points", "limit_cycle", "ring", "none")
+
+
+class Teacher:
+    """A distribution of neurons p(m, n) whose mean-field dynamics are known.
+
+    A subclass implements :meth:`sample_with_components`, :meth:`conditional_mean`, :meth:`log_prob` and
+    :meth:`drive`, and says which attractors its mean field has. Register it with :func:`register_teacher`.
+
+    Attributes:
+        name: what to call it.
+        rank: R, the number of latent dimensions.
+        alpha: Euler step dt / tau of the networks drawn.
+        activation: name of phi.
+        attractor_kind: "fixed_points", "limit_cycle", "ring" or "none" (nothing is claimed).
+        n_attractors: how many stable fixed points, cycles or rings the mean field has.
+    """
+
+    rank: int = 2
+
+    def __init__(self, name: str, *, attractor_kind: str, n_attractors: int, alpha: float = 0.1):
+        if not 0 < alpha <= 1:
+            raise UserError("alpha = dt / tau in (0, 1]", str(alpha))
+        if attractor_kind not in ATTRACTOR_KINDS:
+            raise UserError(f"attractor_kind among {', '.join(ATTRACTOR_KINDS)}", repr(attractor_kind))
+        self.name, self.alpha, self.activation = name, float(alpha), "tanh"
+        self.attractor_kind, self.n_attractors = attractor_kind, n_attractors
+
+    def sample_with_components(
+        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
+    ) -> tuple[Network, Tensor]:
+        """A network of ``n_neurons`` (float64) and each neuron's mixture component, (n_neurons,) int64.
+
+        With ``exact_moments`` the draw's means and covariances (within each component) are set to the teacher's by a
+        linear map, as far as the teacher has Gaussian components and there are neurons enough.
+        """
+        raise NotImplementedError
+
+    def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
+        """nu = E[n | m] at each loading, (K, R), exact."""
+        raise NotImplementedError
+
+    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
+        """log p(m), (K,), in nats."""
+        raise NotImplementedError
+
+    def drive(self, z: Tensor) -> Tensor:
+        """Mean-field drive F(z) = E[n phi(m.z)] of states z (..., R): the limit of infinitely many neurons."""
+        raise NotImplementedError
+
+    def vector_field(self, z: Tensor) -> Tensor:
+        """Mean-field dz/dt = -z + F(z) in units of 1 / tau, (..., R)."""
+        return -z + self.drive(z)
+
+    def sample(
+        self, n_neurons: int = 1000, generator: torch.Generator | None = None, exact_moments: bool = False
+    ) -> Network:
+        """A network of ``n_neurons`` (float64), see :meth:`sample_with_components`; without a generator a fixed one."""
+        return self.sample_with_components(n_neurons, generator, exact_moments)[0]
+
+    def components(self, loadings: Loadings | Tensor) -> Tensor:
+        """The most probable mixture component of each loading, (K,) int64; zeros where there is one component."""
+        m = _matrix(loadings)
+        return torch.zeros(len(m), dtype=torch.int64, device=m.device)
+
+    def _network(self, m: Tensor, n: Tensor) -> Network:
+        return Network(m=m, n=n, alpha=self.alpha, activation=self.activation)
+
+
+TEACHERS: dict[str, Callable[..., Teacher]] = {}
+
+
+def register_teacher(name: str) -> Callable[[Callable[..., Teacher]], Callable[..., Teacher]]:
+    """Decorator: makes a Teacher subclass (or a function returning a Teacher) known to :func:`teacher` by name."""
+
+    def register(factory: Callable[..., Teacher]) -> Callable[..., Teacher]:
+        TEACHERS[name] = factory
+        return factory
+
+    return register
+
+
+def teacher(name: str, **options) -> Teacher:
+    """The teacher of that name.
+
+    Args:
+        name: one of TEACHERS (quadstable, bistable, limit_cycle, ring, heavy_tailed, and those registered).
+        options: keyword arguments of the teacher, such as ``alpha``.
+
+    Raises:
+        UserError: unknown name or option.
+    """
+    if name not in TEACHERS:
+        raise UserError(f"a teacher among {', '.join(TEACHERS)}", repr(name))
+    try:
+        return TEACHERS[name](**options)
+    except TypeError as error:
+        raise UserError(f"options that the teacher {name!r} has", f"{options} ({error})") from error
+
+
+def _matrix(loadings: Loadings | Tensor) -> Tensor:
+    m = loadings.m if isinstance(loadings, Loadings) else loadings
+    if m.ndim != 2 or m.shape[1] != 2:
+        raise UserError("loadings m of shape (neurons, 2)", str(tuple(m.shape)))
+    return m
+
+
+def _fixed_generator(generator: torch.Generator | None) -> torch.Generator:
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _joint_normal(n: int, dim: int, generator: torch.Generator, exact_moments: bool) -> Tensor:
+    """n draws of N(0, I), (n, dim); with ``exact_moments`` their mean is 0 and their covariance I exactly."""
+    x = _normal((n, dim), generator)
+    if not exact_moments or n <= dim:
+        return x
+    x = x - x.mean(0)
+    root = torch.linalg.cholesky(x.T @ x / n)
+    return torch.linalg.solve_triangular(root, x.T, upper=False).T
+
+
+def _student_t(n: int, dim: int, dof: int, generator: torch.Generator) -> Tensor:
+    """n draws of the standard multivariate Student t with integer degrees of freedom, (n, dim)."""
+    chi_squared = _normal((n, dof), generator).square().sum(1, keepdim=True)
+    return _normal((n, dim), generator) / (chi_squared / dof).sqrt()
+
+
+def _gauss_hermite(order: int = 200) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of E[f(x)], x ~ N(0, 1), from the eigenvectors of the Jacobi matrix."""
+    off = torch.arange(1, order, dtype=torch.float64).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return nodes, vectors[0] ** 2
+
+
+def linear_attractors(S: Tensor, slope: float) -> tuple[str, int]:
+    """Which attractors the mean field has when p(m) is isotropic and nu(m) = S m.
+
+    There F(z) = S z f(|z|) / |z| with f increasing and bounded, f'(0) = ``slope``. So directions turn under S
+    alone: they end on its leading eigenvector (two stable points), circle (complex eigenvalues), or stay (S = g I).
+
+    Args:
+        S: (2, 2).
+        slope: variance of one component of m (phi'(0) = 1).
+
+    Returns:
+        (kind, number), kind as in Teacher.attractor_kind.
+    """
+    eigenvalues = torch.linalg.eigvals(S.double())
+    if float(eigenvalues.real.max()) * slope <= 1:
+        return "fixed_points", 1
+    if float(eigenvalues.imag.abs().max()) > 1e-9:
+        return "limit_cycle", 1
+    if float((eigenvalues[0] - eigenvalues[1]).abs()) > 1e-9:
+        return "fixed_points", 2
+    isotropic = torch.allclose(S.double(), float(S[0, 0]) * torch.eye(2, dtype=torch.float64))
+    return ("ring", 1) if isotropic else ("none", 0)
+
+
+class _IsotropicLinear(Teacher):
+    """p(m) isotropic about zero and nu(m) = S m: F(z) = S z f(|z|) / |z|, f(r) = E[x tanh(x r)], x = one m."""
+
+    def __init__(self, name: str, S, slope: float, alpha: float):
+        self.S = torch.as_tensor(S, dtype=torch.float64)
+        if self.S.shape != (2, 2):
+            raise UserError("S of shape (2, 2)", str(tuple(self.S.shape)))
+        kind, number = linear_attractors(self.S, slope)
+        super().__init__(name, attractor_kind=kind, n_attractors=number, alpha=alpha)
+
+    def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
+        m = _matrix(loadings)
+        return m @ self.S.to(m).T
+
+    def _marginal(self) -> tuple[Tensor, Tensor]:
+        """Nodes and weights of an expectation over one component of m."""
+        raise NotImplementedError
+
+    def drive(self, z: Tensor) -> Tensor:
+        x, weight = (v.to(z) for v in self._marginal())
+        radius = z.norm(dim=-1, keepdim=True)
+        amplitude = (torch.tanh(radius * x) * x * weight).sum(-1, keepdim=True)
+        return (z * (amplitude / radius.clamp_min(1e-12))) @ self.S.to(z).T
+
+
+class LinearGaussian(_IsotropicLinear):
+    """m ~ N(0, I), n jointly Gaussian with it: E[n | m] = S m and Cov(n) = ``variance`` I.
+
+    Args:
+        S: (2, 2) regression of n on m.
+        variance: of each component of n; the part that m does not explain, variance I - S S^T, must not be negative.
+        alpha: Euler step dt / tau.
+    """
+
+    def __init__(self, S, variance: float = 4.0, alpha: float = 0.1, name: str = "linear_gaussian"):
+        super().__init__(name, S, slope=1.0, alpha=alpha)
+        self.variance = float(variance)
+        self.residual_covariance = self.variance * torch.eye(2, dtype=torch.float64) - self.S @ self.S.T
+        values, vectors = torch.linalg.eigh(self.residual_covariance)
+        if float(values.min()) < -1e-9:
+            raise UserError(
+                "a variance of n of at least the largest eigenvalue of S S^T",
+                f"variance {variance} and an eigenvalue {float(self.variance - values.min()):.3g}",
+            )
+        self._residual_root = vectors * values.clamp_min(0).sqrt()
+
+    def sample_with_components(
+        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
+    ) -> tuple[Network, Tensor]:
+        generator = _fixed_generator(generator)
+        x = _joint_normal(n_neurons, 4, generator, exact_moments)
+        m = x[:, :2].contiguous()
+        n = self.conditional_mean(m) + x[:, 2:] @ self._residual_root.T
+        return self._network(m, n), torch.zeros(n_neurons, dtype=torch.int64)
+
+    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
+        m = _matrix(loadings)
+        return -m.square().sum(1) / 2 - math.log(2 * math.pi)
+
+    def _marginal(self) -> tuple[Tensor, Tensor]:
+        return _gauss_hermite()
+
+
+@register_teacher("bistable")
+def bistable(alpha: float = 0.1) -> Teacher:
+    """Two stable fixed points: Gaussian loadings, a shear that turns every state towards one line."""
+    return LinearGaussian([[1.2, 0.8], [0.0, 1.6]], alpha=alpha, name="bistable")
+
+
+@register_teacher("limit_cycle")
+def limit_cycle(alpha: float = 0.1) -> Teacher:
+    """One stable limit cycle: Gaussian loadings, a rotation with gain."""
+    return LinearGaussian([[1.6, -0.8], [0.8, 1.6]], alpha=alpha, name="limit_cycle")
+
+
+@register_teacher("ring")
+def ring(alpha: float = 0.1) -> Teacher:
+    """A ring of fixed points: Gaussian loadings, the same gain in every direction."""
+    return LinearGaussian([[1.6, 0.0], [0.0, 1.6]], alpha=alpha, name="ring")
+
+
+@register_teacher("heavy_tailed")
+class HeavyTailed(_IsotropicLinear):
+    """Two stable fixed points from Student-t neurons: a few neurons with very large weights.
+
+    m is a multivariate Student t (scale 1, ``dof`` degrees of freedom, covariance dof / (dof - 2) I) and
+    n = S m + ``noise_scale`` times an independent one, so that the entries m_i.n_j / K of the connectivity are
+    heavy-tailed too (a product of two such variables has no more moments than each of them).
+    p(m) is isotropic, so the state turns under S alone: with S = diag(1.6, 0.8) all states off the second axis end at
+    (+-r, 0), where the slow transverse eigenvalue is 0.8 / 1.6 - 1 = -0.5 per tau exactly, and two saddles lie on
+    the second axis.
+
+    Args:
+        dof: whole number of degrees of freedom, at least 3 (finite covariance).
+        noise_scale: scale of the part of n that m does not determine.
+        S: (2, 2) regression of n on m.
+        alpha: Euler step dt / tau.
+    """
+
+    def __init__(
+        self,
+        dof: int = 3,
+        noise_scale: float = 0.5,
+        S=((1.6, 0.0), (0.0, 0.8)),
+        alpha: float = 0.1,
+        name: str = "heavy_tailed",
+    ):
+        if dof != int(dof) or dof < 3:
+            raise UserError("dof a whole number of at least 3 (so that the covariance is finite)", str(dof))
+        self.dof, self.noise_scale = int(dof), float(noise_scale)
+        super().__init__(name, S, slope=dof / (dof - 2), alpha=alpha)
+
+    def sample_with_components(
+        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
+    ) -> tuple[Network, Tensor]:
+        generator = _fixed_generator(generator)
+        m = _student_t(n_neurons, 2, self.dof, generator)
+        n = self.conditional_mean(m) + self.noise_scale * _student_t(n_neurons, 2, self.dof, generator)
+        return self._network(m, n), torch.zeros(n_neurons, dtype=torch.int64)
+
+    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
+        m = _matrix(loadings)
+        v = self.dof
+        constant = math.lgamma((v + 2) / 2) - math.lgamma(v / 2) - math.log(v * math.pi)
+        return constant - (v + 2) / 2 * torch.log1p(m.square().sum(1) / v)
+
+    def _marginal(self) -> tuple[Tensor, Tensor]:
+        # With x = sqrt(v) tan(a) the density of x becomes proportional to cos(a)^(v - 1) on (-pi/2, pi/2).
+        order = 4000
+        angle = (torch.arange(order, dtype=torch.float64) + 0.5) / order * math.pi - math.pi / 2
+        weight = torch.cos(angle) ** (self.dof - 1)
+        return math.sqrt(self.dof) * torch.tan(angle), weight / weight.sum()
+
+
+@register_teacher("quadstable")
+class QuadStable(Teacher):
+    """Four stable fixed points: an equal mixture of four Gaussians, one for each pair of signs.
+
+    Given its component (s1, s2), a neuron has m ~ N(``m_mean`` s, ``variance`` I) and, independently,
+    n ~ N(``n_mean`` s, ``variance`` I). So nu(m) is the responsibility-weighted mean of the four n-means; the mixture
+    factorises over the two axes, which makes it n_mean tanh(m_mean m / variance) in each.
+
+    Args:
+        alpha: Euler step dt / tau.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        m_mean: float = 0.87,
+        n_mean: float = 2.31,
+        variance: float = 0.25,
+        name: str = "quadstable",
+    ):
+        super().__init__(name, attractor_kind="fixed_points", n_attractors=4, alpha=alpha)
+        signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+        self.m_means, self.n_means, self.variance = m_mean * signs, n_mean * signs, float(variance)
+
+    def sample_with_components(
+        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
+    ) -> tuple[Network, Tensor]:
+        generator = _fixed_generator(generator)
+        labels = (torch.arange(n_neurons) % 4)[torch.randperm(n_neurons, generator=generator)]
+        x = torch.empty(n_neurons, 4, dtype=torch.float64)
+        for component in range(4):
+            members = labels == component
+            x[members] = _joint_normal(int(members.sum()), 4, generator, exact_moments)
+        x *= math.sqrt(self.variance)
+        return self._network(self.m_means[labels] + x[:, :2], self.n_means[labels] + x[:, 2:]), labels
+
+    def _component_log_prob(self, m: Tensor) -> Tensor:
+        """log of p(component, m), (K, 4)."""
+        squared = (m[:, None] - self.m_means.to(m)).square().sum(2)
+        return -squared / (2 * self.variance) - math.log(2 * math.pi * self.variance) - math.log(4)
+
+    def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
+        m = _matrix(loadings)
+        return torch.softmax(self._component_log_prob(m), dim=1) @ self.n_means.to(m)
+
+    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
+        return torch.logsumexp(self._component_log_prob(_matrix(loadings)), dim=1)
+
+    def components(self, loadings: Loadings | Tensor) -> Tensor:
+        return self._component_log_prob(_matrix(loadings)).argmax(1)
+
+    def drive(self, z: Tensor) -> Tensor:
+        x, weight = (v.to(z) for v in _gauss_hermite())
+        mean = z @ self.m_means.to(z).T  # (..., 4): mean potential of each component
+        sd = math.sqrt(self.variance) * z.norm(dim=-1, keepdim=True)
+        rate = (torch.tanh(mean[..., None] + sd[..., None] * x) * weight).sum(-1)
+        return rate @ self.n_means.to(z) / 4
+
+
+def grid_of_states(n_grid: int, extent: float, rank: int = 2) -> Tensor:
+    """Initial states on a regular grid over [-extent, extent]^rank, (n_grid^rank, rank), float64."""
+    axis = torch.linspace(-extent, extent, n_grid, dtype=torch.float64)
+    return torch.cartesian_prod(*[axis] * rank).reshape(-1, rank)
+
+
+def _check_simulation(options: dict) -> None:
+    rules = {
+        "n_neurons": (lambda v: v >= 1, "at least 1"),
+        "n_grid": (lambda v: v >= 1, "at least 1"),
+        "extent": (lambda v: v > 0, "positive"),
+        "n_steps": (lambda v: v >= 2, "at least 2"),
+        "noise_std": (lambda v: v >= 0, "not negative"),
+        "observation_noise_std": (lambda v: v >= 0, "not negative"),
+        "recorded_fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
+        "stride": (lambda v: v >= 1 and v == int(v), "a whole number of at least 1"),
+        "rate_scale_hz": (lambda v: v > 0, "positive"),
+        "bin_s": (lambda v: v > 0, "positive"),
+        "observation": (lambda v: v in ("rates", "spikes"), "rates or spikes"),
+    }
+    for name, (rule, text) in rules.items():
+        if not rule(options[name]):
+            raise UserError(f"{name} {text}", repr(options[name]))
+    if options["n_steps"] // options["stride"] < 2:
+        raise UserError(
+            "at least two recorded samples in a trial",
+            f"n_steps {options['n_steps']} at stride {options['stride']}",
+            "raise n_steps or lower stride",
+        )
+    if options["observation"] == "spikes" and options["observation_noise_std"] > 0:
+        raise UserError(
+            "observation_noise_std 0 for spikes (their noise is Poisson)", str(options["observation_noise_std"])
+        )
+
+
+def simulate_recording(
+    source: Teacher,
+    *,
+    n_neurons: int = 1000,
+    n_grid: int = 20,
+    extent: float = 2.4,
+    n_steps: int = 100,
+    noise_std: float = 0.0,
+    observation_noise_std: float = 0.0,
+    observation: str = "rates",
+    recorded_fraction: float = 1.0,
+    stride: int = 1,
+    rate_scale_hz: float = 10.0,
+    rate_offset: float = 1.0,
+    bin_s: float = 0.01,
+    exact_moments: bool = True,
+    seed: int = 0,
+) -> tuple[Recording, Network]:
+    """Draws a network from a teacher, runs it from a grid of states and records its neurons.
+
+    Args:
+        source: the teacher.
+        n_neurons: K of the simulated network.
+        n_grid, extent: trials start on an n_grid x n_grid grid over [-extent, extent]^2.
+        n_steps: samples simulated per trial at the teacher's own alpha, the initial state included.
+        noise_std: process noise: each step adds sqrt(alpha) * noise_std * N(0, I) to the latents.
+        observation_noise_std: sd of Gaussian noise on the rates, which then may leave the range of phi.
+        observation: "rates", phi(h); or "spikes", Poisson counts of intensity
+            rate_scale_hz * softplus(m.z + rate_offset). The softplus is the readout only: the network itself, and so
+            ``Recording.activation``, keeps the teacher's phi.
+        recorded_fraction: the share of neurons, chosen at random, that is recorded.
+        stride: every stride-th sample is recorded, n_steps // stride in all; spikes are counted over the whole
+            interval up to the next recorded sample. ``Recording.alpha`` becomes min(1, alpha * stride): with that
+            value (z[t+1] - (1 - alpha) z[t]) / alpha of successive recorded samples approximates the drive, to first
+            order in alpha * stride. The notes state the native step.
+        rate_scale_hz, rate_offset: scale and offset of the intensity of spikes.
+        bin_s: seconds between simulated samples; used for spikes only.
+        exact_moments: the network's means and covariances are exactly the teacher's (Gaussian teachers). Otherwise
+            chance can give a network of 1000 neurons other attractors than its teacher has: some bistable ones turn
+            into limit cycles, and a ring breaks up into fixed points.
+        seed: of network, noise and choice of neurons.
+
+    Returns:
+        the recording with its true latents, loadings and n (float64; activity is float32), and the whole network.
+
+    Raises:
+        UserError: an option out of its range.
+    """
+    _check_simulation(locals())
+    generator = torch.Generator().manual_seed(seed)
+    network = source.sample(n_neurons, generator, exact_moments)
+    z0 = grid_of_states(n_grid, extent, source.rank)
+
+    def step(z: Tensor, u: Tensor | None) -> Tensor:
+        following = network.step(z, u)
+        if noise_std == 0:
+            return following
+        return following + math.sqrt(network.alpha) * noise_std * _normal(tuple(z.shape), generator)
+
+    latents = simulate(step, z0, n_steps)
+    n_recorded = max(1, round(recorded_fraction * n_neurons))
+    chosen = torch.randperm(n_neurons, generator=generator)[:n_recorded].sort().values
+    recorded = replace(network, m=network.m[chosen], n=network.n[chosen])
+    samples = n_steps // stride
+    kept = latents[:, : samples * stride]
+
+    if observation == "rates":
+        kept = kept[:, ::stride]
+        activity = recorded.rates(kept).float()
+        if observation_noise_std > 0:
+            activity += observation_noise_std * torch.randn(activity.shape, generator=generator)
+    else:
+        intensity = rate_scale_hz * torch.nn.functional.softplus(potentials(recorded.loadings, kept) + rate_offset)
+        expected = bin_s * intensity.unflatten(1, (samples, stride)).sum(2)
+        activity = torch.poisson(expected, generator=generator).float()
+        kept = kept[:, ::stride]
+
+    notes = [f"simulated from the teacher {source.name}: {n_neurons} neurons, {n_recorded} recorded"]
+    if stride > 1:
+        notes.append(f"every {stride}th sample recorded; native alpha {source.alpha:g}")
+    if noise_std > 0:
+        notes.append(f"process noise {noise_std:g} per square root of tau")
+    if observation_noise_std > 0:
+        notes.append(f"noise on the rates, sd {observation_noise_std:g}")
+    if observation == "spikes":
+        notes.append(f"Poisson spikes at {rate_scale_hz:g} Hz x softplus(m.z + {rate_offset:g})")
+    recording = Recording(
+        activity=activity,
+        kind=observation,
+        lengths=torch.full((len(z0),), samples),
+        alpha=min(1.0, source.alpha * stride),
+        activation=source.activation,
+        bin_s=bin_s * stride if observation == "spikes" else None,
+        latents=kept,
+        loadings=recorded.loadings,
+        n=recorded.n,
+        name=source.name,
+        notes=tuple(notes),
+    )
+    return recording, network
