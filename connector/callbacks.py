@@ -1,0 +1,137 @@
+"""Lightning callbacks: a progress line a stage, learning curves that survive a resumed run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from connector.store import write_text
+
+_REFRESH_S = 0.2
+
+
+def stage_progress(console: Console) -> Progress:
+    """The progress bar of a stage: epochs, time, and the monitored loss."""
+    return Progress(
+        TextColumn("[bold]{task.description:<9}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+        console=console,
+        transient=True,
+    )
+
+
+class StageProgress(Callback):
+    """One line of progress for a stage in a terminal; nothing where output is not a terminal.
+
+    Args:
+        stage: what to call it; monitor: the metric to show.
+    """
+
+    def __init__(self, stage: str, monitor: str, console: Console):
+        self.stage, self.monitor, self.console = stage, monitor, console
+        self._bar: Progress | None = None
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.console.is_terminal:
+            self._bar = stage_progress(self.console)
+            self._task = self._bar.add_task(self.stage, total=trainer.max_epochs, loss="")
+            self._bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is None or time.monotonic() - self._last < _REFRESH_S:
+            return
+        self._last = time.monotonic()
+        value = trainer.callback_metrics.get(self.monitor)
+        shown = "" if value is None else f"{self.monitor.split('/')[-1].replace('_', ' ')} {float(value):.4g}"
+        self._bar.update(self._task, completed=trainer.current_epoch + 1, loss=shown)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+
+class LearningCurves(Callback):
+    """The epoch-wise metrics of a stage, in a csv file; part of the checkpoint, so that a resumed run has them whole.
+
+    Args:
+        path: of the csv file: columns epoch, step and one for each metric.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(float(v))}
+        if row:
+            self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **row})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.rows:
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+def read_learning_curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """metric -> (epochs, values) from the file of :class:`LearningCurves`; empty where there is none."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    if not path.exists():
+        return curves
+    with path.open(newline="") as handle:
+        for row in csv.DictReader(handle):
+            for key, value in row.items():
+                if key not in ("epoch", "step") and value not in ("", None):
+                    epochs, values = curves.setdefault(key, ([], []))
+                    epochs.append(float(row["epoch"]))
+                    values.append(float(value))
+    return curves
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """Weights averaged over steps with rate min(decay, (1 + step) / (10 + step)), so that a short training averages
+    over its own end and not over its start. Buffers (the standardisation) are constants and stay as they are."""
+
+    def __init__(self, decay: float):
+        super().__init__(use_buffers=False, multi_avg_fn=_warming_average(decay))
+
+
+def _warming_average(decay: float):
+    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
+        rate = min(decay, (1.0 + float(n_averaged)) / (10.0 + float(n_averaged)))
+        torch._foreach_lerp_(averaged, current, 1 - rate)
+
+    return average

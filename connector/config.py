@@ -1,0 +1,311 @@
+"""The options a user may type: their names, types and admissible ranges. Defaults stand in conf/, once.
+
+A composed configuration is checked here, before anything is read or trained, so that an unknown key or a value of
+the wrong kind is refused even where Hydra lets it pass (keys added with ``+``, keys inside experiment files).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from connector.errors import UserError
+
+STAGES = ("lrrnn", "loadings", "outputs")
+
+
+def _check(condition: bool, option: str, expected: str, value: Any, remedy: str = "") -> None:
+    if not condition:
+        raise UserError(f"{option} {expected}", repr(value), remedy)
+
+
+def _positive(options: Any, prefix: str, names: str) -> None:
+    for name in names.split():
+        value = getattr(options, name)
+        if value is not None:
+            _check(value > 0, f"{prefix}.{name}", "greater than 0", value)
+
+
+def _not_negative(options: Any, prefix: str, names: str) -> None:
+    for name in names.split():
+        value = getattr(options, name)
+        if value is not None:
+            _check(value >= 0, f"{prefix}.{name}", "of 0 or more", value)
+
+
+def _one_of(options: Any, prefix: str, name: str, choices: tuple) -> None:
+    value = getattr(options, name)
+    _check(value in choices, f"{prefix}.{name}", f"among {', '.join(map(str, choices))}", value)
+
+
+@dataclass
+class DataOptions:
+    """What every data set has. ``fold`` k of ``n_folds``: test trials are fold k, validation trials the next one."""
+
+    source: str = MISSING
+    name: str = MISSING
+    fold: int = MISSING
+    n_folds: int = MISSING
+    fold_seed: int = MISSING
+
+    def __post_init__(self):
+        _check(self.n_folds >= 3, "data.n_folds", "of 3 or more (training, validation, test)", self.n_folds)
+        _check(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
+
+
+@dataclass
+class AttractorData(DataOptions):
+    n_neurons: int = MISSING
+    n_grid: int = MISSING
+    extent: float = MISSING
+    n_steps: int = MISSING
+    process_noise: float = MISSING
+    observation: str = MISSING
+    observation_noise: float = MISSING
+    recorded_fraction: float = MISSING
+    stride: int = MISSING
+    bin_s: float = MISSING
+    rate_scale_hz: float = MISSING
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self, "data", "n_neurons n_grid extent stride bin_s rate_scale_hz")
+        _check(self.n_steps >= 2, "data.n_steps", "of 2 or more", self.n_steps)
+        _not_negative(self, "data", "process_noise observation_noise")
+        _one_of(self, "data", "observation", ("rates", "spikes"))
+        _check(0 < self.recorded_fraction <= 1, "data.recorded_fraction", "in (0, 1]", self.recorded_fraction)
+
+
+@dataclass
+class FileData(DataOptions):
+    path: str = MISSING
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(bool(self.path), "data.path", "naming a file", self.path)
+
+
+@dataclass
+class NpzData(FileData):
+    activation: str | None = MISSING
+    alpha: float | None = MISSING
+    tau: float = MISSING
+    bin_s: float = MISSING
+    range_tolerance: float = MISSING
+    max_gigabytes: float = MISSING
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.alpha is not None:
+            _check(0 < self.alpha <= 1, "data.alpha", "in (0, 1]", self.alpha)
+        _positive(self, "data", "tau bin_s max_gigabytes")
+        _not_negative(self, "data", "range_tolerance")
+
+
+@dataclass
+class RatData(FileData):
+    tau: float = MISSING
+    brain_areas: list[str] | None = MISSING
+    min_rate_hz: float = MISSING
+    include_photostimulated: bool = MISSING
+    include_stereo_click: bool = MISSING
+    click_adaptation: bool = MISSING
+    adaptation_phi: float = MISSING
+    adaptation_rate_hz: float = MISSING
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self, "data", "tau adaptation_rate_hz")
+        _not_negative(self, "data", "min_rate_hz adaptation_phi")
+
+
+DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData}
+
+
+@dataclass
+class LowRankRNNOptions:
+    name: str = MISSING
+    rank: int = MISSING
+    init: str = MISSING
+    init_std: float = MISSING
+    max_epochs: int | None = MISSING
+    learning_rate: float | None = MISSING
+    batch_size: int | None = MISSING
+    weight_penalty: float = MISSING
+    n_units: int = MISSING
+    rollout_weight: float = MISSING
+    baseline: str = MISSING
+    b_penalty: float = MISSING
+
+    def __post_init__(self):
+        _check(1 <= self.rank <= 20, "lrrnn.rank", "from 1 to 20", self.rank)
+        _one_of(self, "lrrnn", "init", ("closed_form", "random"))
+        _one_of(self, "lrrnn", "baseline", ("local", "standard"))
+        _positive(self, "lrrnn", "init_std max_epochs learning_rate batch_size n_units")
+        _not_negative(self, "lrrnn", "weight_penalty rollout_weight b_penalty")
+
+
+@dataclass
+class FlowOptions:
+    hidden_width: int = MISSING
+    hidden_layers: int = MISSING
+    base: str = MISSING
+    steps: int = MISSING
+
+    def __post_init__(self):
+        _positive(self, "connectivity.flow", "hidden_width hidden_layers steps")
+        _one_of(self, "connectivity.flow", "base", ("normal", "student_t"))
+
+
+@dataclass
+class ConnectivityOptions:
+    name: str = MISSING
+    estimator: str = MISSING
+    pool: str = MISSING
+    regularizer: float | None = MISSING
+    regularizer_published: float | None = MISSING
+    max_states: int = MISSING
+    sigma: float = MISSING
+    outputs: str = MISSING
+    projection_regularizer: float = MISSING
+    flow: FlowOptions = field(default_factory=FlowOptions)
+    loadings_epochs: int = MISSING
+    loadings_batch_size: int = MISSING
+    loadings_learning_rate: float = MISSING
+    outputs_epochs: int = MISSING
+    outputs_batch_size: int = MISSING
+    outputs_learning_rate: float = MISSING
+    outputs_loadings: int = MISSING
+    weight_decay: float = MISSING
+    ema_decay: float | None = MISSING
+    cosine: bool = MISSING
+
+    def __post_init__(self):
+        _one_of(self, "connectivity", "estimator", ("gaussian_process", "ridge"))
+        _one_of(self, "connectivity", "pool", ("recorded", "flow"))
+        _one_of(self, "connectivity", "outputs", ("conditional_mean", "flow"))
+        _positive(
+            self,
+            "connectivity",
+            "regularizer regularizer_published max_states sigma projection_regularizer loadings_epochs "
+            "loadings_batch_size loadings_learning_rate outputs_epochs outputs_batch_size outputs_learning_rate "
+            "outputs_loadings",
+        )
+        _not_negative(self, "connectivity", "weight_decay")
+        if self.regularizer is not None and self.regularizer_published is not None:
+            raise UserError(
+                "one of connectivity.regularizer and connectivity.regularizer_published",
+                "both",
+                "they are two spellings of one number: leave one out",
+            )
+        if self.ema_decay is not None:
+            _check(0 <= self.ema_decay < 1, "connectivity.ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass
+class TrainerOptions:
+    name: str = MISSING
+    accelerator: str = MISSING
+    devices: Any = MISSING
+    num_nodes: int = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+    progress: bool = MISSING
+    threads: int | None = MISSING
+
+
+@dataclass
+class LoggerOptions:
+    name: str = MISSING
+    project: str = MISSING
+    entity: str | None = MISSING
+    mode: str = MISSING
+    group: str | None = MISSING
+    tags: list[str] = field(default_factory=list)
+    save_dir: str = MISSING
+
+    def __post_init__(self):
+        _one_of(self, "logger", "name", ("csv", "wandb"))
+        _one_of(self, "logger", "mode", ("auto", "online", "offline", "disabled"))
+
+
+@dataclass
+class Options:
+    """The whole configuration; ``data`` is one of DATA_TYPES."""
+
+    experiment_name: str = MISSING
+    seed: int = MISSING
+    stages: Any = MISSING
+    force: bool = MISSING
+    data: Any = MISSING
+    lrrnn: LowRankRNNOptions = field(default_factory=LowRankRNNOptions)
+    connectivity: ConnectivityOptions = field(default_factory=ConnectivityOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    logger: LoggerOptions = field(default_factory=LoggerOptions)
+
+    def __post_init__(self):
+        _check(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
+        if self.stages != "auto":
+            named = [self.stages] if isinstance(self.stages, str) else list(self.stages)
+            for stage in named:
+                _check(stage in STAGES, "stages", f"'auto' or a list among {', '.join(STAGES)}", stage)
+            _check(len(named) > 0, "stages", "with at least one stage", self.stages)
+            self.stages = [stage for stage in STAGES if stage in named]
+
+
+def _known_keys(schema: type, prefix: str = "") -> list[str]:
+    keys = []
+    for f in fields(schema):
+        keys.append(prefix + f.name)
+        default = f.default_factory() if callable(f.default_factory) else None  # type: ignore[misc]
+        if is_dataclass(default):
+            keys += _known_keys(type(default), f"{prefix}{f.name}.")
+    return keys
+
+
+def _suggest(key: str, schema_keys: list[str]) -> str:
+    near = difflib.get_close_matches(key, schema_keys, n=1) or [
+        k
+        for k in schema_keys
+        if k.split(".")[-1]
+        in difflib.get_close_matches(key.split(".")[-1], [s.split(".")[-1] for s in schema_keys], n=1)
+    ]
+    return f"did you mean {near[0]}?" if near else "see `python train.py --help` and conf/ for the options there are"
+
+
+def _refuse(error: OmegaConfBaseException, keys: list[str]) -> UserError:
+    key = getattr(error, "full_key", None) or str(getattr(error, "key", "") or "")
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return UserError("an option that exists", key, _suggest(key, keys))
+    first_line = str(error).splitlines()[0]
+    return UserError(f"a valid value of {key}" if key else "a valid configuration", first_line)
+
+
+def checked(config: DictConfig) -> Options:
+    """The composed configuration as typed options.
+
+    Raises:
+        UserError: an unknown key, a missing or ill-typed value, a value out of range.
+    """
+    source = OmegaConf.select(config, "data.source")
+    if source not in DATA_TYPES:
+        raise UserError(f"data.source among {', '.join(DATA_TYPES)}", repr(source), "choose a data set with data=NAME")
+    data_type = DATA_TYPES[source]
+    keys = _known_keys(Options) + _known_keys(data_type, "data.")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"a value for {missing[0]}", "none", f"give one: {missing[0]}=...")
+        data = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain.pop("data")})
+        rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
+        rest.data = None
+        options = OmegaConf.to_object(rest)
+        options.data = OmegaConf.to_object(data)["data"]
+    except (ValidationError, ConfigKeyError, ConfigAttributeError, OmegaConfBaseException) as error:
+        raise _refuse(error, keys) from error
+    return options

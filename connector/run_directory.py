@@ -1,0 +1,51 @@
+"""The name of a run's directory, made from the options that change its result: same command, same directory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+# These act on the same run: what is trained, how fast, where it is logged.
+_WITHOUT_EFFECT = re.compile(r"^(stages|force|logger|trainer|hydra)([./=@]|$)")
+_MAX_LENGTH = 80
+
+
+def run_name(choices: Mapping[str, str | None]) -> str:
+    """The experiment's name, or the data set's where no experiment is chosen."""
+    experiment = choices.get("experiment")
+    return str(experiment) if experiment not in (None, "null") else str(choices["data"])
+
+
+def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], separator: str = "/") -> str:
+    """NAME/OVERRIDES.
+
+    Args:
+        choices: Hydra's choice for each config group.
+        overrides: the options typed, ``key=value``.
+        separator: between the two parts (sweeps put them into one directory name).
+
+    Returns:
+        OVERRIDES holds the options that change the result, sorted, in characters safe in a path; followed by 6 hex
+        digits of their hash where it was shortened or where a value holds a path; ``default`` where there are none.
+    """
+    name = run_name(choices)
+    kept = []
+    for override in overrides:
+        bare = override.lstrip("+~")
+        if _WITHOUT_EFFECT.match(bare):
+            continue
+        key, _, value = bare.partition("=")
+        if key == "experiment" or (key == "data" and value == name):
+            continue
+        kept.append(override)
+    if not kept:
+        return f"{name}{separator}default"
+    kept.sort()
+    text = ",".join(re.sub(r"=(.*/)", "=", override) for override in kept)
+    safe = re.sub(r"[^A-Za-z0-9=._,+-]", "-", text)
+    has_path = any("/" in override for override in kept)
+    if has_path or len(safe) > _MAX_LENGTH or safe != text:
+        digits = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:6]
+        safe = f"{safe[:_MAX_LENGTH]}-{digits}"
+    return f"{name}{separator}{safe}"

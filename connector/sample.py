@@ -1,0 +1,41 @@
+"""Sample a network from a finished run: python -m connector.sample RUN --neurons 5000 --out FILE.npz"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from connector.errors import UserError
+from connector.store import load_run, write_network
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m connector.sample", description="Sample a network from a finished run's connectivity."
+    )
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--neurons", type=int, default=1000, help="neurons of the network (default 1000)")
+    parser.add_argument("--sigma", type=float, default=0.0, help="sd of n around its conditional mean (default 0)")
+    parser.add_argument("--project", action="store_true", help="correct n so that the observed field is restored")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same network (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="the npz to write: m b d n alpha activation sigma")
+    given = parser.parse_args(arguments)
+    try:
+        if given.neurons < 1:
+            raise UserError("--neurons of 1 or more", str(given.neurons))
+        if given.sigma < 0:
+            raise UserError("--sigma of 0 or more", str(given.sigma))
+        network = load_run(given.run).connectivity.sample(
+            n_neurons=given.neurons, sigma=given.sigma, project=given.project, seed=given.seed
+        )
+        write_network(given.out, network, given.sigma)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.out}: {network.n_neurons} neurons, rank {network.rank}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
