@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 # Hydra's own reporting hides the exception from this file and always ends with 1; here mistakes end with 2.
@@ -15,15 +16,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from connector.errors import UserError
-from connector.run_directory import run_directory, run_name
+from connector.run_directory import register_resolvers
 
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
-OmegaConf.register_new_resolver("sweep_directory", lambda c, o: run_directory(c, o, ","), replace=True)
+register_resolvers()
 
 
 def _remove_if_empty(directory: Path) -> None:
@@ -33,12 +32,17 @@ def _remove_if_empty(directory: Path) -> None:
             path.rmdir()
 
 
+# What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
+# waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.
+_raised: list[BaseException] = []
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(config: DictConfig) -> float | None:
     """One job: a single run, or one of a sweep. Returns the value that an optimizing sweeper minimises."""
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    group = Path(HydraConfig.get().sweep.dir).name if sweep else None
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    sweep = settings.mode == RunMode.MULTIRUN
     try:
         # Imported here: --help, --cfg and refused options answer without waiting for torch.
         from connector.config import checked
@@ -46,12 +50,14 @@ def job(config: DictConfig) -> float | None:
         options = checked(config)
         from connector.run import run
 
-        return run(options, config, directory, sweep_name=group, objective=config.get("objective"))
-    except UserError as error:
-        _remove_if_empty(directory)
+        return run(options, config, directory, sweep_name=Path(settings.sweep.dir).name if sweep else None)
+    except Exception as error:
+        if isinstance(error, UserError):
+            _remove_if_empty(directory)
         if sweep:
-            print(f"{directory.name}: {error}", file=sys.stderr)
-        raise
+            raise
+        _raised.append(error)
+        return None
 
 
 def _terminate(signum, frame) -> None:
@@ -61,22 +67,27 @@ def _terminate(signum, frame) -> None:
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 1 anything else."""
     signal.signal(signal.SIGTERM, _terminate)
-    many = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
+    sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
         job()
+        if _raised:
+            raise _raised[0]
     except UserError as error:
-        if not many:
-            print(f"Error: {error}", file=sys.stderr)
-        return 1 if many else 2
+        print(f"Error: {error}", file=sys.stderr)
+        return 1 if sweep else 2
     except (CompactHydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
-        detail = f"\n{str(cause).splitlines()[0]}" if isinstance(cause, OmegaConfBaseException) else ""
-        lines = str(error).splitlines()
-        print(f"Error: {' '.join(line.strip() for line in lines[:2])}{detail}", file=sys.stderr)
+        lines = str(error).splitlines()[:2]
+        if isinstance(cause, OmegaConfBaseException):
+            lines = [*lines[:1], str(cause).splitlines()[0]]
+        print("Error: " + "\n".join(line.strip() for line in lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
     return 0
 
 

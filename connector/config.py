@@ -7,11 +7,11 @@ the wrong kind is refused even where Hydra lets it pass (keys added with ``+``, 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector.errors import UserError
 
@@ -52,7 +52,7 @@ class DataOptions:
     n_folds: int = MISSING
     fold_seed: int = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _check(self.n_folds >= 3, "data.n_folds", "of 3 or more (training, validation, test)", self.n_folds)
         _check(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
 
@@ -71,8 +71,8 @@ class AttractorData(DataOptions):
     bin_s: float = MISSING
     rate_scale_hz: float = MISSING
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         _positive(self, "data", "n_neurons n_grid extent stride bin_s rate_scale_hz")
         _check(self.n_steps >= 2, "data.n_steps", "of 2 or more", self.n_steps)
         _not_negative(self, "data", "process_noise observation_noise")
@@ -84,8 +84,8 @@ class AttractorData(DataOptions):
 class FileData(DataOptions):
     path: str = MISSING
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         _check(bool(self.path), "data.path", "naming a file", self.path)
 
 
@@ -98,8 +98,8 @@ class NpzData(FileData):
     range_tolerance: float = MISSING
     max_gigabytes: float = MISSING
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.alpha is not None:
             _check(0 < self.alpha <= 1, "data.alpha", "in (0, 1]", self.alpha)
         _positive(self, "data", "tau bin_s max_gigabytes")
@@ -117,8 +117,8 @@ class RatData(FileData):
     adaptation_phi: float = MISSING
     adaptation_rate_hz: float = MISSING
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         _positive(self, "data", "tau adaptation_rate_hz")
         _not_negative(self, "data", "min_rate_hz adaptation_phi")
 
@@ -141,7 +141,7 @@ class LowRankRNNOptions:
     baseline: str = MISSING
     b_penalty: float = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _check(1 <= self.rank <= 20, "lrrnn.rank", "from 1 to 20", self.rank)
         _one_of(self, "lrrnn", "init", ("closed_form", "random"))
         _one_of(self, "lrrnn", "baseline", ("local", "standard"))
@@ -156,7 +156,7 @@ class FlowOptions:
     base: str = MISSING
     steps: int = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _positive(self, "connectivity.flow", "hidden_width hidden_layers steps")
         _one_of(self, "connectivity.flow", "base", ("normal", "student_t"))
 
@@ -172,7 +172,7 @@ class ConnectivityOptions:
     sigma: float = MISSING
     outputs: str = MISSING
     projection_regularizer: float = MISSING
-    flow: FlowOptions = field(default_factory=FlowOptions)
+    flow: FlowOptions = MISSING
     loadings_epochs: int = MISSING
     loadings_batch_size: int = MISSING
     loadings_learning_rate: float = MISSING
@@ -184,7 +184,7 @@ class ConnectivityOptions:
     ema_decay: float | None = MISSING
     cosine: bool = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _one_of(self, "connectivity", "estimator", ("gaussian_process", "ridge"))
         _one_of(self, "connectivity", "pool", ("recorded", "flow"))
         _one_of(self, "connectivity", "outputs", ("conditional_mean", "flow"))
@@ -225,10 +225,10 @@ class LoggerOptions:
     entity: str | None = MISSING
     mode: str = MISSING
     group: str | None = MISSING
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = MISSING
     save_dir: str = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _one_of(self, "logger", "name", ("csv", "wandb"))
         _one_of(self, "logger", "mode", ("auto", "online", "offline", "disabled"))
 
@@ -242,12 +242,12 @@ class Options:
     stages: Any = MISSING
     force: bool = MISSING
     data: Any = MISSING
-    lrrnn: LowRankRNNOptions = field(default_factory=LowRankRNNOptions)
-    connectivity: ConnectivityOptions = field(default_factory=ConnectivityOptions)
-    trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    logger: LoggerOptions = field(default_factory=LoggerOptions)
+    lrrnn: LowRankRNNOptions = MISSING
+    connectivity: ConnectivityOptions = MISSING
+    trainer: TrainerOptions = MISSING
+    logger: LoggerOptions = MISSING
 
-    def __post_init__(self):
+    def check(self) -> None:
         _check(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
         if self.stages != "auto":
             named = [self.stages] if isinstance(self.stages, str) else list(self.stages)
@@ -259,12 +259,20 @@ class Options:
 
 def _known_keys(schema: type, prefix: str = "") -> list[str]:
     keys = []
-    for f in fields(schema):
-        keys.append(prefix + f.name)
-        default = f.default_factory() if callable(f.default_factory) else None  # type: ignore[misc]
-        if is_dataclass(default):
-            keys += _known_keys(type(default), f"{prefix}{f.name}.")
+    for name, kind in get_type_hints(schema).items():
+        keys.append(prefix + name)
+        if is_dataclass(kind):
+            keys += _known_keys(kind, f"{prefix}{name}.")
     return keys
+
+
+def _check_ranges(options: Any) -> None:
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if is_dataclass(value):
+            _check_ranges(value)
+    if hasattr(options, "check"):
+        options.check()
 
 
 def _suggest(key: str, schema_keys: list[str]) -> str:
@@ -306,6 +314,7 @@ def checked(config: DictConfig) -> Options:
         rest.data = None
         options = OmegaConf.to_object(rest)
         options.data = OmegaConf.to_object(data)["data"]
-    except (ValidationError, ConfigKeyError, ConfigAttributeError, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise _refuse(error, keys) from error
+    _check_ranges(options)
     return options

@@ -6,6 +6,8 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
+from omegaconf import OmegaConf
+
 # These act on the same run: what is trained, how fast, where it is logged.
 _WITHOUT_EFFECT = re.compile(r"^(stages|force|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
@@ -49,3 +51,10 @@ def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], s
         digits = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:6]
         safe = f"{safe[:_MAX_LENGTH]}-{digits}"
     return f"{name}{separator}{safe}"
+
+
+def register_resolvers() -> None:
+    """Make the names available to conf/train.yaml."""
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+    OmegaConf.register_new_resolver("sweep_directory", lambda c, o: run_directory(c, o, ","), replace=True)

@@ -1,0 +1,233 @@
+"""One job from its checked options to its report: data, the stages that are due, results, log."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from connector import launch
+from connector.config import STAGES, Options
+from connector.data.modules import RecordingDataModule
+from connector.errors import UserError
+from connector.report import METRICS
+from connector.results import summarise
+from connector.run_logger import NoRun, WandbRun
+from connector.stages import StageContext, given_stage_inputs, train_loadings, train_lrrnn, train_outputs
+from connector.store import RunStore, file_checksum, fingerprint, write_text
+
+_log = logging.getLogger("connector")
+
+
+def build_data(options: Options) -> RecordingDataModule:
+    """The data module that the options name.
+
+    Raises:
+        UserError: an unreadable file, or content that cannot be a recording.
+    """
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which stages are due, and the fingerprint of each: what it would compute, from what."""
+
+    requested: tuple[str, ...]
+    marks: dict[str, str]
+    given_latents: bool
+
+
+def plan(options: Options, data: RecordingDataModule) -> Plan:
+    """Decide the stages from ``stages``, the data and the options that each stage depends on."""
+    given = data.teacher is None and data.recording.latents is not None and data.recording.loadings is not None
+    requested = STAGES if options.stages == "auto" else tuple(options.stages)
+    given_latents = given and ("lrrnn" not in requested or options.stages == "auto")
+    if given_latents:
+        requested = tuple(stage for stage in requested if stage != "lrrnn")
+    what = asdict(options.data)
+    path = what.pop("path", None)
+    source = file_checksum(path) if path else options.seed
+    connectivity = asdict(options.connectivity)
+    of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
+    shared = {key: connectivity[key] for key in ("flow", "weight_decay", "ema_decay", "cosine")}
+    marks = {"data": fingerprint(what, source)}
+    marks["lrrnn"] = fingerprint(marks["data"], "given" if given_latents else asdict(options.lrrnn), options.seed)
+    marks["loadings"] = fingerprint(marks["lrrnn"], of_loadings, shared)
+    marks["outputs"] = fingerprint(marks["loadings"], connectivity)
+    return Plan(requested, marks, given_latents)
+
+
+def _quiet() -> None:
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*tensorboardX.*"):
+        warnings.filterwarnings("ignore", pattern)
+    # Checkpoint folders are ours and named after what they hold.
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+
+
+def _open_log(directory: Path) -> logging.Handler:
+    handler = logging.FileHandler(directory / "train.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.setLevel(logging.INFO)
+    _log.addHandler(handler)
+    return handler
+
+
+def _stage_files(store: RunStore) -> dict[str, list[Path]]:
+    return {
+        "lrrnn": [store.latents_file],
+        "loadings": [store.loadings_flow_file],
+        "outputs": [store.connectivity_file],
+    }
+
+
+def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan) -> None:
+    """Run what is due, reuse what is current; refuse to build on results of other options."""
+    store, options = context.store, context.options
+    files = _stage_files(store)
+    upstream = "lrrnn"
+    if schedule.given_latents and not store.is_current("lrrnn", schedule.marks["lrrnn"], files["lrrnn"]):
+        context.say("lrrnn: skipped, the file carries latents and MBD (add lrrnn to `stages` to fit it from the activity)")
+        if not launch.is_child_rank():
+            store.write_stage_inputs(given_stage_inputs(data))
+            store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {})
+    trainers = {
+        "lrrnn": lambda mark: train_lrrnn(context, data, mark),
+        "loadings": lambda mark: train_loadings(context, store.read_stage_inputs(), mark),
+        "outputs": lambda mark: train_outputs(context, store.read_stage_inputs(), mark),
+    }
+    for stage in STAGES:
+        mark = schedule.marks[stage]
+        current = store.is_current(stage, mark, files[stage])
+        if stage not in schedule.requested:
+            later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
+            if later and not current:
+                raise UserError(
+                    f"finished results of stage {stage} for these options in {store.path}, to run {later[0]} on",
+                    "results of other options" if stage in store.stages() else "none",
+                    f"add {stage} to `stages`, or leave `stages=auto`",
+                )
+            continue
+        if current and not options.force:
+            context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
+            continue
+        started = time.monotonic()
+        if not launch.is_child_rank():
+            store.forget_stage(stage)
+        metrics = trainers[stage](mark)
+        seconds = time.monotonic() - started
+        if not launch.is_child_rank():
+            store.finish_stage(stage, mark, seconds, metrics)
+        context.say(f"{stage}: done in {seconds:.1f} s")
+        upstream = stage
+    del upstream
+
+
+def all_metrics(store: RunStore, results: dict[str, float]) -> dict[str, float]:
+    """Results together with each stage's metrics and seconds."""
+    metrics = dict(results)
+    for stage, record in store.stages().items():
+        metrics |= record["metrics"]
+        if record["seconds"] > 0:
+            metrics[f"timing/{stage}_seconds"] = record["seconds"]
+    return metrics
+
+
+def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
+    """The closing table: what was reached, and where the report lies."""
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("unit", style="dim")
+    for key in METRICS:
+        if key in metrics:
+            label, unit = METRICS[key].label, METRICS[key].unit
+            table.add_row(label, f"{metrics[key]:.4g}", unit)
+    console.print(table)
+    report = store.path / "report.html"
+    if report.exists():
+        console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+
+
+def _logger(options: Options, directory: Path, sweep_name: str | None, config: dict) -> Any:
+    if options.logger.name != "wandb" or launch.is_child_rank():
+        return NoRun()
+    name = directory.name if directory.name.startswith(options.experiment_name) else (
+        f"{options.experiment_name},{directory.name}"
+    )  # fmt: skip
+    return WandbRun(
+        options.logger,
+        name=name,
+        group=sweep_name or options.experiment_name,
+        job_type=options.data.name,
+        config=config,
+        directory=directory,
+    )
+
+
+def run(options: Options, config: DictConfig, directory: Path, sweep_name: str | None = None) -> float | None:
+    """Run one job in ``directory``.
+
+    Returns:
+        the value an optimizing sweeper minimises: the dissimilarity to a known teacher, else the projected field error.
+
+    Raises:
+        UserError: a mistake the user can mend; nothing is written then, unless a stage had already finished.
+    """
+    _quiet()
+    console = Console(stderr=False, quiet=launch.is_child_rank())
+    if options.trainer.strategy.startswith("ddp"):
+        launch.install_job_command()
+    data = build_data(options)
+    data.setup()
+    schedule = plan(options, data)
+    directory.mkdir(parents=True, exist_ok=True)
+    store = RunStore(directory)
+    handler = _open_log(directory)
+
+    def say(line: str) -> None:
+        _log.info(line)
+        console.print(line, soft_wrap=True, highlight=False)
+
+    ranks, logger, failed = launch.rank_variables(), NoRun(), True
+    try:
+        for line in data.summary():
+            say(line)
+        plain = OmegaConf.to_container(config, resolve=True)
+        logger = _logger(options, directory, sweep_name, plain)
+        context = StageContext(options, store, logger, console, say)
+        if not launch.is_child_rank():
+            write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+        run_stages(context, data, schedule)
+        if launch.is_child_rank():
+            failed = False
+            return None
+        metrics = all_metrics(store, {})
+        if "outputs" in store.stages():
+            say("results: measuring sampled networks, drawing figures")
+            results, figures = summarise(options, store, data)
+            metrics = all_metrics(store, results)
+            store.write_metrics(metrics)
+            logger.log_results(metrics, figures, {"network": directory / "network.npz", "connectivity": store.connectivity_file})
+        else:
+            store.write_metrics(metrics)
+        show(console, metrics, store)
+        failed = False
+        return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
+    except BaseException:
+        _log.exception("the job ended early")
+        raise
+    finally:
+        logger.finish(exit_code=int(failed))
+        launch.leave_process_group(ranks)
+        _log.removeHandler(handler)
+        handler.close()

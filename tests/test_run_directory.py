@@ -1,0 +1,50 @@
+"""The run directory's name is a function of the options that change the result."""
+
+import re
+
+import pytest
+
+from connector.run_directory import run_directory, run_name
+
+DEFAULT = {"experiment": None, "data": "quadstable"}
+
+
+def test_name_is_the_experiment_or_else_the_data_set():
+    assert run_name({"experiment": "rat", "data": "rat"}) == "rat"
+    assert run_name({"experiment": None, "data": "npz"}) == "npz"
+
+
+def test_no_option_and_naming_the_default_experiment_share_a_directory():
+    assert run_directory(DEFAULT, []) == "quadstable/default"
+    assert run_directory({"experiment": "quadstable", "data": "quadstable"}, ["experiment=quadstable"]) == (
+        "quadstable/default"
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["stages=[outputs]", "force=true", "logger=wandb", "logger.mode=offline", "trainer=ddp", "trainer.devices=2",
+     "hydra.sweep.dir=x", "hydra/launcher=joblib", "+trainer.foo=1"],
+)  # fmt: skip
+def test_options_without_effect_on_the_result_do_not_show(option):
+    assert run_directory(DEFAULT, [option, "seed=2"]) == "quadstable/seed=2"
+
+
+def test_order_of_typing_does_not_matter():
+    assert run_directory(DEFAULT, ["seed=2", "lrrnn.rank=3"]) == run_directory(DEFAULT, ["lrrnn.rank=3", "seed=2"])
+
+
+def test_paths_are_shortened_to_their_name_and_told_apart_by_a_hash():
+    choices = {"experiment": None, "data": "npz"}
+    one = run_directory(choices, ["data=npz", "data.path=/here/a.npz"])
+    other = run_directory(choices, ["data=npz", "data.path=/there/a.npz"])
+    assert re.fullmatch(r"npz/data\.path=a\.npz-[0-9a-f]{6}", one)
+    assert one != other
+
+
+def test_long_and_unsafe_options_give_short_safe_names_that_differ():
+    long = [f"data.n_neurons={n}" for n in range(100, 130)]
+    name = run_directory(DEFAULT, long)
+    assert len(name) < 110
+    assert name != run_directory(DEFAULT, [*long, "seed=9"])
+    assert re.fullmatch(r"[A-Za-z0-9=._,+/-]+", run_directory(DEFAULT, ["stages=[a]", "data.brain_areas=[m,d]"]))

@@ -1,0 +1,122 @@
+"""What is written to a run directory comes back as it was, whole or not at all."""
+
+import numpy as np
+import pytest
+import torch
+
+from connector.data.folds import Fold
+from connector.dynamics import Network
+from connector.errors import UserError
+from connector.store import (
+    RunStore,
+    StageInputs,
+    atomic,
+    fingerprint,
+    load_network,
+    load_run,
+    read_npz,
+    write_network,
+    write_npz,
+)
+from connector.types import Latents, Loadings
+
+
+def test_a_write_that_fails_leaves_the_earlier_file_and_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+
+    def fail():
+        with atomic(path) as aside:
+            aside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_content_gives_equal_bytes_and_loads_without_pickle(tmp_path):
+    arrays = {"a": np.arange(5.0), "word": "tanh", "absent": None, "tensor": torch.ones(2, 0)}
+    write_npz(tmp_path / "one.npz", arrays)
+    write_npz(tmp_path / "two.npz", arrays)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    back = read_npz(tmp_path / "one.npz")
+    assert set(back) == {"a", "word", "tensor"}
+    assert str(back["word"]) == "tanh"
+    assert back["tensor"].shape == (2, 0)
+
+
+def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": 2.0}) == fingerprint({"b": 2.0, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint("x", "y") != fingerprint("xy")
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_the_hand_over_between_stages_comes_back(tmp_path, with_inputs):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 5, 2, generator=generator, dtype=torch.float64)
+    inputs = StageInputs(
+        latents=Latents(
+            z,
+            torch.full((6,), 5),
+            0.1,
+            inputs=torch.randn(6, 5, 3, generator=generator) if with_inputs else None,
+            drive=2 * z if with_inputs else None,
+        ),
+        loadings=Loadings(
+            torch.randn(7, 2, generator=generator),
+            torch.randn(7, 3, generator=generator) if with_inputs else None,
+            torch.randn(7, generator=generator) if with_inputs else None,
+        ),
+        fold=Fold(torch.arange(4), torch.tensor([4]), torch.tensor([5])),
+        activation="softplus" if with_inputs else "tanh",
+    )
+    store = RunStore(tmp_path)
+    store.write_stage_inputs(inputs)
+    back = store.read_stage_inputs()
+    assert torch.equal(back.latents.z, inputs.latents.z)
+    assert (back.latents.inputs is None) == (not with_inputs)
+    assert torch.equal(back.loadings.stack(), inputs.loadings.stack())
+    assert back.loadings.has_bias == with_inputs
+    assert back.activation == inputs.activation
+    assert torch.equal(back.fold.test, inputs.fold.test)
+
+
+def test_a_stage_is_current_only_with_its_fingerprint_and_its_files(tmp_path):
+    store = RunStore(tmp_path)
+    file = tmp_path / "result"
+    store.finish_stage("loadings", "abc", 1.0, {"loadings/val_loss": 0.5})
+    assert not store.is_current("loadings", "abc", [file])
+    file.write_text("")
+    assert store.is_current("loadings", "abc", [file])
+    assert not store.is_current("loadings", "abd", [file])
+    store.forget_stage("loadings")
+    assert not store.is_current("loadings", "abc", [file])
+
+
+def test_networks_come_back_without_their_empty_parts(tmp_path):
+    net = Network(torch.randn(4, 2), torch.randn(4, 2), alpha=0.2, activation="relu")
+    write_network(tmp_path / "network.npz", net, sigma=0.5)
+    arrays = read_npz(tmp_path / "network.npz")
+    assert arrays["b"].shape == (4, 0)
+    assert arrays["d"].shape == (4,)
+    back = load_network(tmp_path / "network.npz")
+    assert back.b is None
+    assert back.d is None
+    assert (back.alpha, back.activation) == (0.2, "relu")
+    assert torch.equal(back.m, net.m)
+
+
+def test_metrics_that_are_not_finite_are_left_out(tmp_path):
+    store = RunStore(tmp_path)
+    store.write_metrics({"a/b": 1.5, "a/c": float("nan"), "a/d": float("inf")})
+    assert (tmp_path / "metrics.json").read_text() == '{\n  "a/b": 1.5\n}\n'
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="incomplete"):
+        load_run(tmp_path)
