@@ -433,7 +433,7 @@ def simulate_recording(
         n_neurons: K of the simulated network.
         n_grid, extent: trials start on an n_grid x n_grid grid over [-extent, extent]^2.
         n_steps: samples simulated per trial at the teacher's own alpha, the initial state included.
-        noise_std: process noise: each step adds sqrt(alpha) * noise_std * N(0, I) to the latents.
+        noise_std: process noise: each simulated step adds noise_std * N(0, I) to the latents.
         observation_noise_std: sd of Gaussian noise on the rates, which then may leave the range of phi.
         observation: "rates", phi(h); or "spikes", Poisson counts of intensity
             rate_scale_hz * softplus(m.z + rate_offset). The softplus is the readout only: the network itself, and so
@@ -465,7 +465,7 @@ def simulate_recording(
         following = network.step(z, u)
         if noise_std == 0:
             return following
-        return following + math.sqrt(network.alpha) * noise_std * _normal(tuple(z.shape), generator)
+        return following + noise_std * _normal(tuple(z.shape), generator)
 
     latents = simulate(step, z0, n_steps)
     n_recorded = max(1, round(recorded_fraction * n_neurons))
@@ -489,7 +489,7 @@ def simulate_recording(
     if stride > 1:
         notes.append(f"every {stride}th sample recorded; native alpha {source.alpha:g}")
     if noise_std > 0:
-        notes.append(f"process noise {noise_std:g} per square root of tau")
+        notes.append(f"process noise on the latents, sd {noise_std:g} per simulated step")
     if observation_noise_std > 0:
         notes.append(f"noise on the rates, sd {observation_noise_std:g}")
     if observation == "spikes":

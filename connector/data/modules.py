@@ -1,0 +1,334 @@
+"""LightningDataModules: batches straight from memory, recordings split into folds of trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from connector.data.attractors import Teacher, simulate_recording, teacher
+from connector.data.folds import Fold, fold
+from connector.data.recordings import load_npz, load_rat
+from connector.dynamics import Network
+from connector.errors import UserError
+from connector.types import DataSizes, Recording, TrialBatch
+
+
+class InMemoryBatches:
+    """Batches of tensors that are in memory, by indexing: no worker, no collating, no cost per item.
+
+    The order is a function of (seed, epoch) alone, so that a resumed run sees the batches of an uninterrupted one.
+    Each of ``world_size`` processes gets every world_size-th item of that order. Where the items do not divide
+    evenly, the first ones are seen twice, so that all processes have the same number of batches.
+
+    Args:
+        data: a tensor, or a tuple / NamedTuple of tensors and Nones with one first axis; batches have its type.
+        batch_size: items of a batch in each process; the last batch may be smaller.
+        shuffle: a fresh order each epoch; otherwise the items' own order.
+        seed: of the order.
+        epoch: a function that tells the current epoch; without it, :meth:`set_epoch` does.
+        rank, world_size: which share of the items this process sees.
+
+    Raises:
+        UserError: no item, unequal lengths, a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        data: Tensor | tuple,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        epoch: Callable[[], int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        tensors = [x for x in (data if isinstance(data, tuple) else (data,)) if x is not None]
+        sizes = {len(x) for x in tensors}
+        if len(sizes) != 1 or sizes == {0}:
+            raise UserError("tensors of one length, not empty", f"lengths {sorted(sizes)}")
+        if batch_size < 1:
+            raise UserError("a batch size of at least 1", str(batch_size))
+        if not 0 <= rank < world_size:
+            raise UserError(f"a rank from 0 to {world_size - 1}", str(rank))
+        self.data, self.batch_size, self.shuffle, self.seed = data, int(batch_size), shuffle, int(seed)
+        self.rank, self.world_size = rank, world_size
+        self.n_items = sizes.pop()
+        self._epoch_now, self._epoch = epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order the next iteration has, where no ``epoch`` function was given."""
+        self._epoch = int(epoch)
+
+    @property
+    def items_per_rank(self) -> int:
+        return math.ceil(self.n_items / self.world_size)
+
+    def __len__(self) -> int:
+        """Batches of one epoch in this process."""
+        return math.ceil(self.items_per_rank / self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """The items this process sees in that epoch, in order, (items_per_rank,) int64."""
+        if self.shuffle:
+            # One whole number from the pair, without collisions between neighbouring seeds and epochs.
+            mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+            order = torch.randperm(self.n_items, generator=torch.Generator().manual_seed(mixed))
+        else:
+            order = torch.arange(self.n_items)
+        missing = self.items_per_rank * self.world_size - self.n_items
+        while missing > 0:  # more processes than items: go round more than once
+            order = torch.cat([order, order[:missing]])
+            missing = self.items_per_rank * self.world_size - len(order)
+        return order[self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.order(self._epoch if self._epoch_now is None else int(self._epoch_now()))
+        return (self._take(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size))
+
+    def _take(self, index: Tensor) -> Any:
+        if isinstance(self.data, Tensor):
+            return self.data[index.to(self.data.device)]
+        parts = [None if x is None else x[index.to(x.device)] for x in self.data]
+        return type(self.data)(*parts) if hasattr(self.data, "_fields") else tuple(parts)
+
+
+class _MemoryDataModule(LightningDataModule):
+    """What all data modules here share: batches that know the trainer's epoch, process and number of processes."""
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+    def _batches(self, data: Tensor | tuple, shuffle: bool) -> InMemoryBatches:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return InMemoryBatches(
+            data,
+            self.batch_size if shuffle else self.eval_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            epoch=self._epoch,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+class TensorDataModule(_MemoryDataModule):
+    """Tensors in memory as training and validation batches, for flows.
+
+    Args:
+        train: a tensor or a tuple of tensors (and Nones) with one first axis.
+        validation: the like; None for no validation.
+        batch_size: items of a training batch in each process.
+        seed: of the order of training batches.
+        eval_batch_size: items of a validation batch.
+    """
+
+    def __init__(
+        self,
+        train: Tensor | tuple,
+        validation: Tensor | tuple | None = None,
+        batch_size: int = 512,
+        seed: int = 0,
+        eval_batch_size: int = 4096,
+    ):
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.batch_size, self.seed, self.eval_batch_size = batch_size, seed, eval_batch_size
+
+    def train_dataloader(self) -> InMemoryBatches:
+        return self._batches(self.train, shuffle=True)
+
+    def val_dataloader(self) -> InMemoryBatches | list:
+        return [] if self.validation is None else self._batches(self.validation, shuffle=False)
+
+
+class RecordingDataModule(_MemoryDataModule):
+    """A recording, its trials split by fold, as batches of trials. Subclasses say where the recording comes from.
+
+    Args:
+        rank: R of the model to be fitted (``sizes`` carries it to the model).
+        fold_number, n_folds, fold_seed: see :func:`connector.data.folds.fold`.
+        batch_size: training trials of a batch in each process; ``eval_batch_size``: for validation and test.
+        seed: of the order of training batches.
+        has_bias: whether neurons have a bias; None: as in the true loadings where these are known, otherwise for
+            spikes only.
+
+    Attributes (after :meth:`setup`):
+        recording: Recording, all trials.
+        fold: Fold.
+        sizes: DataSizes.
+        teacher: Teacher or None; truth: the whole true Network or None.
+        baseline: (trials, time, K_obs) or None, all trials: what to add inside the softplus. Set it before fitting.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int = 2,
+        fold_number: int = 1,
+        n_folds: int = 5,
+        fold_seed: int = 17,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        has_bias: bool | None = None,
+    ):
+        super().__init__()
+        if rank < 1:
+            raise UserError("a rank of at least 1", str(rank))
+        self.rank, self.fold_number, self.n_folds, self.fold_seed = rank, fold_number, n_folds, fold_seed
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self._has_bias = has_bias
+        self.recording: Recording | None = None
+        self.fold: Fold | None = None
+        self.sizes: DataSizes | None = None
+        self.teacher: Teacher | None = None
+        self.truth: Network | None = None
+        self.baseline: Tensor | None = None
+
+    def load(self) -> Recording:
+        """Reads or simulates the recording (and may set ``teacher`` and ``truth``)."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads and splits, the first time it is called."""
+        if self.recording is not None:
+            return
+        recording = self.load()
+        self.fold = fold(recording.n_trials, self.fold_number, self.n_folds, self.fold_seed)
+        has_bias = self._has_bias
+        if has_bias is None:
+            known = recording.loadings
+            has_bias = recording.kind == "spikes" if known is None else known.has_bias
+        self.sizes = DataSizes(
+            n_neurons=recording.n_neurons,
+            rank=self.rank,
+            n_inputs=recording.n_inputs,
+            has_bias=has_bias,
+            alpha=recording.alpha,
+            activation=recording.activation,
+            kind=recording.kind,
+            n_steps=recording.n_steps,
+        )
+        self.recording = recording
+
+    def summary(self) -> list[str]:
+        """Lines that say what was recorded and how it was split, for a person to read."""
+        recording, parts = self.recording, self.fold
+        what = {"rates": "rates", "spikes": "spike counts"}[recording.kind]
+        lines = [
+            f"{recording.name}: {what} of {recording.n_neurons} neurons, {recording.n_trials} trials, "
+            f"{int(recording.lengths.min())} to {int(recording.lengths.max())} samples each",
+            f"{recording.activation}, alpha {recording.alpha:.3g}"
+            + (f", inputs: {', '.join(recording.input_names)}" if recording.n_inputs else ", no inputs"),
+            f"fold {self.fold_number} of {self.n_folds}: {len(parts.train)} training, {len(parts.validation)} "
+            f"validation, {len(parts.test)} test trials",
+        ]
+        return lines + list(recording.notes)
+
+    def batch(self, index: Tensor) -> TrialBatch:
+        """The trials of that index, (B,) int64, as one batch."""
+        recording, baseline = self.recording, self.baseline
+        if baseline is not None and baseline.shape != recording.activity.shape:
+            raise UserError(
+                f"a baseline of the activity's shape {tuple(recording.activity.shape)}", str(tuple(baseline.shape))
+            )
+        return TrialBatch(
+            activity=recording.activity[index],
+            mask=recording.mask[index],
+            index=index,
+            inputs=None if recording.inputs is None else recording.inputs[index],
+            baseline=None if baseline is None else baseline[index],
+        )
+
+    def train_dataloader(self) -> InMemoryBatches:
+        return self._batches(self.batch(self.fold.train), shuffle=True)
+
+    def val_dataloader(self) -> InMemoryBatches:
+        return self._batches(self.batch(self.fold.validation), shuffle=False)
+
+    def test_dataloader(self) -> InMemoryBatches:
+        return self._batches(self.batch(self.fold.test), shuffle=False)
+
+
+class AttractorDataModule(RecordingDataModule):
+    """A recording simulated from a teacher network.
+
+    Args:
+        name: of the teacher.
+        teacher_options: options of the teacher, such as {"alpha": 0.2}.
+        simulation: keyword arguments of :func:`connector.data.attractors.simulate_recording`, without the seed.
+        data_seed: seed of the simulation; the recording is a function of it and of the options above.
+        fold_options: keyword arguments of RecordingDataModule.
+    """
+
+    def __init__(
+        self,
+        name: str = "quadstable",
+        *,
+        teacher_options: dict | None = None,
+        simulation: dict | None = None,
+        data_seed: int = 0,
+        **fold_options,
+    ):
+        super().__init__(**fold_options)
+        self.teacher = teacher(name, **(teacher_options or {}))
+        self.simulation, self.data_seed = dict(simulation or {}), data_seed
+
+    def load(self) -> Recording:
+        recording, self.truth = simulate_recording(self.teacher, seed=self.data_seed, **self.simulation)
+        return recording
+
+
+class NpzDataModule(RecordingDataModule):
+    """A user's npz file.
+
+    Args:
+        path: of the file.
+        reading: keyword arguments of :func:`connector.data.recordings.load_npz`.
+        fold_options: keyword arguments of RecordingDataModule; their ``rank`` also serves to read `MBD`.
+    """
+
+    def __init__(self, path: str, *, reading: dict | None = None, **fold_options):
+        super().__init__(**fold_options)
+        self.path, self.reading = path, dict(reading or {})
+
+    def load(self) -> Recording:
+        recording = load_npz(self.path, **{"rank": self.rank, **self.reading})
+        self.truth = _known_network(recording)
+        return recording
+
+
+class RatDataModule(RecordingDataModule):
+    """A session of the Poisson-clicks task.
+
+    Args:
+        path: of the .mat file.
+        reading: keyword arguments of :func:`connector.data.recordings.load_rat`.
+        fold_options: keyword arguments of RecordingDataModule.
+    """
+
+    def __init__(self, path: str, *, reading: dict | None = None, **fold_options):
+        super().__init__(**fold_options)
+        self.path, self.reading = path, dict(reading or {})
+
+    def load(self) -> Recording:
+        return load_rat(self.path, **self.reading)
+
+
+def _known_network(recording: Recording) -> Network | None:
+    """The true network where a file holds both loadings and output weights."""
+    if recording.loadings is None or recording.n is None:
+        return None
+    known = recording.loadings
+    return Network(known.m, recording.n, known.b, known.d, alpha=recording.alpha, activation=recording.activation)

@@ -1,0 +1,127 @@
+"""From raw events and rates to what models expect: binning, click adaptation, the open range of phi."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from connector.dynamics import activation as activation_named
+from connector.errors import UserError
+
+
+def clip_to_open_range(rates: Tensor, activation: str, margin: float = 1e-7) -> Tensor:
+    """Rates moved into the open range of phi, so that phi^-1 is finite.
+
+    float32 rates of strongly driven neurons are rounded to exactly the bound (+-1 for tanh), and noise carries rates
+    beyond it. How far phi^-1 can be trusted there is for the caller to weigh, for instance by phi'.
+
+    Args:
+        rates: any shape, floating point.
+        activation: name of phi.
+        margin: distance kept from a bound; 1e-7 loses next to nothing of float32, whose spacing below 1 is 6e-8.
+            The threshold of relu is no pole of its inverse: there silent neurons stay at exactly 0.
+    """
+    phi = activation_named(activation)
+    inner = 0.0 if phi.name == "relu" else margin
+    # The upper bound in the tensor's own precision: 1 - margin must not round back to 1.
+    high = torch.tensor(phi.high, dtype=rates.dtype, device=rates.device)
+    low = torch.tensor(phi.low, dtype=rates.dtype, device=rates.device)
+    return torch.maximum(torch.minimum(rates, high - inner), low + inner)
+
+
+def range_excess(rates: Tensor, activation: str) -> float:
+    """How far rates lie outside the range of phi: root mean square distance over all entries, relative to half the
+    range (tanh, sigmoid) or to the standard deviation of the rates (relu, softplus).
+
+    Gaussian noise of standard deviation s on fully saturated tanh neurons gives s / sqrt(2); z-scored activity
+    declared as tanh gives 0.39 and as relu 0.71.
+    """
+    phi = activation_named(activation)
+    values = rates.double()
+    outside = (values - phi.high).clamp_min(0) + (phi.low - values).clamp_min(0)
+    bounded = phi.high < float("inf")
+    scale = (phi.high - phi.low) / 2 if bounded else float(values.std().clamp_min(1e-12))
+    return float(outside.square().mean().sqrt()) / scale
+
+
+def adapt_clicks(times_s: np.ndarray, phi: float = 1e-3, recovery_hz: float = 100.0) -> np.ndarray:
+    """Effective magnitude of each click of one adapting channel (Brunton et al. 2013).
+
+    The channel's gain C relaxes to 1, dC/dt = recovery_hz (1 - C), and each click multiplies it by phi. A click's
+    magnitude is the gain it meets: 1 for the first, then
+
+        C[i] = 1 - (1 - phi C[i-1]) exp(-recovery_hz (t[i] - t[i-1])).
+
+    Clicks at the same time are one event: they share a magnitude.
+
+    Args:
+        times_s: (clicks,) ascending, seconds.
+        phi: factor on the gain at each click; 1 is no adaptation, 0 full depression.
+        recovery_hz: rate of recovery, per second.
+
+    Returns:
+        (clicks,) magnitudes.
+    """
+    times_s = np.asarray(times_s, dtype=float)
+    if not phi >= 0 or not recovery_hz > 0:
+        raise UserError("click adaptation with phi >= 0 and a recovery rate > 0", f"phi {phi}, rate {recovery_hz}")
+    distinct, event = np.unique(times_s, return_inverse=True)
+    decay = np.exp(-recovery_hz * np.diff(distinct))
+    magnitude = np.ones(len(distinct))
+    for i in range(1, len(distinct)):
+        magnitude[i] = 1 - (1 - phi * magnitude[i - 1]) * decay[i - 1]
+    return magnitude[event]
+
+
+def adapt_stereo_clicks(
+    left_s: np.ndarray,
+    right_s: np.ndarray,
+    phi: float = 1e-3,
+    recovery_hz: float = 100.0,
+    across_sides: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes of the clicks on both sides, see :func:`adapt_clicks`.
+
+    Args:
+        left_s, right_s: (clicks,) ascending, seconds.
+        across_sides: one adapting channel hears both sides; otherwise each side has its own.
+
+    Returns:
+        magnitudes of the left and of the right clicks.
+    """
+    left_s, right_s = np.asarray(left_s, dtype=float), np.asarray(right_s, dtype=float)
+    if not across_sides:
+        return adapt_clicks(left_s, phi, recovery_hz), adapt_clicks(right_s, phi, recovery_hz)
+    both = adapt_clicks(np.concatenate([left_s, right_s]), phi, recovery_hz)
+    return both[: len(left_s)], both[len(left_s) :]
+
+
+def bin_events(times_s: np.ndarray, n_bins: int, bin_s: float, weights: np.ndarray | None = None) -> np.ndarray:
+    """Sum of the weights (or number) of the events in each bin [i bin_s, (i + 1) bin_s), (n_bins,) float.
+
+    Events before 0 or past the last bin are left out.
+    """
+    # An event on a bin's edge belongs to the bin that begins there, whatever the rounding of the division.
+    place = np.floor(np.asarray(times_s, dtype=float) / bin_s + 1e-9).astype(int)
+    inside = (place >= 0) & (place < n_bins)
+    weights = np.ones(len(place)) if weights is None else np.asarray(weights, dtype=float)
+    return np.bincount(place[inside], weights=weights[inside], minlength=n_bins)
+
+
+def pad_trials(trials: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged trials (time_i, channels) as one array (trials, longest, channels), zero past a trial's end.
+
+    Returns:
+        the array, float32, and the lengths, (trials,) int64.
+    """
+    lengths = np.array([len(x) for x in trials], dtype=np.int64)
+    padded = np.zeros((len(trials), int(lengths.max()), trials[0].shape[1]), dtype=np.float32)
+    for row, x in zip(padded, trials):
+        row[: len(x)] = x
+    return padded, lengths
+
+
+def mean_rates_hz(counts: Tensor, lengths: Tensor, bin_s: float) -> Tensor:
+    """Mean firing rate of each neuron over the recorded samples, (K,), Hz; counts (trials, time, K), zero past ends."""
+    return counts.double().sum((0, 1)) / (float(lengths.sum()) * bin_s)
