@@ -1,14 +1,36 @@
-"""The low-rank recurrent network (equation 1 in :mod:`connector.dynamics`) as a trainable module."""
+"""The low-rank recurrent network as a trainable module, and its fit to rates.
+
+Equation (1) itself stands in :mod:`connector.dynamics`. Here are
+
+* :class:`LowRankRNN`, the network with trainable parameters;
+* :class:`Gauge`, changes of latent coordinates (latents are determined up to an invertible linear map only);
+* :func:`least_squares_latents` and :func:`smooth_latents`, latents of any trial given a network;
+* :func:`fit_rates_closed_form`, network and latents from recorded rates without gradient descent;
+* :class:`RateModel`, which trains the network through its dynamics (LINT: Valente, Pillow, Ostojic 2022).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from connector.dynamics import Network
+from connector.dynamics import Activation, Network, potentials
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.types import Loadings
+from connector.types import Latents, Loadings, Recording, TrialBatch, valid_mask
+
+# Elements of (samples x neurons) handled at once: temporaries stay in the cache and memory stays bounded.
+_CHUNK_ELEMENTS = 1 << 19
+# Samples on which loadings and latents are first found together, and on which modes of the rates are sought.
+_SUBSET_SAMPLES = 2000
+# Prior standard deviation of loadings and of latents, in units where latents have variance one. It only binds
+# what the data leave open (a neuron that never leaves saturation).
+_PRIOR_SD = 10.0
+# Modes of the rates below this fraction of the first are not used for output weights.
+_MODE_CUTOFF = 1e-5
 
 
 class LowRankRNN(nn.Module):
@@ -117,3 +139,1034 @@ class LowRankRNN(nn.Module):
             f"n_units={self.n_units}, rank={self.rank}, n_inputs={self.n_inputs}, has_bias={self.has_bias}, "
             f"alpha={self.alpha}, activation={self.activation}"
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Gauge
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A change of latent coordinates, z' = A z + c, that leaves all rates as they are.
+
+    The loadings become m' = A^-T m and d' = d - m'.c; input weights b stay. Output weights become n' = A n. Without
+    a shift the dynamics are the same exactly. A shift also adds c to the drive, which equation (1) has no constant
+    for: it is absorbed into n by the smallest correction that supplies c on given states.
+
+    Attributes:
+        matrix: A (R, R), float64.
+        shift: c (R,), zero for a linear gauge.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+
+    @staticmethod
+    def fit(z: Tensor, truth: Tensor, lengths: Tensor, train: Tensor | None = None, affine: bool = False) -> Gauge:
+        """Least squares of one set of latents on another.
+
+        Args:
+            z: (trials, time, R) latents to be moved; truth: (trials, time, R) where they should go.
+            lengths: (trials,) recorded samples of each trial.
+            train: indices of the trials to fit on; None for all.
+            affine: allow a shift; for models with a bias only, since no other model can absorb it.
+
+        Raises:
+            UserError: where shapes differ, or the latents do not span their space.
+        """
+        if z.shape != truth.shape:
+            raise UserError(f"latents of the shape of the true ones, {tuple(truth.shape)}", str(tuple(z.shape)))
+        if train is not None:
+            z, truth, lengths = z[train], truth[train], lengths[train]
+        mask = valid_mask(lengths, z.shape[1])
+        x, y = z[mask].double(), truth[mask].double()
+        if affine:
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
+        matrix = solution[: z.shape[-1]].T
+        shift = solution[-1] if affine else matrix.new_zeros(len(matrix))
+        if not torch.isfinite(matrix).all() or torch.linalg.cond(matrix) > 1e8:
+            raise UserError(
+                "latents that are an invertible linear image of the true ones",
+                "a singular map between them",
+                "check the rank and that the trials visit more than one point",
+            )
+        return Gauge(matrix, shift)
+
+    def latents(self, z: Tensor) -> Tensor:
+        """A z + c for z (..., R)."""
+        return z @ self.matrix.T.to(z.dtype) + self.shift.to(z.dtype)
+
+    def loadings(self, loadings: Loadings) -> Loadings:
+        """The loadings that read the new latents as the old ones were read; a shift needs a bias to go into."""
+        inverse = torch.linalg.inv(self.matrix).to(loadings.m.dtype)
+        m, d = loadings.m @ inverse, loadings.d
+        if d is not None:
+            d = d - m @ self.shift.to(m.dtype)
+        elif self.shift.any():
+            raise UserError("loadings with a bias for a gauge with a shift", "no bias", "fit a linear gauge")
+        return Loadings(m, loadings.b, d)
+
+    def loadings_covariance(self, covariance: Tensor, n_inputs: int = 0) -> Tensor:
+        """Covariances (K, P, P) of stacked loadings (m, b, d), moved along."""
+        rank, width = len(self.matrix), covariance.shape[-1]
+        inverse = torch.linalg.inv(self.matrix).to(covariance.dtype)
+        full = torch.eye(width, dtype=covariance.dtype, device=covariance.device)
+        full[:rank, :rank] = inverse.T
+        if width > rank + n_inputs:
+            full[-1, :rank] = -(inverse @ self.shift.to(covariance.dtype))
+        return full @ covariance @ full.T
+
+    def network(self, network: Network, z: Tensor | None = None, u: Tensor | None = None) -> Network:
+        """The same network in the new coordinates.
+
+        Args:
+            z: states (..., R) in the *old* coordinates, needed with a shift only: n takes up the constant part of
+                the drive there (minimum-norm correction, exact as far as the constant is in the span of the rates).
+            u: inputs (..., U) at those states.
+        """
+        moved = self.loadings(network.loadings)
+        n = network.n @ self.matrix.T.to(network.n.dtype)
+        if self.shift.any():
+            if z is None:
+                raise UserError("visited states for a gauge with a shift", "none")
+            n = n + _constant_drive(network, z, u) @ self.shift.to(n.dtype)[None, :]
+        return replace(network, m=moved.m, d=moved.d, n=n)
+
+
+def _constant_drive(network: Network, z: Tensor, u: Tensor | None) -> Tensor:
+    """Output weights (K, 1) of least norm with (1/K) sum_i n_i phi_i = 1 on the states z."""
+    states, inputs = z.reshape(-1, z.shape[-1]), None if u is None else u.reshape(-1, u.shape[-1])
+    keep = _random_rows(len(states), _SUBSET_SAMPLES)
+    x = network.double().rates(states[keep].double(), None if inputs is None else inputs[keep].double())
+    solution = ridge_output_weights(x, x.new_ones(len(x), 1), regularizer=1e-12)[0]
+    return solution.to(network.n.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Samples of all trials run together, in pieces
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Valid samples of ragged trials as rows; ``rows`` index the flattened (trials x time) axis."""
+
+    activity: Tensor  # (trials * time, K)
+    inputs: Tensor | None  # (trials * time, U)
+    rows: Tensor  # (S,)
+
+    @staticmethod
+    def of(activity: Tensor, mask: Tensor, inputs: Tensor | None) -> _Samples:
+        flat = None if inputs is None else inputs.reshape(-1, inputs.shape[-1])
+        return _Samples(activity.reshape(-1, activity.shape[-1]), flat, mask.reshape(-1).nonzero()[:, 0])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, which: Tensor) -> _Samples:
+        return replace(self, rows=self.rows[which])
+
+    def design(self, z: Tensor, has_bias: bool) -> Tensor:
+        """[z, u, 1] of shape (S, P), the factors of the stacked loadings."""
+        return torch.cat([z, *self.offset_columns(z.dtype, has_bias)], dim=1)
+
+    def has_bias(self, theta: Tensor, rank: int) -> bool:
+        """Whether stacked loadings (K, P) hold a bias."""
+        return theta.shape[1] > rank + (0 if self.inputs is None else self.inputs.shape[1])
+
+    def offset_columns(self, dtype: torch.dtype, has_bias: bool) -> list[Tensor]:
+        columns = [] if self.inputs is None else [self.inputs[self.rows].to(dtype)]
+        if has_bias:
+            columns.append(self.activity.new_ones(len(self), 1, dtype=dtype))
+        return columns
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the S rows with their activity."""
+        size = max(1, _CHUNK_ELEMENTS // self.activity.shape[1])
+        for start in range(0, len(self), size):
+            at = slice(start, min(start + size, len(self)))
+            yield at, self.activity[self.rows[at]]
+
+
+def _random_rows(n_rows: int, size: int, seed: int = 0) -> Tensor:
+    """At most ``size`` of ``n_rows`` rows in ascending order, always the same ones."""
+    if n_rows <= size:
+        return torch.arange(n_rows)
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+
+
+def _outer(x: Tensor) -> Tensor:
+    """Products of all pairs of columns, (..., P) -> (..., P * P)."""
+    return (x[..., :, None] * x[..., None, :]).flatten(-2)
+
+
+def _value_and_slope(phi: Activation, h: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(h) and phi'(h); the slope is taken from the value where that saves a transcendental."""
+    value = phi(h)
+    if phi.name == "tanh":
+        return value, 1 - value * value
+    if phi.name == "sigmoid":
+        return value, value * (1 - value)
+    return value, phi.derivative(h)
+
+
+def _newton_terms(y: Tensor, h: Tensor, phi: Activation, matching: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Score and weight of a Newton-type step in the potential h, and the residual y - phi(h).
+
+    Squared error gives Gauss-Newton: score phi' (y - phi), weight phi'^2. The matching loss (the integral of
+    phi(h) - y) gives score y - phi and weight phi'. It is convex in h, hence in loadings and in latents each, and
+    is the log likelihood of two-valued observations; for rates it brings near enough for Gauss-Newton. For relu
+    an active neuron is matched on both sides of the threshold and a silent one only bounds h from above.
+    """
+    value, slope = _value_and_slope(phi, h)
+    residual = y - value
+    if not matching:
+        return slope * residual, slope * slope, residual
+    if phi.name == "relu":
+        active = y > 0
+        return torch.where(active, y - h, -value), (active | (h > 0)).to(h.dtype), residual
+    return residual, slope, residual
+
+
+def _limited_solve(normal: Tensor, score: Tensor, scale: Tensor, limit: float = 1.5) -> Tensor:
+    """Solutions (B, P) of B normal equations, shortened so that the rms change of the potential is at most limit.
+
+    ``scale`` (P, P) is the second moment of what the solution multiplies.
+    """
+    step = torch.linalg.solve_ex(normal, score[..., None])[0][..., 0]
+    change = torch.einsum("bp,pq,bq->b", step, scale, step).clamp_min(1e-300).sqrt()
+    step = step * (limit / change).clamp_max(1.0)[:, None]
+    return torch.where(torch.isfinite(step), step, torch.zeros_like(step))
+
+
+def _prior_precision(dispersion: float | Tensor) -> float:
+    return float(dispersion) / _PRIOR_SD**2 + 1e-10
+
+
+def _update_loadings(
+    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, matching: bool = False, binary: bool = False
+) -> tuple[Tensor, Tensor, float]:
+    """One Newton step for the stacked loadings of all neurons, given the design x = [z, u, 1] (S, P).
+
+    Returns:
+        theta (K, P), the normal matrices (K, P, P) at the old theta, the mean squared residual there.
+    """
+    width, n_neurons, low = x.shape[1], theta.shape[0], samples.activity.dtype
+    normal = x.new_zeros(n_neurons, width * width)
+    score, total = x.new_zeros(n_neurons, width), 0.0
+    theta_low = theta.to(low).T
+    for at, y in samples.pieces():
+        piece = x[at].to(low)
+        s, w, residual = _newton_terms(y, piece @ theta_low, phi, matching)
+        normal += (w.T @ _outer(piece)).double()
+        score += (s.T @ piece).double()
+        total += float(residual.square().sum())
+    mean_square = total / (len(samples) * n_neurons)
+    normal = normal.reshape(n_neurons, width, width)
+    precision = _prior_precision(1.0 if binary else mean_square)
+    eye = torch.eye(width, dtype=x.dtype, device=x.device)
+    step = _limited_solve(normal + precision * eye, score - precision * theta, x.T @ x / len(x))
+    return theta + step, normal, mean_square
+
+
+def _update_latents(
+    samples: _Samples,
+    z: Tensor,
+    theta: Tensor,
+    phi: Activation,
+    matching_steps: int,
+    newton_steps: int,
+    binary: bool = False,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, Tensor, float]:
+    """Latents of every sample given the stacked loadings theta (K, P); at most matching + newton steps.
+
+    Returns:
+        z (S, R), the normal matrices (S, R, R) before the last step, the mean squared residual there.
+    """
+    rank, low = z.shape[1], samples.activity.dtype
+    has_bias = samples.has_bias(theta, rank)
+    m, rest = theta[:, :rank].to(low), theta[:, rank:].to(low).T
+    pairs, scale = _outer(m), theta[:, :rank].T @ theta[:, :rank] / len(theta)
+    eye, dispersion, total = torch.eye(rank, dtype=z.dtype, device=z.device), 1e-6, 0.0
+    z, normals = z.clone(), z.new_zeros(len(z), rank, rank)
+    columns = samples.offset_columns(low, has_bias)
+    offsets = torch.cat(columns, dim=1) if columns else None
+    for at, y in samples.pieces():
+        fixed = None if offsets is None else offsets[at] @ rest
+        for step in range(matching_steps + newton_steps):
+            h = z[at].to(low) @ m.T
+            if fixed is not None:
+                h += fixed
+            s, w, residual = _newton_terms(y, h, phi, binary or step < matching_steps)
+            normal = (w @ pairs).double().reshape(-1, rank, rank)
+            dispersion = 1.0 if binary else float(residual.square().mean())
+            precision = _prior_precision(dispersion)
+            move = _limited_solve(normal + precision * eye, (s @ m).double() - precision * z[at], scale)
+            z[at] += move
+            if step >= matching_steps and float(move.abs().max()) < tolerance:
+                break
+        normals[at] = normal
+        total += float(residual.square().sum())
+    return z, normals, total / (len(samples) * len(theta))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Start: modes of the rates, inverse of phi, principal components
+
+
+def _inside(y: Tensor, phi: Activation, margin: float) -> Tensor:
+    """Rates moved into the open range of phi, ``margin`` away from its finite ends."""
+    return y.clamp(phi.low + margin, phi.high - margin if phi.high < float("inf") else None)
+
+
+def _denoised(y: Tensor) -> tuple[Tensor, float]:
+    """The part of y (S, K) in singular modes that stand out of white noise, and the rms of the rest.
+
+    Threshold: the median singular value times the factor that is optimal for unknown white noise (Gavish, Donoho
+    2014), in its cubic approximation.
+    """
+    wide = y.shape[0] < y.shape[1]
+    tall = y.T if wide else y
+    values, vectors = torch.linalg.eigh(tall.T @ tall)
+    singular = values.clamp_min(0).sqrt()
+    beta = tall.shape[1] / tall.shape[0]
+    cut = (0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43) * singular.median()
+    basis = vectors[:, singular > cut]
+    kept = basis @ (basis.T @ y) if wide else (y @ basis) @ basis.T
+    return kept, float((y - kept).square().mean().sqrt())
+
+
+def _principal_start(samples: _Samples, rank: int, has_bias: bool, phi: Activation) -> tuple[Tensor, Tensor]:
+    """Latents (S, R) with unit second moment and stacked loadings (K, P) from the principal components of phi^-1."""
+    y = samples.activity[samples.rows].double()
+    kept, noise = _denoised(y)
+    spread = phi.high - phi.low if phi.high < float("inf") else float(y.square().mean().sqrt())
+    h = phi.inverse(_inside(kept, phi, spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)))
+    columns = samples.offset_columns(torch.float64, has_bias)
+    if columns:
+        known = torch.cat(columns, dim=1)
+        h = h - known @ torch.linalg.lstsq(known, h, driver="gelsd").solution
+    gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
+    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+    z = vectors if len(h) < h.shape[1] else h @ vectors
+    z = z / z.square().mean(0).sqrt().clamp_min(1e-12)
+    x = samples.design(z, has_bias)
+    full = phi.inverse(_inside(kept, phi, spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)))
+    return z, torch.linalg.lstsq(x, full, driver="gelsd").solution.T.contiguous()
+
+
+def _is_binary(samples: _Samples, phi: Activation) -> bool:
+    """Whether nearly all rates lie at the two ends of phi's range: two-valued observations passed as rates."""
+    if phi.high == float("inf"):
+        return False
+    y = samples.activity[samples.rows[_random_rows(len(samples), 200)]]
+    margin = 1e-4 * (phi.high - phi.low)
+    return bool((((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)).double().mean() > 0.98)
+
+
+def _alternate(
+    samples: _Samples, rank: int, has_bias: bool, phi: Activation, binary: bool, max_sweeps: int = 30
+) -> tuple[Tensor, Tensor]:
+    """Latents (S, R) and stacked loadings (K, P) of some samples by alternating Newton steps.
+
+    The first sweeps minimise the convex matching loss, the others the squared error (two-valued data: matching
+    loss throughout). Ends when a sweep lowers the squared error by less than a thousandth, or at float32 rounding.
+    """
+    z, theta = _principal_start(samples, rank, has_bias, phi)
+    before = float("inf")
+    for sweep in range(max_sweeps):
+        matching = binary or sweep < (6 if phi.name == "relu" else 2)
+        z, _, _ = _update_latents(samples, z, theta, phi, int(matching), int(not matching), binary)
+        theta, _, error = _update_loadings(samples, samples.design(z, has_bias), theta, phi, matching, binary)
+        if (sweep >= 6 and error > before * (1 - 1e-3)) or error < 1e-13:
+            break
+        before = error
+    return z, theta
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Output weights
+
+
+def ridge_output_weights(x: Tensor, y: Tensor, regularizer: float | None = None) -> tuple[Tensor, float]:
+    """Output weights N (K, R) minimising (1/T) ||Y - X N / K||^2 + (lambda / K) ||N||^2.
+
+    Solved in the singular modes of X above a cutoff, by the smaller of its two Gram matrices, so that the cost is
+    that of min(T, K) whatever the other size.
+
+    Args:
+        x: (T, K) rates, float64; y: (T, R) recurrent drives.
+        regularizer: lambda; None chooses it by generalised cross-validation.
+
+    Returns:
+        N (K, R) and lambda.
+    """
+    basis = _rate_modes(x)
+    features = (x @ basis) / x.shape[1] ** 0.5
+    weights, chosen = _ridge_in_modes(features.T @ features, features.T @ y, y.square().sum(), len(y), regularizer)
+    return x.shape[1] ** 0.5 * (basis @ weights), chosen
+
+
+def _rate_modes(x: Tensor) -> Tensor:
+    """Orthonormal directions (K, q) of the neuron space in which the rates x (T, K) vary, strongest first."""
+    dual = x.shape[0] < x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
+    values, vectors = values.flip(0), vectors.flip(1)
+    keep = values > _MODE_CUTOFF**2 * values[0]
+    values, vectors = values[keep], vectors[:, keep]
+    return (x.T @ vectors) / values.sqrt() if dual else vectors
+
+
+def _ridge_in_modes(
+    gram: Tensor, cross: Tensor, power: Tensor, n_samples: int, regularizer: float | None
+) -> tuple[Tensor, float]:
+    """Ridge weights (q, R) from sufficient statistics P^T P, P^T Y and ||Y||^2; lambda by GCV where None."""
+    values, vectors = torch.linalg.eigh(gram)
+    values, rotated = values.clamp_min(0), vectors.T @ cross
+    if regularizer is None:
+        grid = float(values[-1]) * torch.logspace(-14, -2, 49, dtype=values.dtype, device=values.device)
+        shrink = values / (values + grid[:, None])
+        fitted = (rotated.square().sum(1) / values.clamp_min(1e-300)) * (2 * shrink - shrink.square())
+        error = (power - fitted.sum(1)).clamp_min(1e-14 * float(power))
+        free = (1 - shrink.sum(1) / n_samples).clamp_min(1e-3)
+        regularizer = float(grid[(error / free.square()).argmin()]) / n_samples
+    return vectors @ (rotated / (values + n_samples * regularizer)[:, None]), regularizer
+
+
+@dataclass(frozen=True)
+class _Dynamics:
+    """What a regression of the drive on the rates gives."""
+
+    n: Tensor  # (K, R)
+    regularizer: float
+    jump: Tensor | None  # (R, U): part of the latents that follows the input without delay
+
+
+def _fit_dynamics(
+    samples: _Samples, z: Tensor, theta: Tensor, mask: Tensor, alpha: float, phi: Activation, regularizer: float | None
+) -> _Dynamics:
+    """Output weights from latents z (trials, time, R) by ridge on all steps, and the jump of the latents with inputs.
+
+    With inputs, loadings and activity fix the latents only up to z + C u, since b - m C undoes it. The dynamics
+    decide: z[t+1] must not depend on u[t+1]. With latents z + C u the drive is F + C (u[t+1] - (1 - alpha) u[t]) /
+    alpha, linear in n and C, while the rates do not depend on the choice; so both are found in one regression.
+    C is left at zero where these columns are nearly in the span of the rates (constant inputs).
+    """
+    steps = z.shape[1]
+    valid = (mask[:, 1:] & mask[:, :-1]).reshape(-1).nonzero()[:, 0]
+    at = valid + torch.div(valid, steps - 1, rounding_mode="floor")  # row in the flattened (trials x time) axis
+    flat = z.reshape(-1, z.shape[-1])
+    y = (flat[at + 1] - (1 - alpha) * flat[at]) / alpha
+    here = replace(samples, rows=at)
+    sub = _random_rows(len(at), _SUBSET_SAMPLES)
+    few = here.subset(sub)
+    has_bias = samples.has_bias(theta, z.shape[-1])
+    basis = _rate_modes(phi(few.design(flat[at[sub]], has_bias) @ theta.T))
+    features = _mode_features(here, flat[at], theta, basis, phi)
+    jump = None
+    if samples.inputs is not None:
+        v = samples.inputs.double()
+        v = (v[at + 1] - (1 - alpha) * v[at]) / alpha
+        y, features, jump = _partial_out(v, y, features)
+    weights, chosen = _ridge_in_modes(features.T @ features, features.T @ y, y.square().sum(), len(y), regularizer)
+    if jump is not None:
+        jump = (jump[0] - jump[1] @ weights).T
+    return _Dynamics(len(theta) ** 0.5 * (basis @ weights), chosen, jump)
+
+
+def _mode_features(samples: _Samples, z: Tensor, theta: Tensor, basis: Tensor, phi: Activation) -> Tensor:
+    """Rates in the given modes, divided by sqrt(K): (S, q)."""
+    low = samples.activity.dtype
+    x, weights = samples.design(z, samples.has_bias(theta, z.shape[1])), (basis / len(theta) ** 0.5).to(low)
+    out = z.new_empty(len(z), basis.shape[1])
+    for at, _ in samples.pieces():
+        out[at] = (phi(x[at].to(low) @ theta.to(low).T) @ weights).double()
+    return out
+
+
+def _partial_out(v: Tensor, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """y and features less their regression on v, and the coefficients; v is ignored where features explain it."""
+    own = v - features @ torch.linalg.lstsq(features, v, driver="gelsd", rcond=1e-6).solution
+    if bool((own.square().sum(0) < 1e-2 * v.square().sum(0)).any()):
+        return y, features, None
+    on_y, on_features = (torch.linalg.lstsq(v, target, driver="gelsd").solution for target in (y, features))
+    return y - v @ on_y, features - v @ on_features, (on_y, on_features)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Latents given a network
+
+
+def least_squares_latents(
+    activity: Tensor,
+    mask: Tensor,
+    loadings: Loadings,
+    activation: str,
+    inputs: Tensor | None = None,
+    binary: bool = False,
+) -> tuple[Tensor, Tensor, float]:
+    """The latents that best explain each sample's rates through the loadings, sample by sample.
+
+    Newton's method on the convex matching loss from the projected phi^-1 of the rates, then Gauss-Newton on the
+    squared error. Elementwise work is done in the type of the activity, sums over neurons are solved in float64.
+
+    Args:
+        activity: (trials, time, K) rates; mask: (trials, time) True where a sample counts.
+        inputs: (trials, time, U) or None.
+        binary: two-valued observations: stay with the matching loss, their log likelihood.
+
+    Returns:
+        z (trials, time, R) float64, zero where masked; the normal matrices (trials, time, R, R) (information on z in
+        units of the noise variance of one rate); the mean squared residual.
+    """
+    phi, samples = activation_named(activation), _Samples.of(activity, mask, inputs)
+    theta, rank = loadings.stack().detach().double(), loadings.rank
+    start = _projected_start(samples, theta, rank, phi)
+    z, normal, error = _update_latents(samples, start, theta, phi, 2, 10, binary)
+    full = z.new_zeros(mask.numel(), rank)
+    information = z.new_zeros(mask.numel(), rank, rank)
+    full[samples.rows], information[samples.rows] = z, normal
+    return full.reshape(*mask.shape, rank), information.reshape(*mask.shape, rank, rank), error
+
+
+def _projected_start(samples: _Samples, theta: Tensor, rank: int, phi: Activation) -> Tensor:
+    """phi^-1 of the rates, kept well inside the range, projected onto the loadings: (S, R)."""
+    low = samples.activity.dtype
+    m, rest = theta[:, :rank], theta[:, rank:]
+    project = torch.linalg.pinv(m).T.to(low)
+    columns = samples.offset_columns(low, samples.has_bias(theta, rank))
+    offsets = torch.cat(columns, dim=1) if columns else None
+    z = theta.new_empty(len(samples), rank)
+    for at, y in samples.pieces():
+        spread = phi.high - phi.low if phi.high < float("inf") else float(y.square().mean().sqrt())
+        h = phi.inverse(_inside(y, phi, 0.03 * spread))
+        if offsets is not None:
+            h = h - offsets[at] @ rest.to(low).T
+        z[at] = (h @ project).double()
+    return z
+
+
+def smooth_latents(
+    z: Tensor,
+    information: Tensor,
+    network: Network,
+    lengths: Tensor,
+    inputs: Tensor | None = None,
+    process_covariance: Tensor | None = None,
+    iterations: int = 4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents from sample-wise estimates and the network's dynamics: an iterated Rauch-Tung-Striebel smoother.
+
+    Model: z[t+1] = step(z[t], u[t]) + N(0, Q); the estimate z[t] has the Fisher information given. The step is
+    linearised about the last iterate; all trials run side by side, time is the only loop.
+
+    Args:
+        z: (trials, time, R) sample-wise estimates; information: (trials, time, R, R), zero where nothing was seen.
+        lengths: (trials,); inputs: (trials, time, U) or None.
+        process_covariance: Q (R, R); None estimates it, at first from the moments of the one-step errors and then by
+            expectation maximisation along the iterations.
+
+    Returns:
+        smoothed z (trials, time, R), posterior covariances (trials, time, R, R), Q. Float64.
+    """
+    network, z, information = network.double(), z.double(), information.double()
+    u = None if inputs is None else inputs.double()
+    valid = valid_mask(lengths, z.shape[1])
+    pairs = (valid[:, 1:] & valid[:, :-1])[..., None]
+    learn, q, reference = process_covariance is None, process_covariance, z
+    for _ in range(iterations):
+        following, jacobian = _linearised_step(network, reference, u, valid)
+        if q is None:
+            q = _moment_covariance(z, information, following, jacobian, pairs[..., 0])
+        mean, covariance, lagged = _rts(z, information, following, jacobian, reference, q)
+        if learn:
+            moved = torch.einsum("ntij,ntj->nti", jacobian[:, :-1], mean[:, :-1] - reference[:, :-1])
+            error = torch.where(pairs, mean[:, 1:] - following[:, :-1] - moved, 0.0)
+            a = jacobian[:, :-1]
+            spread = covariance[:, 1:] - a @ lagged - (a @ lagged).mT + a @ covariance[:, :-1] @ a.mT
+            total = torch.einsum("nti,ntj->ij", error, error) + (spread * pairs[..., None]).sum((0, 1))
+            q = _positive(total / pairs.sum())
+        settled = float((mean - reference)[valid].abs().max()) < 1e-7
+        reference = torch.where(valid[..., None], mean, 0.0)
+        if settled:
+            break
+    return reference, covariance, q
+
+
+def _positive(matrix: Tensor, floor: float = 1e-12) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return (vectors * values.clamp_min(floor)[..., None, :]) @ vectors.mT
+
+
+def _linearised_step(network: Network, z: Tensor, u: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """step(z, u) (trials, time, R) and its Jacobian (trials, time, R, R); the identity where nothing was recorded."""
+    phi, rank, k = activation_named(network.activation), network.rank, network.n_neurons
+    following = z.clone()
+    jacobian = torch.eye(rank, dtype=z.dtype, device=z.device).repeat(*z.shape[:2], 1, 1)
+    rows = valid.reshape(-1).nonzero()[:, 0]
+    flat_z, flat_u = z.reshape(-1, rank), None if u is None else u.reshape(-1, u.shape[-1])
+    low = network.loadings.map(lambda x: x.float())
+    n, pairs = network.n.float() / k, (network.n[:, :, None] * network.m[:, None, :]).flatten(1).float() / k
+    drive, slopes = z.new_empty(len(rows), rank), z.new_empty(len(rows), rank * rank)
+    size = max(1, _CHUNK_ELEMENTS // k)
+    for start in range(0, len(rows), size):
+        at = slice(start, start + size)
+        h = potentials(low, flat_z[rows[at]].float(), None if flat_u is None else flat_u[rows[at]].float())
+        value, slope = _value_and_slope(phi, h)
+        drive[at], slopes[at] = (value @ n).double(), (slope @ pairs).double()
+    keep, alpha = valid.reshape(-1), network.alpha
+    following.view(-1, rank)[keep] = (1 - alpha) * flat_z[rows] + alpha * drive
+    eye = torch.eye(rank, dtype=z.dtype, device=z.device)
+    jacobian.view(-1, rank, rank)[keep] = (1 - alpha) * eye + alpha * slopes.reshape(-1, rank, rank)
+    return following, jacobian
+
+
+def _moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, pairs: Tensor) -> Tensor:
+    """Q from the one-step errors of the estimates, less what the estimates' own noise contributes to them."""
+    error = (z[:, 1:] - following[:, :-1])[pairs]
+    noise = torch.linalg.pinv(information, hermitian=True)
+    a = jacobian[:, :-1][pairs]
+    own = noise[:, 1:][pairs] + a @ noise[:, :-1][pairs] @ a.mT
+    total = error.T @ error / len(error)
+    return _positive(total - own.mean(0), floor=max(1e-12, 1e-2 * float(total.diagonal().mean())))
+
+
+def _rts(
+    z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Smoothed means, covariances, and Cov(z[t], z[t+1]) (trials, time - 1, R, R) of the linearised model."""
+    trials, steps, rank = z.shape
+    eye = torch.eye(rank, dtype=z.dtype, device=z.device)
+    mean, covariance = z.new_zeros(trials, rank), (_PRIOR_SD**2 * eye).expand(trials, rank, rank)
+    filtered, predicted = [], []
+    for t in range(steps):
+        if t:
+            a = jacobian[:, t - 1]
+            mean = following[:, t - 1] + torch.einsum("nij,nj->ni", a, mean - reference[:, t - 1])
+            covariance = a @ covariance @ a.mT + q
+            predicted.append((mean, covariance))
+        seen = torch.linalg.solve(eye + covariance @ information[:, t], covariance)
+        covariance = (seen + seen.mT) / 2
+        mean = mean + torch.einsum("nij,nj->ni", covariance @ information[:, t], z[:, t] - mean)
+        filtered.append((mean, covariance))
+    means, covariances, lagged = [mean], [covariance], []
+    for t in range(steps - 2, -1, -1):
+        (at, spread), (ahead, ahead_spread) = filtered[t], predicted[t]
+        gain = torch.linalg.solve(ahead_spread, jacobian[:, t] @ spread).mT
+        lagged.append(gain @ covariances[-1])
+        means.append(at + torch.einsum("nij,nj->ni", gain, means[-1] - ahead))
+        covariances.append(spread + gain @ (covariances[-1] - ahead_spread) @ gain.mT)
+    return (
+        torch.stack(means[::-1], 1),
+        torch.stack(covariances[::-1], 1),
+        torch.stack(lagged[::-1], 1),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Closed form
+
+
+@dataclass(frozen=True)
+class ClosedFormFit:
+    """A network fitted to rates without gradient descent; all float64.
+
+    Gauge: latents have unit second moment about zero (about their mean, which is zero, where there is a bias) over all
+    recorded samples, the columns of m are orthogonal, longest first, and the largest entry of each is positive.
+
+    Attributes:
+        latents: smoothed latents with their inputs.
+        latents_covariance: (trials, time, R, R) posterior covariance of the latents given loadings and dynamics.
+        least_squares: (trials, time, R) sample-wise latents, whose errors are independent from sample to sample.
+        least_squares_covariance: (trials, time, R, R) covariance of those errors.
+        loadings: of the recorded neurons.
+        loadings_covariance: (K, P, P), P = R + U + 1 in the order m, b, d: sigma^2 (X^T W X)^-1 given the latents.
+        n: (K, R) ridge output weights; regularizer: the lambda they were found with.
+        residual_sd: standard deviation of rates about phi(h).
+        process_covariance: (R, R) covariance of one step's error beside the fitted dynamics.
+        binary: whether the observations were taken as two-valued.
+        activation: name of phi.
+    """
+
+    latents: Latents
+    latents_covariance: Tensor
+    least_squares: Tensor
+    least_squares_covariance: Tensor
+    loadings: Loadings
+    loadings_covariance: Tensor
+    n: Tensor
+    regularizer: float
+    residual_sd: float
+    process_covariance: Tensor
+    binary: bool
+    activation: str
+
+    @property
+    def network(self) -> Network:
+        """The fitted network, float64."""
+        loadings = self.loadings
+        return Network(loadings.m, self.n, loadings.b, loadings.d, self.latents.alpha, self.activation)
+
+
+def _check_rates(recording: Recording, rank: int) -> None:
+    if recording.kind != "rates":
+        raise UserError("rates", recording.kind, "use the spike model for spike counts")
+    if not 1 <= rank <= min(recording.n_neurons, int(recording.lengths.sum())):
+        raise UserError(f"a rank between 1 and the {recording.n_neurons} neurons", str(rank))
+
+
+def _inverse(normal: Tensor) -> Tensor:
+    """Inverses (..., P, P) of normal matrices under the weak prior, in units of the dispersion."""
+    eye = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
+    return torch.linalg.inv(normal + 1e-10 * eye)
+
+
+def _standardise(
+    samples: _Samples, z: Tensor, theta: Tensor, normal: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (S, R), stacked loadings and information in the gauge that ClosedFormFit states."""
+    rank, n_inputs = z.shape[1], 0 if samples.inputs is None else samples.inputs.shape[1]
+    mean = z.mean(0) if has_bias else torch.zeros_like(z[0])
+    values, vectors = torch.linalg.eigh((z - mean).T @ (z - mean) / len(z))
+    if not float(values[0]) > 1e-14 * float(values[-1]):
+        raise UserError(
+            f"activity that varies in {rank} latent dimensions", "fewer", "lower the rank of the low-rank RNN"
+        )
+    root = vectors * values.sqrt()
+    m = theta[:, :rank] @ root
+    turn = torch.linalg.eigh(m.T @ m).eigenvectors.flip(1)
+    m = m @ turn
+    turn = turn * m.gather(0, m.abs().argmax(0, keepdim=True)).sign()
+    gauge = Gauge(turn.T @ (vectors / values.sqrt()).T, torch.zeros_like(mean))
+    gauge = replace(gauge, shift=-gauge.matrix @ mean)
+    moved = gauge.loadings(Loadings.unstack(theta, rank, n_inputs, has_bias))
+    back = torch.linalg.inv(gauge.matrix)
+    return gauge.latents(z), moved.stack(), back.T @ normal @ back
+
+
+def _without_inputs(samples: _Samples, z: Tensor, theta: Tensor, jump: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Latents less C u with C moved into b; C by least squares on the inputs where not given."""
+    if samples.inputs is None:
+        return z, theta
+    rank, u = z.shape[1], samples.inputs[samples.rows].double()
+    if jump is None:
+        jump = torch.linalg.lstsq(u, z, driver="gelsd").solution.T
+    theta = theta.clone()
+    theta[:, rank : rank + u.shape[1]] += theta[:, :rank] @ jump
+    return z - u @ jump.T, theta
+
+
+class _RateFit:
+    """The steps of :func:`fit_rates_closed_form` on all samples, with the state they pass on."""
+
+    def __init__(self, recording: Recording, rank: int, has_bias: bool, regularizer: float | None):
+        self.recording, self.rank, self.has_bias, self.regularizer = recording, rank, has_bias, regularizer
+        self.phi, self.mask = activation_named(recording.activation), recording.mask
+        self.samples = _Samples.of(recording.activity, self.mask, recording.inputs)
+        self.binary = _is_binary(self.samples, self.phi)
+
+    def start(self, seed: int) -> None:
+        samples, phi, binary = self.samples, self.phi, self.binary
+        few = samples.subset(_random_rows(len(samples), _SUBSET_SAMPLES, seed))
+        _, self.theta = _alternate(few, self.rank, self.has_bias, phi, binary)
+        self.z = _projected_start(samples, self.theta, self.rank, phi)
+        self.z, self.normal, _ = _update_latents(samples, self.z, self.theta, phi, 2, 10, binary)
+        self.refit_loadings(self.z)
+        self.z, self.theta = _without_inputs(samples, self.z, self.theta)
+        self.standardise()
+
+    def refit_loadings(self, z: Tensor) -> None:
+        """One Newton pass for the loadings given latents z, one for the sample-wise latents given them."""
+        samples, phi, binary = self.samples, self.phi, self.binary
+        x = samples.design(z, self.has_bias)
+        self.theta, self.normal_loadings, _ = _update_loadings(samples, x, self.theta, phi, binary, binary)
+        self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 1, binary)
+        observed, (k, p) = len(samples) * len(self.theta), self.theta.shape
+        self.variance = error * observed / max(observed - k * p - len(samples) * self.rank, 1)
+        self.dispersion = 1.0 if binary else self.variance
+
+    def standardise(self) -> None:
+        self.z, self.theta, self.normal = _standardise(self.samples, self.z, self.theta, self.normal, self.has_bias)
+
+    def grid(self, rows: Tensor) -> Tensor:
+        """Values of samples (S, ...) laid out as (trials, time, ...), zero where masked."""
+        out = rows.new_zeros(self.mask.numel(), *rows.shape[1:])
+        out[self.samples.rows] = rows
+        return out.reshape(*self.mask.shape, *rows.shape[1:])
+
+    def fit_dynamics(self, z: Tensor) -> None:
+        """Output weights from latents z (S, R) in the gauge of self.theta."""
+        alpha = self.recording.alpha
+        self.dynamics = _fit_dynamics(
+            self.samples, self.grid(z), self.theta, self.mask, alpha, self.phi, self.regularizer
+        )
+
+    def network(self) -> Network:
+        split = Loadings.unstack(self.theta, self.rank, self.recording.n_inputs, self.has_bias)
+        return Network(split.m, self.dynamics.n, split.b, split.d, self.recording.alpha, self.phi.name)
+
+    def smooth(self) -> tuple[Tensor, Tensor, Tensor]:
+        information = self.grid(self.normal) / self.dispersion
+        return smooth_latents(
+            self.grid(self.z), information, self.network(), self.recording.lengths, self.recording.inputs
+        )
+
+
+def fit_rates_closed_form(
+    recording: Recording,
+    rank: int,
+    has_bias: bool = False,
+    regularizer: float | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+) -> ClosedFormFit:
+    """Latents, loadings and output weights from recorded rates.
+
+    On a subset of samples: principal components of phi^-1 of the denoised rates, then alternating Newton steps for
+    latents and loadings. Then on all samples: latents, loadings, output weights by ridge, and, where noise leaves the
+    latents uncertain, ``rounds`` of smoothing the latents with the fitted dynamics and refitting. The work grows
+    linearly with samples and with neurons; memory beside the activity is bounded by chunks, but for latents.
+
+    Args:
+        recording: rates with their mask, inputs, alpha and activation.
+        rank: R; has_bias: whether neurons have a bias d.
+        regularizer: lambda of the ridge for n; None: generalised cross-validation.
+        rounds: of smoothing; None: 2, or none where the latents' standard error is below 1e-4 of their size.
+        seed: chooses the subset of samples.
+
+    Raises:
+        UserError: for spikes, or a rank that the recording cannot support.
+    """
+    _check_rates(recording, rank)
+    fit = _RateFit(recording, rank, has_bias, regularizer)
+    fit.start(seed)
+    fit.fit_dynamics(fit.z)
+    if fit.dynamics.jump is not None:
+        fit.z, fit.theta = _without_inputs(fit.samples, fit.z, fit.theta, fit.dynamics.jump)
+        fit.standardise()
+        fit.fit_dynamics(fit.z)
+    if rounds is None:
+        error = fit.dispersion * float(_inverse(fit.normal).diagonal(dim1=-2, dim2=-1).mean())
+        rounds = 0 if error < 1e-8 else 2
+    for _ in range(rounds):
+        smoothed = fit.smooth()[0].reshape(-1, rank)[fit.samples.rows]
+        fit.refit_loadings(smoothed)
+        fit.fit_dynamics(smoothed)
+    return _finished(fit, rounds > 0)
+
+
+def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
+    recording = fit.recording
+    spread = fit.grid(_inverse(fit.normal) * fit.dispersion)
+    if smooth:
+        z, covariance, process = fit.smooth()
+    else:
+        z, covariance = fit.grid(fit.z), spread
+        following, jacobian = _linearised_step(fit.network(), z, _double(recording.inputs), fit.mask)
+        pairs = fit.mask[:, 1:] & fit.mask[:, :-1]
+        process = _moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
+    x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
+    _, normal, _ = _update_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.binary)
+    return ClosedFormFit(
+        latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),
+        latents_covariance=covariance,
+        least_squares=fit.grid(fit.z),
+        least_squares_covariance=spread,
+        loadings=fit.network().loadings,
+        loadings_covariance=_inverse(normal) * fit.dispersion,
+        n=fit.dynamics.n,
+        regularizer=fit.dynamics.regularizer,
+        residual_sd=fit.variance**0.5,
+        process_covariance=process,
+        binary=fit.binary,
+        activation=fit.phi.name,
+    )
+
+
+def _double(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training through the dynamics
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Latents of some trials given their activity.
+
+    Attributes:
+        z: (trials, time, R), zero past a trial's end; covariance: (trials, time, R, R); float64.
+    """
+
+    z: Tensor
+    covariance: Tensor
+
+
+class RateModel(nn.Module):
+    """A low-rank RNN fitted to recorded rates through its dynamics.
+
+    The recorded neurons are the units of the network. A trial's initial state is read out of its first samples
+    through the loadings (least squares, then smoothed with the dynamics), so held-out trials need no parameters
+    of their own; it is recomputed for every batch and carries no gradient.
+
+    Args:
+        n_neurons: K; rank: R; n_inputs: U; has_bias, alpha, activation: as in :class:`LowRankRNN`.
+        init: "closed_form" (:func:`fit_rates_closed_form`) or "random" (normal, ``init_std``), used by
+            :meth:`initialise`.
+        init_std: standard deviation of the random start; 2 as published for LINT.
+        weight_penalty: times the sum of the parameter tensors' norms is added to the training loss. Published: 1e-5.
+            Zero by default: beside a closed-form start it only biases, since the loss there is below it.
+        start_samples: samples at a trial's start that its initial state is read from.
+
+    Raises:
+        UserError: for an unknown start, and whatever LowRankRNN raises.
+    """
+
+    def __init__(
+        self,
+        n_neurons: int,
+        rank: int,
+        n_inputs: int = 0,
+        has_bias: bool = False,
+        alpha: float = 0.1,
+        activation: str = "tanh",
+        init: str = "closed_form",
+        init_std: float = 2.0,
+        weight_penalty: float = 0.0,
+        start_samples: int = 10,
+    ):
+        super().__init__()
+        if init not in ("closed_form", "random"):
+            raise UserError("init closed_form or random", repr(init))
+        if start_samples < 1:
+            raise UserError("at least one sample to read the initial state from", str(start_samples))
+        self.rnn = LowRankRNN(n_neurons, rank, n_inputs, has_bias, alpha, activation, init_std)
+        self.init, self.weight_penalty, self.start_samples = init, float(weight_penalty), start_samples
+        width = rank + n_inputs + int(has_bias)
+        self.register_buffer("residual_variance", torch.ones((), dtype=torch.float64))
+        self.register_buffer("process_covariance", torch.eye(rank, dtype=torch.float64))
+        self.register_buffer("loadings_covariance", torch.zeros(n_neurons, width, width, dtype=torch.float64))
+        self.register_buffer("binary", torch.zeros((), dtype=torch.bool))
+
+    def initialise(self, recording: Recording) -> ClosedFormFit | None:
+        """Start from training trials: parameters by the closed form, unless the start is random; noise levels.
+
+        Returns:
+            the closed form, or None for a random start.
+        """
+        if self.init == "random":
+            _check_rates(recording, self.rnn.rank)
+            self.calibrate(recording)
+            return None
+        fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias)
+        self.rnn.set_network(fit.network)
+        self.binary.fill_(fit.binary)
+        self.residual_variance.fill_(fit.residual_sd**2)
+        self.process_covariance.copy_(fit.process_covariance)
+        self.loadings_covariance.copy_(fit.loadings_covariance)
+        return fit
+
+    @torch.no_grad()
+    def calibrate(self, recording: Recording) -> None:
+        """Re-estimate noise levels and the loadings' covariance for the present parameters; after training."""
+        phi, loadings = activation_named(self.rnn.activation), self.loadings()
+        samples = _Samples.of(recording.activity, recording.mask, recording.inputs)
+        self.binary.fill_(_is_binary(samples, phi))
+        z, normal, error = self._least_squares(recording.activity, recording.mask, recording.inputs)
+        self.residual_variance.fill_(error)
+        network = self.rnn.network()
+        z, _, q = smooth_latents(z, normal / self.dispersion, network, recording.lengths, recording.inputs)
+        self.process_covariance.copy_(q)
+        x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
+        binary, theta = bool(self.binary), loadings.stack().double()
+        _, normal, _ = _update_loadings(samples, x, theta, phi, binary, binary)
+        self.loadings_covariance.copy_(_inverse(normal) * self.dispersion)
+
+    @property
+    def dispersion(self) -> float:
+        """Variance that one unit of weight in the normal equations stands for."""
+        return 1.0 if bool(self.binary) else max(float(self.residual_variance), 1e-14)
+
+    def loadings(self) -> Loadings:
+        """Loadings of the recorded neurons, detached."""
+        return self.rnn.loadings().map(Tensor.detach)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """One group for the optimizer."""
+        return [{"params": list(self.rnn.parameters()), "lr": lr}]
+
+    def initial_states(self, batch: TrialBatch) -> Tensor:
+        """States at the first sample (B, R), float32, without gradient."""
+        cut = slice(0, min(self.start_samples, batch.activity.shape[1]))
+        u = None if batch.inputs is None else batch.inputs[:, cut]
+        return self._posterior(batch.activity[:, cut], batch.mask[:, cut], u).z[:, 0].to(self.rnn.m.dtype)
+
+    def rollout(self, batch: TrialBatch) -> Tensor:
+        """Trajectories of the network from the initial states, (B, time, R); gradients flow into the parameters."""
+        return self.rnn.simulate(self.initial_states(batch), batch.activity.shape[1], batch.inputs)
+
+    def validation_loss(self, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the rates along the noise-free rollout, over recorded samples and neurons."""
+        rates = self.rnn.network().rates(self.rollout(batch), batch.inputs)
+        error = ((rates - batch.activity) * batch.mask[..., None]).square().sum()
+        loss = error / (batch.mask.sum() * batch.activity.shape[-1])
+        return loss, {"mean_squared_error": loss.detach()}
+
+    def loss(
+        self, batch: TrialBatch, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training objective: the error of :meth:`validation_loss` plus the weight penalty.
+
+        ``progress`` and ``generator`` belong to the common interface; nothing here depends on them.
+        """
+        loss, parts = self.validation_loss(batch)
+        if self.weight_penalty:
+            penalty = self.weight_penalty * sum(p.norm() for p in self.rnn.parameters())
+            loss, parts = loss + penalty, parts | {"weight_penalty": penalty.detach()}
+        return loss, parts
+
+    @torch.no_grad()
+    def infer(self, data: TrialBatch | Recording, method: str = "smooth") -> Tensor:
+        """Latents (trials, time, R), float64, of any trials.
+
+        Args:
+            method: "smooth", the posterior mean given activity and dynamics; "least_squares", each sample on its own,
+                with errors independent between samples; "rollout", the noise-free trajectory.
+        """
+        if method == "rollout":
+            batch = _as_batch(data)
+            return self.rollout(batch).double() * batch.mask[..., None]
+        return self.posterior(data, method).z
+
+    @torch.no_grad()
+    def posterior(self, data: TrialBatch | Recording, method: str = "smooth") -> Posterior:
+        """Latents with their covariance; ``method`` is "smooth" or "least_squares"."""
+        if method not in ("smooth", "least_squares"):
+            raise UserError("a method among smooth, least_squares, rollout", repr(method))
+        batch = _as_batch(data)
+        return self._posterior(batch.activity, batch.mask, batch.inputs, smooth=method == "smooth")
+
+    def _least_squares(self, activity: Tensor, mask: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, float]:
+        return least_squares_latents(
+            activity, mask, self.loadings(), self.rnn.activation, inputs, binary=bool(self.binary)
+        )
+
+    @torch.no_grad()
+    def _posterior(self, activity: Tensor, mask: Tensor, inputs: Tensor | None, smooth: bool = True) -> Posterior:
+        z, normal, _ = self._least_squares(activity, mask, inputs)
+        covariance = torch.where(mask[..., None, None], _inverse(normal) * self.dispersion, 0.0)
+        noise = covariance.diagonal(dim1=-2, dim2=-1)[mask].mean()
+        if not smooth or activity.shape[1] < 2 or noise < 1e-8 * z[mask].square().mean():
+            return Posterior(z, covariance)
+        z, covariance, _ = smooth_latents(
+            z, normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
+        )
+        return Posterior(z, covariance)
+
+
+def _as_batch(data: TrialBatch | Recording) -> TrialBatch:
+    if isinstance(data, TrialBatch):
+        return data
+    return TrialBatch(data.activity, data.mask, torch.arange(data.n_trials), data.inputs)
