@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,22 @@ class Flow(nn.Module):
             "dof": self.fixed_dof,
             "standardise": self.standardise,
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write plain values and tensors; :meth:`load` reads them without running code."""
+        torch.save({"arguments": self.arguments(), "state": self.state_dict()}, path)
+
+    @classmethod
+    def load(cls, path: str | Path, map_location="cpu") -> Flow:
+        """The flow that :meth:`save` wrote to ``path``."""
+        return cls.rebuild(torch.load(path, map_location=map_location, weights_only=True))
+
+    @classmethod
+    def rebuild(cls, saved: dict) -> Flow:
+        """The flow from its ``arguments`` and ``state``, in evaluation mode and in the dtype of the state."""
+        flow = cls(**saved["arguments"]).to(saved["state"]["location"].dtype)
+        flow.load_state_dict(saved["state"])
+        return flow.eval()
 
     @torch.no_grad()
     def fit_scaler(self, x: Tensor, context: Tensor | None = None) -> Flow:
