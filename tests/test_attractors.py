@@ -1,0 +1,275 @@
+"""Teachers against Monte Carlo and closed forms; simulated recordings against equation (1)."""
+
+import math
+
+import pytest
+import torch
+
+from connector.data.attractors import (
+    TEACHERS,
+    LinearGaussian,
+    Teacher,
+    grid_of_states,
+    linear_attractors,
+    register_teacher,
+    simulate_recording,
+    teacher,
+)
+from connector.dynamics import leading_fixed_points
+from connector.errors import UserError
+from connector.types import Latents
+
+NAMES = ("quadstable", "bistable", "limit_cycle", "ring", "heavy_tailed")
+
+
+def _gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _states(n: int = 12) -> torch.Tensor:
+    return 1.5 * torch.randn(n, 2, generator=_gen(5), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampled_network_obeys_the_mean_field(name):
+    source = teacher(name)
+    net, z = source.sample(40_000, _gen()), _states()
+    phi = torch.tanh(z @ net.m.T)
+    for n in (net.n, source.conditional_mean(net.m)):  # nu carries all that the dynamics see of n
+        terms = phi[..., None] * n
+        error = (terms.mean(1) - source.drive(z)).abs()
+        assert (error < 5 * terms.std(1) / math.sqrt(net.n_neurons)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conditional_mean_leaves_no_regression(name):
+    # n - nu(m) must be uncorrelated with any function of m.
+    source = teacher(name)
+    net = source.sample(60_000, _gen(1))
+    residual = net.n - source.conditional_mean(net.loadings)
+    for function in (lambda m: torch.ones_like(m), torch.tanh, torch.sin, lambda m: torch.tanh(m).flip(1) ** 3):
+        product = residual * function(net.m)
+        assert (product.mean(0).abs() < 5 * product.std(0) / math.sqrt(len(product))).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_density_of_the_loadings_integrates_to_one_and_fits_the_draw(name):
+    source = teacher(name)
+    axis = torch.linspace(-60, 60, 2401, dtype=torch.float64)
+    density = source.log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert float(density.sum()) * 0.05**2 == pytest.approx(1, abs=2e-3)
+    inside = torch.cartesian_prod(axis, axis).abs().max(1).values < 1.0 - 1e-9
+    expected = float(density[inside].sum()) * 0.05**2
+    m = source.sample(40_000, _gen(2)).m
+    share = float((m.abs().max(1).values < 0.975).double().mean())
+    assert share == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["bistable", "limit_cycle", "ring"])
+def test_gaussian_teachers_have_the_published_covariances(name):
+    expected = {
+        "bistable": [[1.2, 0.8], [0.0, 1.6]],
+        "limit_cycle": [[1.6, -0.8], [0.8, 1.6]],
+        "ring": [[1.6, 0.0], [0.0, 1.6]],
+    }[name]
+    net = teacher(name).sample(1000, _gen(3), exact_moments=True)
+    eye = torch.eye(2, dtype=torch.float64)
+    assert torch.allclose(net.m.T @ net.m / 1000, eye)
+    assert torch.allclose(net.n.T @ net.m / 1000, torch.tensor(expected, dtype=torch.float64))
+    assert torch.allclose(net.n.T @ net.n / 1000, 4 * eye)
+
+
+def test_quadstable_mixture():
+    source = teacher("quadstable")
+    net, labels = source.sample_with_components(1000, _gen())
+    assert labels.bincount().tolist() == [250] * 4
+    assert labels[:8].unique().numel() > 1  # the order of the neurons tells nothing
+    for component in range(4):
+        members = labels == component
+        spread = torch.cat([net.m[members] - source.m_means[component], net.n[members] - source.n_means[component]], 1)
+        assert torch.allclose(torch.cov(spread.T), 0.25 * torch.eye(4, dtype=torch.float64), atol=0.09)
+    # The mixture factorises over the axes, where the posterior mean of a sign is a tanh.
+    closed = 2.31 * torch.tanh(0.87 * net.m / 0.25)
+    assert torch.allclose(source.conditional_mean(net.m), closed)
+    assert (source.components(net.m) == labels).double().mean() > 0.9
+    assert source.sample(10, _gen()).n_neurons == 10  # counts that do not divide
+
+
+@pytest.mark.parametrize(("name", "stable", "rate"), [("bistable", 2, -0.25), ("heavy_tailed", 2, -0.5)])
+def test_two_stable_points_with_the_predicted_slow_rate(name, stable, rate):
+    source = teacher(name)
+    points, eigenvalues = leading_fixed_points(source.vector_field, grid_of_states(5, 2.4))
+    leading = eigenvalues.real.max(1).values
+    assert (leading < 0).sum() == stable == source.n_attractors
+    assert len(points) == 5
+    # Directions turn under S alone: the slow rate is the ratio of its eigenvalues less one.
+    assert leading[:2].tolist() == pytest.approx([rate, rate], abs=1e-5)
+
+
+def test_quadstable_has_four_stable_points():
+    points, eigenvalues = leading_fixed_points(teacher("quadstable").vector_field, grid_of_states(5, 2.4))
+    stable = points[eigenvalues.real.max(1).values < 0]
+    assert len(points) == 9
+    # They lie on the axes: on a diagonal one pair of components is silent, which halves the drive.
+    place = sorted(map(tuple, (stable / stable.norm(dim=1, keepdim=True)).round().int().tolist()))
+    assert place == [(-1, 0), (0, -1), (0, 1), (1, 0)]
+    radius = float(stable.norm(dim=1)[0])
+    h = 0.87 * radius + 0.5 * radius * torch.randn(400_000, generator=_gen(), dtype=torch.float64)
+    assert radius == pytest.approx(2.31 * float(torch.tanh(h).mean()), abs=0.01)
+
+
+def test_limit_cycle_and_ring():
+    cycle, ring = teacher("limit_cycle"), teacher("ring")
+    assert (cycle.attractor_kind, ring.attractor_kind) == ("limit_cycle", "ring")
+    z = _states()
+    turn = (z[:, 0] * cycle.drive(z)[:, 1] - z[:, 1] * cycle.drive(z)[:, 0]) / (z * cycle.drive(z)).sum(1)
+    assert torch.allclose(turn, torch.full_like(turn, 0.5))  # rotation 0.8 against gain 1.6, everywhere
+    radius = float(leading_fixed_points(ring.vector_field, grid_of_states(3, 2.4))[0].norm(dim=1).max())
+    angle = torch.linspace(0, 2 * math.pi, 17, dtype=torch.float64)
+    circle = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    assert radius > 0.5
+    assert ring.vector_field(circle).abs().max() < 1e-6
+
+
+def test_kinds_of_linear_attractors():
+    eye = torch.eye(2)
+    assert linear_attractors(1.6 * eye, 1.0) == ("ring", 1)
+    assert linear_attractors(0.9 * eye, 1.0) == ("fixed_points", 1)
+    assert linear_attractors(0.9 * eye, 3.0) == ("ring", 1)
+    assert linear_attractors(torch.tensor([[1.2, 0.8], [0, 1.6]]), 1.0) == ("fixed_points", 2)
+    assert linear_attractors(torch.tensor([[1.6, -0.8], [0.8, 1.6]]), 1.0) == ("limit_cycle", 1)
+    assert linear_attractors(torch.tensor([[1.6, 1.0], [0, 1.6]]), 1.0) == ("none", 0)
+
+
+@pytest.mark.parametrize("name", ["bistable", "quadstable", "heavy_tailed"])
+def test_simulated_networks_keep_their_teachers_attractors(name):
+    source = teacher(name)
+    for seed in range(3):
+        _, network = simulate_recording(source, n_grid=1, n_steps=2, seed=seed)
+        _, eigenvalues = network.fixed_points(grid_of_states(4, 2.4), relax_steps=150)
+        assert (eigenvalues.real.max(1).values < 0).sum() == source.n_attractors
+
+
+def test_heavy_tails():
+    m = teacher("heavy_tailed").sample(20_000, _gen()).m[:, 0]
+    # Quantiles of the Student t with 3 degrees of freedom.
+    for probability, quantile in ((0.5, 0.0), (0.9, 1.6377), (0.99, 4.5407), (0.999, 10.2145)):
+        assert float((m < quantile).double().mean()) == pytest.approx(
+            probability, abs=0.012 * (1.05 - probability) + 6e-4
+        )
+
+
+def test_recording_obeys_equation_one():
+    recording, network = simulate_recording(teacher("bistable"), n_neurons=80, n_grid=4, n_steps=30, seed=1)
+    z = recording.latents
+    assert recording.activity.shape == (16, 30, 80)
+    assert torch.equal(z[:, 0], grid_of_states(4, 2.4))
+    assert torch.allclose(z[:, 1:], network.step(z[:, :-1]), atol=1e-12)
+    states, _, drive = Latents(z, recording.lengths, recording.alpha).samples()
+    assert torch.allclose(drive, network.drive(states), atol=1e-10)
+    weak = (z @ recording.loadings.m.T).abs() < 2
+    assert torch.allclose(torch.atanh(recording.activity)[weak], (z @ network.m.T).float()[weak], atol=1e-4)
+
+
+def test_a_fraction_of_the_neurons_is_recorded():
+    options = {"n_neurons": 100, "n_grid": 2, "n_steps": 5, "seed": 4}
+    everything, network = simulate_recording(teacher("ring"), **options)
+    part, same = simulate_recording(teacher("ring"), recorded_fraction=0.3, **options)
+    assert torch.equal(network.m, same.m)
+    assert part.n_neurons == 30
+    assert same.n_neurons == 100
+    place = [int((network.m == row).all(1).nonzero()) for row in part.loadings.m]
+    assert len(set(place)) == 30
+    assert max(place) >= 60  # not simply the first ones
+    assert torch.equal(part.activity, everything.activity[:, :, place])
+    assert torch.equal(part.n, network.n[place])
+
+
+def test_stride_keeps_every_sth_sample_and_scales_alpha():
+    options = {"n_neurons": 50, "n_grid": 2, "n_steps": 40, "seed": 4}
+    fine, _ = simulate_recording(teacher("limit_cycle"), **options)
+    coarse, _ = simulate_recording(teacher("limit_cycle"), stride=4, **options)
+    assert torch.equal(coarse.latents, fine.latents[:, ::4])
+    assert torch.equal(coarse.activity, fine.activity[:, ::4])
+    assert coarse.alpha == pytest.approx(0.4)
+    assert any("alpha 0.1" in note for note in coarse.notes)
+    assert simulate_recording(teacher("ring"), n_neurons=9, n_grid=1, n_steps=40, stride=20)[0].alpha == 1.0
+
+
+def test_spikes_have_the_documented_intensity():
+    recording, network = simulate_recording(
+        teacher("ring"),
+        n_neurons=200,
+        n_grid=8,
+        n_steps=40,
+        observation="spikes",
+        rate_scale_hz=20.0,
+        rate_offset=0.5,
+        bin_s=0.02,
+        stride=2,
+        seed=2,
+    )
+    assert recording.activation == network.activation == "tanh"
+    assert recording.bin_s == 0.04
+    z, _ = simulate_recording(teacher("ring"), n_neurons=200, n_grid=8, n_steps=40, seed=2)
+    expected = 0.02 * 20 * torch.nn.functional.softplus(z.latents @ network.m.T + 0.5)
+    expected = expected[:, ::2] + expected[:, 1::2]
+    counts = recording.activity.double()
+    assert torch.equal(counts, counts.round())
+    standardised = (counts - expected) / expected.sqrt()
+    assert abs(float(standardised.mean())) < 5 / math.sqrt(counts.numel())
+    assert float(standardised.square().mean()) == pytest.approx(1, abs=0.03)  # Poisson: variance = mean
+    assert float(counts.sum((0, 1)).div(expected.sum((0, 1))).sub(1).abs().max()) < 0.2  # each neuron its own
+
+
+def test_noise_has_the_size_asked_for():
+    options = {"n_neurons": 60, "n_grid": 10, "n_steps": 20, "seed": 3}
+    clean, network = simulate_recording(teacher("bistable"), **options)
+    noisy, _ = simulate_recording(teacher("bistable"), observation_noise_std=0.3, **options)
+    assert float((noisy.activity - clean.activity).std()) == pytest.approx(0.3, rel=0.02)
+    assert torch.equal(noisy.latents, clean.latents)
+    restless, _ = simulate_recording(teacher("bistable"), noise_std=0.05, **options)
+    kicks = restless.latents[:, 1:] - network.step(restless.latents[:, :-1])
+    assert float(kicks.std()) == pytest.approx(0.05, rel=0.04)
+
+
+def test_a_recording_is_a_function_of_its_seed():
+    options = {"n_neurons": 20, "n_grid": 2, "n_steps": 5, "observation": "spikes"}
+    first, _ = simulate_recording(teacher("quadstable"), seed=1, **options)
+    torch.randn(3)  # the global random state plays no part
+    again, _ = simulate_recording(teacher("quadstable"), seed=1, **options)
+    other, _ = simulate_recording(teacher("quadstable"), seed=2, **options)
+    assert torch.equal(first.activity, again.activity)
+    assert not torch.equal(first.loadings.m, other.loadings.m)
+
+
+def test_users_add_teachers():
+    @register_teacher("one_point")
+    def one_point(gain: float = 0.5) -> Teacher:
+        return LinearGaussian([[gain, 0.0], [0.0, gain]], name="one_point")
+
+    try:
+        assert teacher("one_point").n_attractors == 1
+        assert teacher("one_point", gain=1.5).attractor_kind == "ring"
+    finally:
+        del TEACHERS["one_point"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: teacher("quadstabel"),
+        lambda: teacher("ring", gain=3),
+        lambda: teacher("ring", alpha=0),
+        lambda: teacher("heavy_tailed", dof=2),
+        lambda: LinearGaussian([[3.0, 0.0], [0.0, 1.0]]),  # S S^T exceeds Cov(n)
+        lambda: teacher("ring").conditional_mean(torch.zeros(3, 3)),
+        lambda: simulate_recording(teacher("ring"), observation="volts"),
+        lambda: simulate_recording(teacher("ring"), recorded_fraction=0.0),
+        lambda: simulate_recording(teacher("ring"), stride=80),
+        lambda: simulate_recording(teacher("ring"), observation="spikes", observation_noise_std=0.1),
+    ],
+)
+def test_mistakes_are_named(call):
+    with pytest.raises(UserError):
+        call()

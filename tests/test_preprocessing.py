@@ -1,0 +1,107 @@
+"""Click adaptation, binning, the open range of phi."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from connector.data.preprocessing import (
+    adapt_clicks,
+    adapt_stereo_clicks,
+    bin_events,
+    clip_to_open_range,
+    mean_rates_hz,
+    pad_trials,
+    range_excess,
+)
+from connector.dynamics import ACTIVATIONS, activation
+from connector.errors import UserError
+
+
+def test_adaptation_of_three_clicks_by_hand():
+    phi, rate = 0.2, 50.0
+    second = 1 - (1 - 0.2 * 1.0) * math.exp(-50 * 0.01)
+    third = 1 - (1 - 0.2 * second) * math.exp(-50 * 0.03)
+    assert adapt_clicks(np.array([0.1, 0.11, 0.14]), phi, rate) == pytest.approx([1.0, second, third])
+
+
+def test_adaptation_solves_its_differential_equation():
+    times = np.array([0.0, 0.004, 0.013, 0.05])
+    phi, rate, dt = 0.3, 100.0, 1e-6
+    gain, met, step = 1.0, [], 0
+    for time in times:
+        while step * dt < time - dt / 2:
+            gain += dt * rate * (1 - gain)
+            step += 1
+        met.append(gain)
+        gain *= phi
+    assert adapt_clicks(times, phi, rate) == pytest.approx(met, abs=1e-4)
+
+
+def test_no_adaptation_and_long_intervals_leave_magnitude_one():
+    times = np.array([0.0, 0.001, 0.5])
+    assert adapt_clicks(times, phi=1.0).tolist() == [1, 1, 1]
+    assert adapt_clicks(times, phi=0.0)[2] == pytest.approx(1)
+    assert adapt_clicks(times, phi=0.0)[1] == pytest.approx(1 - math.exp(-0.1))
+    assert len(adapt_clicks(np.array([]))) == 0
+    with pytest.raises(UserError):
+        adapt_clicks(times, recovery_hz=0.0)
+
+
+def test_adaptation_across_sides():
+    left, right = np.array([0.0, 0.02]), np.array([0.0, 0.01])
+    across = adapt_stereo_clicks(left, right, 0.1, 100.0)
+    merged = adapt_clicks(np.array([0.0, 0.01, 0.02]), 0.1, 100.0)
+    assert across[0] == pytest.approx([1, merged[2]])  # the stereo click is one event
+    assert across[1] == pytest.approx([1, merged[1]])
+    within = adapt_stereo_clicks(left, right, 0.1, 100.0, across_sides=False)
+    assert within[0] == pytest.approx(adapt_clicks(left, 0.1, 100.0))
+    assert within[0][1] > across[0][1]  # the right click in between no longer counts
+
+
+def test_binning():
+    # 0.29 / 0.01 is 28.999999999999996 in floating point: an event on an edge begins its bin.
+    counts = bin_events(np.array([0.0, 0.005, 0.29, 0.3, 0.299, -0.001]), 30, 0.01)
+    assert counts.shape == (30,)
+    assert counts[0] == 2
+    assert counts[29] == 2  # 0.29 and 0.299; 0.3 lies past the end
+    assert counts.sum() == 4
+    assert bin_events(np.array([0.01, 0.012]), 3, 0.01, np.array([0.5, 0.25])).tolist() == [0, 0.75, 0]
+
+
+def test_padding_and_rates():
+    padded, lengths = pad_trials([np.full((2, 3), 2, dtype=np.uint8), np.ones((4, 3), dtype=np.uint8)])
+    assert padded.dtype == np.float32
+    assert lengths.tolist() == [2, 4]
+    assert padded[0].sum() == 12
+    assert padded[0, 2:].sum() == 0
+    # 2 x 2 + 4 x 1 spikes in 6 samples of 0.1 s; samples past the end count for nothing.
+    assert mean_rates_hz(torch.from_numpy(padded), torch.from_numpy(lengths), 0.1).tolist() == pytest.approx(
+        [8 / 0.6] * 3
+    )
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clipped_rates_have_finite_potentials(name, dtype):
+    phi = activation(name)
+    extremes = torch.tensor([phi.low, phi.low - 3, min(phi.high, 1e3), min(phi.high, 1e3) + 3, 0.3], dtype=dtype)
+    clipped = clip_to_open_range(extremes, name)
+    assert torch.isfinite(phi.inverse(clipped)).all()
+    assert clipped[-1] == extremes[-1]  # what lies inside is untouched
+    assert clipped[0] == clipped[1] == pytest.approx(phi.low, abs=1e-6)
+    assert torch.allclose(phi(phi.inverse(clipped)), clipped, atol=1e-6)
+
+
+def test_range_excess_separates_noise_from_the_wrong_scale():
+    generator = torch.Generator().manual_seed(0)
+    saturated = torch.ones(20_000)
+    noisy = saturated + 0.3 * torch.randn(20_000, generator=generator)
+    assert range_excess(saturated, "tanh") == 0
+    assert range_excess(noisy, "tanh") == pytest.approx(0.3 / math.sqrt(2), rel=0.03)
+    z_scored = torch.randn(20_000, generator=generator)
+    assert range_excess(z_scored, "tanh") == pytest.approx(0.39, abs=0.01)
+    assert range_excess(z_scored, "relu") == pytest.approx(math.sqrt(0.5), rel=0.03)
+    assert range_excess(10 * torch.rand(1000, generator=generator), "softplus") == 0
+    assert range_excess(10 * torch.rand(1000, generator=generator), "sigmoid") > 5
