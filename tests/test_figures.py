@@ -1,0 +1,231 @@
+"""Every figure draws what it was given, with labelled axes, without warnings and without global pyplot state."""
+
+import io
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from connector import figures
+from connector.dynamics import Network
+from connector.types import Loadings
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(rank, n_inputs=0, bias=False, k=80):
+    return Network(
+        m=normal(k, rank),
+        n=2 * normal(k, rank, seed=1),
+        b=normal(k, n_inputs, seed=2) if n_inputs else None,
+        d=normal(k, seed=3) if bias else None,
+    )
+
+
+def render(figure: Figure) -> int:
+    """Draws to PNG with every warning an error; returns the number of bytes."""
+    assert isinstance(figure, Figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=50)
+    return buffer.tell()
+
+
+def all_axes(figure: Figure):
+    return [axis for axis in figure.axes if axis.has_data()]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_flow_field_in_any_rank(rank):
+    net = network(rank)
+    paths = net.simulate(2 * normal(30, rank, seed=5), 40)
+    points = net.fixed_points(paths[:, 0])
+    figure = figures.flow_field(
+        {"true": net, "sampled": net.vector_field},
+        paths.reshape(-1, rank),
+        trajectories=paths[:5],
+        fixed_points={"true": points},
+        title="Flow",
+    )
+    assert render(figure) > 5000
+    axes = all_axes(figure)
+    assert [axis.get_title(loc="left") for axis in axes] == ["true", "sampled"]
+    assert all("latent" in axis.get_xlabel() for axis in axes)
+    assert axes[0].get_ylabel()
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_flow_field_marks_stability_and_phase_line_finds_its_zeros():
+    states = torch.linspace(-2, 2, 200, dtype=torch.float64)[:, None]
+    figure = figures.flow_field({"double well": lambda z: z - z**3}, states)
+    marks = [
+        (round(float(line.get_xdata()[0]), 2), line.get_markerfacecolor())
+        for line in figure.axes[0].lines
+        if line.get_marker() == "o"
+    ]
+    assert sorted(marks) == [(-1.0, figures.ACCENT), (0.0, "white"), (1.0, figures.ACCENT)]
+
+    plane = torch.cartesian_prod(states[::10, 0], states[::10, 0])
+    eigenvalues = torch.tensor([[-1.0, -2.0], [-1.0, 0.5]], dtype=torch.complex128)
+    figure = figures.flow_field({"f": lambda z: -z}, plane, fixed_points={"f": (torch.zeros(2, 2), eigenvalues)})
+    faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert faces == [figures.ACCENT, "white"]
+
+
+def test_flow_field_above_rank_two_is_the_field_in_the_plane_of_the_leading_components():
+    states = normal(4000, 3) * torch.tensor([3.0, 0.1, 2.0])
+    plane = figures._Plane.of(states.numpy())
+    assert np.abs(plane.basis[1]).max() < 0.05  # the weak axis is not in the plane
+    assert np.allclose(plane.basis.T @ plane.basis, np.eye(2))
+    flat = normal(5, 2).numpy()
+    assert np.allclose(plane.down(plane.up(flat)), flat)
+
+
+def test_coloured_flow_field_has_a_labelled_colour_bar_from_minus_one_to_one():
+    net = network(2)
+    figure = figures.flow_field(
+        {"cells": net}, normal(500, 2), colour={"cells": lambda z: z[:, 0].tanh()}, colour_label="A against B"
+    )
+    assert render(figure) > 5000
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "A against B"
+    assert bar.get_ylim() == (-1, 1)
+
+
+@pytest.mark.parametrize(("rank", "n_inputs", "bias"), [(1, 0, False), (2, 0, False), (2, 1, True), (3, 2, True)])
+def test_loadings_scatter_names_every_column_and_shares_axes(rank, n_inputs, bias):
+    net = network(rank, n_inputs, bias)
+    width = rank + n_inputs + bias
+    groups = {"inferred": torch.arange(80) % 3}
+    figure = figures.loadings_scatter(
+        {"true": (net.loadings, net.n), "inferred": (net.loadings, 2 * net.n)},
+        labels=groups,
+        certainty={"true": torch.linspace(0, 1, 80)},
+        title="Connectivity",
+    )
+    assert render(figure) > 5000
+    scatter = [axis for axis in figure.axes if axis.collections and axis.collections[0].get_offsets().shape == (80, 2)]
+    assert len(scatter) == 2 * rank * width
+    x_labels = [axis.get_xlabel() for axis in scatter if axis.get_xlabel()]
+    assert x_labels == figures.loading_names(net.loadings) * 2
+    assert len(set(x_labels)) == width
+    assert scatter[0].get_ylim() == scatter[rank * width].get_ylim()
+    fades = scatter[0].collections[0].get_facecolor()[:, 3]
+    assert fades[0] < 0.1 < 0.6 < fades[-1]
+
+
+def test_loading_names_use_the_inputs_names():
+    loadings = Loadings(m=torch.zeros(3, 1), b=torch.zeros(3, 2), d=torch.zeros(3))
+    assert figures.loading_names(loadings, ("left", "right")) == [
+        "loading $m_{1}$", "input weight $b$, left", "input weight $b$, right", "bias $d$",
+    ]  # fmt: skip
+
+
+def test_scatter_survives_constant_columns_and_single_values():
+    loadings = Loadings(m=normal(50, 1), d=torch.zeros(50, dtype=torch.float64))
+    assert render(figures.loadings_scatter({"silent": (loadings, torch.zeros(50, 1))})) > 3000
+
+
+def test_tails_draw_the_survival_function():
+    figure = figures.tails({"true": torch.tensor([1.0, -2.0, 4.0, 0.0]), "inferred": normal(5000)})
+    axis = figure.axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [4, 2, 1]
+    assert axis.lines[0].get_ydata().tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert render(figure) > 3000
+
+
+def test_losses_log_axis_only_where_it_helps():
+    epochs = range(1, 30)
+    figure = figures.losses(
+        {
+            "steep": {
+                "training": (epochs, [2.0**-e for e in epochs]),
+                "validation": (epochs, [1.5**-e for e in epochs]),
+            },
+            "flat": {"training": (epochs, [1 + 1 / e for e in epochs])},
+            "negative": {"validation": (epochs, [-e for e in epochs])},
+            "with a gap": {"validation": ([1, 2, 3], [1.0, float("nan"), 0.9])},
+        }
+    )
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "linear", "linear", "linear"]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
+    assert render(figure) > 3000
+    assert render(figures.losses({})) > 100
+
+
+def test_mixture_spectrum_conditional_mean_and_matrices():
+    k = torch.arange(1, 10)
+    figure = figures.mixture_likelihood(k, -1.0 / k, 0.1 / k, null=-2.0 / k + normal(4, 9), elbow=3, note="no evidence")
+    assert render(figure) > 3000
+    assert "nats" in figure.axes[0].get_ylabel()
+    g = torch.logspace(0, -8, 40)
+    figure = figures.spectrum(g, 1e-4)
+    assert render(figure) > 3000
+    expected = float((g / (g + 1e-4)).sum())
+    assert figure.axes[1].get_title(loc="left").startswith(f"{expected:.1f} modes")
+    assert render(figures.spectrum(g, 0.0)) > 3000
+    for rank in (1, 2, 3):
+        nu = normal(200, rank)
+        figure = figures.conditional_mean_fit(nu, nu + 0.1, half_width=torch.full((200, rank), 0.2))
+        assert len(figure.axes) == rank
+        assert "0.01" in figure.axes[0].texts[0].get_text()
+        assert render(figure) > 3000
+    figure = figures.dissimilarity_matrices({"D": torch.rand(2, 3), "V": torch.rand(2, 3)}, ["a", "b"], ["a", "b", "c"])
+    assert render(figure) > 3000
+
+
+def test_rate_fit_respects_lengths_and_units():
+    rates = normal(6, 50, 7)
+    lengths = torch.tensor([50, 10, 50, 30, 50, 20])
+    figure = figures.rate_fit(rates, rates, step=0.01, time_unit="s", lengths=lengths, neurons=[2, 4], trials=[0, 1])
+    axes = figure.axes
+    assert len(axes) == 4
+    assert axes[-1].get_xlabel() == "time (s)"
+    assert len(axes[1].lines[0].get_xdata()) == 10
+    assert np.allclose(axes[1].lines[0].get_ydata(), rates[1, :10, 2])
+    assert render(figure) > 3000
+    assert render(figures.rate_fit(rates[:1, :, :1], rates[:1, :, :1], step=0.1)) > 3000
+
+
+def test_psths_with_a_group_without_trials():
+    time = torch.arange(40) * 0.02
+    seen = normal(3, 40, 12).abs()
+    seen[1] = float("nan")
+    figure = figures.psths(time, seen, seen, ["left", "none", "right"], group_values=[-1, 0, 1], r2=torch.rand(12))
+    assert len(figure.axes) == 9
+    assert figure.axes[0].get_ylabel() == "rate (Hz)"
+    assert figure.axes[-1].get_xlabel().endswith("(s)")
+    assert render(figure) > 3000
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_latent_trajectories_average_running_trials_only(rank):
+    z = torch.ones(20, 30, rank, dtype=torch.float64)
+    z[10:] = -1
+    z[:5, 10:] = 1e6  # past the end of these trials
+    z[:5, :10] = 1
+    lengths = torch.full((20,), 30)
+    lengths[:5] = 10
+    groups = (torch.arange(20) >= 10).long()
+    figure = figures.latent_trajectories(z, groups, ["a", "b"], step=0.1, time_unit="tau", lengths=lengths, minimum=5)
+    first = figure.axes[0].lines[0]
+    assert np.allclose(first.get_ydata(), 1)
+    assert len(first.get_xdata()) == 30
+    stopped = figures.latent_trajectories(z, groups, ["a", "b"], step=0.1, lengths=lengths, minimum=6)
+    assert len(stopped.axes[0].lines[0].get_xdata()) == 10
+    assert len(figure.axes) == rank + (rank > 1)
+    assert render(figure) > 3000
+
+
+def test_no_pyplot_state_is_touched():
+    code = "import sys, connector.figures as f, torch; f.tails({'a': torch.ones(3)}); print('matplotlib.pyplot' in sys.modules)"  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
