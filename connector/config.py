@@ -116,6 +116,7 @@ class RatData(FileData):
     click_adaptation: bool = MISSING
     adaptation_phi: float = MISSING
     adaptation_rate_hz: float = MISSING
+    across_sides: bool = MISSING
 
     def check(self) -> None:
         super().check()
@@ -130,6 +131,7 @@ DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData}
 class LowRankRNNOptions:
     name: str = MISSING
     rank: int = MISSING
+    bias: bool | None = MISSING
     init: str = MISSING
     init_std: float = MISSING
     max_epochs: int | None = MISSING

@@ -48,11 +48,6 @@ def install_job_command() -> None:
         module._hydra_subprocess_cmd = job_command
 
 
-def is_child_rank() -> bool:
-    """True in a process that was started as another rank of a job."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("NODE_RANK", "0")) > 0
-
-
 def leave_process_group(before: dict[str, str | None]) -> None:
     """Undo what a distributed job left in this process, so that the next job of a sweep starts clean.
 

@@ -11,7 +11,7 @@ Equation (1) itself stands in :mod:`connector.dynamics`. Here are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,13 +24,25 @@ from connector.types import Latents, Loadings, Recording, TrialBatch, valid_mask
 
 # Elements of (samples x neurons) handled at once: temporaries stay in the cache and memory stays bounded.
 _CHUNK_ELEMENTS = 1 << 19
-# Samples on which loadings and latents are first found together, and on which modes of the rates are sought.
+# Most samples, and about how many elements (samples x neurons), for steps that hold all of a subset in memory.
 _SUBSET_SAMPLES = 2000
+_SUBSET_ELEMENTS = 20_000_000
 # Prior standard deviation of loadings and of latents, in units where latents have variance one. It only binds
 # what the data leave open (a neuron that never leaves saturation).
 _PRIOR_SD = 10.0
+# Levenberg damping relative to unit weights: without it what saturated or silent entries leave open is moved by the
+# prior in one step, far enough to be driven back in the next.
+_DAMPING = 1e-3
 # Modes of the rates below this fraction of the first are not used for output weights.
 _MODE_CUTOFF = 1e-5
+# Simulated pieces of trials when output weights are found from noisy latents. Twenty samples (two time constants at
+# alpha = .1) were as accurate as fifty and, unlike hundred, converge from any start.
+_SEGMENT_SAMPLES = 20
+_SHOOT_MODES = 48
+# Ridge parameter of the start for them.
+_NOISY_START = 1e-4
+# Factors tried on the covariance of process noise in every iteration of the smoother.
+_Q_SCALES = (1e-3, 1e-1, 0.3, 1.0, 3.0)
 
 
 class LowRankRNN(nn.Module):
@@ -295,6 +307,11 @@ def _random_rows(n_rows: int, size: int, seed: int = 0) -> Tensor:
     return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
 
 
+def _subset_size(samples: _Samples) -> int:
+    """Samples on which loadings and latents are first found together and modes of the rates sought."""
+    return max(200, min(_SUBSET_SAMPLES, _SUBSET_ELEMENTS // samples.activity.shape[1]))
+
+
 def _outer(x: Tensor) -> Tensor:
     """Products of all pairs of columns, (..., P) -> (..., P * P)."""
     return (x[..., :, None] * x[..., None, :]).flatten(-2)
@@ -324,7 +341,7 @@ def _newton_terms(y: Tensor, h: Tensor, phi: Activation, matching: bool) -> tupl
         return slope * residual, slope * slope, residual
     if phi.name == "relu":
         active = y > 0
-        return torch.where(active, y - h, -value), (active | (h > 0)).to(h.dtype), residual
+        return torch.where(active, y - h, -value), torch.ones_like(h), residual  # weight: a bound on the curvature
     return residual, slope, residual
 
 
@@ -344,9 +361,17 @@ def _prior_precision(dispersion: float | Tensor) -> float:
 
 
 def _update_loadings(
-    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, matching: bool = False, binary: bool = False
+    samples: _Samples,
+    x: Tensor,
+    theta: Tensor,
+    phi: Activation,
+    matching: bool = False,
+    binary: bool = False,
+    neurons: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """One Newton step for the stacked loadings of all neurons, given the design x = [z, u, 1] (S, P).
+
+    ``neurons`` are the columns of the activity that theta belongs to, where they are not all.
 
     Returns:
         theta (K, P), the normal matrices (K, P, P) at the old theta, the mean squared residual there.
@@ -357,6 +382,7 @@ def _update_loadings(
     theta_low = theta.to(low).T
     for at, y in samples.pieces():
         piece = x[at].to(low)
+        y = y if neurons is None else y[:, neurons]
         s, w, residual = _newton_terms(y, piece @ theta_low, phi, matching)
         normal += (w.T @ _outer(piece)).double()
         score += (s.T @ piece).double()
@@ -365,8 +391,31 @@ def _update_loadings(
     normal = normal.reshape(n_neurons, width, width)
     precision = _prior_precision(1.0 if binary else mean_square)
     eye = torch.eye(width, dtype=x.dtype, device=x.device)
-    step = _limited_solve(normal + precision * eye, score - precision * theta, x.T @ x / len(x))
+    moment = x.T @ x
+    damped = normal + precision * eye + _DAMPING * moment
+    step = _limited_solve(damped, score - precision * theta, moment / len(x))
     return theta + step, normal, mean_square
+
+
+def _converged_loadings(
+    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, binary: bool, passes: int = 12
+) -> Tensor:
+    """Loadings of all neurons given the design x (S, P), whatever the start.
+
+    Newton steps on the convex matching loss, then Gauss-Newton steps (two-valued data: none); after one pass over
+    all neurons only those that still moved are taken up again.
+    """
+    theta, scale = theta.clone(), x.T @ x / len(x)
+    for matching in (True,) if binary else (True, False):
+        moving = torch.arange(len(theta), device=theta.device)
+        for _ in range(passes):
+            some = None if len(moving) == len(theta) else moving
+            step = _update_loadings(samples, x, theta[moving], phi, matching, binary, some)[0] - theta[moving]
+            theta[moving] += step
+            moving = moving[torch.einsum("kp,pq,kq->k", step, scale, step) > 1e-6]
+            if not len(moving):
+                break
+    return theta
 
 
 def _update_latents(
@@ -394,18 +443,22 @@ def _update_latents(
     offsets = torch.cat(columns, dim=1) if columns else None
     for at, y in samples.pieces():
         fixed = None if offsets is None else offsets[at] @ rest
-        for step in range(matching_steps + newton_steps):
+        matching_left = matching_steps
+        for _ in range(matching_steps + newton_steps):
             h = z[at].to(low) @ m.T
             if fixed is not None:
                 h += fixed
-            s, w, residual = _newton_terms(y, h, phi, binary or step < matching_steps)
+            s, w, residual = _newton_terms(y, h, phi, binary or matching_left > 0)
             normal = (w @ pairs).double().reshape(-1, rank, rank)
             dispersion = 1.0 if binary else float(residual.square().mean())
             precision = _prior_precision(dispersion)
-            move = _limited_solve(normal + precision * eye, (s @ m).double() - precision * z[at], scale)
+            damped = normal + precision * eye + _DAMPING * len(theta) * scale
+            move = _limited_solve(damped, (s @ m).double() - precision * z[at], scale)
             z[at] += move
-            if step >= matching_steps and float(move.abs().max()) < tolerance:
+            furthest = float(move.abs().max())
+            if matching_left == 0 and furthest < tolerance:
                 break
+            matching_left = 0 if furthest < 0.03 else max(matching_left - 1, 0)
         normals[at] = normal
         total += float(residual.square().sum())
     return z, normals, total / (len(samples) * len(theta))
@@ -465,23 +518,102 @@ def _is_binary(samples: _Samples, phi: Activation) -> bool:
     return bool((((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)).double().mean() > 0.98)
 
 
-def _alternate(
-    samples: _Samples, rank: int, has_bias: bool, phi: Activation, binary: bool, max_sweeps: int = 30
+def _joint_step(
+    samples: _Samples, z: Tensor, theta: Tensor, phi: Activation, has_bias: bool, binary: bool, damping: float
 ) -> tuple[Tensor, Tensor]:
-    """Latents (S, R) and stacked loadings (K, P) of some samples by alternating Newton steps.
+    """Moves of latents (S, R) and stacked loadings (K, P) by one Gauss-Newton step for both at once.
 
-    The first sweeps minimise the convex matching loss, the others the squared error (two-valued data: matching
-    loss throughout). Ends when a sweep lowers the squared error by less than a thousandth, or at float32 rounding.
+    Alternation converges slowly where the two trade off (relu, softplus). The latents are eliminated sample by sample;
+    what remains for the loadings is solved by conjugate gradients, preconditioned by each neuron's own block.
+    ``damping`` is relative to the diagonal blocks (Levenberg-Marquardt).
+    """
+    low, rank, width = samples.activity.dtype, z.shape[1], theta.shape[1]
+    x, m = samples.design(z, has_bias).to(low), theta[:, :rank].to(low)
+    s, w, _ = _newton_terms(samples.activity[samples.rows], x @ theta.to(low).T, phi, binary)
+
+    def block(normal: Tensor, size: int) -> Tensor:
+        normal = normal.double().reshape(-1, size, size)
+        eye = torch.eye(size, dtype=normal.dtype, device=normal.device)
+        return normal + (damping * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-10) * eye
+
+    of_z, of_theta = block(w @ _outer(m), rank), block(w.T @ _outer(x), width)
+    inverse_z, inverse_theta = torch.linalg.inv(of_z), torch.linalg.inv(of_theta)
+    extra = of_theta - (w.T @ _outer(x)).double().reshape(-1, width, width)
+
+    def eliminated(weighted: Tensor) -> Tensor:
+        """The latents' answer to a weighted change of potentials (S, K)."""
+        return torch.einsum("srq,sq->sr", inverse_z, (weighted @ m).double())
+
+    def schur(direction: Tensor) -> Tensor:
+        weighted = w * (x @ direction.to(low).T)
+        back = w * (eliminated(weighted).to(low) @ m.T)
+        return ((weighted - back).T @ x).double() + torch.einsum("kpq,kq->kp", extra, direction)
+
+    residual = ((s - w * (eliminated(s).to(low) @ m.T)).T @ x).double()
+    move = _conjugate_gradients(schur, residual, lambda r: torch.einsum("kpq,kq->kp", inverse_theta, r))
+    return eliminated(s - w * (x @ move.to(low).T)), move
+
+
+def _conjugate_gradients(
+    operator: Callable, right: Tensor, precondition: Callable, iterations: int = 60, tolerance: float = 1e-3
+) -> Tensor:
+    """Solution of operator(x) = right for a positive semidefinite operator, to a relative residual."""
+    x, residual = torch.zeros_like(right), right
+    conditioned = precondition(residual)
+    direction, power = conditioned, float((residual * conditioned).sum())
+    goal = tolerance**2 * power
+    for _ in range(iterations):
+        image = operator(direction)
+        curvature = float((direction * image).sum())
+        if not curvature > 0 or power <= goal:
+            break
+        x, residual = x + power / curvature * direction, residual - power / curvature * image
+        conditioned = precondition(residual)
+        power, before = float((residual * conditioned).sum()), power
+        direction = conditioned + power / before * direction
+    return x
+
+
+def _mean_square(samples: _Samples, z: Tensor, theta: Tensor, phi: Activation, has_bias: bool, matching: bool) -> float:
+    """Mean squared residual, or for two-valued data the mean matching loss (log likelihood up to a constant)."""
+    low = samples.activity.dtype
+    y, h = samples.activity[samples.rows], samples.design(z, has_bias).to(low) @ theta.to(low).T
+    if not matching:
+        return float((y - phi(h)).square().mean())
+    potential = torch.logaddexp(h, -h) if phi.name == "tanh" else torch.nn.functional.softplus(h)
+    return float((potential - y * h).mean())
+
+
+def _start_fit(
+    samples: _Samples, rank: int, has_bias: bool, phi: Activation, binary: bool, joint_steps: int = 25
+) -> tuple[Tensor, Tensor]:
+    """Latents (S, R) and stacked loadings (K, P) of some samples.
+
+    Alternating Newton steps on the convex matching loss bring them near; damped joint Gauss-Newton steps on the
+    squared error (two-valued data: on the log likelihood) finish. They end when a step gains less than a
+    ten-thousandth, or at float32 rounding.
     """
     z, theta = _principal_start(samples, rank, has_bias, phi)
-    before = float("inf")
-    for sweep in range(max_sweeps):
+    for sweep in range(8 if phi.name == "relu" else 4):
         matching = binary or sweep < (6 if phi.name == "relu" else 2)
         z, _, _ = _update_latents(samples, z, theta, phi, int(matching), int(not matching), binary)
-        theta, _, error = _update_loadings(samples, samples.design(z, has_bias), theta, phi, matching, binary)
-        if (sweep >= 6 and error > before * (1 - 1e-3)) or error < 1e-13:
+        theta, _, _ = _update_loadings(samples, samples.design(z, has_bias), theta, phi, matching, binary)
+    power = float(samples.activity[samples.rows].square().mean())
+    damping, error = 1e-4, _mean_square(samples, z, theta, phi, has_bias, binary)
+    for _ in range(joint_steps):
+        if not binary and error < 1e-13 * power:
             break
-        before = error
+        z_move, move = _joint_step(samples, z, theta, phi, has_bias, binary, damping)
+        trial = _mean_square(samples, z + z_move, theta + move, phi, has_bias, binary)
+        if trial < error:
+            gained, error = (error - trial) / abs(error), trial
+            z, theta, damping = z + z_move, theta + move, max(damping / 10, 1e-9)
+            if gained < 1e-4:
+                break
+        else:
+            damping *= 10
+            if damping > 1:
+                break
     return z, theta
 
 
@@ -508,12 +640,12 @@ def ridge_output_weights(x: Tensor, y: Tensor, regularizer: float | None = None)
     return x.shape[1] ** 0.5 * (basis @ weights), chosen
 
 
-def _rate_modes(x: Tensor) -> Tensor:
+def _rate_modes(x: Tensor, most: int | None = None) -> Tensor:
     """Orthonormal directions (K, q) of the neuron space in which the rates x (T, K) vary, strongest first."""
     dual = x.shape[0] < x.shape[1]
     values, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
     values, vectors = values.flip(0), vectors.flip(1)
-    keep = values > _MODE_CUTOFF**2 * values[0]
+    keep = (values > _MODE_CUTOFF**2 * values[0]).nonzero()[:most, 0]
     values, vectors = values[keep], vectors[:, keep]
     return (x.T @ vectors) / values.sqrt() if dual else vectors
 
@@ -559,7 +691,7 @@ def _fit_dynamics(
     flat = z.reshape(-1, z.shape[-1])
     y = (flat[at + 1] - (1 - alpha) * flat[at]) / alpha
     here = replace(samples, rows=at)
-    sub = _random_rows(len(at), _SUBSET_SAMPLES)
+    sub = _random_rows(len(at), _subset_size(samples))
     few = here.subset(sub)
     has_bias = samples.has_bias(theta, z.shape[-1])
     basis = _rate_modes(phi(few.design(flat[at[sub]], has_bias) @ theta.T))
@@ -595,6 +727,131 @@ def _partial_out(v: Tensor, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Output weights from noisy latents: Gauss-Newton on trajectories
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Pieces of trials run side by side, each with its own initial state; information is zero past a trial's end."""
+
+    z: Tensor  # (B, L, R)
+    information: Tensor  # (B, L, R, R)
+    inputs: Tensor | None  # (B, L, U)
+
+    @staticmethod
+    def cut(z: Tensor, information: Tensor, inputs: Tensor | None, length: int) -> _Segments:
+        def split(x: Tensor) -> Tensor:
+            extra = -x.shape[1] % length
+            if extra:
+                x = torch.cat([x, x.new_zeros(x.shape[0], extra, *x.shape[2:])], dim=1)
+            return x.reshape(-1, length, *x.shape[2:])
+
+        pieces = [split(z), split(information), None if inputs is None else split(inputs.double())]
+        used = pieces[1].flatten(1).abs().amax(1) > 0
+        return _Segments(*(None if x is None else x[used] for x in pieces))
+
+
+def _shoot(segments: _Segments, network: Network, basis: Tensor, iterations: int = 8) -> tuple[Tensor, float, float]:
+    """Output weights under which noise-free trajectories pass nearest to the sample-wise latents.
+
+    Regressing one-step differences of noisy latents on rates at the same latents is biased, most of all near fixed
+    points. Here the segments are simulated; their initial states are eliminated from the Gauss-Newton equations for
+    the weights. Prior: n independent N(0, 1 / precision) in the modes of the rates, precision by the fixed point of
+    the evidence (MacKay 1992), with the noise scaled to the misfit.
+
+    Args:
+        segments: latents with their information (inverse noise covariance).
+        network: loadings, and output weights to start from.
+        basis: (K, q) orthonormal modes of the rates; the weights found lie in their span.
+
+    Returns:
+        n (K, R), the precision divided by the number of samples (the lambda that plays its part), the misfit (mean
+        squared normalised residual, about 1 where the noise is as stated and the dynamics are deterministic).
+    """
+    k, rank = network.n.shape
+    weights = basis.T @ network.n / k**0.5
+    start = segments.z[:, 0]
+    n_obs = int((segments.information.flatten(2).abs().amax(2) > 0).sum()) * rank
+    best, shrink, precision, state = None, 1.0, 1.0 / max(float(network.n.square().mean()), 1e-6), None
+    for _ in range(iterations):
+        trial = replace(network, n=k**0.5 * basis @ weights)
+        chi2, *equations = _sensitivities(segments, trial, basis, start)
+        objective = chi2 + precision * float(weights.square().sum())
+        if best is not None and not objective < best * (1 + 1e-9):
+            shrink *= 0.5
+            if shrink < 0.1:
+                break
+        else:
+            if best is not None and best - objective < 1e-5 * best:
+                state = weights, start, chi2
+                break
+            state, best, shrink = (weights, start, chi2), objective, 1.0
+            move, start_move, precision = _eliminated_step(equations, weights, chi2, n_obs, precision)
+            best = chi2 + precision * float(weights.square().sum())
+        weights, start = state[0] + shrink * move, state[1] + shrink * start_move
+    weights, _, chi2 = state
+    misfit = chi2 / max(n_obs - weights.numel() - segments.z.shape[0] * rank, 1)
+    return k**0.5 * basis @ weights, precision * rank / n_obs, misfit
+
+
+def _sensitivities(segments: _Segments, network: Network, basis: Tensor, start: Tensor) -> tuple:
+    """Chi square of the simulated segments and the Gauss-Newton blocks for weights (q R) and initial states (R)."""
+    (n_seg, steps, rank), q, k = segments.z.shape, basis.shape[1], network.n_neurons
+    phi, alpha, low = activation_named(network.activation), network.alpha, network.loadings.map(lambda x: x.float())
+    modes = (basis / k**0.5).float()
+    pairs = (network.n[:, :, None] * network.m[:, None, :]).flatten(1).float() / k
+    n = network.n.float() / k
+    eye = torch.eye(rank, dtype=start.dtype, device=start.device)
+    x, to_start = start, eye.expand(n_seg, rank, rank)
+    to_weights = start.new_zeros(n_seg, rank, q, rank)
+    size, chi2 = q * rank, 0.0
+    h_ww, g_w = start.new_zeros(size, size), start.new_zeros(size)
+    h_ws, h_ss, g_s = start.new_zeros(n_seg, size, rank), start.new_zeros(n_seg, rank, rank), torch.zeros_like(start)
+    for t in range(steps):
+        information, flat = segments.information[:, t], to_weights.reshape(n_seg, rank, size)
+        pull = torch.einsum("bij,bj->bi", information, segments.z[:, t] - x)
+        chi2 += float((pull * (segments.z[:, t] - x)).sum())
+        weighted = information @ flat
+        h_ww += flat.reshape(-1, size).T @ weighted.reshape(-1, size)
+        g_w += flat.reshape(-1, size).T @ pull.reshape(-1)
+        h_ws += weighted.mT @ to_start
+        h_ss += to_start.mT @ information @ to_start
+        g_s += torch.einsum("bji,bj->bi", to_start, pull)
+        if t == steps - 1:
+            break
+        u = None if segments.inputs is None else segments.inputs[:, t].float()
+        value, slope = _value_and_slope(phi, potentials(low, x.float(), u))
+        jacobian = (1 - alpha) * eye + alpha * (slope @ pairs).double().reshape(n_seg, rank, rank)
+        to_weights = (jacobian @ flat).reshape(n_seg, rank, q, rank)
+        to_weights = to_weights + alpha * (value @ modes).double()[:, None, :, None] * eye[None, :, None, :]
+        to_start = jacobian @ to_start
+        x = (1 - alpha) * x + alpha * (value @ n).double()
+    return chi2, h_ww, h_ws, h_ss, g_w, g_s
+
+
+def _eliminated_step(
+    equations: list[Tensor], weights: Tensor, chi2: float, n_obs: int, precision: float
+) -> tuple[Tensor, Tensor, float]:
+    """Moves of weights and initial states, and the precision of the prior at the fixed point of its evidence."""
+    h_ww, h_ws, h_ss, g_w, g_s = equations
+    h_ss = h_ss + 1e-6 * torch.eye(h_ss.shape[-1], dtype=h_ss.dtype, device=h_ss.device)
+    solved = torch.linalg.solve(h_ss, torch.cat([h_ws.mT, g_s[..., None]], dim=-1))
+    hessian = h_ww - torch.einsum("bwi,biv->wv", h_ws, solved[..., :-1])
+    score = g_w - torch.einsum("bwi,bi->w", h_ws, solved[..., -1])
+    values, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
+    values = values.clamp_min(0)
+    scale = max(chi2 / max(n_obs - len(values) - h_ss.shape[0] * h_ss.shape[1], 1), 1.0)
+    target = vectors.T @ (score + hessian @ weights.reshape(-1))
+    for _ in range(30):
+        solution = target / (values + precision)
+        determined = float((values / (values + precision)).sum())
+        precision = scale * determined / max(float(solution.square().sum()), 1e-12)
+    move = (vectors @ (target / (values + precision))).reshape(weights.shape) - weights
+    start_move = solved[..., -1] - torch.einsum("biw,w->bi", solved[..., :-1], move.reshape(-1))
+    return move, start_move, precision
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Latents given a network
 
 
@@ -623,7 +880,7 @@ def least_squares_latents(
     phi, samples = activation_named(activation), _Samples.of(activity, mask, inputs)
     theta, rank = loadings.stack().detach().double(), loadings.rank
     start = _projected_start(samples, theta, rank, phi)
-    z, normal, error = _update_latents(samples, start, theta, phi, 2, 10, binary)
+    z, normal, error = _update_latents(samples, start, theta, phi, 10, 8, binary)
     full = z.new_zeros(mask.numel(), rank)
     information = z.new_zeros(mask.numel(), rank, rank)
     full[samples.rows], information[samples.rows] = z, normal
@@ -665,7 +922,7 @@ def smooth_latents(
         z: (trials, time, R) sample-wise estimates; information: (trials, time, R, R), zero where nothing was seen.
         lengths: (trials,); inputs: (trials, time, U) or None.
         process_covariance: Q (R, R); None estimates it, at first from the moments of the one-step errors and then by
-            expectation maximisation along the iterations.
+            maximum likelihood along the iterations.
 
     Returns:
         smoothed z (trials, time, R), posterior covariances (trials, time, R, R), Q. Float64.
@@ -679,7 +936,12 @@ def smooth_latents(
         following, jacobian = _linearised_step(network, reference, u, valid)
         if q is None:
             q = _moment_covariance(z, information, following, jacobian, pairs[..., 0])
-        mean, covariance, lagged = _rts(z, information, following, jacobian, reference, q)
+        # Expectation maximisation alone would need very many steps where Q is near zero: scale by the likelihood.
+        scales = _Q_SCALES if learn else (1.0,)
+        forward = [_filter(z, information, following, jacobian, reference, scale * q) for scale in scales]
+        chosen = max(range(len(scales)), key=lambda i: forward[i].log_likelihood)
+        mean, covariance, lagged = _smooth_back(forward[chosen], jacobian)
+        q = scales[chosen] * q
         if learn:
             moved = torch.einsum("ntij,ntj->nti", jacobian[:, :-1], mean[:, :-1] - reference[:, :-1])
             error = torch.where(pairs, mean[:, 1:] - following[:, :-1] - moved, 0.0)
@@ -732,36 +994,54 @@ def _moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobi
     return _positive(total - own.mean(0), floor=max(1e-12, 1e-2 * float(total.diagonal().mean())))
 
 
-def _rts(
+@dataclass(frozen=True)
+class _Filtered:
+    """Means and covariances after and before each sample, time first, and the log likelihood up to a constant."""
+
+    filtered: list[tuple[Tensor, Tensor]]
+    predicted: list[tuple[Tensor, Tensor]]
+    log_likelihood: float
+
+
+def _filter(
     z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Smoothed means, covariances, and Cov(z[t], z[t+1]) (trials, time - 1, R, R) of the linearised model."""
+) -> _Filtered:
+    """Kalman filter of the linearised model; an estimate without information leaves the prediction as it is."""
     trials, steps, rank = z.shape
     eye = torch.eye(rank, dtype=z.dtype, device=z.device)
     mean, covariance = z.new_zeros(trials, rank), (_PRIOR_SD**2 * eye).expand(trials, rank, rank)
-    filtered, predicted = [], []
+    filtered, predicted, total = [], [], z.new_zeros(())
     for t in range(steps):
         if t:
             a = jacobian[:, t - 1]
             mean = following[:, t - 1] + torch.einsum("nij,nj->ni", a, mean - reference[:, t - 1])
             covariance = a @ covariance @ a.mT + q
             predicted.append((mean, covariance))
-        seen = torch.linalg.solve(eye + covariance @ information[:, t], covariance)
+        mixing = eye + covariance @ information[:, t]
+        seen = torch.linalg.solve(mixing, covariance)
         covariance = (seen + seen.mT) / 2
-        mean = mean + torch.einsum("nij,nj->ni", covariance @ information[:, t], z[:, t] - mean)
+        error = z[:, t] - mean
+        pull = torch.einsum("nij,nj->ni", information[:, t], error)
+        move = torch.einsum("nij,nj->ni", covariance, pull)
+        # S^-1 = L - L P' L with the information L and the filtered covariance P'; det S = det(1 + P L) / det L
+        total = total - (pull * error).sum()
+        total = total + (pull * move).sum() - torch.linalg.slogdet(mixing)[1].sum()
+        mean = mean + move
         filtered.append((mean, covariance))
+    return _Filtered(filtered, predicted, 0.5 * float(total))
+
+
+def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Smoothed means, covariances, and Cov(z[t], z[t+1]) (trials, time - 1, R, R)."""
+    mean, covariance = forward.filtered[-1]
     means, covariances, lagged = [mean], [covariance], []
-    for t in range(steps - 2, -1, -1):
-        (at, spread), (ahead, ahead_spread) = filtered[t], predicted[t]
+    for t in range(len(forward.predicted) - 1, -1, -1):
+        (at, spread), (ahead, ahead_spread) = forward.filtered[t], forward.predicted[t]
         gain = torch.linalg.solve(ahead_spread, jacobian[:, t] @ spread).mT
         lagged.append(gain @ covariances[-1])
         means.append(at + torch.einsum("nij,nj->ni", gain, means[-1] - ahead))
         covariances.append(spread + gain @ (covariances[-1] - ahead_spread) @ gain.mT)
-    return (
-        torch.stack(means[::-1], 1),
-        torch.stack(covariances[::-1], 1),
-        torch.stack(lagged[::-1], 1),
-    )
+    return tuple(torch.stack(x[::-1], dim=1) for x in (means, covariances, lagged))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -786,6 +1066,8 @@ class ClosedFormFit:
         residual_sd: standard deviation of rates about phi(h).
         process_covariance: (R, R) covariance of one step's error beside the fitted dynamics.
         binary: whether the observations were taken as two-valued.
+        misfit: mean squared normalised residual of the simulated segments: about 1 where dynamics are deterministic,
+            more where phi, alpha or rank are wrong or the dynamics noisy. None where the rates are clean.
         activation: name of phi.
     """
 
@@ -800,6 +1082,7 @@ class ClosedFormFit:
     residual_sd: float
     process_covariance: Tensor
     binary: bool
+    misfit: float | None
     activation: str
 
     @property
@@ -865,13 +1148,17 @@ class _RateFit:
         self.phi, self.mask = activation_named(recording.activation), recording.mask
         self.samples = _Samples.of(recording.activity, self.mask, recording.inputs)
         self.binary = _is_binary(self.samples, self.phi)
+        self.misfit: float | None = None
 
     def start(self, seed: int) -> None:
         samples, phi, binary = self.samples, self.phi, self.binary
-        few = samples.subset(_random_rows(len(samples), _SUBSET_SAMPLES, seed))
-        _, self.theta = _alternate(few, self.rank, self.has_bias, phi, binary)
+        few = samples.subset(_random_rows(len(samples), _subset_size(samples), seed))
+        _, self.theta = _start_fit(few, self.rank, self.has_bias, phi, binary)
         self.z = _projected_start(samples, self.theta, self.rank, phi)
-        self.z, self.normal, _ = _update_latents(samples, self.z, self.theta, phi, 2, 10, binary)
+        self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 10, 8, binary)
+        if error > 1e-12 * float(few.activity[few.rows].square().mean()):  # else the subset has settled all neurons
+            self.theta = _converged_loadings(samples, samples.design(self.z, self.has_bias), self.theta, phi, binary)
+            self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 3, binary)
         self.refit_loadings(self.z)
         self.z, self.theta = _without_inputs(samples, self.z, self.theta)
         self.standardise()
@@ -898,9 +1185,25 @@ class _RateFit:
     def fit_dynamics(self, z: Tensor) -> None:
         """Output weights from latents z (S, R) in the gauge of self.theta."""
         alpha = self.recording.alpha
-        self.dynamics = _fit_dynamics(
-            self.samples, self.grid(z), self.theta, self.mask, alpha, self.phi, self.regularizer
-        )
+        regularizer = self.regularizer
+        if regularizer is None and self.noisy:
+            regularizer = _NOISY_START  # cross-validation would fit the noise that differences share with the states
+        self.dynamics = _fit_dynamics(self.samples, self.grid(z), self.theta, self.mask, alpha, self.phi, regularizer)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the sample-wise latents' standard error exceeds 1e-4 of their size."""
+        return self.dispersion * float(_inverse(self.normal).diagonal(dim1=-2, dim2=-1).mean()) > 1e-8
+
+    def shoot(self, iterations: int) -> None:
+        """Output weights from trajectories, starting from those at hand."""
+        has_bias, few = self.has_bias, _random_rows(len(self.samples), _subset_size(self.samples))
+        x = self.samples.subset(few).design(self.z[few], has_bias)
+        basis = _rate_modes(self.phi(x @ self.theta.T), _SHOOT_MODES)
+        information = self.grid(self.normal) / self.dispersion
+        segments = _Segments.cut(self.grid(self.z), information, self.recording.inputs, _SEGMENT_SAMPLES)
+        n, regularizer, self.misfit = _shoot(segments, self.network(), basis, iterations)
+        self.dynamics = replace(self.dynamics, n=n, regularizer=regularizer)
 
     def network(self) -> Network:
         split = Loadings.unstack(self.theta, self.rank, self.recording.n_inputs, self.has_bias)
@@ -918,21 +1221,22 @@ def fit_rates_closed_form(
     rank: int,
     has_bias: bool = False,
     regularizer: float | None = None,
-    rounds: int | None = None,
+    smooth: bool | None = None,
     seed: int = 0,
 ) -> ClosedFormFit:
     """Latents, loadings and output weights from recorded rates.
 
     On a subset of samples: principal components of phi^-1 of the denoised rates, then alternating Newton steps for
-    latents and loadings. Then on all samples: latents, loadings, output weights by ridge, and, where noise leaves the
-    latents uncertain, ``rounds`` of smoothing the latents with the fitted dynamics and refitting. The work grows
-    linearly with samples and with neurons; memory beside the activity is bounded by chunks, but for latents.
+    latents and loadings. Then on all samples: latents, loadings, and output weights by ridge. Where noise leaves the
+    latents uncertain, output weights come from simulated trajectories (Gauss-Newton on segments), latents are
+    smoothed with the fitted dynamics, and loadings and output weights are refitted. The work grows linearly with
+    samples and with neurons; memory beside the activity is bounded by chunks, but for latents and loadings.
 
     Args:
         recording: rates with their mask, inputs, alpha and activation.
         rank: R; has_bias: whether neurons have a bias d.
-        regularizer: lambda of the ridge for n; None: generalised cross-validation.
-        rounds: of smoothing; None: 2, or none where the latents' standard error is below 1e-4 of their size.
+        regularizer: lambda of the ridge for n; None: generalised cross-validation (trajectories: the evidence).
+        smooth: None: where the sample-wise latents' standard error exceeds 1e-4 of their size.
         seed: chooses the subset of samples.
 
     Raises:
@@ -946,14 +1250,12 @@ def fit_rates_closed_form(
         fit.z, fit.theta = _without_inputs(fit.samples, fit.z, fit.theta, fit.dynamics.jump)
         fit.standardise()
         fit.fit_dynamics(fit.z)
-    if rounds is None:
-        error = fit.dispersion * float(_inverse(fit.normal).diagonal(dim1=-2, dim2=-1).mean())
-        rounds = 0 if error < 1e-8 else 2
-    for _ in range(rounds):
-        smoothed = fit.smooth()[0].reshape(-1, rank)[fit.samples.rows]
-        fit.refit_loadings(smoothed)
-        fit.fit_dynamics(smoothed)
-    return _finished(fit, rounds > 0)
+    smooth = fit.noisy if smooth is None else smooth
+    if smooth:
+        fit.shoot(8)
+        fit.refit_loadings(fit.smooth()[0].reshape(-1, rank)[fit.samples.rows])
+        fit.shoot(3)
+    return _finished(fit, smooth)
 
 
 def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
@@ -967,7 +1269,7 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         pairs = fit.mask[:, 1:] & fit.mask[:, :-1]
         process = _moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
     x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
-    _, normal, _ = _update_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.binary)
+    fit.theta, normal, _ = _update_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.binary)
     return ClosedFormFit(
         latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),
         latents_covariance=covariance,
@@ -980,6 +1282,7 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         residual_sd=fit.variance**0.5,
         process_covariance=process,
         binary=fit.binary,
+        misfit=fit.misfit,
         activation=fit.phi.name,
     )
 

@@ -14,25 +14,75 @@ from rich.console import Console
 from rich.table import Table
 
 from connector import launch
-from connector.config import STAGES, Options
-from connector.data.modules import RecordingDataModule
+from connector.config import STAGES, AttractorData, NpzData, Options, RatData
+from connector.connectivity_stages import train_loadings, train_outputs
+from connector.data.modules import AttractorDataModule, NpzDataModule, RatDataModule, RecordingDataModule
 from connector.errors import UserError
+from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
 from connector.results import summarise
 from connector.run_logger import NoRun, WandbRun
-from connector.stages import StageContext, given_stage_inputs, train_loadings, train_lrrnn, train_outputs
 from connector.store import RunStore, file_checksum, fingerprint, write_text
+from connector.training import StageContext, is_child_rank
+from connector.types import Recording
 
 _log = logging.getLogger("connector")
 
+# The options of each file's reader, by their names there.
+_READERS = {
+    NpzData: (NpzDataModule, ("activation", "alpha", "tau_s", "bin_s", "range_tolerance", "max_gigabytes")),
+    RatData: (
+        RatDataModule,
+        (
+            "tau_s",
+            "brain_areas",
+            "min_rate_hz",
+            "include_photostimulated",
+            "include_stereo_click",
+            "click_adaptation",
+            "adaptation_phi",
+            "adaptation_rate_hz",
+            "across_sides",
+        ),
+    ),
+}
+
 
 def build_data(options: Options) -> RecordingDataModule:
-    """The data module that the options name.
+    """The data module that the options name, not yet read.
 
     Raises:
-        UserError: an unreadable file, or content that cannot be a recording.
+        UserError: the file is absent.
     """
-    raise NotImplementedError
+    data = options.data
+    common = {
+        "rank": options.lrrnn.rank,
+        "fold_number": data.fold,
+        "n_folds": data.n_folds,
+        "fold_seed": data.fold_seed,
+        "seed": options.seed,
+        "has_bias": options.lrrnn.bias,
+    }
+    if isinstance(data, AttractorData):
+        names = [
+            "n_neurons",
+            "n_grid",
+            "extent",
+            "n_steps",
+            "observation",
+            "recorded_fraction",
+            "stride",
+            "rate_scale_hz",
+            "bin_s",
+        ]
+        simulation = {name: getattr(data, name) for name in names}
+        simulation |= {"noise_std": data.process_noise, "observation_noise_std": data.observation_noise}
+        return AttractorDataModule(data.name, simulation=simulation, data_seed=options.seed, **common)
+    if not Path(data.path).is_file():
+        raise UserError("data.path naming a file that exists", data.path)
+    module, names = _READERS[type(data)]
+    renamed = {"tau_s": data.tau, **asdict(data)}
+    return module(data.path, reading={name: renamed[name] for name in names}, **common)
 
 
 @dataclass(frozen=True)
@@ -94,10 +144,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
     """Run what is due, reuse what is current; refuse to build on results of other options."""
     store, options = context.store, context.options
     files = _stage_files(store)
-    upstream = "lrrnn"
     if schedule.given_latents and not store.is_current("lrrnn", schedule.marks["lrrnn"], files["lrrnn"]):
-        context.say("lrrnn: skipped, the file carries latents and MBD (add lrrnn to `stages` to fit it from the activity)")
-        if not launch.is_child_rank():
+        context.say(
+            "lrrnn: skipped, the file carries latents and MBD (add lrrnn to `stages` to fit it from the activity)"
+        )
+        if not is_child_rank():
             store.write_stage_inputs(given_stage_inputs(data))
             store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {})
     trainers = {
@@ -121,15 +172,13 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             continue
         started = time.monotonic()
-        if not launch.is_child_rank():
+        if not is_child_rank():
             store.forget_stage(stage)
         metrics = trainers[stage](mark)
         seconds = time.monotonic() - started
-        if not launch.is_child_rank():
+        if not is_child_rank():
             store.finish_stage(stage, mark, seconds, metrics)
         context.say(f"{stage}: done in {seconds:.1f} s")
-        upstream = stage
-    del upstream
 
 
 def all_metrics(store: RunStore, results: dict[str, float]) -> dict[str, float]:
@@ -158,8 +207,20 @@ def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
         console.print(f"Report: {report}", soft_wrap=True, highlight=False)
 
 
+def describe(recording: Recording) -> list[str]:
+    """The recording in a few lines: sizes, and what was dropped or assumed when it was read."""
+    kind = "firing rates" if recording.kind == "rates" else "spike counts"
+    steps = int(recording.lengths.min()), int(recording.lengths.max())
+    length = f"{steps[1]}" if steps[0] == steps[1] else f"{steps[0]} to {steps[1]}"
+    line = f"{recording.name}: {kind} of {recording.n_neurons} neurons, {recording.n_trials} trials of {length} samples"
+    if recording.bin_s is not None:
+        line += f" of {1000 * recording.bin_s:g} ms"
+    inputs = f", {recording.n_inputs} inputs" if recording.n_inputs else ""
+    return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *recording.notes]
+
+
 def _logger(options: Options, directory: Path, sweep_name: str | None, config: dict) -> Any:
-    if options.logger.name != "wandb" or launch.is_child_rank():
+    if options.logger.name != "wandb" or is_child_rank():
         return NoRun()
     name = directory.name if directory.name.startswith(options.experiment_name) else (
         f"{options.experiment_name},{directory.name}"
@@ -184,7 +245,7 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
         UserError: a mistake the user can mend; nothing is written then, unless a stage had already finished.
     """
     _quiet()
-    console = Console(stderr=False, quiet=launch.is_child_rank())
+    console = Console(stderr=False, quiet=is_child_rank())
     if options.trainer.strategy.startswith("ddp"):
         launch.install_job_command()
     data = build_data(options)
@@ -200,15 +261,15 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
 
     ranks, logger, failed = launch.rank_variables(), NoRun(), True
     try:
-        for line in data.summary():
+        for line in describe(data.recording):
             say(line)
         plain = OmegaConf.to_container(config, resolve=True)
         logger = _logger(options, directory, sweep_name, plain)
         context = StageContext(options, store, logger, console, say)
-        if not launch.is_child_rank():
+        if not is_child_rank():
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
         run_stages(context, data, schedule)
-        if launch.is_child_rank():
+        if is_child_rank():
             failed = False
             return None
         metrics = all_metrics(store, {})
@@ -217,7 +278,9 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
             results, figures = summarise(options, store, data)
             metrics = all_metrics(store, results)
             store.write_metrics(metrics)
-            logger.log_results(metrics, figures, {"network": directory / "network.npz", "connectivity": store.connectivity_file})
+            logger.log_results(
+                metrics, figures, {"network": directory / "network.npz", "connectivity": store.connectivity_file}
+            )
         else:
             store.write_metrics(metrics)
         show(console, metrics, store)

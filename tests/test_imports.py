@@ -12,10 +12,11 @@ ORDER = [
     "data.attractors", "data.preprocessing", "data.recordings", "data.folds", "data.modules",
     "lrrnn", "baselines", "spikes", "flow", "conditional_mean", "connectivity",
     "measures", "spike_measures", "clusters", "figures", "report",
-    "store", "sample", "callbacks", "run_logger", "stages", "results", "launch", "run",
+    "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",
+    "launch", "run",
 ]  # fmt: skip
 AT_THE_RIM = {
-    "pytorch_lightning": {"data.modules", "stages", "callbacks", "run_logger", "launch"},
+    "pytorch_lightning": {"data.modules", "training", "lrrnn_stage", "connectivity_stages", "callbacks", "run_logger", "launch"},
     "lightning_fabric": {"launch"},
     "hydra": {"launch"},
     "wandb": {"run_logger"},

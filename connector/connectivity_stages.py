@@ -1,0 +1,198 @@
+"""The connectivity stages: ``loadings`` (flow of m, b, d) and ``outputs`` (nu = E[n | m, b, d] and the flow of n)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from connector.callbacks import ExponentialMovingAverage
+from connector.conditional_mean import ConditionalMean, fit_conditional_mean
+from connector.config import Options
+from connector.data.modules import TensorDataModule
+from connector.flow import Flow
+from connector.store import StageInputs
+from connector.training import StageContext, StageModule, fit
+from connector.types import Loadings
+
+_VALIDATION_FRACTION = 0.1  # of the neurons, held out to watch a flow
+
+
+class FlowModule(StageModule):
+    """Flow matching on rows x, or on pairs (x, context).
+
+    Args:
+        stage: "loadings" or "outputs": prefix of the logged metrics.
+        flow: constructor arguments of :class:`connector.flow.Flow`.
+        noise_std: sd of fresh normal noise added to x in every step (the spread of n around its conditional mean).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        flow: dict,
+        seed: int = 0,
+        learning_rate: float = 5e-3,
+        weight_decay: float = 0.0,
+        cosine: bool = True,
+        noise_std: float = 0.0,
+    ):
+        super().__init__(stage, seed, learning_rate, weight_decay, cosine)
+        self.save_hyperparameters()
+        self.flow = Flow(**flow)
+        self.noise_std = noise_std
+
+    def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = self.generator(step)
+        x, context = batch[0], (batch[1] if len(batch) > 1 else None)
+        if self.noise_std > 0:
+            x = x + self.noise_std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return self.flow.loss(x, context, generator=generator), {}
+
+
+class RidgeOutputsModule(FlowModule):
+    """The published third step: at each training step fresh loadings from their flow, a ridge solve, a flow step.
+
+    The batch is ignored but for its length (it sets the number of steps an epoch); loadings come from
+    ``loadings_flow`` and n from ``solve``, both set before training and no part of the checkpoint.
+    """
+
+    def attach(self, loadings_flow: Flow, solve: Callable[[Tensor], Tensor], n_loadings: int, steps: int) -> None:
+        object.__setattr__(self, "_source", (loadings_flow, solve, n_loadings, steps))
+
+    def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if not training:
+            return super().losses(batch, step, training)
+        flow, solve, n_loadings, steps = self._source
+        with torch.no_grad():
+            loadings = flow.sample(n_loadings, steps=steps, generator=self.generator(step))
+            n = solve(loadings)
+        return self.flow.loss(n.to(loadings.dtype), loadings, generator=self.generator(step + 1)), {}
+
+
+# -- loadings ---------------------------------------------------------------------------------------------------------
+
+
+def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and validation rows, at random; the validation rows repeat the training ones below ten rows."""
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    n_validation = int(_VALIDATION_FRACTION * n_rows)
+    return (order[n_validation:], order[:n_validation]) if n_validation else (order, order)
+
+
+def _flow_callbacks(options: Options) -> list[Callback]:
+    decay = options.connectivity.ema_decay
+    return [ExponentialMovingAverage(decay)] if decay else []
+
+
+def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
+    """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt."""
+    options, connectivity = context.options, context.options.connectivity
+    rows = inputs.loadings.stack().float()
+    train, validation = split_rows(len(rows), options.seed)
+    flow = {"dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
+    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": connectivity.flow.base}
+    pl.seed_everything(options.seed, verbose=False)
+    module = FlowModule(
+        "loadings",
+        flow,
+        seed=options.seed,
+        learning_rate=connectivity.loadings_learning_rate,
+        weight_decay=connectivity.weight_decay,
+        cosine=connectivity.cosine,
+    )
+    module.flow.fit_scaler(rows)
+    data = TensorDataModule((rows[train],), (rows[validation],), connectivity.loadings_batch_size, options.seed)
+    trainer = fit(
+        context,
+        "loadings",
+        module,
+        data,
+        mark,
+        connectivity.loadings_epochs,
+        "loadings/val_loss",
+        callbacks=_flow_callbacks(options),
+    )
+    if trainer.is_global_zero:
+        context.store.write_module(context.store.loadings_flow_file, module.flow.eval().save)
+    trainer.strategy.barrier()
+    return {"loadings/val_loss": float(trainer.checkpoint_callback.best_model_score)}
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow) -> ConditionalMean:
+    """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
+    connectivity = options.connectivity
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    if connectivity.pool == "recorded":
+        pool = inputs.loadings
+    else:
+        generator = torch.Generator().manual_seed(options.seed)
+        rows = flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
+        like = inputs.loadings
+        pool = Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
+    return fit_conditional_mean(
+        z,
+        u,
+        y,
+        pool,
+        activation=inputs.activation,
+        alpha=inputs.latents.alpha,
+        estimator=connectivity.estimator,
+        regularizer=connectivity.regularizer,
+        regularizer_published=connectivity.regularizer_published,
+        max_states=connectivity.max_states,
+        seed=options.seed,
+    )
+
+
+def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
+    """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
+    options, connectivity, store = context.options, context.options.connectivity, context.store
+    loadings_flow = Flow.load(store.loadings_flow_file)
+    mean = estimate_conditional_mean(options, inputs, loadings_flow)
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
+    nu = mean(rows.double()).float()
+    through_flow = connectivity.outputs == "flow"
+    flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
+    flow |= {"hidden_layers": connectivity.flow.hidden_layers}
+    pl.seed_everything(options.seed, verbose=False)
+    module = (RidgeOutputsModule if through_flow else FlowModule)(
+        "outputs",
+        flow,
+        seed=options.seed,
+        learning_rate=connectivity.outputs_learning_rate,
+        weight_decay=connectivity.weight_decay,
+        cosine=connectivity.cosine,
+        noise_std=0.0 if through_flow else connectivity.sigma,
+    )
+    spread = 0.0 if through_flow else connectivity.sigma
+    module.flow.fit_scaler(nu + spread * torch.randn(nu.shape, generator=generator), rows)
+    if through_flow:
+        solve = fresh_ridge(options, inputs)
+        module.attach(loadings_flow, solve, connectivity.outputs_loadings, connectivity.flow.steps)
+    train, validation = split_rows(len(rows), options.seed)
+    data = TensorDataModule(
+        (nu[train], rows[train]), (nu[validation], rows[validation]), connectivity.outputs_batch_size, options.seed
+    )
+    trainer = fit(
+        context,
+        "outputs",
+        module,
+        data,
+        mark,
+        connectivity.outputs_epochs,
+        "outputs/val_loss",
+        callbacks=_flow_callbacks(options),
+    )
+    if trainer.is_global_zero:
+        distribution = assemble(options, inputs, loadings_flow, mean, module.flow.eval())
+        store.write_module(store.connectivity_file, distribution.save)
+    trainer.strategy.barrier()
+    return {"outputs/val_loss": float(trainer.checkpoint_callback.best_model_score)}

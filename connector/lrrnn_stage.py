@@ -1,0 +1,190 @@
+"""The stage ``lrrnn``: fits the low-rank RNN to rates or spikes and hands over latents and loadings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from connector.baselines import fit_baseline
+from connector.data.folds import Fold
+from connector.data.modules import RecordingDataModule
+from connector.lrrnn import Gauge, RateModel
+from connector.spikes import SpikeModel, connectivity_inputs, trial_batch
+from connector.store import StageInputs
+from connector.training import StageContext, StageModule, fit, is_child_rank
+from connector.types import Latents, Recording, TrialBatch
+
+
+class LowRankRNNModule(StageModule):
+    """A low-rank RNN fitted to rates or spikes.
+
+    Args:
+        kind: "rates" (:class:`connector.lrrnn.RateModel`) or "spikes" (:class:`connector.spikes.SpikeModel`).
+        model: constructor arguments of that model.
+        one_cycle: one-cycle schedule (spikes) instead of a constant learning rate.
+    """
+
+    def __init__(self, kind: str, model: dict, seed: int = 0, learning_rate: float = 1e-3, one_cycle: bool = False):
+        super().__init__("lrrnn", seed, learning_rate, cosine=False)
+        self.save_hyperparameters()
+        self.model = RateModel(**model) if kind == "rates" else SpikeModel(**model)
+        self.one_cycle = one_cycle
+
+    def losses(self, batch: TrialBatch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        if not training:
+            return self.model.validation_loss(batch)
+        return self.model.loss(batch, self.progress_of_training(), self.generator(step))
+
+    def configure_optimizers(self):
+        groups = self.model.parameter_groups(self.learning_rate)
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate)
+        if not self.one_cycle:
+            return optimizer
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def given_stage_inputs(data: RecordingDataModule) -> StageInputs:
+    """The hand-over of a recording that carries its latents and loadings."""
+    recording = data.recording
+    latents = Latents(
+        recording.latents.double() * recording.mask[..., None],
+        recording.lengths,
+        recording.alpha,
+        _double(recording.inputs),
+    )
+    return StageInputs(latents, recording.loadings.map(Tensor.double), data.fold, recording.activation)
+
+
+def _double(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> dict[str, float]:
+    """Stage ``lrrnn``: fit the low-rank RNN to the activity; hand over latents and the recorded neurons' loadings."""
+    fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
+    inputs, metrics = fitted(context, data, mark)
+    if data.recording.latents is not None:
+        inputs, more = in_true_gauge(inputs, data)
+        metrics |= more
+    if not is_child_rank():
+        context.store.write_stage_inputs(inputs)
+    return metrics
+
+
+def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[StageInputs, dict[str, float]]:
+    """Latents and loadings in the gauge of the known latents, fitted on training trials, and how well they agree."""
+    recording, train = data.recording, data.fold.train
+    latents, truth = inputs.latents, data.recording.latents.double()
+    gauge = Gauge.fit(latents.z, truth, latents.lengths, train, affine=inputs.loadings.has_bias)
+    z = gauge.latents(latents.z) * latents.mask[..., None]
+    covariance = inputs.loadings_covariance
+    if covariance is not None:
+        covariance = gauge.loadings_covariance(covariance, inputs.loadings.n_inputs)
+    moved = replace(
+        inputs,
+        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.drive(latents)),
+        loadings=gauge.loadings(inputs.loadings),
+        loadings_covariance=covariance,
+    )
+    mask = latents.mask.clone()
+    mask[train] = False
+    held_out = z[mask], truth[mask]
+    error = (held_out[0] - held_out[1]).square().sum() / (held_out[1] - held_out[1].mean(0)).square().sum()
+    metrics = {"lrrnn/latents_r2": 1 - float(error)}
+    if recording.loadings is not None:
+        known = recording.loadings.m.double()
+        residual = (moved.loadings.m - known).square().sum() / (known - known.mean(0)).square().sum()
+        metrics["lrrnn/loadings_r2"] = 1 - float(residual)
+    return moved, metrics
+
+
+def _train_on_rates(
+    context: StageContext, data: RecordingDataModule, mark: str
+) -> tuple[StageInputs, dict[str, float]]:
+    options, sizes, recording = context.options, data.sizes, data.recording
+    choice = options.lrrnn
+    arguments = {
+        "n_neurons": sizes.n_neurons,
+        "rank": sizes.rank,
+        "n_inputs": sizes.n_inputs,
+        "has_bias": sizes.has_bias,
+        "alpha": sizes.alpha,
+        "activation": sizes.activation,
+        "init": choice.init,
+        "init_std": choice.init_std,
+        "weight_penalty": choice.weight_penalty,
+    }
+    pl.seed_everything(options.seed, verbose=False)
+    learning_rate = choice.learning_rate or RateModel.LEARNING_RATE
+    module = LowRankRNNModule("rates", arguments, options.seed, learning_rate)
+    context.say("lrrnn: least squares for latents, loadings and output weights" if choice.init == "closed_form" else "")
+    module.model.initialise(recording.trials(data.fold.train))
+    data.batch_size = choice.batch_size or RateModel.BATCH_SIZE
+    metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or RateModel.MAX_EPOCHS)
+    module.model.calibrate(recording.trials(data.fold.train))
+    latents = Latents(
+        module.model.infer(recording) * recording.mask[..., None],
+        recording.lengths,
+        recording.alpha,
+        _double(recording.inputs),
+    )
+    loadings = module.model.loadings().map(Tensor.double)
+    covariance = module.model.loadings_covariance
+    return StageInputs(latents, loadings, data.fold, recording.activation, covariance), metrics
+
+
+def _fit_unless_worse(
+    context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int
+) -> dict[str, float]:
+    """Train; where no epoch's validation beats the start, return to the start."""
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    before = float(module.model.validation_loss(data.batch(data.fold.validation))[0])
+    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
+    after = float(trainer.checkpoint_callback.best_model_score)
+    if not after < before:
+        module.load_state_dict(start)
+        context.say(f"lrrnn: kept the start, which no epoch improved (validation loss {before:.3g})")
+    return {"lrrnn/val_loss": min(before, after)}
+
+
+def _train_on_spikes(
+    context: StageContext, data: RecordingDataModule, mark: str
+) -> tuple[StageInputs, dict[str, float]]:
+    options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
+    choice = options.lrrnn
+    baseline = fit_baseline(recording, fold.train, choice.baseline)
+    context.say(f"lrrnn: baseline {baseline.description}")
+    data.baseline = baseline.argument
+    pl.seed_everything(options.seed, verbose=False)
+    arguments = {
+        "n_neurons": sizes.n_neurons,
+        "rank": sizes.rank,
+        "n_inputs": sizes.n_inputs,
+        "alpha": sizes.alpha,
+        "n_units": choice.n_units,
+        "scale": baseline.scale,
+        "rollout_weight": choice.rollout_weight,
+        "init_seed": options.seed,
+    }
+    learning_rate = choice.learning_rate or SpikeModel.LEARNING_RATE
+    module = LowRankRNNModule("spikes", arguments, options.seed, learning_rate, one_cycle=True)
+    module.model.initialise(recording, fold.train, baseline)
+    data.batch_size = choice.batch_size or SpikeModel.BATCH_SIZE
+    epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
+    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
+    module.model.fix_gauge(trial_batch(recording, fold.train, baseline), _train_choices(recording, fold))
+    latents, loadings, covariance = connectivity_inputs(
+        module.model, recording, fold.train, baseline, b_penalty=choice.b_penalty
+    )
+    metrics = {"lrrnn/val_loss": float(trainer.checkpoint_callback.best_model_score)}
+    metrics |= spike_metrics(context, module.model, recording, fold, baseline)
+    return StageInputs(latents, loadings, fold, recording.activation, covariance), metrics
+
+
+def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:
+    return None if recording.choices is None else recording.choices[fold.train]

@@ -1,0 +1,458 @@
+"""The report of a run: one HTML file that holds everything it shows, and what each number means in plain words."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+
+class Metric(NamedTuple):
+    """What a number in ``metrics.json`` is.
+
+    Attributes:
+        label: short name.
+        unit: "" for a pure number.
+        explanation: what it means, what a good value is, what it cannot say; plain sentences.
+        direction: "lower", "higher" or "" where neither is better.
+    """
+
+    label: str
+    unit: str
+    explanation: str
+    direction: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "connectivity/dissimilarity": Metric(
+        "Dissimilarity D to the true connectivity",
+        "",
+        "How far the inferred distribution of weights is from the one that generated the data: distance between the "
+        "loadings plus squared error of the output weights. 0 is perfect; the finite number of neurons alone gives "
+        "about 0.005 to 0.01. It can be had only where the truth is known, that is for simulated data.",
+        "lower",
+    ),
+    "connectivity/sinkhorn": Metric(
+        "Distance of the loadings (Sinkhorn divergence)",
+        "",
+        "Optimal-transport distance between true and inferred loadings, averaged over fresh draws of true neurons. "
+        "Compare it with the floor in the next row; it says nothing about the output weights.",
+        "lower",
+    ),
+    "connectivity/sinkhorn_floor": Metric(
+        "Floor of that distance",
+        "",
+        "What two fresh samples of true neurons give between themselves. A distance near the floor cannot be told from "
+        "perfect with this many neurons.",
+    ),
+    "connectivity/squared_error": Metric(
+        "Squared error of the output weights",
+        "",
+        "Mean squared difference between true and inferred conditional mean of the output weights, per neuron and "
+        "dimension, in squared units of n. Read it against the spread of n: 0.01 with n around 2 is an error of 5 %.",
+        "lower",
+    ),
+    "connectivity/valente_dissimilarity": Metric(
+        "Dissimilarity after Valente et al. 2022",
+        "",
+        "One minus the correlation of the sorted entries of the two connectivity matrices. Small for almost any two "
+        "networks of similar weights: it is blind to how the weights are arranged, and given for comparison only.",
+        "lower",
+    ),
+    "connectivity/determined_modes": Metric(
+        "Modes of the output weights fixed by the data",
+        "modes",
+        "In how many independent directions the recorded states pin down the output weights. Whatever structure lies "
+        "outside of them is the prior speaking.",
+    ),
+    "connectivity/predicted_error": Metric(
+        "Predicted error of the output weights",
+        "of variance",
+        "The error that the posterior itself expects, relative to the variance of the output weights. 0 means pinned "
+        "down, 1 means unknown. It relies on the recorded loadings being right.",
+        "lower",
+    ),
+    "connectivity/determined_fraction": Metric(
+        "Share of the output weights' variance that is determined",
+        "",
+        "How much of the inferred spread of output weights is required by the dynamics rather than filled in by the "
+        "prior. It does not rank single neurons.",
+        "higher",
+    ),
+    "connectivity/entropy": Metric(
+        "Entropy of the inferred distribution",
+        "nats per neuron",
+        "How spread out the inferred distribution of weights is. It depends on the units of the latents and on sigma, "
+        "so it compares runs on the same data only.",
+    ),
+    "connectivity/cell_types_p": Metric(
+        "Cell types in the loadings, p-value",
+        "",
+        "How often a population without cell types looks at least as clustered as the recorded one. Below 0.05 counts "
+        "as evidence. A large value does not prove that there are none: few neurons, or overlapping types, hide them.",
+    ),
+    "dynamics/attractors_kept": Metric(
+        "Sampled networks that keep the true attractors",
+        "share",
+        "In what share of networks sampled from the inferred distribution (projected) the fixed points, the cycle or "
+        "the ring of the truth are found again near their places. 1 is best.",
+        "higher",
+    ),
+    "dynamics/attractors_kept_unprojected": Metric(
+        "The same without projection",
+        "share",
+        "Finite networks lose delicate attractors by chance, even when sampled from the truth.",
+        "higher",
+    ),
+    "dynamics/field_error": Metric(
+        "Error of the flow field, sampled network",
+        "of its rms",
+        "Root-mean-square error of a sampled network's vector field on held-out states, relative to the size of the "
+        "field. With 1000 neurons, chance alone brings 0.05 to 0.15; larger networks bring less.",
+        "lower",
+    ),
+    "dynamics/field_error_projected": Metric(
+        "Error of the flow field, sampled and projected",
+        "of its rms",
+        "The same after the smallest change of the output weights that restores the observed field. Small values show "
+        "that the sampled loadings can carry the dynamics; they do not show that the output weights are the true ones.",
+        "lower",
+    ),
+    "dynamics/field_error_large": Metric(
+        "Error of the flow field, very large network",
+        "of its rms",
+        "The same for a network so large that chance averages out: the error of the inferred distribution itself.",
+        "lower",
+    ),
+    "dynamics/drift_r2": Metric(
+        "Drift explained by the projected network",
+        "R²",
+        "Share of the variance of the held-out drift that a sampled and projected network reproduces, worst dimension.",
+        "higher",
+    ),
+    "dynamics/stable_points": Metric(
+        "Stable fixed points of the fitted dynamics",
+        "",
+        "Fixed points without input that the flow leads to. In real recordings of short trials the count proves nothing "
+        "either way: what lies beyond the trials' duration is extrapolation.",
+    ),
+    "lrrnn/val_loss": Metric(
+        "Validation loss of the low-rank RNN",
+        "",
+        "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is a mean squared "
+        "error, for spikes a negative log-likelihood per bin and neuron. Compare it within one data set only.",
+        "lower",
+    ),
+    "lrrnn/test_loss": Metric(
+        "Test loss of the low-rank RNN", "", "The same on test trials, which took no part in any choice.", "lower"
+    ),
+    "lrrnn/loadings_r2": Metric(
+        "Loadings recovered",
+        "R²",
+        "Share of the variance of the true loadings that the fitted ones explain, after the latents are put into the "
+        "true gauge. Known only for simulated data.",
+        "higher",
+    ),
+    "lrrnn/latents_r2": Metric(
+        "Latents recovered",
+        "R²",
+        "Share of the variance of the true latents that the fitted ones explain after a linear map. Known only for "
+        "simulated data.",
+        "higher",
+    ),
+    "lrrnn/bits_per_spike": Metric(
+        "Spikes predicted, latents inferred from them",
+        "bits per spike",
+        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, integrating over the latents "
+        "(a lower bound). 0 is no better than the mean rate. Values near 0.1 are usual for single trials of frontal "
+        "neurons. It depends on the model of the baseline: compare equal baselines only.",
+        "higher",
+    ),
+    "lrrnn/bits_per_spike_prior": Metric(
+        "Spikes predicted from the inputs alone",
+        "bits per spike",
+        "The same for latents that see the inputs but none of the trial's spikes: what the dynamics themselves explain.",
+        "higher",
+    ),
+    "lrrnn/psth_r2_evidence": Metric(
+        "Mean responses by evidence",
+        "R², median neuron",
+        "How well the model predicts each neuron's mean response to strong left and strong right evidence, held-out "
+        "trials. 1 is perfect; noise in the observed means keeps weakly firing neurons below it.",
+        "higher",
+    ),
+    "lrrnn/psth_r2_choice": Metric(
+        "Mean responses by choice",
+        "R², median neuron",
+        "The same for trials grouped by the animal's choice, which the model has to predict from inputs and spikes.",
+        "higher",
+    ),
+    "lrrnn/choice_auc": Metric(
+        "Choice read from the final latent state",
+        "AUC",
+        "Chance that the final latent state ranks a right-choice trial above a left-choice one: 0.5 is chance, 1 perfect. "
+        "The clicks alone predict the choice well, so compare with their value.",
+        "higher",
+    ),
+    "lrrnn/choice_auc_clicks": Metric(
+        "Choice read from the difference of clicks", "AUC", "What the stimulus alone says about the choice.", "higher"
+    ),
+    "loadings/val_loss": Metric(
+        "Validation loss of the flow of the loadings",
+        "",
+        "Flow-matching loss on neurons held out. Its lowest possible value is not zero; what counts is that it has "
+        "stopped falling and has not risen again.",
+        "lower",
+    ),
+    "loadings/log_likelihood": Metric(
+        "Held-out log-likelihood of the loadings",
+        "nats per neuron",
+        "How probable the flow finds loadings of neurons it was not trained on. It compares models of the same neurons.",
+        "higher",
+    ),
+    "outputs/val_loss": Metric(
+        "Validation loss of the flow of the output weights",
+        "",
+        "Flow-matching loss for p(n | m, b, d) on fresh neurons.",
+        "lower",
+    ),
+    "timing/lrrnn_seconds": Metric("Time for the low-rank RNN", "s", "Wall-clock seconds of this stage."),
+    "timing/loadings_seconds": Metric("Time for the flow of the loadings", "s", "Wall-clock seconds of this stage."),
+    "timing/outputs_seconds": Metric("Time for the output weights", "s", "Wall-clock seconds of this stage."),
+}
+
+# The same quantity under the other baseline.
+METRICS |= {
+    f"{key}_{baseline}": METRICS[key]._replace(label=f"{METRICS[key].label} ({baseline} baseline)")
+    for key in (
+        "lrrnn/bits_per_spike",
+        "lrrnn/bits_per_spike_prior",
+        "lrrnn/psth_r2_evidence",
+        "lrrnn/psth_r2_choice",
+        "lrrnn/choice_auc",
+    )
+    for baseline in ("standard", "local")
+}
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table: column headings (units in them), rows of cells (text or numbers) and a caption."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report.
+
+    Attributes:
+        title: heading, also in the table of contents.
+        text: paragraphs, separated by empty lines; plain text.
+        figures: (caption, Figure) pairs.
+        tables: see TableData.
+        metrics: key -> value, shown as a table with the explanations of METRICS.
+    """
+
+    title: str
+    text: str = ""
+    figures: Sequence[tuple[str, Figure]] = ()
+    tables: Sequence[TableData] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def format_number(value: object) -> str:
+    """Numbers as a person writes them; anything else as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")  # thin no-break space
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "not defined"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10^{int(exponent)}"
+
+
+def write_report(path: Path | str, title: str, summary: Sequence[str], sections: Sequence[Section]) -> Path:
+    """Writes one self-contained HTML file: no script, no font, no image from elsewhere.
+
+    It is written aside and then renamed, so that a reader finds the old report or the new one, never half of one.
+
+    Args:
+        path: of the file; its directory exists.
+        title: heading of the page.
+        summary: lines under it, plain text.
+        sections: in order.
+
+    Returns:
+        the path.
+    """
+    path = Path(path)
+    page = render_report(title, summary, sections)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(page)
+        # mkstemp makes files private; a report is as readable as any other file here.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(aside, 0o666 & ~mask)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def render_report(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
+    """The HTML of :func:`write_report` as a string."""
+    contents = "".join(
+        f'<li><a href="#section-{i}">{_escape(section.title)}</a></li>' for i, section in enumerate(sections, 1)
+    )
+    body = "".join(_section(i, section) for i, section in enumerate(sections, 1))
+    lines = "".join(f"<li>{_escape(line)}</li>" for line in summary)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f'<header><p class="brand">Connector</p><h1>{_escape(title)}</h1>'
+        f"{f'<ul class=summary>{lines}</ul>' if lines else ''}</header>\n"
+        f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>{body}</main>\n</body>\n</html>\n'
+    )
+
+
+def _escape(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _section(number: int, section: Section) -> str:
+    paragraphs = "".join(f"<p>{_escape(p.strip())}</p>" for p in section.text.split("\n\n") if p.strip())
+    metrics = _metric_table(section.metrics) if section.metrics else ""
+    tables = "".join(_table(table) for table in section.tables)
+    drawn = "".join(_figure(caption, figure) for caption, figure in section.figures)
+    return f'<section id="section-{number}"><h2>{_escape(section.title)}</h2>{paragraphs}{metrics}{tables}{drawn}</section>\n'
+
+
+_ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "": ("", "")}
+
+
+def _metric_table(metrics: Mapping[str, float]) -> str:
+    known = [key for key in METRICS if key in metrics]
+    rows = []
+    for key in known + [key for key in metrics if key not in METRICS]:
+        metric = METRICS.get(key, Metric(key, "", ""))
+        arrow, meaning = _ARROWS[metric.direction]
+        name = f'<span title="{_escape(metric.explanation)}">{_escape(metric.label)}</span>'
+        if metric.explanation:
+            name = (
+                f"<details><summary>{name}</summary><p>{_escape(metric.explanation)}"
+                f" <code>{_escape(key)}</code></p></details>"
+            )
+        mark = f'<abbr title="{meaning}">{arrow}</abbr>' if arrow else ""
+        rows.append(
+            f'<tr><th scope="row">{name}</th><td class="number">{_number(metrics[key])}</td>'
+            f"<td>{_escape(metric.unit)}</td><td>{mark}</td></tr>"
+        )
+    head = '<tr><th scope="col">measure</th><th scope="col" class="number">value</th><th scope="col">unit</th>'
+    head += '<th scope="col"><abbr title="which direction is better">better</abbr></th></tr>'
+    note = "<p class=note>Open a measure for what it means, what a good value is, and what it cannot say.</p>"
+    return f'<div class="scroll"><table class="metrics"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
+
+
+def _number(value: object) -> str:
+    text = _escape(format_number(value))
+    if "× 10^" in text:
+        mantissa, exponent = text.split("10^")
+        return f"{mantissa}10<sup>{exponent.replace('-', '−')}</sup>"
+    return text.replace("-", "−") if isinstance(value, int | float) else text
+
+
+def _table(table: TableData) -> str:
+    def cell(value: object) -> str:
+        return (
+            f'<td class="number">{_number(value)}</td>'
+            if isinstance(value, int | float)
+            else f"<td>{_number(value)}</td>"
+        )
+
+    numeric = [
+        bool(table.rows) and all(isinstance(row[i], int | float) for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=number" if right else ""}>{_escape(name)}</th>'
+        for name, right in zip(table.columns, numeric)
+    )
+    rows = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in table.rows)
+    caption = f"<caption>{_escape(table.caption)}</caption>" if table.caption else ""
+    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _figure(caption: str, figure: Figure, dpi: int = 160) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    # The natural width keeps small figures from being blown up.
+    width = round(figure.get_figwidth() * 96)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{_escape(caption)}" style="max-width:min(100%,{width}px)">'
+        f"<figcaption>{_escape(caption)}</figcaption></figure>"
+    )
+
+
+_CSS = """
+:root{--ink:#1f2430;--soft:#5b6474;--line:#dfe3e8;--page:#fbfbfa;--card:#ffffff;--accent:#0067a3;--wash:#eef3f8}
+@media (prefers-color-scheme:dark){:root{--ink:#e7e9ee;--soft:#a3abba;--line:#363c48;--page:#15181e;--card:#1d2129;
+--accent:#73b9ea;--wash:#232a35}}
+*{box-sizing:border-box}
+html{scroll-behavior:smooth}
+@media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
+body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:70rem;color:var(--ink);background:var(--page);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+.brand{margin:0;color:var(--accent);font-weight:600;letter-spacing:.04em;font-size:.85rem}
+h1{margin:.1rem 0 .6rem;font-size:1.8rem;line-height:1.2;font-weight:650;overflow-wrap:anywhere}
+h2{margin:0 0 .7rem;font-size:1.25rem;font-weight:650}
+p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
+.summary{margin:0;padding:0;list-style:none;color:var(--soft)}
+.summary li{overflow-wrap:anywhere}
+nav{margin:1.4rem 0 .4rem;padding:.7rem 1rem;background:var(--wash);border-radius:8px}
+nav ol{margin:0;padding:0;list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.4rem}
+a{color:var(--accent);text-underline-offset:.2em}
+section{margin:1.4rem 0;padding:1.3rem 1.4rem;background:var(--card);border:1px solid var(--line);border-radius:10px;
+scroll-margin-top:1rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;margin:.6rem 0;font-size:.94rem}
+table.metrics{width:100%}
+caption{text-align:left;color:var(--soft);padding-bottom:.35rem}
+th,td{padding:.38rem .9rem .38rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);font-weight:400}
+thead th{color:var(--soft);font-size:.85rem;white-space:nowrap}
+.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+tbody td.number{font-weight:600}
+abbr{text-decoration:none;cursor:help}
+details summary{cursor:pointer}
+details p{margin:.3rem 0 .2rem 1rem;color:var(--soft);font-size:.92em}
+code{font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+.note,figcaption{color:var(--soft);font-size:.9rem}
+figure{margin:1.3rem 0 .4rem}
+img{display:block;width:100%;height:auto;background:#fff;border-radius:8px;padding:.4rem}
+figcaption{margin-top:.45rem;max-width:46rem}
+@media (max-width:36rem){body{padding:1.1rem .7rem 3rem}section{padding:1rem .9rem}h1{font-size:1.45rem}
+table{font-size:.88rem}th,td{padding-right:.6rem}}
+@media print{body{max-width:none}nav{display:none}section{break-inside:avoid-page;border:0;padding:0}}
+"""

@@ -1,0 +1,165 @@
+"""Training one stage: what the LightningModules share, their Trainer, checkpoints that an interrupted run resumes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from torch import Tensor
+
+from connector.callbacks import LearningCurves, StageProgress
+from connector.config import Options
+from connector.store import RunStore
+
+_VALIDATIONS = 40  # over a training, so that watching costs little
+
+
+def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    """Random numbers that are a function of (seed, step, rank), so that a resumed training draws the same ones."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 257 + rank)
+
+
+class StageModule(pl.LightningModule):
+    """What the stages share: losses averaged over an epoch and logged once, noise that is a function of the step."""
+
+    def __init__(self, stage: str, seed: int, learning_rate: float, weight_decay: float = 0.0, cosine: bool = True):
+        super().__init__()
+        self.stage, self.seed, self.learning_rate = stage, seed, learning_rate
+        self.weight_decay, self.cosine = weight_decay, cosine
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def generator(self, step: int) -> torch.Generator:
+        return step_generator(self.seed, step, self.global_rank, self.device)
+
+    def progress_of_training(self) -> float:
+        """Fraction of the steps already taken, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+
+    def losses(self, batch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what else to log of it."""
+        raise NotImplementedError
+
+    def training_step(self, batch, batch_index: int) -> Tensor:
+        loss, extra = self.losses(batch, self.global_step, training=True)
+        # self.log in every step costs more than these small models; sum here, log once an epoch.
+        for name, value in {"loss": loss.detach(), **extra}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        means = {f"{self.stage}/train_{name}": value / self._count for name, value in self._sums.items()}
+        self.log_dict(means, sync_dist=self.trainer.world_size > 1)
+        self._sums, self._count = {}, 0
+
+    def validation_step(self, batch, batch_index: int) -> None:
+        loss, extra = self.losses(batch, -1 - batch_index, training=False)
+        size = len(batch[0])
+        values = {"loss": loss, **extra}
+        self.log_dict(
+            {f"{self.stage}/val_{name}": value for name, value in values.items()},
+            batch_size=size,
+            sync_dist=self.trainer.world_size > 1,
+        )
+
+    def parameter_groups(self) -> Any:
+        return self.parameters()
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        if not self.cosine:
+            return optimizer
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass
+class StageContext:
+    """What every stage needs to know of the run it belongs to."""
+
+    options: Options
+    store: RunStore
+    logger: Any
+    console: Console
+    say: Callable[[str], None]
+
+
+def is_child_rank() -> bool:
+    """True in a process that was started as another rank of a distributed job."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("NODE_RANK", "0")) > 0
+
+
+def fit(
+    context: StageContext,
+    stage: str,
+    module: StageModule,
+    data: pl.LightningDataModule,
+    mark: str,
+    max_epochs: int,
+    monitor: str,
+    clip: float | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
+    """Train one stage's module; on return it holds the weights of the best validation.
+
+    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``.
+    """
+    options, store = context.options, context.store
+    every = max(1, max_epochs // _VALIDATIONS)
+    aside = store.checkpoints / f"{stage}-{mark}"
+    best = ModelCheckpoint(
+        dirpath=aside, filename="best", monitor=monitor, mode="min", save_last=True, every_n_epochs=every,
+        enable_version_counter=False,
+    )  # fmt: skip
+    watch = [
+        best,
+        LearningCurves(store.path / "logs" / f"{stage}.csv"),
+        StageProgress(stage, monitor, context.console),
+    ]
+    trainer = pl.Trainer(
+        accelerator=options.trainer.accelerator,
+        devices=options.trainer.devices,
+        num_nodes=options.trainer.num_nodes,
+        strategy=options.trainer.strategy,
+        precision=options.trainer.precision,
+        max_epochs=max_epochs,
+        check_val_every_n_epoch=every,
+        num_sanity_val_steps=0,
+        gradient_clip_val=clip,
+        logger=context.logger.for_stage(stage),
+        callbacks=[*callbacks, *watch],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=store.path,
+        log_every_n_steps=1,
+    )
+    last = aside / "last.ckpt"
+    resume = str(last) if last.exists() else None
+    if resume:
+        context.say(f"{stage}: going on from an earlier, interrupted training")
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as left:
+        # Lightning turns Ctrl-C into exit code 1 after its own clean-up.
+        if trainer.interrupted and left.code == 1:
+            raise KeyboardInterrupt from left
+        raise
+    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        shutil.copyfile(best.best_model_path, store.checkpoints / f"{stage}.ckpt.part")
+        (store.checkpoints / f"{stage}.ckpt.part").replace(store.checkpoints / f"{stage}.ckpt")
+        shutil.rmtree(aside)
+    trainer.strategy.barrier()
+    return trainer

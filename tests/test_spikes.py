@@ -1,0 +1,394 @@
+"""The spike model: its fused gradients, its bounds and its gauge against independent computations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from connector.baselines import fit_baseline
+from connector.data.attractors import simulate_recording, teacher
+from connector.dynamics import Network
+from connector.errors import UserError
+from connector.spikes import (
+    Encoder,
+    Posterior,
+    SpikeModel,
+    _PoissonNats,
+    _Scan,
+    connectivity_inputs,
+    last_states,
+    refit_loadings,
+    trial_batch,
+)
+from connector.types import Recording
+
+
+def driven_recording(n_trials=160, n_steps=50, n_neurons=12, seed=0, gain=3.0):
+    """An integrator of two inputs, observed as Poisson spikes of ragged trials, with evidence and choices."""
+    generator = torch.Generator().manual_seed(seed)
+    evidence = torch.randint(0, 2, (n_trials,), generator=generator) * 2.0 - 1.0
+    chance = torch.sigmoid(torch.stack([-evidence, evidence], 1) * 1.0) * 0.3
+    inputs = torch.bernoulli(chance[:, None].expand(-1, n_steps, -1), generator=generator)
+    z = torch.zeros(n_trials, n_steps, 1)
+    for t in range(n_steps - 1):
+        z[:, t + 1] = 0.97 * z[:, t] + 0.1 * (inputs[:, t, 1:] - inputs[:, t, :1])
+    m = gain * torch.randn(n_neurons, 1, generator=generator)
+    lengths = torch.randint(n_steps // 2, n_steps + 1, (n_trials,), generator=generator)
+    mask = torch.arange(n_steps) < lengths[:, None]
+    counts = torch.poisson(0.1 * F.softplus(z @ m.T + 0.5), generator=generator) * mask[..., None]
+    choices = (last_states(z, lengths)[:, 0] > 0).float()
+    return Recording(
+        activity=counts, kind="spikes", lengths=lengths, alpha=0.1, activation="softplus", inputs=inputs, bin_s=0.01,
+        choices=choices, evidence=evidence, latents=z,
+    )  # fmt: skip
+
+
+def fitted(recording, train, rank=1, epochs=0, kind="constant", lr=1e-2, batch_size=32, **options):
+    torch.manual_seed(0)
+    baseline = fit_baseline(recording, train, kind)
+    options = {"n_units": 32, "encoder_hidden": 16, **options}
+    model = SpikeModel(
+        recording.n_neurons, rank, recording.n_inputs, recording.alpha, scale=baseline.scale, **options
+    )
+    model.initialise(recording, train, baseline)
+    optimizer = torch.optim.Adam(model.parameter_groups(lr))
+    generator = torch.Generator().manual_seed(0)
+    everything = trial_batch(recording, train, baseline)
+    steps = max(1, epochs * -(-len(train) // batch_size))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], steps)
+    done = 0
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(train), generator=generator).split(batch_size):
+            batch = type(everything)(*(None if x is None else x[chosen] for x in everything))
+            loss, _ = model.loss(batch, done / steps, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), model.GRADIENT_CLIP)
+            optimizer.step()
+            schedule.step()
+            done += 1
+    return model, baseline
+
+
+@pytest.fixture(scope="module")
+def small():
+    recording = driven_recording(40, 30, 6)
+    model, baseline = fitted(recording, torch.arange(30), rank=2)
+    with torch.no_grad():  # away from the symmetric start
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))
+    return recording, model, baseline
+
+
+@pytest.mark.parametrize("unit", ["tanh", "sigmoid", "softplus"])
+def test_fused_scan_equals_equation_one_and_its_gradient(unit):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    z0, extra, u = normal(3, 4, 2), normal(9, 3, 4, 2), normal(4, 9, 2)
+    m, n, b, d = normal(8, 2), normal(8, 2), normal(8, 2), normal(8)
+    weight = torch.randn(10, 3, 4, 2, generator=generator, dtype=torch.float64)
+    potential = (u @ b.T + d).transpose(0, 1)
+    fused = _Scan.apply(z0, extra, potential, m, n, 0.2, unit)
+    network = Network(m, n, b, d, 0.2, unit)
+    states = [z0]
+    for t in range(9):
+        states.append(network.step(states[-1], u[:, t]) + extra[t])
+    plain = torch.stack(states)
+    torch.testing.assert_close(fused, plain)
+    leaves = (z0, extra, u, m, n, b, d)
+    for a, c in zip(
+        torch.autograd.grad((fused * weight).sum(), leaves), torch.autograd.grad((plain * weight).sum(), leaves)
+    ):
+        torch.testing.assert_close(a, c)
+
+
+def test_fused_likelihood_equals_torch_distributions_and_its_gradient():
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(2, 7, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    c = torch.randn(5, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    offset = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    counts = torch.randint(0, 4, (7, 5), generator=generator).double()
+    fused = _PoissonNats.apply(z, c, offset, counts, 0.3)
+    rate = 0.3 * F.softplus(z @ c.T + offset)
+    known = torch.distributions.Poisson(rate).log_prob(counts.expand_as(rate)) + torch.lgamma(counts + 1)
+    known = (known - counts * math.log(0.3)).sum(-1)
+    torch.testing.assert_close(fused, known)
+    weight = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad((fused * weight).sum(), (z, c, offset)),
+        torch.autograd.grad((known * weight).sum(), (z, c, offset)),
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_divergence_equals_torch_distributions():
+    generator = torch.Generator().manual_seed(2)
+    alpha = 0.3
+    posterior = Posterior(*(torch.randn(*s, generator=generator) for s in [(4, 2), (4, 2), (6, 4, 2)]))
+    normal = torch.distributions.Normal
+    start = torch.distributions.kl_divergence(
+        normal(posterior.mean, posterior.log_sd.exp()), normal(torch.zeros(4, 2), torch.ones(4, 2))
+    ).sum(-1)
+    sd = torch.full((6, 4, 2), alpha**0.5)
+    steps = torch.distributions.kl_divergence(
+        normal(alpha * posterior.correction, sd), normal(torch.zeros(6, 4, 2), sd)
+    ).sum((0, 2))
+    torch.testing.assert_close(posterior.divergence(alpha), start + steps)
+
+
+def test_log_weights_are_log_prior_minus_log_posterior_of_the_paths(small):
+    """Densities of the sampled paths computed from the paths alone, with equation (1) stepped anew."""
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(30, 36), baseline)
+    posterior = model.encode(batch)
+    with torch.no_grad():
+        paths, weights = model.paths(batch, posterior, 5, generator=torch.Generator().manual_seed(0))
+        z = paths.posterior  # (time, S, B, R)
+        normal = torch.distributions.MultivariateNormal
+        s, noise = model.start_factor, model.noise_factor
+        eye = torch.eye(2)
+        prior0 = normal(model.start_mean, s @ s.T)
+        spread = s @ torch.diag_embed(torch.exp(2 * posterior.log_sd)) @ s.T
+        q0 = normal(model.start_mean + posterior.mean @ s.T, spread + 0 * eye)
+        total = prior0.log_prob(z[0]) - q0.log_prob(z[0])
+        covariance = model.alpha * noise @ noise.T
+        for t in range(len(z) - 1):
+            mean = model.rnn.step(z[t], batch.inputs[:, t])
+            q_mean = mean + model.alpha * posterior.correction[t] @ noise.T
+            total += normal(mean, covariance).log_prob(z[t + 1]) - normal(q_mean, covariance).log_prob(z[t + 1])
+    torch.testing.assert_close(weights, total, rtol=1e-3, atol=2e-2)
+
+
+def test_rollout_is_equation_one_from_the_prior_mean(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(5), baseline)
+    z = model.infer(batch, rollout=True)
+    with torch.no_grad():
+        plain = model.rnn.simulate(model.start_mean.expand(5, -1), recording.n_steps, batch.inputs)
+    torch.testing.assert_close(z, plain * batch.mask[..., None], rtol=1e-4, atol=1e-5)
+
+
+def test_more_samples_tighten_the_bound_and_it_stays_above_the_elbo(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, None, baseline)
+    bounds = {
+        n: float(model.marginal_log_likelihood(batch, n, torch.Generator().manual_seed(n)).sum()) for n in (1, 8, 128)
+    }
+    assert bounds[1] < bounds[8] < bounds[128]
+
+
+def test_padding_changes_nothing(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(8), baseline)
+    dirty = batch._replace(
+        activity=torch.where(batch.mask[..., None], batch.activity, 5.0),
+        inputs=torch.where(batch.mask[..., None], batch.inputs, -3.0),
+        baseline=torch.where(batch.mask[..., None], batch.baseline, 9.0),
+    )
+    longer = batch._replace(
+        activity=F.pad(batch.activity, (0, 0, 0, 6)),
+        mask=F.pad(batch.mask, (0, 6)),
+        inputs=F.pad(batch.inputs, (0, 0, 0, 6)),
+        baseline=F.pad(batch.baseline, (0, 0, 0, 6)),
+    )
+    z = model.infer(batch)
+    assert (z[~batch.mask] == 0).all()
+    torch.testing.assert_close(model.infer(dirty), z)
+    torch.testing.assert_close(model.infer(longer)[:, : z.shape[1]], z, rtol=1e-4, atol=1e-5)
+    # The likelihood too: of the recorded samples alone.
+    ends = model.rollout_log_likelihood(batch)
+    torch.testing.assert_close(model.rollout_log_likelihood(longer), ends, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(model.rollout_log_likelihood(batch._replace(inputs=dirty.inputs)), ends)
+
+
+def test_encoder_reads_a_trial_backwards_from_its_own_end():
+    torch.manual_seed(0)
+    encoder = Encoder(3, 2, hidden=8, window=4)
+    features = torch.randn(1, 20, 3)
+    alone = encoder(features, torch.ones(1, 20, dtype=torch.bool))
+    batch = torch.cat([F.pad(features, (0, 0, 0, 12)), torch.randn(1, 32, 3)])
+    mask = torch.arange(32) < torch.tensor([20, 32])[:, None]
+    together = encoder(batch * mask[..., None], mask)
+    torch.testing.assert_close(together.mean[0], alone.mean[0])
+    torch.testing.assert_close(together.correction[:19, 0], alone.correction[:, 0])
+    assert (together.correction[19:, 0] == 0).all()
+    # The last samples reach the initial state through the backward direction.
+    features[0, 19] += 5
+    assert not torch.allclose(encoder(features, torch.ones(1, 20, dtype=torch.bool)).mean, alone.mean)
+
+
+def test_gauge_is_whitened_signed_and_leaves_every_likelihood(small):
+    recording, source, baseline = small
+    model = SpikeModel(6, 2, 2, 0.1, scale=source.scale, n_units=32, encoder_hidden=16)
+    model.load_state_dict(source.state_dict())
+    train = torch.arange(30)
+    batch = trial_batch(recording, train, baseline)
+    before = model.marginal_log_likelihood(batch, 8, torch.Generator().manual_seed(0))
+    z = model.infer(batch)
+    a = model.fix_gauge(batch, recording.choices[train])
+    after = model.marginal_log_likelihood(batch, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=2e-2)
+    new = model.infer(batch)
+    torch.testing.assert_close(new, z @ a.float().T, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.cov(new[batch.mask].T), torch.eye(2), atol=2e-3, rtol=0)
+    ends, choices = last_states(new, batch.mask.sum(1)), recording.choices[train]
+    assert (ends[choices == 1].mean(0) > ends[choices == 0].mean(0)).all()
+    # Once in the gauge, always in the gauge, from wherever one comes.
+    again = model.fix_gauge(batch, choices)
+    torch.testing.assert_close(again, torch.eye(2, dtype=torch.float64), atol=5e-3, rtol=0)
+
+
+def test_schedule_starts_with_the_rollout_alone_then_warms_the_divergence_up(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(8), baseline)
+    _, parts = model.loss(batch, 0.1)
+    assert set(parts) == {"rollout_nats"}
+    values = {}
+    for progress in (0.34, 0.43, 0.6, 1.0):
+        loss, parts = model.loss(batch, progress, torch.Generator().manual_seed(0))
+        values[progress] = (float(loss), float(parts["divergence"]))
+    divergence = values[1.0][1]
+    warm = (0.43 - 1 / 3) / (2 / 3 * 0.3)
+    assert values[0.6][0] == pytest.approx(values[1.0][0], abs=1e-5)
+    assert values[1.0][0] - values[0.43][0] == pytest.approx((1 - warm) * divergence, rel=1e-2)
+
+
+def test_all_parameters_learn(small):
+    recording, model, baseline = small
+    loss, _ = model.loss(trial_batch(recording, None, baseline), 1.0, torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    assert [n for n, g in zip(names, gradients) if not g.abs().max() > 0] == []
+    grouped = [p for group in model.parameter_groups(1e-2) for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+
+
+def test_start_follows_the_inputs_before_any_training():
+    recording = driven_recording()
+    train = torch.arange(120)
+    model, baseline = fitted(recording, train)
+    z = model.infer(trial_batch(recording, None, baseline), rollout=True)[recording.mask][:, 0]
+    truth = recording.latents[recording.mask][:, 0]
+    assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.9
+
+
+def test_a_driven_integrator_is_recovered_from_spikes():
+    recording = driven_recording(n_trials=260, n_neurons=20)
+    train, test = torch.arange(200), torch.arange(200, 260)
+    model, baseline = fitted(recording, train, epochs=15)
+    batch = trial_batch(recording, test, baseline)
+    truth = recording.latents[test][batch.mask][:, 0]
+    for rollout in (False, True):
+        z = model.infer(batch, rollout)[batch.mask][:, 0]
+        assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.95
+    model.fix_gauge(trial_batch(recording, train, baseline), recording.choices[train])
+    latents, loadings, covariance = connectivity_inputs(model, recording, train, baseline)
+    assert latents.drive.shape == latents.z.shape
+    assert covariance.shape == (20, 4, 4)
+    network = model.rnn.network().double()
+    expected = network.drive(latents.z, recording.inputs.double()) * recording.mask[..., None]
+    torch.testing.assert_close(latents.drive, expected.detach())
+    # Neurons built as softplus(m.z + d) are read back as such, up to the scale of z.
+    generator = torch.Generator().manual_seed(0)
+    known = 3.0 * torch.randn(20, 1, generator=generator)  # not the recording's: only its size matters below
+    assert loadings.m.std() > 0
+    assert known.shape == loadings.m.shape
+
+
+def test_refit_recovers_loadings_where_the_latents_are_exact():
+    recording = driven_recording(n_trials=400, n_neurons=8, gain=2.0)
+    train = torch.arange(400)
+    model, baseline = fitted(recording, train)
+    z = model.infer(trial_batch(recording, train, baseline))
+    generator = torch.Generator().manual_seed(1)
+    m, d = torch.randn(8, 1, generator=generator), 0.5 + 0.3 * torch.randn(8, generator=generator)
+    size = z[recording.mask].std()
+    rate = 0.1 * F.softplus(z / size @ m.T + d)
+    counts = torch.poisson(rate, generator=generator) * recording.mask[..., None]
+    again = Recording(
+        activity=counts, kind="spikes", lengths=recording.lengths, alpha=0.1, activation="softplus",
+        inputs=recording.inputs, bin_s=0.01,
+    )  # fmt: skip
+    fresh = fit_baseline(again, train, "constant")
+    model.baseline_mean.copy_(fresh.argument[recording.mask].mean(0))
+    stub = trial_batch(recording, train, baseline)
+    latents = model.infer(stub)
+    model.infer = lambda batch, rollout=False: latents  # the regression is tested, not the encoder
+    loadings, covariance = refit_loadings(model, again, train, fresh)
+    sd = torch.diagonal(covariance, dim1=1, dim2=2).sqrt()
+    truth = torch.cat([m / size, torch.zeros(8, 2), d[:, None]], 1)
+    scores = (loadings.stack() - truth) / sd
+    # b is shrunk towards its true value zero; m and d are read off the spikes.
+    assert float((scores[:, [0, 3]] ** 2).mean()) < 2.0
+    assert (scores.abs() < 4.5).all()
+    assert sd[:, 0].mean() < 0.2 * (m / size).abs().mean()
+
+
+def test_autonomous_dynamics_are_recovered_without_inputs():
+    recording, network = simulate_recording(
+        teacher("limit_cycle"), n_neurons=1000, n_grid=12, n_steps=60, observation="spikes", recorded_fraction=0.1
+    )
+    order = torch.randperm(recording.n_trials, generator=torch.Generator().manual_seed(0))
+    train, test = order[:115], order[115:]
+    model, baseline = fitted(recording, train, rank=2, epochs=8)
+    batch = trial_batch(recording, test, baseline)
+    z, truth = model.infer(batch).double().flatten(0, 1), recording.latents[test].flatten(0, 1)
+    design = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], 1)
+    gauge = torch.linalg.lstsq(design, truth).solution
+    error = ((design @ gauge - truth) ** 2).sum() / ((truth - truth.mean(0)) ** 2).sum()
+    assert error < 0.03
+    field = model.rnn.network().double().vector_field(z).detach() @ gauge[:2]
+    known = network.vector_field(truth)
+    assert ((field - known) ** 2).sum() / (known**2).sum() < 0.1
+
+
+def test_few_neurons_without_choices_or_evidence():
+    recording = driven_recording(n_trials=50, n_neurons=4)
+    bare = Recording(
+        activity=recording.activity, kind="spikes", lengths=recording.lengths, alpha=0.1, activation="softplus",
+        bin_s=0.01,
+    )  # fmt: skip
+    model, baseline = fitted(bare, torch.arange(40), rank=2, epochs=2)
+    batch = trial_batch(bare, torch.arange(40, 50), baseline)
+    assert torch.isfinite(model.marginal_log_likelihood(batch, 4, torch.Generator().manual_seed(0))).all()
+    model.fix_gauge(trial_batch(bare, torch.arange(40), baseline))
+    latents, loadings, _ = connectivity_inputs(model, bare, torch.arange(40), baseline)
+    assert loadings.b is None
+    assert torch.isfinite(latents.drive).all()
+
+
+def test_inputs_without_evidence_or_choices_use_the_trials_themselves():
+    recording = driven_recording(n_trials=60)
+    bare = Recording(
+        activity=recording.activity, kind="spikes", lengths=recording.lengths, alpha=0.1, activation="softplus",
+        inputs=recording.inputs, bin_s=0.01,
+    )  # fmt: skip
+    model, baseline = fitted(bare, torch.arange(48), epochs=1)
+    batch = trial_batch(bare, torch.arange(48, 60), baseline)
+    assert torch.isfinite(model.rollout_log_likelihood(batch)).all()
+
+
+def test_inference_is_deterministic_and_chunks_do_not_matter(small, monkeypatch):
+    recording, model, baseline = small
+    batch = trial_batch(recording, None, baseline)
+    whole = model.infer(batch)
+    monkeypatch.setattr("connector.spikes._CHUNK_NUMBERS", 1.0)
+    torch.testing.assert_close(model.infer(batch), whole)
+    monkeypatch.undo()
+    torch.testing.assert_close(model.rollout_log_likelihood(batch).shape, torch.Size([40]))
+
+
+def test_mistakes_are_named(small):
+    recording, model, baseline = small
+    with pytest.raises(UserError, match="as many neurons as the rank"):
+        SpikeModel(6, 7, 2, scale=baseline.scale).initialise(recording, torch.arange(30), baseline)
+    with pytest.raises(UserError, match="a recording of 5 neurons"):
+        SpikeModel(5, 1, 2, scale=baseline.scale).initialise(recording, torch.arange(30), baseline)
+    with pytest.raises(UserError, match="count scale"):
+        SpikeModel(6, 1, 2, scale=0.7).initialise(recording, torch.arange(30), baseline)
+    with pytest.raises(UserError, match="rollout_start"):
+        SpikeModel(6, 1, 2, rollout_start="middle")
