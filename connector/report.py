@@ -142,14 +142,14 @@ METRICS: dict[str, Metric] = {
     "dynamics/stable_points": Metric(
         "Stable fixed points of the fitted dynamics",
         "",
-        "Fixed points without input that the flow leads to. In real recordings of short trials the count proves nothing "
-        "either way: what lies beyond the trials' duration is extrapolation.",
+        "Fixed points without input that the flow leads to. In real recordings of short trials the count proves "
+        "nothing either way: what lies beyond the trials' duration is extrapolation.",
     ),
     "lrrnn/val_loss": Metric(
         "Validation loss of the low-rank RNN",
         "",
-        "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is a mean squared "
-        "error, for spikes a negative log-likelihood per bin and neuron. Compare it within one data set only.",
+        "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is a mean "
+        "squared error, for spikes a negative log-likelihood per bin and neuron. Compare it within one data set only.",
         "lower",
     ),
     "lrrnn/test_loss": Metric(
@@ -172,15 +172,16 @@ METRICS: dict[str, Metric] = {
     "lrrnn/bits_per_spike": Metric(
         "Spikes predicted, latents inferred from them",
         "bits per spike",
-        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, integrating over the latents "
-        "(a lower bound). 0 is no better than the mean rate. Values near 0.1 are usual for single trials of frontal "
-        "neurons. It depends on the model of the baseline: compare equal baselines only.",
+        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, integrating over the "
+        "latents (a lower bound). 0 is no better than the mean rate. Values near 0.1 are usual for single trials of "
+        "frontal neurons. It depends on the model of the baseline: compare equal baselines only.",
         "higher",
     ),
     "lrrnn/bits_per_spike_prior": Metric(
         "Spikes predicted from the inputs alone",
         "bits per spike",
-        "The same for latents that see the inputs but none of the trial's spikes: what the dynamics themselves explain.",
+        "The same for latents that see the inputs but none of the trial's spikes: what the dynamics explain "
+        "by themselves.",
         "higher",
     ),
     "lrrnn/psth_r2_evidence": Metric(
@@ -199,8 +200,8 @@ METRICS: dict[str, Metric] = {
     "lrrnn/choice_auc": Metric(
         "Choice read from the final latent state",
         "AUC",
-        "Chance that the final latent state ranks a right-choice trial above a left-choice one: 0.5 is chance, 1 perfect. "
-        "The clicks alone predict the choice well, so compare with their value.",
+        "Chance that the final latent state ranks a right-choice trial above a left-choice one: 0.5 is chance, 1 is "
+        "perfect. The clicks alone predict the choice well, so compare with their value.",
         "higher",
     ),
     "lrrnn/choice_auc_clicks": Metric(
@@ -216,7 +217,8 @@ METRICS: dict[str, Metric] = {
     "loadings/log_likelihood": Metric(
         "Held-out log-likelihood of the loadings",
         "nats per neuron",
-        "How probable the flow finds loadings of neurons it was not trained on. It compares models of the same neurons.",
+        "How probable the flow finds loadings of neurons it was not trained on. It compares models of the "
+        "same neurons.",
         "higher",
     ),
     "outputs/val_loss": Metric(
@@ -276,14 +278,14 @@ def format_number(value: object) -> str:
     """Numbers as a person writes them; anything else as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")  # thin no-break space
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not defined"
+    if isinstance(value, int) or (isinstance(value, float) and 1e3 <= abs(value) < 1e5):
+        return f"{value:,.0f}".replace(",", "\u202f")  # narrow space, no line break
     if not isinstance(value, float):
         return str(value)
-    if not math.isfinite(value):
-        return "not defined"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa} × 10^{int(exponent)}"
 
@@ -346,7 +348,8 @@ def _section(number: int, section: Section) -> str:
     metrics = _metric_table(section.metrics) if section.metrics else ""
     tables = "".join(_table(table) for table in section.tables)
     drawn = "".join(_figure(caption, figure) for caption, figure in section.figures)
-    return f'<section id="section-{number}"><h2>{_escape(section.title)}</h2>{paragraphs}{metrics}{tables}{drawn}</section>\n'
+    inside = f"<h2>{_escape(section.title)}</h2>{paragraphs}{metrics}{tables}{drawn}"
+    return f'<section id="section-{number}">{inside}</section>\n'
 
 
 _ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "": ("", "")}
@@ -372,7 +375,8 @@ def _metric_table(metrics: Mapping[str, float]) -> str:
     head = '<tr><th scope="col">measure</th><th scope="col" class="number">value</th><th scope="col">unit</th>'
     head += '<th scope="col"><abbr title="which direction is better">better</abbr></th></tr>'
     note = "<p class=note>Open a measure for what it means, what a good value is, and what it cannot say.</p>"
-    return f'<div class="scroll"><table class="metrics"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
+    inside = f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="metrics">{inside}</table></div>{note}'
 
 
 def _number(value: object) -> str:
@@ -408,10 +412,11 @@ def _figure(caption: str, figure: Figure, dpi: int = 160) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    # The natural width keeps small figures from being blown up.
+    # Small figures are not blown up; on a phone, wide ones scroll sideways rather than shrink past reading.
     width = round(figure.get_figwidth() * 96)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_escape(caption)}" style="max-width:min(100%,{width}px)">'
+        f'<figure><div class="scroll"><img src="data:image/png;base64,{data}" alt="{_escape(caption)}" '
+        f'style="min-width:{min(width, 480)}px;max-width:{width}px"></div>'
         f"<figcaption>{_escape(caption)}</figcaption></figure>"
     )
 
@@ -437,10 +442,12 @@ a{color:var(--accent);text-underline-offset:.2em}
 section{margin:1.4rem 0;padding:1.3rem 1.4rem;background:var(--card);border:1px solid var(--line);border-radius:10px;
 scroll-margin-top:1rem}
 .scroll{overflow-x:auto}
+sup{line-height:0}
 table{border-collapse:collapse;margin:.6rem 0;font-size:.94rem}
 table.metrics{width:100%}
 caption{text-align:left;color:var(--soft);padding-bottom:.35rem}
-th,td{padding:.38rem .9rem .38rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);font-weight:400}
+th,td{padding:.38rem .9rem .38rem 0;text-align:left;vertical-align:top;font-weight:400;
+border-bottom:1px solid var(--line)}
 thead th{color:var(--soft);font-size:.85rem;white-space:nowrap}
 .number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 tbody td.number{font-weight:600}

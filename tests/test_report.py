@@ -1,0 +1,161 @@
+"""The report is well-formed, holds everything it shows, escapes what users wrote, and appears whole or not at all."""
+
+import base64
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from connector import figures, report
+from connector.report import METRICS, Section, TableData, format_number, render_report, write_report
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+CONTRACT = (
+    "connectivity/sinkhorn", "connectivity/squared_error", "connectivity/dissimilarity", "dynamics/attractors_kept",
+    "dynamics/field_error", "dynamics/field_error_projected", "lrrnn/val_loss", "lrrnn/bits_per_spike",
+    "lrrnn/bits_per_spike_prior", "lrrnn/psth_r2_evidence", "lrrnn/psth_r2_choice", "lrrnn/choice_auc",
+    "timing/lrrnn_seconds", "timing/loadings_seconds", "timing/outputs_seconds",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects what a page refers to and says."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.links, self.ids, self.tags, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.links += [attributes[k] for k in ("src", "href", "data", "srcset", "action") if k in attributes]
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def sections():
+    figure = figures.tails({"true": torch.arange(1.0, 50.0)})
+    return [
+        Section(
+            "Result <b>bold</b> & more",
+            "First paragraph.\n\nSecond <script>alert(1)</script> paragraph.",
+            figures=[('Caption with "quotes" & <tags>', figure)],
+            metrics={"connectivity/dissimilarity": 0.0123, "dynamics/attractors_kept": 1.0, "own/measure": 3e-7},
+        ),
+        Section("Tables", tables=[TableData(("name", "rate (Hz)"), [("a<b", 1.5), ("c", -2e-6)], "A caption")]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(sections):
+    return render_report("My run <1>", ["400 trials", "file a&b.npz"], sections)
+
+
+def test_page_parses_and_refers_to_nothing_outside(page):
+    parsed = Page(page)
+    assert parsed.tags.count("img") == 1
+    for link in parsed.links:
+        assert link.startswith(("#", "data:image/png;base64,"))
+    assert "script" not in parsed.tags
+    assert "link" not in parsed.tags
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_contents_point_at_the_sections(page):
+    parsed = Page(page)
+    assert [link[1:] for link in parsed.links if link.startswith("#")] == ["section-1", "section-2"]
+    assert parsed.ids == ["section-1", "section-2"]
+
+
+def test_what_users_wrote_is_escaped_and_shown(page):
+    text = Page(page).text
+    assert "My run <1>" in text
+    assert "Result <b>bold</b> & more" in text
+    assert "Second <script>alert(1)</script> paragraph." in text
+    assert "file a&b.npz" in text
+    assert "a<b" in text
+    assert "<b>" not in page
+
+
+def test_embedded_figure_is_the_png(page):
+    data = re.search(r'src="data:image/png;base64,([^"]+)"', page).group(1)
+    assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+
+
+def test_metrics_come_with_label_unit_and_explanation_and_unknown_ones_with_their_key(page):
+    text = Page(page).text
+    for key in ("connectivity/dissimilarity", "dynamics/attractors_kept"):
+        assert METRICS[key].label in text
+        assert METRICS[key].explanation in text
+    assert "0.0123" in text
+    assert "own/measure" in text
+    assert "3.00 × 10" in text
+
+
+def test_every_promised_metric_is_explained():
+    assert set(CONTRACT) <= set(METRICS)
+    for key, metric in METRICS.items():
+        assert re.fullmatch(r"(connectivity|dynamics|lrrnn|loadings|outputs|timing)/\w+", key)
+        assert metric.direction in ("lower", "higher", "")
+        assert metric.explanation.endswith(".")
+        assert metric.label[0].isupper()
+    labels = [metric.label for metric in METRICS.values()]
+    assert len(labels) == len(set(labels))
+
+
+def test_light_and_dark_and_phone(page):
+    assert "prefers-color-scheme:dark" in page
+    assert 'name="viewport"' in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1"), (0.0, "0"), (0.01234, "0.0123"), (1234.5, "1\u202f234"), (2e-7, "2.00 × 10^-7"), (3, "3"),
+     (float("nan"), "not defined"), (True, "yes"), ("free", "free"), (12345, "12\u202f345")],
+)  # fmt: skip
+def test_numbers_as_people_write_them(value, text):
+    assert format_number(value) == text
+
+
+def test_written_whole_or_not_at_all(tmp_path, sections, monkeypatch):
+    path = write_report(tmp_path / "report.html", "Run", [], sections)
+    assert path.read_text(encoding="utf-8").endswith("</html>\n")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path, "Other", [], sections)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_empty_report_is_still_a_page():
+    assert "Nothing yet" in Page(render_report("Nothing yet", [], [])).text
