@@ -344,10 +344,13 @@ def _maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor,
 
     def evaluate(theta):
         covariance = torch.einsum("bk,bkij->bij", theta.exp(), parts)
-        factor = torch.linalg.cholesky(covariance)
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-13 * diagonal.mean(1, keepdim=True)  # of rounding's size
+        factor, failed = torch.linalg.cholesky_ex(covariance)
         solved = torch.cholesky_solve(a.expand(n_models, p, rank), factor)
         value = -0.5 * (a * solved).sum((1, 2)) - rank * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return value - 0.5 * (precision * (theta - centre) ** 2).sum(1), factor, solved
+        value = value - 0.5 * (precision * (theta - centre) ** 2).sum(1)
+        return value.masked_fill((failed > 0) | value.isnan(), -math.inf), factor, solved
 
     value, factor, solved = evaluate(theta)
     for _ in range(steps):

@@ -1,0 +1,315 @@
+"""The distribution of connectivity: draws networks of any size, evaluates their density, restores the observed drive.
+
+p(m, b, d, n) = p(m, b, d) p(n | m, b, d). The loadings follow a flow. Dynamics determine p(n | m, b, d) through its
+mean nu only; maximum entropy makes it normal about nu with a spread sigma that is stated, not inferred.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from connector.conditional_mean import ConditionalMean, from_state
+from connector.dynamics import Network, activation, potentials
+from connector.errors import UserError
+from connector.flow import Flow
+from connector.types import Loadings
+
+OUTPUTS = ("conditional_mean", "flow")
+_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+
+
+class ConnectivityDistribution(nn.Module):
+    """Networks whose loadings follow ``loadings_flow`` and whose n has the conditional mean ``mean``.
+
+    Args:
+        loadings_flow: density of stacked loadings (m, b, d), R + U + bias columns.
+        mean: nu = E[n | m, b, d].
+        alpha, activation: of the networks drawn.
+        outputs_flow: flow of n given the stacked loadings, trained on n with spread ``sigma`` around nu; or None.
+        sigma: the spread of n around nu to which log_prob and entropy refer; where there is an ``outputs_flow``, the
+            one at which it was trained (0 where it was trained on conditional means, as the published recipe does).
+        outputs: where n comes from for sigma > 0: "conditional_mean", n ~ N(nu, sigma^2 I); "flow", through the flow.
+        reference: (z, u, y): states (T, R), inputs (T, U) or None and drive (T, R) that a projected network shall
+            meet; a random ``max_reference`` of them are kept. None: no projection.
+        projection_regularizer: lambda of the projection, see :meth:`project`.
+        flow_steps: midpoint steps of the samplers.
+        seed: of the choice of reference states.
+    """
+
+    def __init__(
+        self,
+        loadings_flow: Flow,
+        mean: ConditionalMean,
+        *,
+        alpha: float,
+        activation: str,
+        outputs_flow: Flow | None = None,
+        sigma: float = 1.0,
+        outputs: str = "conditional_mean",
+        reference: tuple[Tensor, Tensor | None, Tensor] | None = None,
+        projection_regularizer: float = 1e-5,
+        flow_steps: int = 8,
+        max_reference: int = 4000,
+        seed: int = 0,
+    ):
+        super().__init__()
+        columns = mean.rank + mean.n_inputs + int(mean.has_bias)
+        if loadings_flow.dim != columns:
+            raise UserError(
+                f"a loadings flow of {columns} columns, as the conditional mean has", str(loadings_flow.dim)
+            )
+        if outputs_flow is not None and (outputs_flow.dim, outputs_flow.context_dim) != (mean.rank, columns):
+            raise UserError(
+                f"an outputs flow of {mean.rank} columns given {columns}",
+                f"{outputs_flow.dim} given {outputs_flow.context_dim}",
+            )
+        if sigma < 0:
+            raise UserError("sigma of 0 or more", str(sigma))
+        self.loadings_flow, self.mean, self.outputs_flow = loadings_flow, mean, outputs_flow
+        self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
+        self.alpha, self.activation = float(alpha), activation
+        self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
+        z, u, y = (None, None, None) if reference is None else reference
+        if z is not None and len(z) > max_reference:
+            generator = torch.Generator().manual_seed(seed)
+            keep = torch.randperm(len(z), generator=generator)[:max_reference].to(z.device)
+            z, u, y = (None if x is None else x[keep] for x in (z, u, y))
+        for name, value in (("reference_z", z), ("reference_u", u), ("reference_y", y)):
+            self.register_buffer(name, None if value is None else value.detach().double().clone())
+
+    @property
+    def rank(self) -> int:
+        return self.mean.rank
+
+    @property
+    def summary(self) -> dict:
+        """What the estimate of nu found: plain values."""
+        return self.mean.summary
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n_neurons: int = 1000,
+        sigma: float = 0.0,
+        project: bool = False,
+        seed: int = 0,
+        outputs: str | None = None,
+    ) -> Network:
+        """A network of ``n_neurons``, float64. One seed, one network; and the same loadings at any sigma.
+
+        Args:
+            sigma: standard deviation of each component of n around nu. At 0, n = nu(loading) exactly.
+            project: restore the observed drive, see :meth:`project`.
+            outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
+                trained without spread).
+
+        Raises:
+            UserError: no neurons, negative sigma, a sigma below the one at which the flow of n was trained.
+        """
+        if n_neurons < 1:
+            raise UserError("a number of neurons of 1 or more", str(n_neurons))
+        if sigma < 0:
+            raise UserError("sigma of 0 or more", str(sigma))
+        if outputs is None:
+            outputs = self.outputs if sigma > 0 else "conditional_mean"
+        generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
+        rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
+        if self._checked_outputs(outputs) == "conditional_mean":
+            n, spread = self.mean(rows), sigma
+        else:
+            if sigma < self.sigma:
+                raise UserError(
+                    f"sigma of at least {self.sigma:g}, at which the flow of n was trained",
+                    f"{sigma:g}",
+                    "draw with outputs='conditional_mean'",
+                )
+            context = rows.to(self.outputs_flow.location.dtype)
+            n = self.outputs_flow.sample(context=context, steps=self.flow_steps, generator=generator).double()
+            spread = math.sqrt(sigma**2 - self.sigma**2)
+        if spread > 0:
+            n = n + spread * torch.randn(n.shape, generator=generator, dtype=n.dtype, device=n.device)
+        loadings = self._unstack(rows)
+        net = Network(loadings.m, n, loadings.b, loadings.d, alpha=self.alpha, activation=self.activation)
+        return self.project(net) if project else net
+
+    @torch.no_grad()
+    def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
+        """nu (K, R) at loadings, given as such or stacked (m, b, d) (K, R + U + bias)."""
+        return self.mean(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+
+    @torch.no_grad()
+    def conditional_variance(self, loadings: Loadings | Tensor) -> Tensor:
+        """Posterior variance of nu (K, R): what the data leave open about the conditional mean itself."""
+        return self.mean.variance(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+
+    @torch.no_grad()
+    def project(self, net: Network) -> Network:
+        """The network with the smallest change of n that restores the observed drive at the reference states.
+
+        Finite networks miss the drive of the infinite one by chance. The change delta minimises
+        (1/T) ||y - X (n + delta)||^2 + (lambda / K) ||delta||^2, X = phi(h) / K, lambda = ``projection_regularizer``:
+        the smallest in the sense of least squares, so that it is spread over all neurons.
+        """
+        if self.reference_z is None:
+            raise UserError(
+                "reference states to project on", "a distribution built without", "pass reference=(z, u, y)"
+            )
+        self._check_network(net)
+        net = net.double()
+        phi, loadings, k = activation(self.activation), net.loadings, net.n_neurons
+        z, u = self.reference_z, self.reference_u
+        basis = self._state_basis(phi, loadings)
+        gram, missing = 0, self.reference_y if basis is None else basis.T @ self.reference_y
+        chunks = max(1, _CHUNK // len(z))
+        parts = []
+        for start in range(0, k, chunks):
+            rows = slice(start, start + chunks)
+            x = phi(potentials(loadings.map(lambda v, r=rows: v[r]), z, u)) / k
+            x = x if basis is None else basis.T @ x
+            missing = missing - x @ net.n[rows]
+            parts.append(x)
+            if basis is not None:
+                gram = gram + x @ x.T
+        x = torch.cat(parts, dim=1)
+        ridge = self.projection_regularizer * len(z) / k
+        if basis is None:  # fewer neurons than states
+            normal = x.T @ x
+            normal.diagonal().add_(ridge)
+            change = torch.cholesky_solve(x.T @ missing, torch.linalg.cholesky(normal))
+        else:
+            gram.diagonal().add_(ridge)
+            change = x.T @ torch.cholesky_solve(missing, torch.linalg.cholesky(gram))
+        return replace(net, n=net.n + change)
+
+    def _state_basis(self, phi, loadings: Loadings, n_direct: int = 2000) -> Tensor | None:
+        """Orthonormal (T, q) that spans phi(h) over the reference states, from a part of many neurons; else None.
+
+        phi(m.z + b.u + d) is a smooth family of functions of the state: a few hundred neurons span it for all.
+        """
+        if loadings.n_neurons <= n_direct:
+            return None
+        some = loadings.map(lambda v: v[:: max(1, loadings.n_neurons // n_direct)][:n_direct])
+        x = phi(potentials(some, self.reference_z, self.reference_u))
+        if len(x) > len(x.T):
+            values, vectors = torch.linalg.eigh(x.T @ x)
+            keep = values > 1e-13 * values[-1]
+            return torch.linalg.qr(x @ (vectors[:, keep] / values[keep].sqrt())).Q
+        values, vectors = torch.linalg.eigh(x @ x.T)
+        return vectors[:, values > 1e-13 * values[-1]]
+
+    # -- density ------------------------------------------------------------------------------------------------------
+
+    def log_prob(self, net: Network, sigma: float | None = None, outputs: str | None = None, **options) -> Tensor:
+        """log p(m, b, d, n) of each neuron, (K,), in nats; differentiable.
+
+        Args:
+            sigma: spread of n around nu; default: the distribution's own.
+            outputs: density of n: "conditional_mean", N(nu, sigma^2 I); "flow", the flow of n, at its own sigma only.
+                Default: as the networks are sampled.
+            options: of the integrator, see :meth:`connector.flow.Flow.log_prob`.
+
+        Raises:
+            UserError: sigma 0, for which n has no density; loadings that do not fit.
+        """
+        self._check_network(net)
+        net = net.double()
+        outputs, sigma = self._density_of(outputs, sigma)
+        rows = net.loadings.stack()
+        density = self.loadings_flow.log_prob(rows, **options)
+        if outputs == "flow":
+            return density + self.outputs_flow.log_prob(net.n, rows, **options)
+        squares = (net.n - self.mean(rows)).square().sum(1)
+        return density - 0.5 * squares / sigma**2 - 0.5 * self.rank * math.log(2 * math.pi * sigma**2)
+
+    def entropy(
+        self, n_samples: int = 2000, sigma: float | None = None, seed: int = 0, outputs: str | None = None
+    ) -> tuple[float, float]:
+        """Differential entropy of (m, b, d, n) of one neuron in nats, by Monte Carlo, and its standard error."""
+        outputs, sigma = self._density_of(outputs, sigma)
+        generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
+        value, error = self.loadings_flow.entropy(n_samples, generator=generator)
+        if outputs == "conditional_mean":
+            return value + 0.5 * self.rank * math.log(2 * math.pi * math.e * sigma**2), error
+        rows = self.loadings_flow.sample(n_samples, steps=self.flow_steps, generator=generator).detach()
+        of_n, error_n = self.outputs_flow.entropy(context=rows, generator=generator)
+        return value + of_n, math.hypot(error, error_n)
+
+    def _density_of(self, outputs: str | None, sigma: float | None) -> tuple[str, float]:
+        outputs = self._checked_outputs(self.outputs if outputs is None else outputs)
+        if outputs == "flow" and sigma is not None and sigma != self.sigma:
+            raise UserError(f"sigma {self.sigma:g}, at which the flow of n was trained", f"{sigma:g}")
+        sigma = self.sigma if sigma is None else float(sigma)
+        if not sigma > 0:
+            raise UserError(
+                "sigma above 0 for a density of n",
+                f"sigma {sigma:g}, at which n is a function of the loadings",
+                "pass sigma=, the spread of n around its conditional mean",
+            )
+        return outputs, sigma
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write plain values and tensors, which :meth:`load` reads without running code."""
+        flow = self.outputs_flow
+        saved = {
+            "arguments": {
+                "alpha": self.alpha,
+                "activation": self.activation,
+                "sigma": self.sigma,
+                "outputs": self.outputs,
+                "projection_regularizer": self.projection_regularizer,
+                "flow_steps": self.flow_steps,
+            },
+            "loadings_flow": _flow_state(self.loadings_flow),
+            "outputs_flow": None if flow is None else _flow_state(flow),
+            "mean": self.mean.state(),
+            "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
+        }
+        torch.save(saved, path)
+
+    @classmethod
+    def load(cls, path: str | Path, map_location="cpu") -> ConnectivityDistribution:
+        """The distribution that :meth:`save` wrote to ``path``; raises UserError for another kind of file."""
+        saved = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(saved, dict) or not {"loadings_flow", "mean", "arguments"} <= set(saved):
+            raise UserError("a file written by ConnectivityDistribution.save", str(path))
+        reference = saved["reference"]
+        return cls(
+            Flow.rebuild(saved["loadings_flow"]),
+            from_state(saved["mean"]),
+            outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
+            reference=None if reference is None else tuple(reference),
+            max_reference=10**9,
+            **saved["arguments"],
+        ).eval()
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _unstack(self, rows: Tensor) -> Loadings:
+        return Loadings.unstack(rows, self.mean.rank, self.mean.n_inputs, self.mean.has_bias)
+
+    def _checked_outputs(self, outputs: str) -> str:
+        if outputs not in OUTPUTS:
+            raise UserError(f"outputs among {', '.join(OUTPUTS)}", repr(outputs))
+        if outputs == "flow" and self.outputs_flow is None:
+            raise UserError("a flow of n for outputs 'flow'", "a distribution built without", "pass outputs_flow=")
+        return outputs
+
+    def _check_network(self, net: Network) -> None:
+        got = (net.rank, net.loadings.n_inputs, net.loadings.has_bias)
+        expected = (self.mean.rank, self.mean.n_inputs, self.mean.has_bias)
+        if got != expected:
+            names = "rank {}, {} inputs, bias {}"
+            raise UserError(f"a network of {names.format(*expected)}", names.format(*got))
+
+
+def _flow_state(flow: Flow) -> dict:
+    return {"arguments": flow.arguments(), "state": flow.state_dict()}
