@@ -6,6 +6,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -531,7 +532,7 @@ def load_rat(
     def scalars(field: str) -> Tensor:
         return torch.tensor([_scalar(t[field]) for t in trials], dtype=torch.float64)
 
-    summary = ", ".join(f"{int((np.array(areas)[kept] == a).sum())} {a}" for a in dict.fromkeys(np.array(areas)[kept]))
+    summary = ", ".join(f"{count} {area}" for area, count in Counter(areas[i] for i in kept.tolist()).items())
     notes.insert(0, f"{len(trials)} trials of {int(lengths.min())} to {int(lengths.max())} bins of 10 ms; {summary}")
     notes.append(f"mean rate in trials {float(rates[kept].mean()):.2g} Hz")
     return Recording(
