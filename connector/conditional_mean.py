@@ -345,7 +345,7 @@ def _maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor,
     def evaluate(theta):
         covariance = torch.einsum("bk,bkij->bij", theta.exp(), parts)
         diagonal = covariance.diagonal(dim1=1, dim2=2)
-        diagonal += 1e-13 * diagonal.mean(1, keepdim=True)  # of rounding's size
+        diagonal *= 1 + 1e-13  # of the size of rounding
         factor, failed = torch.linalg.cholesky_ex(covariance)
         solved = torch.cholesky_solve(a.expand(n_models, p, rank), factor)
         value = -0.5 * (a * solved).sum((1, 2)) - rank * factor.diagonal(dim1=1, dim2=2).log().sum(1)
