@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,11 +40,11 @@ def range_excess(rates: Tensor, activation: str) -> float:
     declared as tanh gives 0.39 and as relu 0.71.
     """
     phi = activation_named(activation)
-    values = rates.double()
-    outside = (values - phi.high).clamp_min(0) + (phi.low - values).clamp_min(0)
+    below, above = rates[rates < phi.low].double(), rates[rates > phi.high].double()
+    total = float((phi.low - below).square().sum() + (above - phi.high).square().sum())
     bounded = phi.high < float("inf")
-    scale = (phi.high - phi.low) / 2 if bounded else float(values.std().clamp_min(1e-12))
-    return float(outside.square().mean().sqrt()) / scale
+    scale = (phi.high - phi.low) / 2 if bounded else max(float(rates.std()), 1e-12)
+    return math.sqrt(total / rates.numel()) / scale
 
 
 def adapt_clicks(times_s: np.ndarray, phi: float = 1e-3, recovery_hz: float = 100.0) -> np.ndarray:

@@ -190,7 +190,8 @@ def load_npz(
     activity = _numbers(arrays, kind, ("trials", "time", "neurons"))
     lengths = _lengths(arrays, kind, activity, notes)
     keep = np.arange(activity.shape[1])[None, :] < lengths[:, None]
-    activity[~keep] = 0
+    if not keep.all():
+        activity[~keep] = 0
     activation = activation or ("tanh" if kind == "rates" else "softplus")
     activation_named(activation)
     _check_activity(kind, activity, keep, activation, range_tolerance, notes)
@@ -220,7 +221,7 @@ def load_npz(
     if alpha is None:
         alpha = 0.1 if kind == "rates" else bin_s / tau_s
     return Recording(
-        activity=torch.from_numpy(activity.astype(np.float32)),
+        activity=torch.from_numpy(activity.astype(np.float32, copy=False)),
         kind=kind,
         lengths=torch.from_numpy(lengths),
         alpha=float(alpha),
@@ -304,7 +305,7 @@ def _which_activity(path: Path, arrays: _Arrays) -> str:
 
 
 def _numbers(arrays: _Arrays, key: str, axes: tuple[str, ...]) -> np.ndarray | None:
-    """A float64 copy (float32 stays float32) of an array with the axes given, or None."""
+    """An array with the axes given as float64 (float32 stays float32), or None."""
     value = arrays.get(key)
     if value is None:
         return None
@@ -315,7 +316,7 @@ def _numbers(arrays: _Arrays, key: str, axes: tuple[str, ...]) -> np.ndarray | N
         raise UserError(f"{key} with the axes ({', '.join(axes)})", f"shape {value.shape}", remedy)
     if key in ("rates", "spikes") and 0 in value.shape:
         raise UserError(f"{key} that are not empty", f"shape {value.shape}")
-    return value.astype(np.float32 if value.dtype == np.float32 else np.float64)
+    return value.astype(np.float32 if value.dtype == np.float32 else np.float64, copy=False)
 
 
 def _lengths(arrays: _Arrays, kind: str, activity: np.ndarray, notes: list[str]) -> np.ndarray:
@@ -328,7 +329,9 @@ def _lengths(arrays: _Arrays, kind: str, activity: np.ndarray, notes: list[str])
                 f"lengths as whole numbers from 2 to {steps}", f"values from {lengths.min():g} to {lengths.max():g}"
             )
         return lengths.astype(np.int64)
-    recorded = ~np.isnan(activity).all(axis=2)
+    recorded = np.ones((trials, steps), dtype=bool)
+    recorded[np.isnan(activity[:, :, 0])] = False  # only where the first neuron is NaN can all be
+    recorded[~recorded] = ~np.isnan(activity[~recorded]).all(axis=1)
     lengths = steps - np.argmax(recorded[:, ::-1], axis=1)
     lengths[~recorded.any(axis=1)] = 0
     if lengths.min() < 2:
@@ -345,15 +348,15 @@ def _lengths(arrays: _Arrays, kind: str, activity: np.ndarray, notes: list[str])
 def _check_activity(
     kind: str, activity: np.ndarray, keep: np.ndarray, activation: str, tolerance: float, notes: list[str]
 ) -> None:
-    values = activity[keep]
-    bad = int((~np.isfinite(values)).sum())
-    if bad:
+    values = activity.reshape(-1, activity.shape[2]) if keep.all() else activity[keep]
+    low, high = values.min(axis=0), values.max(axis=0)  # NaN and infinities reach one of them
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        bad = int((~np.isfinite(values)).sum())
         raise UserError(
             f"finite {kind}",
             f"{bad} NaN or infinite entries within the trials' lengths",
             "mend the file, or give `lengths` so that missing samples lie past a trial's end",
         )
-    low, high = values.min(axis=0), values.max(axis=0)
     if np.array_equal(low, high):
         raise UserError(f"{kind} that vary", "activity that never varies", "check what was saved under this key")
     if kind == "spikes":
