@@ -512,10 +512,11 @@ class SpikeModel(nn.Module):
         """Data-driven start, from training trials only; a random start ignores weak inputs.
 
         The readout starts at the leading principal components of what the baseline leaves unexplained: of PSTHs by
-        evidence (else by choice, else of smoothed single trials), with each neuron weighed by its Fisher information.
-        n cancels the leak (F(z, u) = z + B u on the states in question) and b = m B, where B drives the
-        condition-averaged latents by their condition-averaged inputs. Without inputs n is fitted to the smoothed
-        trials' increments instead, and the start of a trial is as broad as its smoothed start.
+        evidence (else by click difference or choice, else of what sums of the inputs predict; without inputs: of
+        smoothed trials), with each neuron weighed by its Fisher information. n cancels the leak (F(z, u) = z + B u
+        on the states in question) and b = m B, where B is the effect of the summed inputs on single trials. Without
+        inputs n is fitted to the smoothed trials' increments instead, the prior of a trial's start is as broad as
+        the smoothed starts, and the encoder begins as their linear estimate.
 
         Args:
             recording: spike counts of all trials.
@@ -541,11 +542,10 @@ class SpikeModel(nn.Module):
         slope = self.scale * torch.sigmoid(argument)
         information = (slope**2 / expected)[mask].mean(0)  # Fisher information of one bin about the argument
         evident = (counts - expected) / slope[mask].mean(0) * information.sqrt() * mask[..., None]
-        conditions = _conditions(part)
-        if conditions is None:
-            self._start_from_trials(evident, mask, information.sqrt() * self.count_sd / slope[mask].mean(0))
+        if self.rnn.n_inputs:
+            self._start_from_inputs(part, evident, mask, _conditions(part))
         else:
-            self._start_from_conditions(part, evident, mask, conditions)
+            self._start_from_trials(evident, mask, information.sqrt() * self.count_sd / slope[mask].mean(0))
         self.readout.div_(information.sqrt()[:, None])
         self.bias.div_(information.sqrt())
         return self
@@ -564,33 +564,28 @@ class SpikeModel(nn.Module):
                 "lower lrrnn.rank, or record more neurons",
             )
 
-    def _start_from_conditions(self, part: Recording, evident: Tensor, mask: Tensor, conditions: Tensor) -> None:
-        member = F.one_hot(conditions).double().T  # (conditions, trials)
-        trials = member @ mask.double()
-        mean = (torch.einsum("cn,ntk->ctk", member, evident)) / trials.clamp_min(1)[..., None]
-        smooth, weight = _smooth(mean, trials, sd=8.0)
+    def _start_from_inputs(self, part: Recording, evident: Tensor, mask: Tensor, conditions: Tensor | None) -> None:
+        """Readout along what conditions or inputs explain; the inputs' effect by regression of single trials."""
+        total = _accumulated(part.inputs.double() * mask[..., None], 0.0)
+        if conditions is not None:
+            member = F.one_hot(conditions).double().T  # (conditions, trials)
+            trials = member @ mask.double()
+            mean = torch.einsum("cn,ntk->ctk", member, evident) / trials.clamp_min(1)[..., None]
+            explained, weight = _smooth(mean, trials, sd=8.0)
+        else:  # what leaky sums of the inputs, of three time constants, predict linearly
+            sums = torch.cat(
+                [total] + [_accumulated(part.inputs.double() * mask[..., None], k) for k in (0.03, 0.1)], -1
+            )
+            explained, weight = sums @ _regress(sums, evident, mask), mask.double()
         enough = weight > 0.2 * weight.max()
-        flat = (smooth * weight.sqrt()[..., None])[enough]
-        _, _, vh = torch.linalg.svd(flat, full_matrices=False)
-        if len(vh) < self.rank:
-            raise UserError(f"at least {self.rank} conditions times time bins", str(len(flat)))
-        scores = smooth @ vh[: self.rank].T
-        size = scores[enough].std(0).clamp_min(1e-6) / 0.7
-        scores = scores / size
-        self.readout.copy_(vh[: self.rank].T * size)
-        gain = None
-        if self.rnn.n_inputs:
-            inputs = torch.einsum("cn,ntu->ctu", member, part.inputs.double() * mask[..., None])
-            inputs = inputs / trials.clamp_min(1)[..., None]
-            total = self.alpha * inputs.cumsum(1).roll(1, 1)
-            total[:, 0] = 0
-            # Difference from the mean over conditions: what is common belongs to the baseline.
-            share = (weight / weight.sum(0)).nan_to_num()[..., None]
-            x, y = ((v - (v * share).sum(0))[enough] * weight[enough].sqrt()[:, None] for v in (total, scores))
-            ridge = 1e-3 * (x**2).sum() / x.shape[1]
-            gain = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]).double(), x.T @ y).T  # (R, U)
-        self._start_units(gain)
-        self.start_mean.copy_(scores[:, 0].mean(0))
+        flat = (explained * weight.sqrt()[..., None])[enough]
+        axes = torch.linalg.svd(flat.T @ flat)[2][: self.rank].T
+        scores = explained @ axes
+        size = scores[enough].std(0) / 0.7
+        size = torch.maximum(size, 0.05 * size.max()).clamp_min(1e-6)
+        self.readout.copy_(axes * size)
+        self._start_units(_regress(total, evident @ axes / size, mask).T / self.alpha)
+        self.start_mean.copy_((scores[:, 0] / size).mean(0))
 
     def _start_from_trials(self, evident: Tensor, mask: Tensor, per_feature: Tensor) -> None:
         """``per_feature`` (K,): what one unit of the encoder's feature of a neuron is in ``evident``."""
@@ -706,7 +701,7 @@ def _smooth(x: Tensor, weight: Tensor, sd: float) -> tuple[Tensor, Tensor]:
 def _conditions(recording: Recording, n_bins: int = 6, most: int = 12) -> Tensor | None:
     """Condition of each trial, (trials,) int64, by evidence, click difference or choice; None where nothing varies."""
     for value in (recording.evidence, recording.click_difference, recording.choices):
-        if value is None or not recording.n_inputs:
+        if value is None:
             continue
         value = value.double()
         finite = torch.isfinite(value)
@@ -720,6 +715,25 @@ def _conditions(recording: Recording, n_bins: int = 6, most: int = 12) -> Tensor
         index = torch.bucketize(value.nan_to_num(float(value[finite].median())), edges)
         return torch.unique(index, return_inverse=True)[1]
     return None
+
+
+def _accumulated(inputs: Tensor, leak: float) -> Tensor:
+    """Sum of the inputs before each sample, forgotten at ``leak`` per step: (B, time, U) -> (B, time, U)."""
+    lag = torch.arange(inputs.shape[1], dtype=inputs.dtype)
+    lag = lag[:, None] - lag - 1
+    kernel = torch.where(lag >= 0, torch.exp(-leak * lag.clamp_min(0)), 0.0)
+    return torch.einsum("ts,bsu->btu", kernel, inputs)
+
+
+def _regress(x: Tensor, y: Tensor, mask: Tensor, ridge: float = 1e-3) -> Tensor:
+    """Weights (P, C) of y (B, time, C) on x (B, time, P), both as deviations from their mean over trials at each time.
+
+    What all trials have in common at a time belongs to the baseline's course.
+    """
+    trials = mask.double().sum(0).clamp_min(1)
+    x, y = ((v - (v * mask[..., None]).sum(0) / trials[:, None])[mask] for v in (x, y))
+    gram = x.T @ x
+    return torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), x.T @ y)
 
 
 def last_states(z: Tensor, lengths: Tensor) -> Tensor:
