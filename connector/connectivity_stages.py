@@ -10,9 +10,11 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from connector.callbacks import ExponentialMovingAverage
-from connector.conditional_mean import ConditionalMean, fit_conditional_mean
+from connector.conditional_mean import ConditionalMean, fit_conditional_mean, published_to_lambda
 from connector.config import Options
+from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import TensorDataModule
+from connector.dynamics import activation, potentials
 from connector.flow import Flow
 from connector.store import StageInputs
 from connector.training import StageContext, StageModule, fit
@@ -129,13 +131,12 @@ def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow)
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
-    if connectivity.pool == "recorded":
-        pool = inputs.loadings
-    else:
-        generator = torch.Generator().manual_seed(options.seed)
-        rows = flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
-        like = inputs.loadings
-        pool = Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
+    pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
+    # A drive that comes from a fitted model is free of noise, so evidence cannot set the regulariser: validation does.
+    of_model = inputs.latents.drive is not None
+    regularizer = connectivity.regularizer
+    if of_model and regularizer is None and connectivity.regularizer_published is None:
+        regularizer = "validation"
     return fit_conditional_mean(
         z,
         u,
@@ -144,9 +145,68 @@ def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow)
         activation=inputs.activation,
         alpha=inputs.latents.alpha,
         estimator=connectivity.estimator,
-        regularizer=connectivity.regularizer,
+        regularizer=regularizer,
         regularizer_published=connectivity.regularizer_published,
+        validation=inputs.latents.trials(inputs.fold.validation).samples() if regularizer == "validation" else None,
+        own_deviations=connectivity.pool == "recorded" and not of_model,
+        pseudo_loadings="auto" if of_model else 0,
         max_states=connectivity.max_states,
+        seed=options.seed,
+    )
+
+
+def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = flow.sample(
+        options.connectivity.outputs_loadings, steps=options.connectivity.flow.steps, generator=generator
+    )
+    return Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
+
+
+def published_ridge(options: Options, inputs: StageInputs, max_states: int = 2000) -> Callable[[Tensor], Tensor]:
+    """The published third step's solver: stacked loadings (K, P) -> the ridge solution n (K, R) on them.
+
+    Minimises (1/T) ||Y - X N / K||^2 + lambda (1/K) ||N||^2 in its dual form, on a random ``max_states`` of the
+    training states (both terms are averages, so that fewer states mean the same lambda).
+    """
+    connectivity, like = options.connectivity, inputs.loadings
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    n_states = len(z)
+    keep = torch.randperm(n_states, generator=torch.Generator().manual_seed(options.seed))[:max_states]
+    z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    phi = activation(inputs.activation)
+
+    def solve(rows: Tensor) -> Tensor:
+        lam = connectivity.regularizer
+        if lam is None:
+            lam = published_to_lambda(
+                None, connectivity.regularizer_published or 1e-4, inputs.latents.alpha, len(rows), n_states
+            )
+        x = phi(potentials(Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias), z, u))
+        gram = x @ x.T / (len(rows) * len(z))
+        gram.diagonal().add_(lam)
+        return x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(gram)) / len(z)
+
+    return solve
+
+
+def assemble(
+    options: Options, inputs: StageInputs, loadings_flow: Flow, mean: ConditionalMean, outputs_flow: Flow
+) -> ConnectivityDistribution:
+    """The distribution from its parts; networks are projected on the drive of the training trials."""
+    connectivity = options.connectivity
+    return ConnectivityDistribution(
+        loadings_flow,
+        mean,
+        alpha=inputs.latents.alpha,
+        activation=inputs.activation,
+        outputs_flow=outputs_flow,
+        # The published flow of n is trained on ridge solutions without spread.
+        sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
+        outputs=connectivity.outputs,
+        reference=inputs.latents.trials(inputs.fold.train).samples(),
+        projection_regularizer=connectivity.projection_regularizer,
+        flow_steps=connectivity.flow.steps,
         seed=options.seed,
     )
 
@@ -175,7 +235,7 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
     spread = 0.0 if through_flow else connectivity.sigma
     module.flow.fit_scaler(nu + spread * torch.randn(nu.shape, generator=generator), rows)
     if through_flow:
-        solve = fresh_ridge(options, inputs)
+        solve = published_ridge(options, inputs)
         module.attach(loadings_flow, solve, connectivity.outputs_loadings, connectivity.flow.steps)
     train, validation = split_rows(len(rows), options.seed)
     data = TensorDataModule(

@@ -27,8 +27,7 @@ _CHUNK_ELEMENTS = 1 << 19
 # Most samples, and about how many elements (samples x neurons), for steps that hold all of a subset in memory.
 _SUBSET_SAMPLES = 2000
 _SUBSET_ELEMENTS = 20_000_000
-# Prior standard deviation of loadings and of latents, in units where latents have variance one. It only binds
-# what the data leave open (a neuron that never leaves saturation).
+# Prior standard deviation of latents, in units where they have variance one; binds only what the data leave open.
 _PRIOR_SD = 10.0
 # Levenberg damping relative to unit weights: without it what saturated or silent entries leave open is moved by the
 # prior in one step, far enough to be driven back in the next.
@@ -360,62 +359,117 @@ def _prior_precision(dispersion: float | Tensor) -> float:
     return float(dispersion) / _PRIOR_SD**2 + 1e-10
 
 
-def _update_loadings(
+def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tensor:
+    """Prior precision (P,) of the stacked loadings, in units of the weights: each column's robust spread.
+
+    It binds a neuron that the data leave open in a direction, for instance one that every input saturates.
+    """
+    spread = 1.48 * theta.abs().median(0).values
+    return dispersion / torch.maximum(spread, moment.diagonal().clamp_min(1e-12).rsqrt()).square() + 1e-10
+
+
+def _loading_equations(
     samples: _Samples,
     x: Tensor,
     theta: Tensor,
     phi: Activation,
     matching: bool = False,
-    binary: bool = False,
     neurons: Tensor | None = None,
-) -> tuple[Tensor, Tensor, float]:
-    """One Newton step for the stacked loadings of all neurons, given the design x = [z, u, 1] (S, P).
+    seen_only: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal matrices (K, P, P), scores (K, P) and losses (K,) of the stacked loadings, given x = [z, u, 1] (S, P).
 
-    ``neurons`` are the columns of the activity that theta belongs to, where they are not all.
+    The loss is the sum of squared residuals, or twice the matching loss of two-valued data (matching steps on the way
+    to a squared error ignore it).
 
-    Returns:
-        theta (K, P), the normal matrices (K, P, P) at the old theta, the mean squared residual there.
+    Args:
+        neurons: the columns of the activity that theta belongs to, where they are not all.
+        seen_only: relu neurons inform on their loadings only where they were seen active.
     """
     width, n_neurons, low = x.shape[1], theta.shape[0], samples.activity.dtype
-    normal = x.new_zeros(n_neurons, width * width)
-    score, total = x.new_zeros(n_neurons, width), 0.0
-    theta_low = theta.to(low).T
+    normal, score = x.new_zeros(n_neurons, width * width), x.new_zeros(n_neurons, width)
+    loss, theta_low = x.new_zeros(n_neurons), theta.to(low).T
     for at, y in samples.pieces():
         piece = x[at].to(low)
-        y = y if neurons is None else y[:, neurons]
-        s, w, residual = _newton_terms(y, piece @ theta_low, phi, matching)
+        y, h = y if neurons is None else y[:, neurons], piece @ theta_low
+        s, w, residual = _newton_terms(y, h, phi, matching)
+        if seen_only and phi.name == "relu":
+            w = w * (y > 0)
         normal += (w.T @ _outer(piece)).double()
         score += (s.T @ piece).double()
-        total += float(residual.square().sum())
-    mean_square = total / (len(samples) * n_neurons)
-    normal = normal.reshape(n_neurons, width, width)
-    precision = _prior_precision(1.0 if binary else mean_square)
-    eye = torch.eye(width, dtype=x.dtype, device=x.device)
+        if matching and phi.high < float("inf"):
+            loss += 2 * _matching_loss(y, h, phi).sum(0).double()
+        else:
+            loss += residual.square().sum(0).double()
+    return normal.reshape(n_neurons, width, width), score, loss
+
+
+def _matching_loss(y: Tensor, h: Tensor, phi: Activation) -> Tensor:
+    """The integral of phi less y h: minus the log likelihood of two-valued y, for tanh and sigmoid."""
+    potential = torch.logaddexp(h, -h) if phi.name == "tanh" else torch.nn.functional.softplus(h)
+    return potential - y * h
+
+
+def _update_loadings(
+    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, dispersion: float, matching: bool = False
+) -> Tensor:
+    """One damped Newton step for the stacked loadings of all neurons."""
+    normal, score, _ = _loading_equations(samples, x, theta, phi, matching)
     moment = x.T @ x
-    damped = normal + precision * eye + _DAMPING * moment
-    step = _limited_solve(damped, score - precision * theta, moment / len(x))
-    return theta + step, normal, mean_square
+    precision = _column_precision(theta, moment / len(x), dispersion)
+    damped = normal + torch.diag(precision) + _DAMPING * moment
+    return theta + _limited_solve(damped, score - precision * theta, moment / len(x))
+
+
+def _loadings_covariance(
+    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, dispersion: float, binary: bool
+) -> Tensor:
+    """Laplace covariance (K, P, P) of the stacked loadings given the latents in x: dispersion (X^T W X + prior)^-1.
+
+    The dispersion is at least what rounding in the type of the activity leaves.
+    """
+    power = float(samples.activity[samples.rows[_random_rows(len(samples), 200)]].square().mean())
+    dispersion = max(dispersion, power * (20 * torch.finfo(samples.activity.dtype).eps) ** 2)
+    normal, _, _ = _loading_equations(samples, x, theta, phi, binary, seen_only=True)
+    precision = _column_precision(theta, x.T @ x / len(x), dispersion)
+    return torch.linalg.inv(normal + torch.diag(precision)) * dispersion
 
 
 def _converged_loadings(
-    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, binary: bool, passes: int = 12
+    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, binary: bool, dispersion: float, passes: int = 30
 ) -> Tensor:
-    """Loadings of all neurons given the design x (S, P), whatever the start.
+    """Loadings of all neurons given the design x (S, P): Levenberg-Marquardt, each neuron with its own damping.
 
-    Newton steps on the convex matching loss, then Gauss-Newton steps (two-valued data: none); after one pass over
-    all neurons only those that still moved are taken up again.
+    After a first pass over all neurons only those that still move, or were refused a step, are taken up again.
     """
-    theta, scale = theta.clone(), x.T @ x / len(x)
-    for matching in (True,) if binary else (True, False):
-        moving = torch.arange(len(theta), device=theta.device)
-        for _ in range(passes):
-            some = None if len(moving) == len(theta) else moving
-            step = _update_loadings(samples, x, theta[moving], phi, matching, binary, some)[0] - theta[moving]
-            theta[moving] += step
-            moving = moving[torch.einsum("kp,pq,kq->k", step, scale, step) > 1e-6]
-            if not len(moving):
-                break
-    return theta
+    moment, theta = x.T @ x, theta.clone()
+    scale = moment / len(x)
+    precision = _column_precision(theta, scale, dispersion)
+    step, damping = torch.zeros_like(theta), theta.new_full((len(theta),), 1e-9)
+    best = theta.new_full((len(theta),), float("inf"))
+    equations = [theta.new_zeros(len(theta), theta.shape[1], theta.shape[1]), torch.zeros_like(theta)]
+    moving = torch.arange(len(theta), device=theta.device)
+    for _ in range(passes):
+        trial = theta[moving] + step[moving]
+        some = None if len(moving) == len(theta) else moving
+        normal, score, loss = _loading_equations(samples, x, trial, phi, binary, some)
+        loss = loss + (precision * trial.square()).sum(1)
+        better = loss < best[moving]
+        up = moving[better]
+        theta[up], best[up] = trial[better], loss[better]
+        equations[0][up], equations[1][up] = (
+            normal[better] + torch.diag(precision),
+            score[better] - precision * trial[better],
+        )
+        damping[moving] *= torch.where(better, 0.1, 30.0).to(theta)
+        lifted = equations[0][moving] + damping[moving, None, None].clamp_min(1e-9) * moment
+        step[moving] = _limited_solve(lifted, equations[1][moving], scale)
+        change = torch.einsum("kp,pq,kq->k", step[moving], scale, step[moving])
+        moving = moving[(change > 1e-6) & (damping[moving] < 1e3)]
+        if not len(moving):
+            break
+    small = torch.einsum("kp,pq,kq->k", step, scale, step) <= 1e-6
+    return torch.where(small[:, None], theta + step, theta)
 
 
 def _update_latents(
@@ -456,7 +510,8 @@ def _update_latents(
             move = _limited_solve(damped, (s @ m).double() - precision * z[at], scale)
             z[at] += move
             furthest = float(move.abs().max())
-            if matching_left == 0 and furthest < tolerance:
+            error_bar = (dispersion / normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-12)).sqrt()
+            if matching_left == 0 and furthest < max(tolerance, 0.05 * float(error_bar)):
                 break
             matching_left = 0 if furthest < 0.03 else max(matching_left - 1, 0)
         normals[at] = normal
@@ -578,10 +633,7 @@ def _mean_square(samples: _Samples, z: Tensor, theta: Tensor, phi: Activation, h
     """Mean squared residual, or for two-valued data the mean matching loss (log likelihood up to a constant)."""
     low = samples.activity.dtype
     y, h = samples.activity[samples.rows], samples.design(z, has_bias).to(low) @ theta.to(low).T
-    if not matching:
-        return float((y - phi(h)).square().mean())
-    potential = torch.logaddexp(h, -h) if phi.name == "tanh" else torch.nn.functional.softplus(h)
-    return float((potential - y * h).mean())
+    return float((_matching_loss(y, h, phi) if matching else (y - phi(h)).square()).mean())
 
 
 def _start_fit(
@@ -596,8 +648,8 @@ def _start_fit(
     z, theta = _principal_start(samples, rank, has_bias, phi)
     for sweep in range(8 if phi.name == "relu" else 4):
         matching = binary or sweep < (6 if phi.name == "relu" else 2)
-        z, _, _ = _update_latents(samples, z, theta, phi, int(matching), int(not matching), binary)
-        theta, _, _ = _update_loadings(samples, samples.design(z, has_bias), theta, phi, matching, binary)
+        z, _, error = _update_latents(samples, z, theta, phi, int(matching), int(not matching), binary)
+        theta = _update_loadings(samples, samples.design(z, has_bias), theta, phi, 1.0 if binary else error, matching)
     power = float(samples.activity[samples.rows].square().mean())
     damping, error = 1e-4, _mean_square(samples, z, theta, phi, has_bias, binary)
     for _ in range(joint_steps):
@@ -782,7 +834,7 @@ def _shoot(segments: _Segments, network: Network, basis: Tensor, iterations: int
             if shrink < 0.1:
                 break
         else:
-            if best is not None and best - objective < 1e-5 * best:
+            if best is not None and best - objective < 1e-4 * best:
                 state = weights, start, chi2
                 break
             state, best, shrink = (weights, start, chi2), objective, 1.0
@@ -911,7 +963,7 @@ def smooth_latents(
     lengths: Tensor,
     inputs: Tensor | None = None,
     process_covariance: Tensor | None = None,
-    iterations: int = 4,
+    iterations: int = 3,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents from sample-wise estimates and the network's dynamics: an iterated Rauch-Tung-Striebel smoother.
 
@@ -1156,22 +1208,29 @@ class _RateFit:
         _, self.theta = _start_fit(few, self.rank, self.has_bias, phi, binary)
         self.z = _projected_start(samples, self.theta, self.rank, phi)
         self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 10, 8, binary)
-        if error > 1e-12 * float(few.activity[few.rows].square().mean()):  # else the subset has settled all neurons
-            self.theta = _converged_loadings(samples, samples.design(self.z, self.has_bias), self.theta, phi, binary)
+        before, rounding = float("inf"), 1e-12 * float(few.activity[few.rows].square().mean())
+        while rounding < error < 0.5 * before:  # else the subset has settled all neurons
+            x, dispersion = samples.design(self.z, self.has_bias), 1.0 if binary else error
+            self.theta = _converged_loadings(samples, x, self.theta, phi, binary, dispersion)
+            before = error
             self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 3, binary)
-        self.refit_loadings(self.z)
+        self.set_noise(error)
         self.z, self.theta = _without_inputs(samples, self.z, self.theta)
         self.standardise()
 
     def refit_loadings(self, z: Tensor) -> None:
-        """One Newton pass for the loadings given latents z, one for the sample-wise latents given them."""
+        """Loadings given latents z, then one Newton pass for the sample-wise latents given them."""
         samples, phi, binary = self.samples, self.phi, self.binary
         x = samples.design(z, self.has_bias)
-        self.theta, self.normal_loadings, _ = _update_loadings(samples, x, self.theta, phi, binary, binary)
+        self.theta = _converged_loadings(samples, x, self.theta, phi, binary, self.dispersion)
         self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 1, binary)
-        observed, (k, p) = len(samples) * len(self.theta), self.theta.shape
-        self.variance = error * observed / max(observed - k * p - len(samples) * self.rank, 1)
-        self.dispersion = 1.0 if binary else self.variance
+        self.set_noise(error)
+
+    def set_noise(self, error: float) -> None:
+        """Variance of the rates about phi(h) from their mean squared residual, corrected for what was fitted."""
+        observed, (k, p) = len(self.samples) * len(self.theta), self.theta.shape
+        self.variance = error * observed / max(observed - k * p - len(self.samples) * self.rank, 1)
+        self.dispersion = 1.0 if self.binary else self.variance
 
     def standardise(self) -> None:
         self.z, self.theta, self.normal = _standardise(self.samples, self.z, self.theta, self.normal, self.has_bias)
@@ -1269,14 +1328,16 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         pairs = fit.mask[:, 1:] & fit.mask[:, :-1]
         process = _moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
     x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
-    fit.theta, normal, _ = _update_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.binary)
+    if smooth:
+        fit.theta = _converged_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.dispersion)
+    spread_of_loadings = _loadings_covariance(fit.samples, x, fit.theta, fit.phi, fit.dispersion, fit.binary)
     return ClosedFormFit(
         latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),
         latents_covariance=covariance,
         least_squares=fit.grid(fit.z),
         least_squares_covariance=spread,
         loadings=fit.network().loadings,
-        loadings_covariance=_inverse(normal) * fit.dispersion,
+        loadings_covariance=spread_of_loadings,
         n=fit.dynamics.n,
         regularizer=fit.dynamics.regularizer,
         residual_sd=fit.variance**0.5,
@@ -1383,9 +1444,9 @@ class RateModel(nn.Module):
         z, _, q = smooth_latents(z, normal / self.dispersion, network, recording.lengths, recording.inputs)
         self.process_covariance.copy_(q)
         x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
-        binary, theta = bool(self.binary), loadings.stack().double()
-        _, normal, _ = _update_loadings(samples, x, theta, phi, binary, binary)
-        self.loadings_covariance.copy_(_inverse(normal) * self.dispersion)
+        theta = loadings.stack().double()
+        covariance = _loadings_covariance(samples, x, theta, phi, self.dispersion, bool(self.binary))
+        self.loadings_covariance.copy_(covariance)
 
     @property
     def dispersion(self) -> float:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from connector.baselines import fit_baseline
+from connector.baselines import Baseline, fit_baseline
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.lrrnn import Gauge, RateModel
+from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
 from connector.spikes import SpikeModel, connectivity_inputs, trial_batch
-from connector.store import StageInputs
+from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank
 from connector.types import Latents, Recording, TrialBatch
+
+# Fine-tuning from the closed form: small steps, since there is little left to gain.
+_RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 5
 
 
 class LowRankRNNModule(StageModule):
@@ -87,7 +92,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         covariance = gauge.loadings_covariance(covariance, inputs.loadings.n_inputs)
     moved = replace(
         inputs,
-        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.drive(latents)),
+        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
         loadings=gauge.loadings(inputs.loadings),
         loadings_covariance=covariance,
     )
@@ -120,12 +125,11 @@ def _train_on_rates(
         "weight_penalty": choice.weight_penalty,
     }
     pl.seed_everything(options.seed, verbose=False)
-    learning_rate = choice.learning_rate or RateModel.LEARNING_RATE
+    learning_rate = choice.learning_rate or _RATES_LEARNING_RATE
     module = LowRankRNNModule("rates", arguments, options.seed, learning_rate)
-    context.say("lrrnn: least squares for latents, loadings and output weights" if choice.init == "closed_form" else "")
     module.model.initialise(recording.trials(data.fold.train))
-    data.batch_size = choice.batch_size or RateModel.BATCH_SIZE
-    metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or RateModel.MAX_EPOCHS)
+    data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
+    metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or _RATES_MAX_EPOCHS)
     module.model.calibrate(recording.trials(data.fold.train))
     latents = Latents(
         module.model.infer(recording) * recording.mask[..., None],
@@ -182,9 +186,54 @@ def _train_on_spikes(
         module.model, recording, fold.train, baseline, b_penalty=choice.b_penalty
     )
     metrics = {"lrrnn/val_loss": float(trainer.checkpoint_callback.best_model_score)}
-    metrics |= spike_metrics(context, module.model, recording, fold, baseline)
+    metrics |= spike_scores(module.model, recording, fold, baseline, options.seed)
+    if not is_child_rank():
+        write_responses(context.store, module.model, recording, fold, baseline)
     return StageInputs(latents, loadings, fold, recording.activation, covariance), metrics
 
 
 def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:
     return None if recording.choices is None else recording.choices[fold.train]
+
+
+def spike_scores(
+    model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline, seed: int
+) -> dict[str, float]:
+    """All scores on test trials with the chosen baseline, and again with the other one, its name as the suffix."""
+    other = fit_baseline(recording, fold.train, "standard" if baseline.kind == "local" else "local")
+    scores = {}
+    for used, suffix in ((baseline, ""), (other, f"_{other.kind}")):
+        if suffix and other.kind == baseline.kind:  # no local baseline without trial times
+            continue
+        found = score_spike_model(model, recording, fold.train, fold.test, used, seed=seed)
+        scores |= {f"lrrnn/{name}{suffix}": float(value) for name, value in found.items()}
+    return scores
+
+
+def write_responses(store: RunStore, model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline) -> None:
+    """responses.npz: PSTHs of the test trials by evidence (else choice, else all), observed and model, in Hz."""
+    test = fold.test
+    batch = trial_batch(recording, test, baseline)
+    if recording.evidence is not None:
+        conditions, names = sign_conditions(recording.evidence[test]), ("evidence left", "evidence right")
+    elif recording.choices is not None:
+        conditions, names = choice_conditions(recording.choices[test]), ("choice left", "choice right")
+    else:
+        conditions, names = torch.zeros(len(test), dtype=torch.int64), ("all trials",)
+    per_second = 1.0 if recording.bin_s is None else 1.0 / recording.bin_s
+    options = {"n_conditions": len(names)} | (
+        {} if recording.bin_s is None else {"smooth_sd_bins": 0.1 / recording.bin_s}
+    )
+    observed = psths(batch.activity, batch.mask, conditions, **options)[0]
+    predicted = psths(
+        model.rollout_counts(batch, 32, torch.Generator().manual_seed(0)), batch.mask, conditions, **options
+    )[0]
+    write_npz(
+        store.path / "responses.npz",
+        {
+            "observed": observed * per_second,
+            "model": predicted * per_second,
+            "groups": np.array(names),
+            "step": recording.bin_s or 1.0,
+        },
+    )

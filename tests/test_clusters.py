@@ -85,8 +85,8 @@ def test_gaussian_loadings_give_p_values_spread_over_the_unit_interval():
 def test_false_positive_rate(name):
     def population(seed):
         if name == "gaussian":
-            return gaussian(500, 3, seed)
-        return teacher("heavy_tailed").sample(500, generator(seed)).m
+            return gaussian(300, 3, seed)
+        return teacher("heavy_tailed").sample(300, generator(seed)).m
 
     p = [clusters.cell_type_test(population(s), n_bootstrap=39, seed=s).p_value for s in range(100)]
     assert sum(v <= 0.05 for v in p) <= 11  # binomial(100, .05) exceeds 11 with probability .004

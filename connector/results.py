@@ -1,0 +1,340 @@
+"""What a run ends with: measures of sampled networks, network.npz, figures and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from connector import figures
+from connector.callbacks import read_learning_curves
+from connector.clusters import cell_type_test
+from connector.config import STAGES, Options
+from connector.connectivity import ConnectivityDistribution
+from connector.data.modules import RecordingDataModule
+from connector.dynamics import Network, activation, potentials
+from connector.measures import (
+    Attractors,
+    attractors_kept,
+    connectivity_entries,
+    dissimilarity,
+    drift_r2,
+    field_error,
+    find_attractors,
+    reference_attractors,
+    valente_dissimilarity,
+)
+from connector.report import Section, TableData, write_report
+from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
+
+N_NEURONS = 1000
+N_LARGE = 20_000
+N_NETWORKS = 20  # in which the attractors are looked for
+_MAX_STATES = 8000
+
+
+class Results:
+    """The sampled networks of a run and what is measured of them.
+
+    Args:
+        options: of the run; store: its directory; data: its recording (with the teacher, where there is one).
+    """
+
+    def __init__(self, options: Options, store: RunStore, data: RecordingDataModule):
+        self.options, self.store, self.data = options, store, data
+        self.inputs: StageInputs = store.read_stage_inputs()
+        self.distribution = ConnectivityDistribution.load(store.connectivity_file)
+        published = options.connectivity.outputs == "flow"
+        self.sigma = options.connectivity.sigma
+        seed = options.seed
+        draw = "flow" if published else "conditional_mean"
+        self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=draw)
+        self.large = self.distribution.sample(N_LARGE, sigma=0.0, seed=seed, outputs=draw)
+        self.projected = self.distribution.sample(N_NEURONS, sigma=self.sigma, project=True, seed=seed)
+        self.reference: Attractors | None = None
+        if data.teacher is not None and data.teacher.attractor_kind != "none":
+            self.reference = reference_attractors(data.teacher)
+
+    def held_out(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """States, inputs and drive of the test trials (at most 8000 of them, evenly spread)."""
+        z, u, y = self.inputs.latents.trials(self.inputs.fold.test).samples()
+        step = max(1, len(z) // _MAX_STATES)
+        return z[::step], None if u is None else u[::step], y[::step]
+
+    def metrics(self) -> dict[str, float]:
+        """All measures; a quantity that is not defined for this run is left out."""
+        held_out = self.held_out()
+        found = {
+            "dynamics/field_error": field_error(self.large, *held_out),
+            "dynamics/field_error_projected": field_error(self.projected, *held_out),
+            "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
+            "connectivity/determined_modes": float(self.distribution.mean.determined_modes),
+        }
+        if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
+            found["connectivity/entropy"] = self.distribution.entropy(n_samples=500)[0]
+        if self.data.teacher is not None:
+            found |= self._against_teacher()
+        found["connectivity/cell_types_p"] = cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value
+        return found
+
+    def _against_teacher(self) -> dict[str, float]:
+        teacher = self.data.teacher
+        distance = dissimilarity(teacher, self.network, seed=self.options.seed)
+        found = {
+            "connectivity/sinkhorn": distance.sinkhorn,
+            "connectivity/sinkhorn_floor": distance.floor,
+            "connectivity/squared_error": distance.squared_error,
+            "connectivity/dissimilarity": distance.total,
+            "connectivity/valente_dissimilarity": valente_dissimilarity(self.data.truth, self.network),
+        }
+        if self.reference is not None:
+            kept = {True: 0, False: 0}
+            for project in kept:
+                for i in range(N_NETWORKS):
+                    net = self.distribution.sample(N_NEURONS, self.sigma, project, seed=1000 + i)
+                    kept[project] += attractors_kept(net, self.reference)
+            found["dynamics/attractors_kept"] = kept[True] / N_NETWORKS
+            found["dynamics/attractors_kept_unprojected"] = kept[False] / N_NETWORKS
+        return found
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, tuple[str, Figure]]:
+        """name -> (caption, figure)."""
+        drawn = {"flow_field": self._flow_field(), "loadings": self._loadings()}
+        if self.data.teacher is not None:
+            nu = self.data.teacher.conditional_mean(self.network.loadings)
+            drawn["conditional_mean"] = (
+                "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
+                figures.conditional_mean_fit(nu, self.network.n),
+            )
+        drawn["tails"] = self._tails()
+        if self.data.recording.kind == "rates":
+            drawn["rates"] = self._rates()
+        else:
+            drawn |= self._responses()
+        drawn["losses"] = self._losses()
+        return drawn
+
+    def _flow_field(self) -> tuple[str, Figure]:
+        z, u, _ = self.held_out()
+        mean_input = None if u is None else u.mean(0)
+
+        def field_of(net: Network):
+            return lambda at: net.vector_field(at, None if mean_input is None else mean_input.expand(len(at), -1))
+
+        fields, points = {}, {}
+        if self.data.teacher is not None:
+            fields["true"] = self.data.teacher.vector_field
+        fields[f"sampled, K = {N_LARGE:,}, sigma = 0"] = field_of(self.large)
+        fields[f"projected, K = {N_NEURONS:,}, sigma = {self.sigma:g}"] = field_of(self.projected)
+        scale = float(z.abs().quantile(0.98))
+        starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()]
+        for name, net in zip(list(fields)[-2:], (self.large, self.projected)):
+            found = net.fixed_points(starts, mean_input)
+            inside = found[0].norm(dim=1) < 2.5 * scale * self.inputs.latents.rank**0.5
+            points[name] = (found[0][inside], found[1][inside])
+        caption = (
+            "The vector field on the region that the latents visit, with example trajectories of held-out trials. "
+            "Filled points are stable fixed points, open ones are not."
+        )
+        if u is not None:
+            caption += " Inputs are held at their mean."
+        trajectories = self.inputs.latents.z[self.inputs.fold.test[:16]]
+        return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points)
+
+    def _loadings(self) -> tuple[str, Figure]:
+        populations, labels, certainty = {}, {}, {}
+        if self.data.truth is not None:
+            truth = self.data.truth
+            populations["true (this network)"] = (truth.loadings, truth.n)
+        populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
+        drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
+        populations[f"inferred, sigma = {self.sigma:g}"] = (drawn.loadings, drawn.n)
+        if self.data.teacher is not None:
+            labels = {name: self.data.teacher.components(loadings) for name, (loadings, _) in populations.items()}
+            if all(int(label.max()) == 0 for label in labels.values()):
+                labels = {}
+        caption = (
+            "Output weights n against loadings. At sigma = 0 each n is the mean that the dynamics ask for; the spread "
+            "at the larger sigma is chosen, not inferred: dynamics do not determine it."
+        )
+        names = self.data.recording.input_names
+        return caption, figures.loadings_scatter(
+            populations, labels=labels or None, certainty=certainty or None, input_names=names
+        )
+
+    def _tails(self) -> tuple[str, Figure]:
+        entries = {}
+        if self.data.truth is not None:
+            entries["true"] = connectivity_entries(self.data.truth)
+        drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
+        entries[f"inferred, sigma = {self.sigma:g}"] = connectivity_entries(drawn)
+        caption = "How often connection weights of a given size occur. Far tails rest on few neurons."
+        return caption, figures.tails(entries)
+
+    def _rates(self) -> tuple[str, Figure]:
+        trials = self.inputs.fold.test[torch.linspace(0, len(self.inputs.fold.test) - 1, 4).long()]
+        latents, loadings = self.inputs.latents.trials(trials), self.inputs.loadings
+        fitted = activation(self.inputs.activation)(potentials(loadings, latents.z, latents.inputs))
+        observed = self.data.recording.activity[trials]
+        caption = "Rates of example neurons on held-out trials, recorded and read out of the inferred latents."
+        return caption, figures.rate_fit(
+            observed, fitted, step=self.inputs.latents.alpha, lengths=latents.lengths, trials=range(len(trials))
+        )
+
+    def _responses(self) -> dict[str, tuple[str, Figure]]:
+        file, recording = self.store.path / "responses.npz", self.data.recording
+        drawn = {}
+        if file.exists():
+            arrays = read_npz(file)
+            observed, model = (torch.from_numpy(arrays[k]) for k in ("observed", "model"))
+            time = torch.arange(observed.shape[1]) * float(arrays["step"])
+            drawn["psths"] = (
+                "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from the "
+                "inputs alone (average over noisy rollouts).",
+                figures.psths(
+                    time, observed, model, list(map(str, arrays["groups"])), neuron_names=recording.neuron_names
+                ),
+            )
+        signed = recording.click_difference if recording.click_difference is not None else recording.choices
+        if signed is None:
+            groups, names = torch.zeros(recording.n_trials, dtype=torch.int64), ["all trials"]
+        else:
+            edges = torch.quantile(signed.double().nan_to_num(), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+            groups = torch.bucketize(signed.double().nan_to_num(), edges)
+            names = ["most left", "left", "right", "most right"]
+        step = recording.bin_s or self.inputs.latents.alpha
+        drawn["latents"] = (
+            "Latent trajectories, mean over the trials of each quarter of the click difference (or choice).",
+            figures.latent_trajectories(
+                self.inputs.latents.z,
+                groups,
+                names,
+                step=step,
+                time_unit="s" if recording.bin_s else "tau",
+                lengths=recording.lengths,
+            ),
+        )
+        return drawn
+
+    def _losses(self) -> tuple[str, Figure]:
+        curves = {}
+        for stage in STAGES:
+            read = read_learning_curves(self.store.path / "logs" / f"{stage}.csv")
+            series = {"training": read.get(f"{stage}/train_loss"), "validation": read.get(f"{stage}/val_loss")}
+            series = {name: values for name, values in series.items() if values}
+            if series:
+                curves[stage] = series
+        caption = "Learning curves. A stage that was reused or solved in closed form shows its last training."
+        return caption, figures.losses(curves)
+
+
+def summarise(
+    options: Options, store: RunStore, data: RecordingDataModule, stage_metrics: Mapping[str, float], lines: list[str]
+) -> tuple[dict[str, float], dict[str, Path]]:
+    """Measure, write network.npz and figures/, write report.html.
+
+    Args:
+        stage_metrics: of the stages, for the report; lines: about the recording, for its head.
+
+    Returns:
+        the metrics and the figures' files by name.
+    """
+    results = Results(options, store, data)
+    write_network(store.path / "network.npz", results.network, 0.0)
+    metrics = results.metrics()
+    drawn = results.figures()
+    files = {}
+    for name, (_, figure) in drawn.items():
+        files[name] = store.figures / f"{name}.png"
+        with atomic(files[name]) as aside:
+            figure.savefig(aside, format="png", dpi=150)
+    _report(results, {**stage_metrics, **metrics}, drawn, lines)
+    return metrics, files
+
+
+def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: list[str]) -> None:
+    store, options = results.store, results.options
+
+    def part(prefix: str) -> dict[str, float]:
+        return {key: value for key, value in metrics.items() if key.startswith(prefix)}
+
+    sections = [
+        Section("Dynamics", _dynamics_text(results), [drawn["flow_field"]], metrics=part("dynamics/")),
+        Section(
+            "Connectivity",
+            _connectivity_text(results, metrics),
+            [drawn[name] for name in ("loadings", "conditional_mean", "tails") if name in drawn],
+            [_estimate_table(results)],
+            part("connectivity/"),
+        ),
+        Section(
+            "Fit to the activity",
+            "",
+            [drawn[name] for name in ("rates", "psths", "latents") if name in drawn],
+            metrics=part("lrrnn/"),
+        ),
+        Section("Training", "", [drawn["losses"]], metrics=part("timing/") | part("loadings/") | part("outputs/")),
+    ]
+    write_report(store.path / "report.html", f"Connectivity of {options.experiment_name}", lines, sections)
+
+
+def _dynamics_text(results: Results) -> str:
+    found = find_attractors(
+        results.projected, None if results.reference is None else results.reference.starts, u=None
+    ) if results.inputs.latents.inputs is None else None  # fmt: skip
+    said = []
+    if results.reference is not None:
+        said.append(f"The true mean field has {results.reference}.")
+    if found is not None:
+        said.append(
+            f"The projected network of {N_NEURONS} neurons has {found}, followed from outside the visited region."
+        )
+    else:
+        said.append(
+            "This recording is driven by inputs. A count of fixed points from such data proves nothing by itself: "
+            "what states do long after the trials' end is extrapolation."
+        )
+    said.append(
+        "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
+        "smallest change that restores the drive on the recorded states."
+    )
+    return "\n\n".join(said)
+
+
+def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
+    said = [
+        "The dynamics fix the distribution of the loadings, read off the recorded neurons, and the mean output weight "
+        "nu of a neuron with given loadings. They say nothing about the spread of n around nu: wherever a figure shows "
+        "a spread, it is the stated sigma, the maximum-entropy choice."
+    ]
+    phi = activation(results.inputs.activation)
+    loadings = results.inputs.loadings
+    if phi.odd and loadings.b is None and loadings.d is None:
+        said.append(
+            f"With the odd nonlinearity {phi.name}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
+            "only the odd part of nu can be estimated, and what is reported is the odd one. An even part would be invisible."
+        )
+    p = metrics.get("connectivity/cell_types_p")
+    if p is not None:
+        verdict = (
+            "the loadings are not those of one Gaussian or Student-t population: there is evidence for cell types"
+            if p < 0.05
+            else "the loadings give no evidence for more than one population"
+        )
+        said.append(
+            f"Test for cell types on the recorded neurons' loadings, against re-simulated single populations: "
+            f"p = {p:.3g}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
+        )
+    return "\n\n".join(said)
+
+
+def _estimate_table(results: Results) -> TableData:
+    summary = {k: v for k, v in results.distribution.summary.items() if isinstance(v, (int, float, str, bool))}
+    return TableData(
+        ("quantity", "value"), [(key.replace("_", " "), value) for key, value in summary.items()], "The estimate of nu"
+    )
