@@ -20,7 +20,7 @@ from connector.training import StageContext, StageModule, fit, is_child_rank
 from connector.types import Latents, Recording, TrialBatch
 
 # Fine-tuning from the closed form: small steps, since there is little left to gain.
-_RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 5
+_RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
 
 
 class LowRankRNNModule(StageModule):
