@@ -91,10 +91,14 @@ def _flow_callbacks(options: Options) -> list[Callback]:
 
 
 def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
-    """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt."""
+    """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
+
+    Every neuron trains: to hold a tenth of them out costs more (twice the distance to the truth with 1000 neurons)
+    than the choice of an epoch by a noisy held-out loss gains. The loss watched is that of the training rows with
+    random numbers that stay the same.
+    """
     options, connectivity = context.options, context.options.connectivity
     rows = inputs.loadings.stack().float()
-    train, validation = split_rows(len(rows), options.seed)
     flow = {"dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
     flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": connectivity.flow.base}
     pl.seed_everything(options.seed, verbose=False)
@@ -107,7 +111,7 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
         cosine=connectivity.cosine,
     )
     module.flow.fit_scaler(rows)
-    data = TensorDataModule((rows[train],), (rows[validation],), connectivity.loadings_batch_size, options.seed)
+    data = TensorDataModule((rows,), (rows,), connectivity.loadings_batch_size, options.seed)
     trainer = fit(
         context,
         "loadings",
