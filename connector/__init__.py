@@ -1,8 +1,8 @@
 """Which connectivity does a neural computation require, and which is guesswork?
 
-    from connector import load_run
-    run = load_run("runs/quadstable/default")
-    network = run.connectivity.sample(n_neurons=5000)
+from connector import load_run
+run = load_run("runs/quadstable/default")
+network = run.connectivity.sample(n_neurons=5000)
 """
 
 from connector.connectivity import ConnectivityDistribution

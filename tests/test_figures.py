@@ -226,6 +226,6 @@ def test_latent_trajectories_average_running_trials_only(rank):
 
 
 def test_no_pyplot_state_is_touched():
-    code = "import sys, connector.figures as f, torch; f.tails({'a': torch.ones(3)}); print('matplotlib.pyplot' in sys.modules)"  # noqa: E501
+    code = "import sys, connector.figures as f, torch; f.tails({'a': torch.ones(3)}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -16,7 +16,15 @@ ORDER = [
     "launch", "run",
 ]  # fmt: skip
 AT_THE_RIM = {
-    "pytorch_lightning": {"data.modules", "training", "lrrnn_stage", "connectivity_stages", "callbacks", "run_logger", "launch"},
+    "pytorch_lightning": {
+        "data.modules",
+        "training",
+        "lrrnn_stage",
+        "connectivity_stages",
+        "callbacks",
+        "run_logger",
+        "launch",
+    },
     "lightning_fabric": {"launch"},
     "hydra": {"launch"},
     "wandb": {"run_logger"},
