@@ -214,7 +214,8 @@ def score_spike_model(
         bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
         rollout), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by choice),
         psth_r2_evidence_noise_free, choice_auc (posterior z(T)), choice_auc_prior (rollout z(T)),
-        click_difference_auc.
+        click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: pool
+        ``rollout_counts`` of all folds' test trials for :func:`psth_r2` to compare models.
     """
     batch = trial_batch(recording, test, baseline)
     generator = torch.Generator().manual_seed(seed)
