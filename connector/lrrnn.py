@@ -196,7 +196,7 @@ class Gauge:
         solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
         matrix = solution[: z.shape[-1]].T
         shift = solution[-1] if affine else matrix.new_zeros(len(matrix))
-        if not torch.isfinite(matrix).all() or torch.linalg.cond(matrix) > 1e8:
+        if not torch.linalg.cond(matrix) < 1e8:  # also for a zero matrix, whose condition is NaN
             raise UserError(
                 "latents that are an invertible linear image of the true ones",
                 "a singular map between them",
@@ -1440,9 +1440,10 @@ class RateModel(nn.Module):
         self.binary.fill_(_is_binary(samples, phi))
         z, normal, error = self._least_squares(recording.activity, recording.mask, recording.inputs)
         self.residual_variance.fill_(error)
-        network = self.rnn.network()
-        z, _, q = smooth_latents(z, normal / self.dispersion, network, recording.lengths, recording.inputs)
-        self.process_covariance.copy_(q)
+        if self._noisy(z, normal, recording.mask):
+            network = self.rnn.network()
+            z, _, q = smooth_latents(z, normal / self.dispersion, network, recording.lengths, recording.inputs)
+            self.process_covariance.copy_(q)
         x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
         theta = loadings.stack().double()
         covariance = _loadings_covariance(samples, x, theta, phi, self.dispersion, bool(self.binary))
@@ -1517,12 +1518,16 @@ class RateModel(nn.Module):
             activity, mask, self.loadings(), self.rnn.activation, inputs, binary=bool(self.binary)
         )
 
+    def _noisy(self, z: Tensor, normal: Tensor, mask: Tensor) -> bool:
+        """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
+        variance = _inverse(normal[mask]).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
+        return bool(variance > 1e-8 * z[mask].square().mean())
+
     @torch.no_grad()
     def _posterior(self, activity: Tensor, mask: Tensor, inputs: Tensor | None, smooth: bool = True) -> Posterior:
         z, normal, _ = self._least_squares(activity, mask, inputs)
         covariance = torch.where(mask[..., None, None], _inverse(normal) * self.dispersion, 0.0)
-        noise = covariance.diagonal(dim1=-2, dim2=-1)[mask].mean()
-        if not smooth or activity.shape[1] < 2 or noise < 1e-8 * z[mask].square().mean():
+        if not smooth or activity.shape[1] < 2 or not self._noisy(z, normal, mask):
             return Posterior(z, covariance)
         z, covariance, _ = smooth_latents(
             z, normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance

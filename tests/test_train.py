@@ -1,0 +1,126 @@
+"""The command line, run for real on small sizes: files, exit codes, reuse, repeatability."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from connector import load_run
+from connector.store import read_npz
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "data.n_neurons=200", "data.n_grid=8", "data.n_steps=60", "connectivity.loadings_epochs=40",
+    "connectivity.outputs_epochs=4", "connectivity.outputs_loadings=2048", "lrrnn.max_epochs=1",
+]  # fmt: skip
+
+
+def train(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "one"
+    done = train(*SMALL, f"hydra.run.dir={directory}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory, done
+
+
+def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
+    directory, done = finished
+    for name in ("config.yaml", "metrics.json", "network.npz", "latents.npz", "report.html", "train.log"):
+        assert (directory / name).stat().st_size > 0, name
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {
+        "lrrnn.ckpt", "loadings.ckpt", "outputs.ckpt", "loadings_flow.pt", "connectivity.pt",
+    }  # fmt: skip
+    metrics = json.loads((directory / "metrics.json").read_text())
+    for key in (
+        "connectivity/sinkhorn", "connectivity/squared_error", "connectivity/dissimilarity", "dynamics/attractors_kept",
+        "dynamics/field_error", "dynamics/field_error_projected", "lrrnn/val_loss", "timing/lrrnn_seconds",
+        "timing/loadings_seconds", "timing/outputs_seconds",
+    ):  # fmt: skip
+        assert np.isfinite(metrics[key]), key
+    assert metrics["connectivity/dissimilarity"] == pytest.approx(
+        metrics["connectivity/sinkhorn"] + metrics["connectivity/squared_error"]
+    )
+    assert str(directory / "report.html") in done.stdout
+
+
+def test_the_saved_network_is_the_conditional_mean_at_its_loadings(finished):
+    run = load_run(finished[0])
+    nu = run.connectivity.conditional_mean(run.network.loadings)
+    np.testing.assert_allclose(run.network.n, nu, atol=1e-9)
+    again = run.connectivity.sample(n_neurons=1000, sigma=0.0, seed=int(run.config.seed))
+    assert (again.m == run.network.m).all()
+
+
+def test_the_same_command_reuses_every_stage(finished):
+    directory, _ = finished
+    before = (directory / "network.npz").read_bytes()
+    done = train(*SMALL, f"hydra.run.dir={directory}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("reused") == 3
+    assert (directory / "network.npz").read_bytes() == before
+
+
+def test_one_seed_gives_one_network(finished, tmp_path):
+    done = train(*SMALL, f"hydra.run.dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
+
+
+def test_sampling_from_the_command_line(finished, tmp_path):
+    out = tmp_path / "net.npz"
+    command = [sys.executable, "-m", "connector.sample", finished[0], "--neurons", "37", "--out", out]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert read_npz(out)["n"].shape == (37, 2)
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def mistakes(tmp_path):
+    rates = np.tanh(np.random.default_rng(0).normal(size=(12, 8, 5)))
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(npz(tmp_path / "whole.npz", rates=rates).read_bytes()[:200])
+    nan = rates.copy()
+    nan[0, 0, 0] = np.nan
+    return {
+        "absent": tmp_path / "absent.npz",
+        "truncated": broken,
+        "wrong keys": npz(tmp_path / "keys.npz", activity=rates),
+        "NaN": npz(tmp_path / "nan.npz", rates=nan),
+        "shape": npz(tmp_path / "shape.npz", rates=rates[0]),
+        "inputs": npz(tmp_path / "inputs.npz", rates=rates, externalinputs=np.zeros((3, 8, 1))),
+    }
+
+
+@pytest.mark.parametrize("case", ["absent", "truncated", "wrong keys", "NaN", "shape", "inputs"])
+def test_a_wrong_file_ends_with_2_a_short_message_and_nothing_left_behind(case, tmp_path):
+    path = mistakes(tmp_path)[case]
+    done = train("data=npz", f"data.path={path}", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 3
+    assert not list((tmp_path / "runs").rglob("*.*")) if (tmp_path / "runs").exists() else True
+
+
+@pytest.mark.parametrize("option", ["lrrnn.rnak=3", "+lrr=3", "seed=abc", "data=nothing", "lrrnn.rank=-1"])
+def test_a_wrong_option_ends_with_2_and_a_short_message(option, tmp_path):
+    done = train(option, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 3
