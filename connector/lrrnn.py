@@ -747,35 +747,50 @@ def _fit_dynamics(
     few = here.subset(sub)
     has_bias = samples.has_bias(theta, z.shape[-1])
     basis = _rate_modes(phi(few.design(flat[at[sub]], has_bias) @ theta.T))
-    features = _mode_features(here, flat[at], theta, basis, phi)
-    jump = None
+    v = None
     if samples.inputs is not None:
-        v = samples.inputs.double()
-        v = (v[at + 1] - (1 - alpha) * v[at]) / alpha
-        y, features, jump = _partial_out(v, y, features)
-    weights, chosen = _ridge_in_modes(features.T @ features, features.T @ y, y.square().sum(), len(y), regularizer)
-    if jump is not None:
-        jump = (jump[0] - jump[1] @ weights).T
+        v = (samples.inputs[at + 1].double() - (1 - alpha) * samples.inputs[at].double()) / alpha
+    moments = _feature_moments(here, flat[at], theta, basis, phi, v, y)
+    q, rank = basis.shape[1], y.shape[1]
+    jump_map = None
+    if v is not None:
+        moments, jump_map = _partial_out(moments, q, v.shape[1])
+    gram, cross, power = moments[:q, :q], moments[:q, -rank:], moments.diagonal()[-rank:].sum()
+    weights, chosen = _ridge_in_modes(gram, cross, power, len(y), regularizer)
+    jump = None if jump_map is None else (jump_map[:, -rank:] - jump_map[:, :q] @ weights).T
     return _Dynamics(len(theta) ** 0.5 * (basis @ weights), chosen, jump)
 
 
-def _mode_features(samples: _Samples, z: Tensor, theta: Tensor, basis: Tensor, phi: Activation) -> Tensor:
-    """Rates in the given modes, divided by sqrt(K): (S, q)."""
+def _feature_moments(
+    samples: _Samples, z: Tensor, theta: Tensor, basis: Tensor, phi: Activation, v: Tensor | None, y: Tensor
+) -> Tensor:
+    """Second moments, summed over samples, of [rates in the modes / sqrt(K), v, y] side by side."""
     low = samples.activity.dtype
     x, weights = samples.design(z, samples.has_bias(theta, z.shape[1])), (basis / len(theta) ** 0.5).to(low)
-    out = z.new_empty(len(z), basis.shape[1])
+    total, theta_low = 0.0, theta.to(low).T
     for at, _ in samples.pieces():
-        out[at] = (phi(x[at].to(low) @ theta.to(low).T) @ weights).double()
-    return out
+        features = (phi(x[at].to(low) @ theta_low) @ weights).double()
+        row = torch.cat([features, y[at]] if v is None else [features, v[at], y[at]], dim=1)
+        total = total + row.T @ row
+    return total
 
 
-def _partial_out(v: Tensor, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """y and features less their regression on v, and the coefficients; v is ignored where features explain it."""
-    own = v - features @ torch.linalg.lstsq(features, v, driver="gelsd", rcond=1e-6).solution
-    if bool((own.square().sum(0) < 1e-2 * v.square().sum(0)).any()):
-        return y, features, None
-    on_y, on_features = (torch.linalg.lstsq(v, target, driver="gelsd").solution for target in (y, features))
-    return y - v @ on_y, features - v @ on_features, (on_y, on_features)
+def _partial_out(moments: Tensor, q: int, n_inputs: int) -> tuple[Tensor, Tensor | None]:
+    """Moments of features and y less their regression on v, and that regression (U, q + R).
+
+    Where the features explain v nearly, v is dropped instead and there is no regression.
+    """
+    is_v = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
+    is_v[q : q + n_inputs] = True
+    of_v, rest, mixed = moments[is_v][:, is_v], moments[~is_v][:, ~is_v], moments[is_v][:, ~is_v]
+    gram = moments[:q, :q] + 1e-12 * moments[:q, :q].diagonal().max() * torch.eye(
+        q, dtype=moments.dtype, device=moments.device
+    )
+    own = of_v - mixed[:, :q] @ torch.linalg.solve(gram, mixed[:, :q].T)
+    if bool((own.diagonal() < 1e-2 * of_v.diagonal()).any()):
+        return rest, None
+    coefficients = torch.linalg.solve(of_v, mixed)
+    return rest - mixed.T @ coefficients, coefficients
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -847,6 +862,19 @@ def _shoot(segments: _Segments, network: Network, basis: Tensor, iterations: int
 
 
 def _sensitivities(segments: _Segments, network: Network, basis: Tensor, start: Tensor) -> tuple:
+    """What :func:`_sensitivities_of` returns for all segments, computed for some at a time."""
+    size = max(1, _CHUNK_ELEMENTS // network.n_neurons)
+    parts = []
+    for first in range(0, len(start), size):
+        at = slice(first, first + size)
+        u = None if segments.inputs is None else segments.inputs[at]
+        some = _Segments(segments.z[at], segments.information[at], u)
+        parts.append(_sensitivities_of(some, network, basis, start[at]))
+    chi2, h_ww, h_ws, h_ss, g_w, g_s = zip(*parts)
+    return sum(chi2), sum(h_ww), torch.cat(h_ws), torch.cat(h_ss), sum(g_w), torch.cat(g_s)
+
+
+def _sensitivities_of(segments: _Segments, network: Network, basis: Tensor, start: Tensor) -> tuple:
     """Chi square of the simulated segments and the Gauss-Newton blocks for weights (q R) and initial states (R)."""
     (n_seg, steps, rank), q, k = segments.z.shape, basis.shape[1], network.n_neurons
     phi, alpha, low = activation_named(network.activation), network.alpha, network.loadings.map(lambda x: x.float())
