@@ -156,6 +156,7 @@ class FlowOptions:
     hidden_width: int = MISSING
     hidden_layers: int = MISSING
     base: str = MISSING
+    precondition: bool = MISSING
     steps: int = MISSING
 
     def check(self) -> None:
@@ -176,7 +177,9 @@ class ConnectivityOptions:
     projection_regularizer: float = MISSING
     flow: FlowOptions = MISSING
     loadings_epochs: int = MISSING
+    loadings_epoch_size: int | None = MISSING
     loadings_batch_size: int = MISSING
+    loadings_paths: int = MISSING
     loadings_learning_rate: float = MISSING
     outputs_epochs: int = MISSING
     outputs_batch_size: int = MISSING
@@ -194,10 +197,10 @@ class ConnectivityOptions:
             self,
             "connectivity",
             "regularizer regularizer_published max_states sigma projection_regularizer loadings_epochs "
-            "loadings_batch_size loadings_learning_rate outputs_epochs outputs_batch_size outputs_learning_rate "
-            "outputs_loadings",
+            "loadings_epoch_size loadings_batch_size loadings_learning_rate outputs_epochs outputs_batch_size "
+            "outputs_learning_rate outputs_loadings",
         )
-        _not_negative(self, "connectivity", "weight_decay")
+        _not_negative(self, "connectivity", "weight_decay loadings_paths")
         if self.regularizer is not None and self.regularizer_published is not None:
             raise UserError(
                 "one of connectivity.regularizer and connectivity.regularizer_published",

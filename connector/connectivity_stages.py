@@ -30,6 +30,8 @@ class FlowModule(StageModule):
         stage: "loadings" or "outputs": prefix of the logged metrics.
         flow: constructor arguments of :class:`connector.flow.Flow`.
         noise_std: sd of fresh normal noise added to x in every step (the spread of n around its conditional mean).
+        paths: a step draws at least so many paths, repeating the rows of a smaller batch: more base points and times
+            for each row cost less than more steps.
     """
 
     def __init__(
@@ -41,15 +43,19 @@ class FlowModule(StageModule):
         weight_decay: float = 0.0,
         cosine: bool = True,
         noise_std: float = 0.0,
+        paths: int = 0,
     ):
         super().__init__(stage, seed, learning_rate, weight_decay, cosine)
         self.save_hyperparameters()
         self.flow = Flow(**flow)
-        self.noise_std = noise_std
+        self.noise_std, self.paths = noise_std, paths
 
     def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         generator = self.generator(step)
         x, context = batch[0], (batch[1] if len(batch) > 1 else None)
+        repeats = max(1, self.paths // len(x)) if training else 1
+        if repeats > 1:
+            x, context = x.repeat(repeats, 1), None if context is None else context.repeat(repeats, 1)
         if self.noise_std > 0:
             x = x + self.noise_std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return self.flow.loss(x, context, generator=generator), {}
@@ -101,6 +107,7 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
     rows = inputs.loadings.stack().float()
     flow = {"dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
     flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": connectivity.flow.base}
+    flow |= {"precondition": connectivity.flow.precondition}
     pl.seed_everything(options.seed, verbose=False)
     module = FlowModule(
         "loadings",
@@ -109,9 +116,12 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
         learning_rate=connectivity.loadings_learning_rate,
         weight_decay=connectivity.weight_decay,
         cosine=connectivity.cosine,
+        paths=connectivity.loadings_paths,
     )
     module.flow.fit_scaler(rows)
-    data = TensorDataModule((rows,), (rows,), connectivity.loadings_batch_size, options.seed)
+    data = TensorDataModule(
+        (rows,), (rows,), connectivity.loadings_batch_size, options.seed, epoch_size=connectivity.loadings_epoch_size
+    )
     trainer = fit(
         context,
         "loadings",
@@ -225,7 +235,7 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
     nu = mean(rows.double()).float()
     through_flow = connectivity.outputs == "flow"
     flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
-    flow |= {"hidden_layers": connectivity.flow.hidden_layers}
+    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}
     pl.seed_everything(options.seed, verbose=False)
     module = (RidgeOutputsModule if through_flow else FlowModule)(
         "outputs",

@@ -147,7 +147,8 @@ def _fit_unless_worse(
 ) -> dict[str, float]:
     """Train; where no epoch's validation beats the start, return to the start."""
     start = {name: value.clone() for name, value in module.state_dict().items()}
-    before = float(module.model.validation_loss(data.batch(data.fold.validation))[0])
+    with torch.no_grad():
+        before = float(module.model.validation_loss(data.batch(data.fold.validation))[0])
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     after = float(trainer.checkpoint_callback.best_model_score)
     if not after < before:

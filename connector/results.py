@@ -31,9 +31,11 @@ from connector.report import Section, TableData, write_report
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
 
 N_NEURONS = 1000
-N_LARGE = 20_000
+N_DRAWN = 20_000  # of the network whose field is drawn
+N_LARGE = 200_000  # of the one whose field is measured: so many that the scatter of a draw is small beside the error of the distribution
 N_NETWORKS = 20  # in which the attractors are looked for
 _MAX_STATES = 8000
+_MAX_STATES_LARGE = 800
 
 
 class Results:
@@ -52,23 +54,25 @@ class Results:
         seed = options.seed
         draw = "flow" if published else "conditional_mean"
         self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=draw)
-        self.large = self.distribution.sample(N_LARGE, sigma=0.0, seed=seed, outputs=draw)
+        self.draw = draw
+        self.drawn = self.distribution.sample(N_DRAWN, sigma=0.0, seed=seed, outputs=draw)
         self.projected = self.distribution.sample(N_NEURONS, sigma=self.sigma, project=True, seed=seed)
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
 
-    def held_out(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """States, inputs and drive of the test trials (at most 8000 of them, evenly spread)."""
+    def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
+        """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread)."""
         z, u, y = self.inputs.latents.trials(self.inputs.fold.test).samples()
-        step = max(1, len(z) // _MAX_STATES)
-        return z[::step], None if u is None else u[::step], y[::step]
+        keep = torch.linspace(0, len(z) - 1, min(n_states, len(z))).long()
+        return z[keep], None if u is None else u[keep], y[keep]
 
     def metrics(self) -> dict[str, float]:
         """All measures; a quantity that is not defined for this run is left out."""
         held_out = self.held_out()
+        large = self.distribution.sample(N_LARGE, sigma=0.0, seed=self.options.seed, outputs=self.draw)
         found = {
-            "dynamics/field_error": field_error(self.large, *held_out),
+            "dynamics/field_error": field_error(large, *self.held_out(_MAX_STATES_LARGE)),
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
             "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
             "connectivity/determined_modes": float(self.distribution.mean.determined_modes),
@@ -129,11 +133,11 @@ class Results:
         fields, points = {}, {}
         if self.data.teacher is not None:
             fields["true"] = self.data.teacher.vector_field
-        fields[f"sampled, K = {N_LARGE:,}, sigma = 0"] = field_of(self.large)
+        fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(self.drawn)
         fields[f"projected, K = {N_NEURONS:,}, sigma = {self.sigma:g}"] = field_of(self.projected)
         scale = float(z.abs().quantile(0.98))
         starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()]
-        for name, net in zip(list(fields)[-2:], (self.large, self.projected)):
+        for name, net in zip(list(fields)[-2:], (self.drawn, self.projected)):
             found = net.fixed_points(starts, mean_input)
             inside = found[0].norm(dim=1) < 2.5 * scale * self.inputs.latents.rank**0.5
             points[name] = (found[0][inside], found[1][inside])

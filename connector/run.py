@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -245,6 +246,8 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
         UserError: a mistake the user can mend; nothing is written then, unless a stage had already finished.
     """
     _quiet()
+    if options.trainer.threads is not None:
+        torch.set_num_threads(options.trainer.threads)
     console = Console(stderr=False, quiet=is_child_rank())
     if options.trainer.strategy.startswith("ddp"):
         launch.install_job_command()

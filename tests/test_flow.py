@@ -39,15 +39,16 @@ def _train(flow, x, context=None, steps=600, seed=0, lr=5e-3, batch=512):
 
 @pytest.mark.parametrize("context_dim", [0, 2])
 @pytest.mark.parametrize("base", ["normal", "student_t"])
-def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, base):
-    flow = _randomised(Flow(3, context_dim, hidden_width=16, base=base))
+@pytest.mark.parametrize("precondition", [True, False])
+def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, base, precondition):
+    flow = _randomised(Flow(3, context_dim, hidden_width=16, base=base, precondition=precondition))
     context = torch.randn(1, context_dim, generator=_generator(3)).double() if context_dim else None
     n = 5
 
     def mapped(x0):  # the sampling map itself, on given base points
         c = None if context is None else context.expand(len(x0), -1)
         _, c = flow._standardised(x0, c)
-        end = flow._integrate(lambda t, s: flow.velocity(s, t, c), x0, 0, 1, "rk4", 100)
+        end = flow._integrate(lambda t, x: flow.velocity(x, t, c), x0, 0, 1, "rk4", 100)
         return flow.location + end @ flow.scale.T
 
     x0 = flow.sample_base(n, _generator(1))
@@ -62,7 +63,7 @@ def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, ba
 
 
 def test_affine_velocity_has_the_gaussian_density_known_in_closed_form():
-    flow = Flow(2, hidden_layers=0, standardise="none").double()
+    flow = Flow(2, hidden_layers=0, standardise="none", precondition=False).double()
     a = torch.tensor([[0.4, -0.8], [0.3, -0.2]]).double()
     c = torch.tensor([0.5, -1.0]).double()
     flow.velocity.layers[0].weight.data = torch.cat([a, torch.zeros(2, 1).double()], 1)
@@ -80,13 +81,31 @@ def test_affine_velocity_has_the_gaussian_density_known_in_closed_form():
 
 def test_divergence_is_the_trace_of_autograd():
     flow = _randomised(Flow(4, 3, hidden_width=8, hidden_layers=3))
-    g = _generator(5)
+    g, net = _generator(5), flow.velocity
     x, context = torch.randn(6, 4, generator=g).double(), torch.randn(6, 3, generator=g).double()
     t = torch.rand(6, generator=g).double()
-    value, divergence = flow.velocity.with_divergence(x, t, context)
-    jacobian = torch.autograd.functional.jacobian(lambda y: flow.velocity(y, t, context).sum(0), x)
-    assert torch.allclose(value, flow.velocity(x, t, context))
+    value, divergence = net.learned_with_divergence(x, t, context)
+    jacobian = torch.autograd.functional.jacobian(lambda y: net.learned(y, t, context).sum(0), x)
+    assert torch.allclose(value, net.learned(x, t, context))
     assert torch.allclose(divergence, torch.einsum("jbj->b", jacobian))
+
+
+def test_scaled_coordinate_is_the_flow_of_the_velocity():
+    """The integrated field dy/dt = f / s and the trained velocity v(x, t) belong to one flow, x = s(t) y."""
+    flow = _randomised(Flow(2, hidden_width=8, standardise="none"))
+    x = flow.sample_base(5, _generator(1))
+    end = flow._integrate(lambda t, x: flow.velocity(x, t), x, 0, 1, "rk4", 200)
+    assert torch.allclose(flow.sample(5, steps=200, method="rk4", generator=_generator(1)), end, atol=1e-7)
+
+
+def test_flow_that_learned_nothing_is_the_normal_of_its_scaler():
+    x = torch.randn(1000, 2, generator=_generator()) @ torch.tensor([[1.0, 0.0], [1.5, 0.5]])
+    flow = Flow(2).fit_scaler(x)
+    for p in flow.velocity.layers[-1].parameters():
+        torch.nn.init.zeros_(p)
+    truth = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
+    assert torch.allclose(flow.log_prob(x[:9]), truth.log_prob(x[:9]), atol=1e-4)
+    assert torch.allclose(flow.sample(20000, steps=1, generator=_generator(1)).T.cov(), x.T.cov(), atol=0.1)
 
 
 def test_training_recovers_a_gaussian():
@@ -130,7 +149,7 @@ def test_standardisation_makes_the_flow_equivariant(standardise):
     g = _generator(6)
     x = torch.randn(300, 2, generator=g).double() @ torch.tensor([[1.0, 0.3], [0.0, 2.0]]).double()
     scale = torch.tensor([100.0, 0.01]).double()
-    one, two = Flow(2, standardise=standardise).double(), Flow(2, standardise=standardise).double()
+    one, two = _randomised(Flow(2, standardise=standardise)), Flow(2, standardise=standardise).double()
     two.load_state_dict(one.state_dict())
     one.fit_scaler(x)
     two.fit_scaler(x * scale + 7)
@@ -143,7 +162,7 @@ def test_standardisation_makes_the_flow_equivariant(standardise):
 
 
 def test_gradients_reach_every_parameter():
-    flow = Flow(2, 1, base="student_t")
+    flow = _randomised(Flow(2, 1, base="student_t")).float()
     x, context = torch.randn(8, 2), torch.randn(8, 1)
     for objective in (flow.loss(x, context), flow.log_prob(x, context, method="midpoint", steps=4).mean()):
         flow.zero_grad()

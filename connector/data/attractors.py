@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -149,6 +150,7 @@ def _student_t(n: int, dim: int, dof: int, generator: torch.Generator) -> Tensor
     return _normal((n, dim), generator) / (chi_squared / dof).sqrt()
 
 
+@lru_cache
 def _gauss_hermite(order: int = 200) -> tuple[Tensor, Tensor]:
     """Nodes and weights of E[f(x)], x ~ N(0, 1), from the eigenvectors of the Jacobi matrix."""
     off = torch.arange(1, order, dtype=torch.float64).sqrt()

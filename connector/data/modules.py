@@ -33,6 +33,7 @@ class InMemoryBatches:
         seed: of the order.
         epoch: a function that tells the current epoch; without it, :meth:`set_epoch` does.
         rank, world_size: which share of the items this process sees.
+        epoch_size: items of an epoch over all processes, at most, when shuffled; None: all of them.
 
     Raises:
         UserError: no item, unequal lengths, a batch size below 1.
@@ -48,6 +49,7 @@ class InMemoryBatches:
         epoch: Callable[[], int] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        epoch_size: int | None = None,
     ):
         tensors = [x for x in (data if isinstance(data, tuple) else (data,)) if x is not None]
         sizes = {len(x) for x in tensors}
@@ -60,6 +62,7 @@ class InMemoryBatches:
         self.data, self.batch_size, self.shuffle, self.seed = data, int(batch_size), shuffle, int(seed)
         self.rank, self.world_size = rank, world_size
         self.n_items = sizes.pop()
+        self.epoch_items = self.n_items if epoch_size is None or not shuffle else min(epoch_size, self.n_items)
         self._epoch_now, self._epoch = epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,7 +71,7 @@ class InMemoryBatches:
 
     @property
     def items_per_rank(self) -> int:
-        return math.ceil(self.n_items / self.world_size)
+        return math.ceil(self.epoch_items / self.world_size)
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -79,10 +82,10 @@ class InMemoryBatches:
         if self.shuffle:
             # One whole number from the pair, without collisions between neighbouring seeds and epochs.
             mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
-            order = torch.randperm(self.n_items, generator=torch.Generator().manual_seed(mixed))
+            order = torch.randperm(self.n_items, generator=torch.Generator().manual_seed(mixed))[: self.epoch_items]
         else:
             order = torch.arange(self.n_items)
-        missing = self.items_per_rank * self.world_size - self.n_items
+        missing = self.items_per_rank * self.world_size - len(order)
         while missing > 0:  # more processes than items: go round more than once
             order = torch.cat([order, order[:missing]])
             missing = self.items_per_rank * self.world_size - len(order)
@@ -105,6 +108,7 @@ class _MemoryDataModule(LightningDataModule):
     batch_size: int
     eval_batch_size: int
     seed: int
+    epoch_size: int | None = None
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer is not None else 0
@@ -119,6 +123,7 @@ class _MemoryDataModule(LightningDataModule):
             epoch=self._epoch,
             rank=rank,
             world_size=world_size,
+            epoch_size=self.epoch_size,
         )
 
 
@@ -131,6 +136,7 @@ class TensorDataModule(_MemoryDataModule):
         batch_size: items of a training batch in each process.
         seed: of the order of training batches.
         eval_batch_size: items of a validation batch.
+        epoch_size: items of a training epoch, at most; a fresh choice each time. None: all.
     """
 
     def __init__(
@@ -140,9 +146,10 @@ class TensorDataModule(_MemoryDataModule):
         batch_size: int = 512,
         seed: int = 0,
         eval_batch_size: int = 4096,
+        epoch_size: int | None = None,
     ):
         super().__init__()
-        self.train, self.validation = train, validation
+        self.train, self.validation, self.epoch_size = train, validation, epoch_size
         self.batch_size, self.seed, self.eval_batch_size = batch_size, seed, eval_batch_size
 
     def train_dataloader(self) -> InMemoryBatches:
@@ -160,8 +167,7 @@ class RecordingDataModule(_MemoryDataModule):
         fold_number, n_folds, fold_seed: see :func:`connector.data.folds.fold`.
         batch_size: training trials of a batch in each process; ``eval_batch_size``: for validation and test.
         seed: of the order of training batches.
-        has_bias: whether neurons have a bias; None: as in the true loadings where these are known, otherwise for
-            spikes only.
+        has_bias: whether neurons have a bias; None: as in the true loadings where these are known, otherwise yes.
 
     Attributes (after :meth:`setup`):
         recording: Recording, all trials.
@@ -209,7 +215,7 @@ class RecordingDataModule(_MemoryDataModule):
         has_bias = self._has_bias
         if has_bias is None:
             known = recording.loadings
-            has_bias = recording.kind == "spikes" if known is None else known.has_bias
+            has_bias = known is None or known.has_bias
         self.sizes = DataSizes(
             n_neurons=recording.n_neurons,
             rank=self.rank,
