@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from connector.config import STAGES, Options
 from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, potentials
+from connector.errors import UserError
 from connector.measures import (
     Attractors,
     attractors_kept,
@@ -36,6 +38,7 @@ N_LARGE = 200_000  # of the one whose field is measured: so many that the scatte
 N_NETWORKS = 20  # in which the attractors are looked for
 _MAX_STATES = 8000
 _MAX_STATES_LARGE = 800
+_NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 
 
 class Results:
@@ -81,8 +84,21 @@ class Results:
             found["connectivity/entropy"] = self.distribution.entropy(n_samples=500)[0]
         if self.data.teacher is not None:
             found |= self._against_teacher()
-        found["connectivity/cell_types_p"] = cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value
+        with contextlib.suppress(UserError):  # too few neurons for a test
+            found["connectivity/cell_types_p"] = cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value
         return found
+
+    def cautions(self) -> list[str]:
+        """What a reader should know before believing the rest; plain sentences."""
+        rows = self.inputs.loadings.stack()
+        said = []
+        if len(rows) < _NEURONS_PER_COLUMN * rows.shape[1]:
+            said.append(
+                f"Caution: {len(rows)} recorded neurons are few for a distribution over {rows.shape[1]} loadings each "
+                f"(ask for {_NEURONS_PER_COLUMN * rows.shape[1]} or more). The distribution of the loadings, and so every "
+                "sampled network, is then mostly assumption; no test for cell types is made."
+            )
+        return said
 
     def _against_teacher(self) -> dict[str, float]:
         teacher = self.data.teacher
@@ -239,14 +255,14 @@ class Results:
 
 def summarise(
     options: Options, store: RunStore, data: RecordingDataModule, stage_metrics: Mapping[str, float], lines: list[str]
-) -> tuple[dict[str, float], dict[str, Path]]:
+) -> tuple[dict[str, float], dict[str, Path], list[str]]:
     """Measure, write network.npz and figures/, write report.html.
 
     Args:
         stage_metrics: of the stages, for the report; lines: about the recording, for its head.
 
     Returns:
-        the metrics and the figures' files by name.
+        the metrics, the figures' files by name, and cautions for the reader.
     """
     results = Results(options, store, data)
     write_network(store.path / "network.npz", results.network, 0.0)
@@ -258,7 +274,7 @@ def summarise(
         with atomic(files[name]) as aside:
             figure.savefig(aside, format="png", dpi=150)
     _report(results, {**stage_metrics, **metrics}, drawn, lines)
-    return metrics, files
+    return metrics, files, results.cautions()
 
 
 def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: list[str]) -> None:
@@ -284,7 +300,8 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
         ),
         Section("Training", "", [drawn["losses"]], metrics=part("timing/") | part("loadings/") | part("outputs/")),
     ]
-    write_report(store.path / "report.html", f"Connectivity of {options.experiment_name}", lines, sections)
+    head = [*lines, *results.cautions()]
+    write_report(store.path / "report.html", f"Connectivity of {options.experiment_name}", head, sections)
 
 
 def _dynamics_text(results: Results) -> str:

@@ -278,7 +278,9 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
         metrics = all_metrics(store, {})
         if "outputs" in store.stages():
             say("results: measuring sampled networks, drawing figures")
-            results, figures = summarise(options, store, data, metrics, describe(data.recording))
+            results, figures, cautions = summarise(options, store, data, metrics, describe(data.recording))
+            for line in cautions:
+                say(line)
             metrics = all_metrics(store, results)
             store.write_metrics(metrics)
             logger.log_results(
