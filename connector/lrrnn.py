@@ -11,6 +11,7 @@ Equation (1) itself stands in :mod:`connector.dynamics`. Here are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -1177,6 +1178,29 @@ def _check_rates(recording: Recording, rank: int) -> None:
         raise UserError("rates", recording.kind, "use the spike model for spike counts")
     if not 1 <= rank <= min(recording.n_neurons, int(recording.lengths.sum())):
         raise UserError(f"a rank between 1 and the {recording.n_neurons} neurons", str(rank))
+
+
+def bias_supported(recording: Recording, rank: int, seed: int = 0) -> bool:
+    """Whether rates ask for a bias d in each neuron, by the Bayesian information criterion of fits with and without.
+
+    Both fits see the same subset of samples and know nothing of the dynamics. A bias that the data do not ask for is
+    not harmless: latents are then known up to a shift only, and an odd nonlinearity cannot drive them to it.
+    """
+    _check_rates(recording, rank)
+    phi, samples = (
+        activation_named(recording.activation),
+        _Samples.of(recording.activity, recording.mask, recording.inputs),
+    )
+    binary = _is_binary(samples, phi)
+    few = samples.subset(_random_rows(len(samples), _subset_size(samples), seed))
+    n_observed, n_neurons = len(few) * recording.n_neurons, recording.n_neurons
+    rounding = 1e-12 * float(few.activity[few.rows].square().mean())
+    errors = [
+        max(_mean_square(few, *_start_fit(few, rank, bias, phi, binary), phi, bias, binary), rounding)
+        for bias in (False, True)
+    ]
+    gain = 2 * (errors[0] - errors[1]) if binary else math.log(errors[0] / errors[1])
+    return n_observed * gain > (n_neurons - rank) * math.log(n_observed)
 
 
 def _inverse(normal: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from connector.baselines import Baseline, fit_baseline
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
-from connector.lrrnn import Gauge, RateModel
+from connector.lrrnn import Gauge, RateModel, bias_supported
 from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
 from connector.spikes import SpikeModel, connectivity_inputs, trial_batch
 from connector.store import RunStore, StageInputs, write_npz
@@ -112,12 +112,15 @@ def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[StageInputs, dict[str, float]]:
     options, sizes, recording = context.options, data.sizes, data.recording
-    choice = options.lrrnn
+    choice, has_bias = options.lrrnn, sizes.has_bias
+    if choice.bias is None and recording.loadings is None:
+        has_bias = bias_supported(recording.trials(data.fold.train), sizes.rank)
+        context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
     arguments = {
         "n_neurons": sizes.n_neurons,
         "rank": sizes.rank,
         "n_inputs": sizes.n_inputs,
-        "has_bias": sizes.has_bias,
+        "has_bias": has_bias,
         "alpha": sizes.alpha,
         "activation": sizes.activation,
         "init": choice.init,
