@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+_DPI = 160
+
 
 class Metric(NamedTuple):
     """What a number in ``metrics.json`` is.
@@ -262,14 +264,14 @@ class Section:
     Attributes:
         title: heading, also in the table of contents.
         text: paragraphs, separated by empty lines; plain text.
-        figures: (caption, Figure) pairs.
+        figures: (caption, figure) pairs; a figure may be given as the bytes of :func:`figure_png`.
         tables: see TableData.
         metrics: key -> value, shown as a table with the explanations of METRICS.
     """
 
     title: str
     text: str = ""
-    figures: Sequence[tuple[str, Figure]] = ()
+    figures: Sequence[tuple[str, Figure | bytes]] = ()
     tables: Sequence[TableData] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -408,12 +410,18 @@ def _table(table: TableData) -> str:
     return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _figure(caption: str, figure: Figure, dpi: int = 160) -> str:
+def figure_png(figure: Figure) -> bytes:
+    """The figure as a PNG file, as reports and figures/ hold it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    return buffer.getvalue()
+
+
+def _figure(caption: str, figure: Figure | bytes) -> str:
+    png = figure if isinstance(figure, bytes) else figure_png(figure)
+    data = base64.b64encode(png).decode("ascii")
     # Small figures are not blown up; on a phone, wide ones scroll sideways rather than shrink past reading.
-    width = round(figure.get_figwidth() * 96)
+    width = round(int.from_bytes(png[16:20], "big") * 96 / _DPI)  # pixels across, from the PNG header
     return (
         f'<figure><div class="scroll"><img src="data:image/png;base64,{data}" alt="{_escape(caption)}" '
         f'style="min-width:{min(width, 480)}px;max-width:{width}px"></div>'

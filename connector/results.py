@@ -29,12 +29,12 @@ from connector.measures import (
     reference_attractors,
     valente_dissimilarity,
 )
-from connector.report import Section, TableData, write_report
+from connector.report import Section, TableData, figure_png, write_report
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the network whose field is drawn
-N_LARGE = 200_000  # of the one whose field is measured: so many that the scatter of a draw is small beside the error of the distribution
+N_LARGE = 100_000  # of the one whose field is measured: so many that the scatter of a draw is small beside the error of the distribution
 N_NETWORKS = 20  # in which the attractors are looked for
 _MAX_STATES = 8000
 _MAX_STATES_LARGE = 800
@@ -267,12 +267,12 @@ def summarise(
     results = Results(options, store, data)
     write_network(store.path / "network.npz", results.network, 0.0)
     metrics = results.metrics()
-    drawn = results.figures()
+    drawn = {name: (caption, figure_png(figure)) for name, (caption, figure) in results.figures().items()}
     files = {}
-    for name, (_, figure) in drawn.items():
+    for name, (_, png) in drawn.items():
         files[name] = store.figures / f"{name}.png"
         with atomic(files[name]) as aside:
-            figure.savefig(aside, format="png", dpi=150)
+            aside.write_bytes(png)
     _report(results, {**stage_metrics, **metrics}, drawn, lines)
     return metrics, files, results.cautions()
 
