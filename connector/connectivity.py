@@ -282,14 +282,18 @@ class ConnectivityDistribution(nn.Module):
         if not isinstance(saved, dict) or not {"loadings_flow", "mean", "arguments"} <= set(saved):
             raise UserError("a file written by ConnectivityDistribution.save", str(path))
         reference = saved["reference"]
-        return cls(
-            Flow.rebuild(saved["loadings_flow"]),
-            from_state(saved["mean"]),
-            outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
-            reference=None if reference is None else tuple(reference),
-            max_reference=10**9,
-            **saved["arguments"],
-        ).eval()
+        return (
+            cls(
+                Flow.rebuild(saved["loadings_flow"]),
+                from_state(saved["mean"]),
+                outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
+                reference=None if reference is None else tuple(reference),
+                max_reference=10**9,
+                **saved["arguments"],
+            )
+            .eval()
+            .requires_grad_(False)
+        )
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

@@ -199,6 +199,12 @@ METRICS: dict[str, Metric] = {
         "The same for trials grouped by the animal's choice, which the model has to predict from inputs and spikes.",
         "higher",
     ),
+    "lrrnn/psth_r2_evidence_noise_free": Metric(
+        "Mean responses by evidence, noise-free rollout",
+        "R², median neuron",
+        "As the mean responses by evidence, but of one rollout without noise instead of the average over noisy ones.",
+        "higher",
+    ),
     "lrrnn/choice_auc": Metric(
         "Choice read from the final latent state",
         "AUC",
@@ -206,8 +212,14 @@ METRICS: dict[str, Metric] = {
         "perfect. The clicks alone predict the choice well, so compare with their value.",
         "higher",
     ),
-    "lrrnn/choice_auc_clicks": Metric(
-        "Choice read from the difference of clicks", "AUC", "What the stimulus alone says about the choice.", "higher"
+    "lrrnn/choice_auc_prior": Metric(
+        "Choice read from the final state of the rollout",
+        "AUC",
+        "The same with latents simulated from the inputs alone, without the trial's own spikes.",
+        "higher",
+    ),
+    "lrrnn/click_difference_auc": Metric(
+        "Choice read from the difference of clicks", "AUC", "What the stimulus alone says about the choice."
     ),
     "loadings/val_loss": Metric(
         "Validation loss of the flow of the loadings",
@@ -243,6 +255,9 @@ METRICS |= {
         "lrrnn/psth_r2_evidence",
         "lrrnn/psth_r2_choice",
         "lrrnn/choice_auc",
+        "lrrnn/choice_auc_prior",
+        "lrrnn/click_difference_auc",
+        "lrrnn/psth_r2_evidence_noise_free",
     )
     for baseline in ("standard", "local")
 }

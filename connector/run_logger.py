@@ -31,6 +31,9 @@ class StageLogger(WandbLogger):
         super().__init__(experiment=run, log_model=False)
         self.stage = stage
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's configuration is Hydra's, nested, and holds all that a module was given."""
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {key: value for key, value in metrics.items() if key != "epoch"}
