@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,12 @@ class ConditionalMean(nn.Module):
     """
 
     estimator = ""
+    kinds: ClassVar[dict[str, type[ConditionalMean]]] = {}  # by the name of the estimator, for from_state
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if cls.estimator:
+            ConditionalMean.kinds[cls.estimator] = cls
 
     def __init__(self, values: dict, tensors: dict[str, Tensor]):
         super().__init__()
@@ -129,7 +136,7 @@ class GaussianProcessMean(ConditionalMean):
         """Of each component: its weight, mean (K, R) and variance (K,), both in the whitened gauge."""
         x = (stacked - self.location) @ self.whitening
         odd = self.values["odd"]
-        features = _linear_features(x, odd)
+        features = linear_features(x, odd)
         for i, (family, width) in enumerate(self.values["components"]):
             mean, root = features @ self.linear_coefficients[i], features @ self.linear_factors[i]
             prior = self.amplitudes[i, 0] * features.square().sum(1)
@@ -153,16 +160,15 @@ class GaussianProcessMean(ConditionalMean):
 
 
 def from_state(state: dict) -> ConditionalMean:
-    """Rebuild what :meth:`ConditionalMean.state` described."""
-    classes = {c.estimator: c for c in (RidgeMean, GaussianProcessMean)}
-    return classes[state["estimator"]](state["values"], state["tensors"])
+    """Rebuild what :meth:`ConditionalMean.state` described; the module that defines its class must be imported."""
+    return ConditionalMean.kinds[state["estimator"]](state["values"], state["tensors"])
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Kernels over whitened loadings. ``odd``: k(x, x') = -k(-x, x'); else a constant is among the features.
 
 
-def _linear_features(x: Tensor, odd: bool) -> Tensor:
+def linear_features(x: Tensor, odd: bool) -> Tensor:
     return x if odd else torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
 
 
@@ -202,6 +208,19 @@ def kernel(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor
     return 0.5 * (_stationary(xx + yy - 2 * inner, family) - _stationary(xx + yy + 2 * inner, family))
 
 
+def kernel_pairs(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor:
+    """k(x, y) of matching rows of x and y (..., P), broadcast: shape (...). Arguments as in :func:`kernel`."""
+    x, y = x / width, y / width
+    constant = 0.0 if odd else 1.0
+    if family == "additive":
+        return _arcsine(constant + x * y, constant + x.square(), constant + y.square()).mean(-1)
+    if family == "arcsine":
+        inner, xx, yy = (x * y).sum(-1), x.square().sum(-1), y.square().sum(-1)
+        return _arcsine(constant + inner, constant + xx, constant + yy)
+    near = _stationary((x - y).square().sum(-1), family)
+    return 0.5 * (near - _stationary((x + y).square().sum(-1), family)) if odd else near
+
+
 def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, x) for each row of x (N, P): shape (N,)."""
     x = x / width
@@ -215,6 +234,30 @@ def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:
     if not odd:
         return torch.ones_like(own)
     return 0.5 * (1 - _stationary(4 * own, family))
+
+
+def project_kernel(
+    x: Tensor, centres: Tensor, subset: bool, v: Tensor, family: str, width: float, odd: bool
+) -> tuple[Tensor, Tensor]:
+    """P (centres, p) such that Cov(g(l), v^T g(x)) = k(l, centres) P for the curved part g, and Cov(v^T g(x)) (p, p).
+
+    Args:
+        x: (K, P) whitened loadings. v: (K, p) weights of g(x).
+        centres: (C, P). subset: whether they are fewer than x: then g is replaced by its best prediction from the
+            centres, in both alike; else they are x itself.
+        family, width, odd: see :func:`kernel`.
+    """
+    if family == "none":
+        return v.new_zeros(len(centres), v.shape[1]), v.new_zeros(v.shape[1], v.shape[1])
+    rows = max(1, _CHUNK // (4 * len(centres)))
+    cross = sum(kernel(centres, x[i : i + rows], family, width, odd) @ v[i : i + rows] for i in range(0, len(x), rows))
+    projection = v
+    if subset:
+        own = kernel(centres, centres, family, width, odd)
+        own.diagonal().add_(1e-9 * own.diagonal().mean())
+        projection = torch.cholesky_solve(cross, torch.linalg.cholesky(own))
+    covariance = projection.T @ cross
+    return projection, 0.5 * (covariance + covariance.T)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -259,7 +302,7 @@ def _gram(phi, pool: Loadings, z: Tensor, u: Tensor | None) -> tuple[Tensor, boo
     return gram / n_neurons**2, by_neurons
 
 
-def _times_design(phi, pool: Loadings, z: Tensor, u: Tensor | None, right: Tensor) -> Tensor:
+def times_design(phi, pool: Loadings, z: Tensor, u: Tensor | None, right: Tensor) -> Tensor:
     """X right, (T, columns), in chunks of states."""
     step = max(1, _CHUNK // pool.n_neurons)
     return torch.cat(
@@ -270,7 +313,7 @@ def _times_design(phi, pool: Loadings, z: Tensor, u: Tensor | None, right: Tenso
     )
 
 
-def _design_times(phi, pool: Loadings, z: Tensor, u: Tensor | None, left: Tensor) -> Tensor:
+def design_times(phi, pool: Loadings, z: Tensor, u: Tensor | None, left: Tensor) -> Tensor:
     """X^T left, (K, columns), in chunks of neurons."""
     step = max(1, _CHUNK // len(z))
     parts = []
@@ -288,10 +331,10 @@ def _modes(phi, pool: Loadings, z: Tensor, u: Tensor | None, y: Tensor, cutoff: 
     singular, vectors = values[keep].flip(0).sqrt(), vectors[:, keep].flip(1)
     if by_neurons:
         v = vectors
-        left = _times_design(phi, pool, z, u, v) / singular
+        left = times_design(phi, pool, z, u, v) / singular
     else:
         left = vectors
-        v = _design_times(phi, pool, z, u, left) / singular
+        v = design_times(phi, pool, z, u, left) / singular
     coefficients = left.T @ y
     total = float(y.square().sum())
     dof = max(1, len(z) - len(singular)) * y.shape[1]
@@ -301,7 +344,7 @@ def _modes(phi, pool: Loadings, z: Tensor, u: Tensor | None, y: Tensor, cutoff: 
 
 def _more_states(modes: _Modes, phi, pool: Loadings, z: Tensor, u: Tensor | None, y: Tensor) -> _Modes:
     """The same modes with ``a`` and the noise taken from more states: noise in y averages out."""
-    basis = _times_design(phi, pool, z, u, modes.v)
+    basis = times_design(phi, pool, z, u, modes.v)
     values, rotation = torch.linalg.eigh(basis.T @ basis)
     values, rotation = values.flip(0).clamp_min(1e-300), rotation.flip(1)
     singular = values.sqrt()
@@ -317,17 +360,20 @@ def _more_states(modes: _Modes, phi, pool: Loadings, z: Tensor, u: Tensor | None
 
 
 @dataclass
-class _Posterior:
+class Amplitudes:
     """Of each of B kernels: log amplitudes (B, 4) of linear, curved, white and noise; Cholesky factor (B, p, p) of the
-    covariance of ``a``; weights (B, p, R) = covariance^-1 a; log evidence (B,)."""
+    covariance of ``a``; weights (B, p, R) = covariance^-1 a; log evidence (B,); precision (B, 4, 4) of the log
+    amplitudes (Fisher information plus prior; ones on the diagonal of fixed ones); log posterior (B,) at the mode."""
 
     log_amplitudes: Tensor
     cholesky: Tensor
     weights: Tensor
     evidence: Tensor
+    precision: Tensor
+    value: Tensor
 
 
-def _maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor, steps: int = 60) -> _Posterior:
+def maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor, steps: int = 60) -> Amplitudes:
     """Fisher scoring for the log amplitudes of Cov(a) = sum_k exp(theta_k) parts_k, all B models at once.
 
     Args:
@@ -375,7 +421,7 @@ def _maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor,
     # Laplace: integral over theta under its prior, up to constants shared by all models
     width = torch.where(width > 0, width, torch.ones_like(width))
     evidence = value - 0.5 * torch.linalg.slogdet(fisher).logabsdet - width.log().sum(1)
-    return _Posterior(theta, factor, solved, evidence)
+    return Amplitudes(theta, factor, solved, evidence, fisher, value)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -443,7 +489,7 @@ def fit_conditional_mean(
     if regularizer_published is not None:
         regularizer = published_to_lambda(regularizer, regularizer_published, alpha, pool.n_neurons, len(z))
     _check_regularizer(regularizer, validation)
-    pool = _extend_pool(pool, pseudo_loadings, jitter, generator)
+    pool = extend_pool(pool, pseudo_loadings, jitter, generator)
 
     order = torch.randperm(len(z), generator=generator).to(z.device)
     budget = max(500, min(max_states, 80_000_000 // pool.n_neurons))
@@ -510,7 +556,7 @@ def _check_regularizer(regularizer, validation) -> None:
         raise UserError("a positive regularizer, None (by evidence) or 'validation'", repr(regularizer))
 
 
-def _extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generator: torch.Generator) -> Loadings:
+def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generator: torch.Generator) -> Loadings:
     """Jittered copies smooth the empirical distribution of few loadings; mean and covariance are kept."""
     k = pool.n_neurons
     if extra == "auto":
@@ -534,7 +580,7 @@ def _extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generat
 def _explained(model: ConditionalMean, phi, pool: Loadings, validation) -> float:
     """R^2 of the drive (about its mean) at held-out states, worst dimension, if each neuron of the pool has n = nu."""
     z, u, y = (None if x is None else x.double() for x in validation)
-    predicted = _times_design(phi, pool, z, u, model(pool.stack()))
+    predicted = times_design(phi, pool, z, u, model(pool.stack()))
     return float((1 - (y - predicted).square().sum(0) / (y - y.mean(0)).square().sum(0)).min())
 
 
@@ -580,7 +626,7 @@ def _fit_ridge(modes, phi, pool, data, common, regularizer, validation, target_r
     noise = torch.diag(modes.singular**-2)
     parts = torch.stack([torch.eye(len(g), dtype=g.dtype, device=g.device), noise])[None]
     start = torch.stack([modes.a.square().mean(), torch.tensor(modes.residual).to(g)]).log()[None]
-    found = _maximise_posterior(parts, modes.a, start, torch.tensor([[6.0, 1.0]]).to(g))
+    found = maximise_posterior(parts, modes.a, start, torch.tensor([[6.0, 1.0]]).to(g))
     white, variance = found.log_amplitudes[0].exp()
     model = solve(float(variance / white) * pool.n_neurons / modes.n_states)
     model.summary["evidence"] = float(found.evidence[0])
@@ -594,20 +640,20 @@ class _GaussianProcess:
         self.pool, self.modes, self.odd = pool, modes, odd
         stacked = pool.stack()
         self.location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
-        self.whitening = _inverse_root(stacked - self.location)
+        self.whitening = inverse_root(stacked - self.location)
         m = pool.m - self.location[: pool.rank]
-        self.gauge = _inverse_root(m)  # n = n' gauge: the prior of n' is isotropic where cov(m) = I
+        self.gauge = inverse_root(m)  # n = n' gauge: the prior of n' is isotropic where cov(m) = I
         self.a = modes.a @ torch.linalg.inv(self.gauge)
         x = (stacked - self.location) @ self.whitening
         self.grid = [(f, w) for f in families for w in (widths if f != "none" else (1.0,))]
         self._represent(x, max_centres, generator)
         p, b = self.a.shape[0], len(self.grid)
-        self.linear = _linear_features(x, odd).T @ modes.v  # (P, p)
+        self.linear = linear_features(x, odd).T @ modes.v  # (P, p)
         white = torch.eye(p, dtype=x.dtype, device=x.device)
         noise = torch.diag(modes.singular**-2)
         self.projections, curved = [], []
         for family, width in self.grid:
-            projection, covariance = self._project(x, family, width)
+            projection, covariance = project_kernel(x, self.centres, self.subset, modes.v, family, width, odd)
             self.projections.append(projection)
             curved.append(covariance)
         parts = (self.linear.T @ self.linear, torch.stack(curved), white, noise)
@@ -620,26 +666,6 @@ class _GaussianProcess:
         else:
             pick = torch.randperm(len(x), generator=generator)[: max(1, max_centres // 4)].to(x.device)
             self.centres, self.subset = x[pick], True
-
-    def _project(self, x: Tensor, family: str, width: float) -> tuple[Tensor, Tensor]:
-        """P (centres, p) such that Cov(g(l), a) = k(l, centres) P for the curved part g, and Cov(a) (p, p).
-
-        On a subset of the pool g is replaced by its best prediction from the centres, in both alike.
-        """
-        v, c = self.modes.v, self.centres
-        if family == "none":
-            return v.new_zeros(len(c), v.shape[1]), v.new_zeros(v.shape[1], v.shape[1])
-        rows = max(1, _CHUNK // (4 * len(c)))
-        cross = sum(
-            kernel(c, x[i : i + rows], family, width, self.odd) @ v[i : i + rows] for i in range(0, len(x), rows)
-        )
-        projection = v
-        if self.subset:
-            own = kernel(c, c, family, width, self.odd)
-            own.diagonal().add_(1e-9 * own.diagonal().mean())
-            projection = torch.cholesky_solve(cross, torch.linalg.cholesky(own))
-        covariance = projection.T @ cross
-        return projection, 0.5 * (covariance + covariance.T)
 
     def _prior(self, own_deviations: bool) -> None:
         """Log-normal priors of the amplitudes, around scales read off the leading modes and the residual."""
@@ -658,7 +684,7 @@ class _GaussianProcess:
 
     def _prior_variances(self) -> Tensor:
         """Mean variance of n over the pool per unit amplitude of the linear, curved and white part, (B, 3)."""
-        linear = float(_linear_features(self.centres, self.odd).square().sum(1).mean())
+        linear = float(linear_features(self.centres, self.odd).square().sum(1).mean())
         curved = [
             0.0 if f == "none" else float(kernel_diagonal(self.centres, f, w, self.odd).mean()) for f, w in self.grid
         ]
@@ -667,7 +693,7 @@ class _GaussianProcess:
     def solve(self, regularizer: float | None, average: bool, common: dict) -> GaussianProcessMean:
         ratio = self.pool.n_neurons / self.modes.n_states  # lambda = ratio * noise / prior variance
         if regularizer is None:
-            found = _maximise_posterior(self.parts, self.a, self.centre, self.width)
+            found = maximise_posterior(self.parts, self.a, self.centre, self.width)
         else:
             # the noise is tied to the prior variance of n, which is linear in the amplitudes
             shares = self._prior_variances() * regularizer / ratio  # (B, 3)
@@ -676,7 +702,7 @@ class _GaussianProcess:
             parts[:, 3] = 0
             width = self.width.clone()
             width[:, 3] = 0
-            found = _maximise_posterior(parts, self.a, self.centre, width)
+            found = maximise_posterior(parts, self.a, self.centre, width)
             found.log_amplitudes[:, 3] = (shares * found.log_amplitudes[:, :3].exp()).sum(1).log()
         weights = self._weights(found.evidence, average)
         keep = weights > 0
@@ -692,7 +718,7 @@ class _GaussianProcess:
         weights = torch.where(weights > 0.01 * weights.max(), weights, torch.zeros_like(weights))
         return weights / weights.sum()
 
-    def _assemble(self, found: _Posterior, weights, keep, ratio, common) -> GaussianProcessMean:
+    def _assemble(self, found: Amplitudes, weights, keep, ratio, common) -> GaussianProcessMean:
         index = keep.nonzero()[:, 0]
         amplitudes, weight = found.log_amplitudes[index].exp(), weights[index]
         tensors = {k: [] for k in ("coefficients", "factors", "linear_coefficients", "linear_factors")}
@@ -738,7 +764,7 @@ class _GaussianProcess:
         tensors |= {"centres": self.centres, "amplitudes": amplitudes, "weights": weight}
         return GaussianProcessMean(values, {name: tensor.clone() for name, tensor in tensors.items()})
 
-    def _function_modes(self, found: _Posterior, weights: Tensor) -> float:
+    def _function_modes(self, found: Amplitudes, weights: Tensor) -> float:
         """Degrees of freedom that the data determine in nu itself: tr(Cov(g) Cov(a)^-1), averaged over kernels."""
         amplitudes = found.log_amplitudes.exp()
         function = torch.einsum("bk,bkij->bij", amplitudes[:, :2], self.parts[:, :2])
@@ -746,7 +772,7 @@ class _GaussianProcess:
         return float((weights * share).sum())
 
 
-def _inverse_root(x: Tensor) -> Tensor:
+def inverse_root(x: Tensor) -> Tensor:
     """Symmetric (x^T x / N)^(-1/2); directions in which x does not vary are left alone."""
     moments = x.T @ x / len(x)
     scale = moments.diagonal().sqrt()

@@ -153,7 +153,7 @@ def test_amplitudes_are_a_stationary_point_of_the_posterior():
     g = _generator()
     modes = module._modes(activation("tanh"), pool, z, u, y, 1e-4, 300)
     fit = module._GaussianProcess(activation("tanh"), pool, modes, True, ("arcsine", "none"), (0.8,), True, 2000, g)
-    found = module._maximise_posterior(fit.parts, fit.a, fit.centre, fit.width)
+    found = module.maximise_posterior(fit.parts, fit.a, fit.centre, fit.width)
     theta = found.log_amplitudes.clone().requires_grad_(True)
     value = 0
     for i in range(2):
@@ -272,7 +272,7 @@ def test_validation_takes_the_largest_sufficient_regularizer():
 
 def test_pseudo_loadings_keep_mean_and_covariance():
     pool = Loadings(_randn(60, 2) @ torch.tensor([[1.0, 0.5], [0.0, 2.0]]).double() + 1)
-    extended = module._extend_pool(pool, 20000, None, _generator())
+    extended = module.extend_pool(pool, 20000, None, _generator())
     assert torch.equal(extended.m[:60], pool.m)
     assert torch.allclose(extended.m.mean(0), pool.m.mean(0), atol=0.1)
     assert torch.allclose(extended.m.T.cov(), pool.m.T.cov(), rtol=0.1, atol=0.1)
