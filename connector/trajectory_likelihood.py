@@ -196,7 +196,7 @@ def _build_pool(loadings, covariance, fraction, pseudo, generator) -> _Pool:
     cloud = 1
     points = stacked
     if covariance is not None:
-        points, cloud = _clouds(stacked, covariance)
+        points, cloud = _clouds(stacked, covariance, generator)
     extra = 0
     if pseudo == "auto":
         extra = 0 if k >= 200 or fraction == 1 else 1000 - k
@@ -209,25 +209,75 @@ def _build_pool(loadings, covariance, fraction, pseudo, generator) -> _Pool:
     return _Pool(Loadings.unstack(points, *shape), k, cloud, fraction)
 
 
-def _clouds(stacked: Tensor, covariance: Tensor) -> tuple[Tensor, int]:
+def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
     """Sigma points (K 2P, P) of each true loading given its estimate, and their number per neuron.
 
-    The estimates scatter more than the true loadings do; with a normal p(l) of the covariance left after subtracting
-    the errors', l | estimate is normal: shrunk towards the mean, covariance (C^-1 + S_i^-1)^-1.
+    The estimates scatter more than the true loadings do. A mixture of normals for the true ones, fitted to the
+    estimates with their errors' covariances, gives each loading's posterior, of which mean and covariance are kept.
     """
-    k, dim = stacked.shape
-    mean = stacked.mean(0)
-    total = (stacked - mean).T @ (stacked - mean) / k
-    values, vectors = torch.linalg.eigh(total - covariance.mean(0))
-    floor = 0.01 * torch.linalg.eigvalsh(total)[-1]
-    true = (vectors * values.clamp_min(floor)) @ vectors.T
-    gain = torch.linalg.solve((true + covariance).transpose(1, 2), true.expand(k, dim, dim)).transpose(1, 2)
-    centre = mean + torch.einsum("kij,kj->ki", gain, stacked - mean)
-    left = true - gain @ true
+    dim = stacked.shape[1]
+    weights, means, spreads = _deconvolve(stacked, covariance, generator)
+    centre, left = [], []
+    for rows, errors in zip(stacked.split(20_000), covariance.split(20_000)):
+        share, mean, spread, _ = _true_loading(rows, errors, weights, means, spreads)
+        middle = (share[:, :, None] * mean).sum(1)
+        away = mean - middle[:, None]
+        between = torch.einsum("kc,kci,kcj->kij", share, away, away)
+        centre.append(middle)
+        left.append((share[:, :, None, None] * spread).sum(1) + between)
+    centre, left = torch.cat(centre), torch.cat(left)
     values, vectors = torch.linalg.eigh(0.5 * (left + left.transpose(1, 2)))
     root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
     arms = root.transpose(1, 2)
     return torch.cat([centre[:, None] + arms, centre[:, None] - arms], dim=1).reshape(-1, dim), 2 * dim
+
+
+def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, spreads: Tensor):
+    """Of each row (K, P) and component: its probability (K, C), the true loading's mean (K, C, P) and covariance
+    (K, C, P, P) given the row; and the rows' log-likelihood (K,)."""
+    total = spreads + errors[:, None]
+    factor = torch.linalg.cholesky(total)
+    away = rows[:, None] - means
+    scaled = torch.linalg.solve_triangular(factor, away[..., None], upper=False)
+    log_p = -0.5 * scaled.square().sum((2, 3)) - factor.diagonal(dim1=2, dim2=3).log().sum(2) + weights.log()
+    gain = torch.cholesky_solve(spreads.expand_as(total), factor).transpose(2, 3)
+    mean = means + (gain @ away[..., None])[..., 0]
+    return torch.softmax(log_p, 1), mean, spreads - gain @ spreads, torch.logsumexp(log_p, 1)
+
+
+def _deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40):
+    """Mixture of normals behind noisy rows by expectation-maximisation; number of components by BIC."""
+    pick = torch.randperm(len(stacked), generator=generator)[:2000].to(stacked.device)
+    rows, errors = stacked[pick], covariance[pick]
+    k, dim = rows.shape
+    mean = rows.mean(0)
+    overall = (rows - mean).T @ (rows - mean) / k
+    floor = 1e-3 * torch.linalg.eigvalsh(overall)[-1].clamp_min(1e-12)
+    eye = torch.eye(dim).to(rows)
+    best, best_score = None, -math.inf
+    for count in (1, 2, 4, 8):
+        if count > 1 and k < 20 * count * dim:
+            break
+        chosen = [int(torch.randint(k, (1,), generator=generator))]
+        for _ in range(count - 1):  # spread out, as k-means++ does
+            nearest = torch.cdist(rows, rows[chosen]).amin(1).square().cpu()
+            chosen.append(int(torch.multinomial(nearest + 1e-12, 1, generator=generator)))
+        means = mean[None] if count == 1 else rows[chosen]
+        weights = torch.full((count,), 1 / count).to(rows)
+        spreads = (overall / count ** (2 / dim) + floor * eye).expand(count, dim, dim)
+        for _ in range(steps):
+            share, true, left, log_p = _true_loading(rows, errors, weights, means, spreads)
+            size = share.sum(0) + 1e-9
+            weights = size / size.sum()
+            means = (share[:, :, None] * true).sum(0) / size[:, None]
+            away = true - means
+            scatter = torch.einsum("kc,kci,kcj->cij", share, away, away)
+            spreads = (scatter + torch.einsum("kc,kcij->cij", share, left)) / size[:, None, None] + floor * eye
+        free = count * (1 + dim + dim * (dim + 1) / 2)
+        score = float(log_p.sum()) - 0.5 * free * math.log(k)
+        if score > best_score:
+            best, best_score = (weights, means, spreads), score
+    return best
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -301,6 +351,9 @@ class _Segments:
     z: Tensor
     mask: Tensor
     u: Tensor | None
+
+    def pick(self, keep: Tensor) -> _Segments:
+        return _Segments(self.z[keep], self.mask[keep], None if self.u is None else self.u[keep])
 
 
 def _cut(latents: Latents, length: int, budget: int, generator: torch.Generator) -> _Segments:
@@ -417,6 +470,7 @@ class _Likelihood:
     autocorrelation: float  # of the residuals, lag 1
     converged: bool
     n_samples: int
+    n_dropped: int  # segments
 
 
 class _GaussNewton:
@@ -434,12 +488,13 @@ class _GaussNewton:
 
         The last segments' linearisation at the last c is returned.
         """
-        variance = 1.0
         last = len(stages) - 1
         for number, (segments, steps) in enumerate(stages):
             root = torch.linalg.cholesky(torch.linalg.inv(covariance))
             z0 = segments.z[:, 0]
             found = self._at(c, segments, z0, root)
+            n_dropped = 0
+            floor = float(((_NEGLIGIBLE * segments.z[segments.mask].std(0)) @ root).square().sum())
             variance, effective = self._variance(found, segments, 1.0)
             converged = False
             for step in range(steps + (number == last)):
@@ -455,10 +510,23 @@ class _GaussNewton:
                 if not better:
                     break
                 variance, effective = self._variance(found, segments, variance)
+                keep = _regular(found.residuals @ root, segments.mask, floor)
+                if not bool(keep.all()):
+                    segments, z0 = segments.pick(keep), z0[keep]
+                    n_dropped = n_dropped + int((~keep).sum()) if number == last else 0
+                    found = self._at(c, segments, z0, root)
+                    variance, effective = self._variance(found, segments, variance)
             covariance = self._covariance(found, segments, effective)
         rho = _autocorrelation(found.residuals @ root, segments.mask)
         return _Likelihood(
-            found.h / variance, found.b / variance, c, covariance, rho, converged, int(segments.mask.sum())
+            found.h / variance,
+            found.b / variance,
+            c,
+            covariance,
+            rho,
+            converged,
+            int(segments.mask.sum()),
+            n_dropped,
         )
 
     def _at(self, c, segments, z0, root) -> _Linearised:
@@ -502,6 +570,14 @@ class _GaussNewton:
         covariance = r.T @ r * self.shape[1] / self._dof(segments, effective)
         eye = torch.eye(len(covariance)).to(r)
         return covariance + (1e-6 * covariance.diagonal().mean() + 1e-30) * eye
+
+
+def _regular(r: Tensor, mask: Tensor, floor: float) -> Tensor:
+    """(S,) False for segments whose mean square exceeds 16 medians: a sample's noise put their initial state on the
+    wrong side of a boundary between basins. All True if that would be more than a tenth, which is another matter."""
+    squares = r.square().sum((1, 2)) / mask.sum(1)
+    keep = squares <= torch.maximum(16 * squares.median(), torch.full_like(squares, floor)[0])
+    return keep if float(keep.double().mean()) >= 0.9 else torch.ones_like(keep)
 
 
 def _autocorrelation(r: Tensor, mask: Tensor) -> float:
@@ -715,7 +791,7 @@ def fit_trajectories(
     mode_cutoff: float = 1e-4,
     max_modes: int | None = None,
     max_directions: int = 160,
-    max_centres: int = 2000,
+    max_centres: int = 900,
     pseudo_loadings: int | str = "auto",
     seed: int = 0,
 ) -> TrajectoryMean:
@@ -769,7 +845,7 @@ def fit_trajectories(
     short = _cut(latents, 8, 2400, generator)
     few = _cut(latents, segment, min(6000, max_samples), generator)
     noisy = float((noise / spread).max()) > 1e-4
-    stages = [(short, 3), (few, 4)] + ([(full, 2)] if noisy and len(full.z) > len(few.z) else [])
+    stages = [(short, 3), (few, 4)] + ([(full, 4)] if noisy and len(full.z) > len(few.z) else [])
     solver = _GaussNewton(basis, gauge, 4 * reference, alpha, stride)
     likelihood = solver.run(c, stages, guess)
     if likelihood.autocorrelation > 0.1:  # fewer independent residuals than samples
@@ -908,6 +984,7 @@ def _summarise(model, posterior: _Posterior, components, likelihood: _Likelihood
             "difference_noise_sd": [float(v) for v in noise],
             "residual_autocorrelation": likelihood.autocorrelation,
             "n_samples": likelihood.n_samples,
+            "n_dropped_segments": likelihood.n_dropped,
             "n_modes": posterior.prior.v.shape[1],
             "determined_modes": determined / rank,
             "function_modes": function / rank,
