@@ -161,7 +161,7 @@ class FlowOptions:
 
     def check(self) -> None:
         _positive(self, "connectivity.flow", "hidden_width hidden_layers steps")
-        _one_of(self, "connectivity.flow", "base", ("normal", "student_t"))
+        _one_of(self, "connectivity.flow", "base", ("auto", "normal", "student_t"))
 
 
 @dataclass
@@ -176,6 +176,8 @@ class ConnectivityOptions:
     outputs: str = MISSING
     projection_regularizer: float = MISSING
     flow: FlowOptions = MISSING
+    early_stopping: bool = MISSING
+    match_moments: bool = MISSING
     loadings_epochs: int = MISSING
     loadings_epoch_size: int | None = MISSING
     loadings_batch_size: int = MISSING

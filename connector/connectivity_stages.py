@@ -16,11 +16,13 @@ from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.flow import Flow
+from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.store import StageInputs
 from connector.training import StageContext, StageModule, fit
 from connector.types import Loadings
 
-_VALIDATION_FRACTION = 0.1  # of the neurons, held out to watch a flow
+_VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
+_FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
 class FlowModule(StageModule):
@@ -99,15 +101,27 @@ def _flow_callbacks(options: Options) -> list[Callback]:
 def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
     """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
 
-    Every neuron trains: to hold a tenth of them out costs more (twice the distance to the truth with 1000 neurons)
-    than the choice of an epoch by a noisy held-out loss gains. The loss watched is that of the training rows with
-    random numbers that stay the same.
+    With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to
+    hold some out for good costs more than watching a noisy held-out loss gains. The loss watched here is that of the
+    training rows with random numbers that stay the same.
     """
     options, connectivity = context.options, context.options.connectivity
     rows = inputs.loadings.stack().float()
+    enough = len(rows) >= _FEWEST_TO_HOLD_OUT
+    base, epochs, metrics = connectivity.flow.base, connectivity.loadings_epochs, {}
+    if base == "auto":
+        choice = choose_base(rows, options.seed) if enough else BaseChoice("normal", 0.0, 0.0)
+        base = choice.base
+        metrics["loadings/tail_advantage"] = choice.advantage
     flow = {"dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
-    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": connectivity.flow.base}
+    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": base}
     flow |= {"precondition": connectivity.flow.precondition}
+    if connectivity.early_stopping and enough:
+        stopping = best_stopping(rows, flow, learning_rate=connectivity.loadings_learning_rate, seed=options.seed)
+        metrics["loadings/log_likelihood"] = stopping.log_likelihood
+        if stopping.steps is not None:
+            epochs = min(epochs, stopping.steps)
+    context.say(f"loadings: {base.replace('_', '-')} base, {epochs} epochs")
     pl.seed_everything(options.seed, verbose=False)
     module = FlowModule(
         "loadings",
@@ -128,14 +142,17 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
         module,
         data,
         mark,
-        connectivity.loadings_epochs,
+        epochs,
         "loadings/val_loss",
         callbacks=_flow_callbacks(options),
     )
+    # Moments of heavy tails rest on a few neurons: nothing to hold a density to.
+    if connectivity.match_moments and base == "normal":
+        module.flow.match_moments(rows, connectivity.flow.steps)
     if trainer.is_global_zero:
         context.store.write_module(context.store.loadings_flow_file, module.flow.eval().save)
     trainer.strategy.barrier()
-    return {"loadings/val_loss": float(trainer.checkpoint_callback.best_model_score)}
+    return metrics | {"loadings/val_loss": float(trainer.checkpoint_callback.best_model_score)}
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------

@@ -116,10 +116,13 @@ METRICS: dict[str, Metric] = {
         "higher",
     ),
     "dynamics/field_error": Metric(
-        "Error of the flow field, sampled network",
+        "Error of the flow field, infinite network",
         "of its rms",
-        "Root-mean-square error of a sampled network's vector field on held-out states, relative to the size of the "
-        "field. With 1000 neurons, chance alone brings 0.05 to 0.15; larger networks bring less.",
+        "Root-mean-square error of the inferred distribution's vector field at held-out states, relative to the size "
+        "of the field there, for so many neurons that chance plays no part. Where the data are simulated it is "
+        "compared with the true mean field, otherwise with the observed drive, which the recorded neurons' finite "
+        "number makes differ from any mean field by some hundredths. Where most states rest near fixed points the "
+        "field itself is small and this ratio is strict.",
         "lower",
     ),
     "dynamics/field_error_projected": Metric(

@@ -107,7 +107,10 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     source = file_checksum(path) if path else options.seed
     connectivity = asdict(options.connectivity)
     of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
-    shared = {key: connectivity[key] for key in ("flow", "weight_decay", "ema_decay", "cosine")}
+    shared = {
+        key: connectivity[key]
+        for key in ("flow", "weight_decay", "ema_decay", "cosine", "early_stopping", "match_moments")
+    }
     marks = {"data": fingerprint(what, source)}
     marks["lrrnn"] = fingerprint(marks["data"], "given" if given_latents else asdict(options.lrrnn), options.seed)
     marks["loadings"] = fingerprint(marks["lrrnn"], of_loadings, shared)
