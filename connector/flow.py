@@ -22,6 +22,7 @@ from connector.errors import UserError
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
 _FREQUENCIES = (1.0, 2.0, 3.0)  # of the time features, in half turns over [0, 1]
+_FIRST_LAYER_GAIN = 2.0
 _FIXED_STEP = ("euler", "midpoint", "rk4", "heun3")
 
 
@@ -30,8 +31,9 @@ class Velocity(nn.Module):
 
     With ``precondition`` the velocity is v = s'(t) / s(t) x + f(x / s(t), t, context), s(t)^2 = (1 - t)^2 + t^2: the
     first term is the exact velocity of standard normal data, the argument of f has unit variance at all times and time
-    enters with its Fourier features, so that f has to learn only what sets the data apart from a normal. (With f = 0
-    at the start, training a mixture takes many times longer: odd features of SiLU units grow slowly from nothing.)
+    enters with its Fourier features, so that f has to learn only what sets the data apart from a normal. The first
+    layer starts at twice the usual size: nearly linear units leave a symmetric mixture at the normal for many hundreds
+    of steps, a plateau from which single coordinates may never escape.
     Without it s = 1: v = f(x, t, context), a plain perceptron.
 
     In the scaled coordinate y = x / s(t) the flow is dy/dt = f(y, t) / s(t), which is what is integrated: y = x at
@@ -56,6 +58,10 @@ class Velocity(nn.Module):
         n_times = 1 + 2 * len(_FREQUENCIES) if precondition else 1
         widths = [dim + n_times + context_dim, *[hidden_width] * hidden_layers, dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        if precondition and hidden_layers:
+            with torch.no_grad():
+                for p in self.layers[0].parameters():
+                    p.mul_(_FIRST_LAYER_GAIN)
 
     def scale(self, t: Tensor) -> Tensor:
         """s(t), of the shape of t."""
