@@ -169,13 +169,15 @@ def _mixture_quantile(means: Tensor, sds: Tensor, weights: Tensor, probability: 
 class _Pool:
     """Points that stand for the loadings: ``cloud`` of them for each recorded neuron in turn, then jittered copies.
 
-    points (Q, P) stacked; fraction: recorded share of the network, 0 if unknown (a very large network).
+    points (Q, P) stacked; fraction: recorded share of the network, 0 if unknown (a very large network). inflation: of the
+    scatter within clouds, for the sampling error of the distribution that shrinks the estimates.
     """
 
     points: Loadings
     n_recorded: int
     cloud: int
     fraction: float
+    inflation: float = 1.0
 
     @property
     def size(self) -> int:
@@ -189,14 +191,24 @@ class _Pool:
         return w
 
 
+def _pool_share(pool: _Pool) -> float:
+    """Q / K: points of the pool per neuron of the network."""
+    return pool.size * pool.fraction / pool.n_recorded
+
+
 def _build_pool(loadings, covariance, fraction, pseudo, generator) -> _Pool:
     stacked = loadings.stack()
     k, dim = stacked.shape
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    cloud = 1
+    cloud, inflation = 1, 1.0
     points = stacked
     if covariance is not None:
         points, cloud = _clouds(stacked, covariance, generator)
+        # With l ~ N(0, P), known up to an error of variance S, a second moment estimated from the same neurons has
+        # ((P + S) / P)^2 times the variance that it would have were P known.
+        total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
+        varies = total > 1e-12 * total.max()
+        inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
     extra = 0
     if pseudo == "auto":
         extra = 0 if k >= 200 or fraction == 1 else 1000 - k
@@ -206,7 +218,7 @@ def _build_pool(loadings, covariance, fraction, pseudo, generator) -> _Pool:
         centres = points.view(k, cloud, dim).mean(1)
         copies = extend_pool(Loadings.unstack(centres, *shape), extra, None, generator).stack()[k:]
         points = torch.cat([points, copies])
-    return _Pool(Loadings.unstack(points, *shape), k, cloud, fraction)
+    return _Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
 
 
 def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
@@ -658,11 +670,8 @@ class _Prior:
             x, vi = self.x[:seen].view(-1, j, self.x.shape[1]), v[:seen].view(-1, j, v.shape[1])
             k = pairs(x[:, :, None], x[:, None, :])  # (K, j, j)
             mixed = torch.diag_embed(k.diagonal(dim1=1, dim2=2)) / j - k / j**2
-            total = total + self._own_weight() * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
+            total = total + pool.inflation * _pool_share(pool) ** 2 * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
         return total
-
-    def _own_weight(self) -> float:
-        return (pool_share(self.pool)) ** 2
 
     def _white(self) -> Tensor:
         pool = self.pool
@@ -670,13 +679,8 @@ class _Prior:
         if pool.fraction == 0:  # size of the network unknown: as if it were the recorded neurons; the amplitude is free
             return eye * pool.size / pool.n_recorded
         seen = self.v[: pool.n_recorded * pool.cloud]
-        share = pool_share(pool)
+        share = _pool_share(pool)
         return share**2 / pool.cloud * seen.T @ seen + share * (1 - pool.fraction) * eye
-
-
-def pool_share(pool: _Pool) -> float:
-    """Q / K: points of the pool per neuron of the network."""
-    return pool.size * pool.fraction / pool.n_recorded
 
 
 def _informative(likelihood_h, likelihood_b, c, prior: Tensor, rank: int, most: int) -> tuple[Tensor, Tensor]:
@@ -882,7 +886,7 @@ def _start(basis, prior: _Prior, segments, alpha, stride, noise: Tensor, generat
     rank = len(prior.gauge)
     targets = y[pick] @ torch.linalg.inv(prior.gauge)
     # alike noise in all dimensions will do here; at least a percent of the drive, for what differences get wrong
-    variance = noise.diagonal().mean() * (1 + a**2) / (1 - a) ** 2 * float(inverse_scale(prior.gauge))
+    variance = noise.diagonal().mean() * (1 + a**2) / (1 - a) ** 2 * float(_inverse_scale(prior.gauge))
     variance = variance + 1e-4 * targets.square().mean()
     gram, scores = b.T @ b / variance, b.T @ targets / variance
     lead = torch.linalg.lstsq(b[:, :3], targets).solution.square().sum() / (prior.pool.size * rank)
@@ -907,7 +911,7 @@ def _start(basis, prior: _Prior, segments, alpha, stride, noise: Tensor, generat
     return c.reshape(-1), reference
 
 
-def inverse_scale(gauge: Tensor) -> Tensor:
+def _inverse_scale(gauge: Tensor) -> Tensor:
     """Mean square by which gauge^-1 stretches a vector."""
     return torch.linalg.inv(gauge).square().sum() / len(gauge)
 
