@@ -171,6 +171,7 @@ class ConnectivityOptions:
     pool: str = MISSING
     regularizer: float | None = MISSING
     regularizer_published: float | None = MISSING
+    recorded_fraction: float | None = MISSING
     max_states: int = MISSING
     sigma: float = MISSING
     outputs: str = MISSING
@@ -192,7 +193,7 @@ class ConnectivityOptions:
     cosine: bool = MISSING
 
     def check(self) -> None:
-        _one_of(self, "connectivity", "estimator", ("gaussian_process", "ridge"))
+        _one_of(self, "connectivity", "estimator", ("trajectories", "gaussian_process", "ridge"))
         _one_of(self, "connectivity", "pool", ("recorded", "flow"))
         _one_of(self, "connectivity", "outputs", ("conditional_mean", "flow"))
         _positive(
@@ -209,6 +210,9 @@ class ConnectivityOptions:
                 "both",
                 "they are two spellings of one number: leave one out",
             )
+        if self.recorded_fraction is not None:
+            fraction = self.recorded_fraction
+            _check(0 < fraction <= 1, "connectivity.recorded_fraction", "in (0, 1]", fraction)
         if self.ema_decay is not None:
             _check(0 <= self.ema_decay < 1, "connectivity.ema_decay", "in [0, 1)", self.ema_decay)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from connector.conditional_mean import ConditionalMean, from_state
+from connector.diagnosis import Diagnosis, diagnose
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
 from connector.flow import Flow
@@ -148,6 +149,21 @@ class ConnectivityDistribution(nn.Module):
     def conditional_variance(self, loadings: Loadings | Tensor) -> Tensor:
         """Posterior variance of nu (K, R): what the data leave open about the conditional mean itself."""
         return self.mean.variance(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+
+    @torch.no_grad()
+    def diagnose(
+        self, loadings: Loadings | Tensor | None = None, *, level: float = 0.95, n_neurons: int = 1000, seed: int = 0
+    ) -> Diagnosis:
+        """What the data determine about nu, at given loadings or at ``n_neurons`` drawn from their flow.
+
+        ``print("\\n".join(run.connectivity.diagnose().sentences()))`` says it in plain words.
+        """
+        if loadings is None:
+            generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
+            rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator)
+        else:
+            rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
+        return diagnose(self.mean, rows, level)
 
     @torch.no_grad()
     def quadrature(self, n_points: int = 32768, seed: int = 0) -> Network:

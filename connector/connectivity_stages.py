@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
@@ -19,9 +20,11 @@ from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.store import StageInputs
 from connector.training import StageContext, StageModule, fit
+from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Loadings
 
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
+_NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
@@ -145,6 +148,7 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
         epochs,
         "loadings/val_loss",
         callbacks=_flow_callbacks(options),
+        keep="last",  # the loss of the training rows has no minimum worth picking
     )
     # Moments of heavy tails rest on a few neurons: nothing to hold a density to.
     if connectivity.match_moments and base == "normal":
@@ -161,6 +165,8 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
 def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow) -> ConditionalMean:
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
+    if connectivity.estimator == "trajectories" and connectivity.regularizer is None and inputs.latents.drive is None:
+        return _from_trajectories(options, inputs)
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
     pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
     # A drive that comes from a fitted model is free of noise, so evidence cannot set the regulariser: validation does.
@@ -175,13 +181,35 @@ def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow)
         pool,
         activation=inputs.activation,
         alpha=inputs.latents.alpha,
-        estimator=connectivity.estimator,
+        estimator="ridge" if connectivity.estimator == "ridge" else "gaussian_process",
         regularizer=regularizer,
         regularizer_published=connectivity.regularizer_published,
         validation=inputs.latents.trials(inputs.fold.validation).samples() if regularizer == "validation" else None,
         own_deviations=connectivity.pool == "recorded" and not of_model,
         pseudo_loadings="auto" if of_model else 0,
         max_states=connectivity.max_states,
+        seed=options.seed,
+    )
+
+
+def _from_trajectories(options: Options, inputs: StageInputs) -> ConditionalMean:
+    """The calibrated estimate, from latents whose errors are independent between samples."""
+    latents, covariance = inputs.latents.trials(inputs.fold.train), inputs.loadings_covariance
+    if inputs.observed is not None:
+        latents = replace(latents, z=inputs.observed[inputs.fold.train])
+    if covariance is not None:
+        # Errors far below the spread of the loadings only cost time.
+        error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
+        covariance = covariance if float(error.max()) > _NOTICEABLE_ERROR else None
+    fraction = options.connectivity.recorded_fraction
+    return fit_trajectories(
+        latents,
+        inputs.loadings,
+        activation=inputs.activation,
+        stride=getattr(options.data, "stride", 1),
+        recorded_fraction=getattr(options.data, "recorded_fraction", None) if fraction is None else fraction,
+        loadings_covariance=covariance,
+        max_samples=5 * options.connectivity.max_states,
         seed=options.seed,
     )
 

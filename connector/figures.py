@@ -508,6 +508,31 @@ def conditional_mean_fit(
 
 
 @_styled
+def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> Figure:
+    """Estimates of nu in ascending order with their intervals, one panel per dimension.
+
+    Args:
+        nu, low, high: (K, R). level: probability of the intervals.
+    """
+    values, a, b = _array(nu), _array(low), _array(high)
+    rank = values.shape[1]
+    figure = Figure(figsize=(0.6 + 2.9 * rank, 3.0), layout="constrained")
+    axes = figure.subplots(1, rank, squeeze=False)[0]
+    shown = _thin(len(values), 1500)
+    for i, axis in enumerate(axes):
+        order = shown[np.argsort(values[shown, i])]
+        share = np.linspace(0, 100, len(order))
+        axis.fill_between(share, a[order, i], b[order, i], color=INFERRED, alpha=0.25, linewidth=0,
+                          label=f"{100 * level:g} % interval")  # fmt: skip
+        axis.plot(share, values[order, i], color=INFERRED, linewidth=1.2, label="estimate")
+        axis.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
+        axis.set(xlim=(0, 100), ylim=_limits(a[:, i], b[:, i]), xlabel="neurons, ascending (%)",
+                 ylabel=rf"$\nu_{{{i + 1}}}$")  # fmt: skip
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+@_styled
 def mixture_likelihood(
     components: Tensor,
     mean: Tensor,

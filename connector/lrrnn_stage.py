@@ -95,6 +95,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
         loadings=gauge.loadings(inputs.loadings),
         loadings_covariance=covariance,
+        observed=None if inputs.observed is None else gauge.latents(inputs.observed) * latents.mask[..., None],
     )
     mask = latents.mask.clone()
     mask[train] = False
@@ -142,7 +143,8 @@ def _train_on_rates(
     )
     loadings = module.model.loadings().map(Tensor.double)
     covariance = module.model.loadings_covariance
-    return StageInputs(latents, loadings, data.fold, recording.activation, covariance), metrics
+    observed = module.model.infer(recording, "least_squares") * recording.mask[..., None]
+    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, observed), metrics
 
 
 def _fit_unless_worse(

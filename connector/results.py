@@ -37,6 +37,7 @@ N_DRAWN = 20_000  # of the large network whose field is drawn
 N_NETWORKS = 20  # in which the attractors are looked for
 _MAX_STATES = 8000
 _MAX_STATES_LARGE = 800
+_OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 _NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 
 
@@ -58,6 +59,7 @@ class Results:
         self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=draw)
         self.drawn = self.distribution.sample(N_DRAWN, sigma=0.0, seed=seed, outputs=draw)
         self.projected = self.distribution.sample(N_NEURONS, sigma=self.sigma, project=True, seed=seed)
+        self.diagnosis = self.distribution.diagnose(self.network.loadings)
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
@@ -75,7 +77,8 @@ class Results:
             "dynamics/field_error": self._field_error(),
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
             "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
-            "connectivity/determined_modes": float(self.distribution.mean.determined_modes),
+            "connectivity/determined_modes": self.diagnosis.determined_modes,
+            "connectivity/predicted_error": self.diagnosis.predicted_error,
         }
         if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
             found["connectivity/entropy"] = self.distribution.entropy(n_samples=500)[0]
@@ -95,7 +98,7 @@ class Results:
                 f"(ask for {_NEURONS_PER_COLUMN * rows.shape[1]} or more). The distribution of the loadings, and so every "
                 "sampled network, is then mostly assumption; no test for cell types is made."
             )
-        return said
+        return [*said, *(f"Caution: {warning}" for warning in self.diagnosis.warnings)]
 
     def _field_error(self) -> float:
         """Field error of the infinite network at held-out states: against the teacher's mean field where it is known
@@ -137,9 +140,17 @@ class Results:
         if self.data.teacher is not None:
             nu = self.data.teacher.conditional_mean(self.network.loadings)
             drawn["conditional_mean"] = (
-                "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
-                figures.conditional_mean_fit(nu, self.network.n),
+                "True and inferred mean output weight of each sampled neuron; on the diagonal is right. Bars: 95 % "
+                "intervals.",
+                figures.conditional_mean_fit(
+                    nu, self.network.n, half_width=(self.diagnosis.high - self.diagnosis.low) / 2
+                ),
             )
+        drawn["intervals"] = (
+            "What the data determine: the mean output weight at each loading with its interval, in the order of the "
+            "estimate. Where the band is as wide as the whole range, the curve shows the prior.",
+            figures.intervals(self.diagnosis.nu, self.diagnosis.low, self.diagnosis.high, level=self.diagnosis.level),
+        )
         drawn["tails"] = self._tails()
         if self.data.recording.kind == "rates":
             drawn["rates"] = self._rates()
@@ -181,6 +192,7 @@ class Results:
             truth = self.data.truth
             populations["true (this network)"] = (truth.loadings, truth.n)
         populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
+        certainty["inferred, sigma = 0"] = self.diagnosis.certainty
         drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
         populations[f"inferred, sigma = {self.sigma:g}"] = (drawn.loadings, drawn.n)
         if self.data.teacher is not None:
@@ -189,7 +201,8 @@ class Results:
                 labels = {}
         caption = (
             "Output weights n against loadings. At sigma = 0 each n is the mean that the dynamics ask for; the spread "
-            "at the larger sigma is chosen, not inferred: dynamics do not determine it."
+            "at the larger sigma is chosen, not inferred: dynamics do not determine it. Neurons whose mean the data leave "
+            "open are faded."
         )
         names = self.data.recording.input_names
         return caption, figures.loadings_scatter(
@@ -299,7 +312,13 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
             _connectivity_text(results, metrics),
             [drawn[name] for name in ("loadings", "conditional_mean", "tails") if name in drawn],
             [_estimate_table(results)],
-            part("connectivity/"),
+            {k: v for k, v in part("connectivity/").items() if k not in _OF_DIAGNOSIS},
+        ),
+        Section(
+            "What the data determine",
+            "\n\n".join(results.diagnosis.sentences()),
+            [drawn["intervals"]],
+            metrics={k: v for k, v in metrics.items() if k in _OF_DIAGNOSIS},
         ),
         Section(
             "Fit to the activity",

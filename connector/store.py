@@ -113,6 +113,8 @@ class StageInputs:
         latents: of all trials; loadings: of the recorded neurons; fold: the trials of each part.
         activation: name of phi in the network whose connectivity is sought.
         loadings_covariance: (K_obs, P, P) uncertainty of each neuron's loadings given the latents, or None.
+        observed: (trials, time, R) latents read from each sample on its own, so that their errors are independent
+            between samples; None: the latents themselves are.
     """
 
     latents: Latents
@@ -120,6 +122,7 @@ class StageInputs:
     fold: Fold
     activation: str
     loadings_covariance: torch.Tensor | None = None
+    observed: torch.Tensor | None = None
 
 
 class RunStore:
@@ -167,6 +170,7 @@ class RunStore:
                 "b": loadings.b,
                 "d": loadings.d,
                 "loadings_covariance": inputs.loadings_covariance,
+                "observed": inputs.observed,
                 "activation": inputs.activation,
                 "train": fold.train,
                 "validation": fold.validation,
@@ -195,6 +199,7 @@ class RunStore:
             fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
             activation=str(arrays["activation"]),
             loadings_covariance=tensors.get("loadings_covariance"),
+            observed=tensors.get("observed"),
         )
 
     def write_module(self, path: Path, save: Callable[[Path], None]) -> None:

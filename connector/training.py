@@ -108,8 +108,9 @@ def fit(
     monitor: str,
     clip: float | None = None,
     callbacks: Sequence[Callback] = (),
+    keep: str = "best",
 ) -> pl.Trainer:
-    """Train one stage's module; on return it holds the weights of the best validation.
+    """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
     A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``.
     """
@@ -154,11 +155,12 @@ def fit(
         if trainer.interrupted and left.code == 1:
             raise KeyboardInterrupt from left
         raise
-    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
+    kept = best.best_model_path if keep == "best" else best.last_model_path
+    if keep == "best":
+        module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        shutil.copyfile(best.best_model_path, store.checkpoints / f"{stage}.ckpt.part")
+        shutil.copyfile(kept, store.checkpoints / f"{stage}.ckpt.part")
         (store.checkpoints / f"{stage}.ckpt.part").replace(store.checkpoints / f"{stage}.ckpt")
         shutil.rmtree(aside)
     trainer.strategy.barrier()
