@@ -125,6 +125,13 @@ METRICS: dict[str, Metric] = {
         "field itself is small and this ratio is strict.",
         "lower",
     ),
+    "dynamics/drive_error": Metric(
+        "The same error beside the recurrent drive",
+        "of its rms",
+        "The same difference of fields, relative to the size of the recurrent drive F = field + z, which does not "
+        "vanish at fixed points as the field does.",
+        "lower",
+    ),
     "dynamics/field_error_projected": Metric(
         "Error of the flow field, sampled and projected",
         "of its rms",

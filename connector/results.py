@@ -74,7 +74,7 @@ class Results:
         """All measures; a quantity that is not defined for this run is left out."""
         held_out = self.held_out()
         found = {
-            "dynamics/field_error": self._field_error(),
+            **self._field_errors(),
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
             "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
             "connectivity/determined_modes": self.diagnosis.determined_modes,
@@ -100,7 +100,7 @@ class Results:
             )
         return [*said, *(f"Caution: {warning}" for warning in self.diagnosis.warnings)]
 
-    def _field_error(self) -> float:
+    def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states: against the teacher's mean field where it is known
         (the recorded network's own finite size is no error of the estimate), else against the observed drive."""
         z, u, y = self.held_out(_MAX_STATES_LARGE)
@@ -110,7 +110,9 @@ class Results:
             large = self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs="flow")
         else:
             large = self.distribution.quadrature()
-        return field_error(large, z, u, y)
+        error, (z, y) = field_error(large, z, u, y), (z.double(), y.double())
+        of_drive = float(((y - z).square().sum(1).mean() / y.square().sum(1).mean()).sqrt())
+        return {"dynamics/field_error": error, "dynamics/drive_error": error * of_drive}
 
     def _against_teacher(self) -> dict[str, float]:
         teacher = self.data.teacher
