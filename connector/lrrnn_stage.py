@@ -12,6 +12,7 @@ from torch import Tensor
 from connector.baselines import Baseline, fit_baseline
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
+from connector.dynamics import Network
 from connector.lrrnn import Gauge, RateModel, bias_supported
 from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
 from connector.spikes import SpikeModel, connectivity_inputs, trial_batch
@@ -96,6 +97,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         loadings=gauge.loadings(inputs.loadings),
         loadings_covariance=covariance,
         observed=None if inputs.observed is None else gauge.latents(inputs.observed) * latents.mask[..., None],
+        n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
     )
     mask = latents.mask.clone()
     mask[train] = False
@@ -107,6 +109,13 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         residual = (moved.loadings.m - known).square().sum() / (known - known.mean(0)).square().sum()
         metrics["lrrnn/loadings_r2"] = 1 - float(residual)
     return moved, metrics
+
+
+def _moved_output_weights(gauge: Gauge, inputs: StageInputs) -> Tensor:
+    loadings, latents = inputs.loadings, inputs.latents
+    network = Network(loadings.m, inputs.n, loadings.b, loadings.d, latents.alpha, inputs.activation)
+    z, u, _ = latents.samples()
+    return gauge.network(network, z, u).n
 
 
 def _train_on_rates(
@@ -144,7 +153,8 @@ def _train_on_rates(
     loadings = module.model.loadings().map(Tensor.double)
     covariance = module.model.loadings_covariance
     observed = module.model.infer(recording, "least_squares") * recording.mask[..., None]
-    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, observed), metrics
+    n = module.model.rnn.network().n.detach().double()
+    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, observed, n), metrics
 
 
 def _fit_unless_worse(

@@ -115,6 +115,8 @@ class StageInputs:
         loadings_covariance: (K_obs, P, P) uncertainty of each neuron's loadings given the latents, or None.
         observed: (trials, time, R) latents read from each sample on its own, so that their errors are independent
             between samples; None: the latents themselves are.
+        n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. Nothing
+            downstream builds on them: they show what the fit alone would say about the connectivity.
     """
 
     latents: Latents
@@ -123,6 +125,7 @@ class StageInputs:
     activation: str
     loadings_covariance: torch.Tensor | None = None
     observed: torch.Tensor | None = None
+    n: torch.Tensor | None = None
 
 
 class RunStore:
@@ -169,6 +172,7 @@ class RunStore:
                 "m": loadings.m,
                 "b": loadings.b,
                 "d": loadings.d,
+                "n": inputs.n,
                 "loadings_covariance": inputs.loadings_covariance,
                 "observed": inputs.observed,
                 "activation": inputs.activation,
@@ -200,6 +204,7 @@ class RunStore:
             activation=str(arrays["activation"]),
             loadings_covariance=tensors.get("loadings_covariance"),
             observed=tensors.get("observed"),
+            n=tensors.get("n"),
         )
 
     def write_module(self, path: Path, save: Callable[[Path], None]) -> None:
@@ -280,6 +285,20 @@ class Run:
     def loadings(self) -> Loadings:
         """Loadings of the recorded neurons."""
         return self.stage_inputs.loadings
+
+    @property
+    def fitted_network(self) -> Network:
+        """The fitted low-rank RNN itself, its units the recorded neurons, in the gauge of the latents."""
+        inputs = self.stage_inputs
+        if inputs.n is None:
+            raise UserError(
+                f"output weights of the fitted low-rank RNN in {self.store.latents_file}",
+                "none: its units are not the recorded neurons, or an older version wrote the run",
+                "run the stage lrrnn again with force=true",
+            )
+        loadings = inputs.loadings
+        alpha = inputs.latents.alpha
+        return Network(loadings.m, inputs.n, loadings.b, loadings.d, alpha=alpha, activation=inputs.activation)
 
     @cached_property
     def connectivity(self) -> ConnectivityDistribution:
