@@ -190,13 +190,9 @@ def flow_field(
             speed_cap = _streams(axis, field, plane, flat, limits, n_grid, speed_cap)
         else:
             arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
-        if paths.get(name) is not None:
-            _paths(axis, plane, _array(paths[name]), max_trajectories)
-        if fixed_points and name in fixed_points:
-            _fixed_points(axis, plane, *fixed_points[name])
-        axis.set(title=name, xlim=limits[0], ylim=limits[1])
-        axis.grid(False)
-        axis.set_aspect("equal" if visited.shape[1] == 2 else "auto")
+        points = None if fixed_points is None else fixed_points.get(name)
+        _over_field(axis, plane, limits, paths.get(name), points, max_trajectories)
+        axis.set_title(name)
     for axis in axes.flat[len(fields) :]:
         axis.remove()
     for axis in axes[:, 0]:
@@ -211,6 +207,49 @@ def flow_field(
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+@_styled
+def draw_flow_field(
+    axis: Axes,
+    field: Field,
+    states: Tensor,
+    *,
+    trajectories: Tensor | None = None,
+    fixed_points: tuple[Tensor, Tensor] | None = None,
+    limits: Sequence[tuple[float, float]] | None = None,
+    speed_cap: float | None = None,
+    n_grid: int = 60,
+    max_trajectories: int = 16,
+) -> float:
+    """One panel of :func:`flow_field`, on axes of a figure composed elsewhere; rank 2 or more.
+
+    Args:
+        limits: of both axes; from the states when absent.
+        speed_cap: the speed drawn darkest; pass on what the first panel returns, so that shades compare.
+
+    Returns:
+        the speed drawn darkest, in units of the latents per tau.
+    """
+    visited = _array(states)
+    visited = visited[_thin(len(visited), 20_000)]
+    plane = _Plane.of(visited)
+    flat = plane.down(visited)
+    limits = limits or [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
+    cap = _streams(axis, field, plane, flat, list(limits), n_grid, speed_cap)
+    _over_field(axis, plane, limits, trajectories, fixed_points, max_trajectories)
+    return cap
+
+
+def _over_field(axis: Axes, plane: _Plane, limits, trajectories, fixed_points, max_trajectories: int) -> None:
+    """Trajectories and fixed points on a field, and the axes' limits."""
+    if trajectories is not None:
+        _paths(axis, plane, _array(trajectories), max_trajectories)
+    if fixed_points is not None:
+        _fixed_points(axis, plane, *fixed_points)
+    axis.set(xlim=limits[0], ylim=limits[1])
+    axis.grid(False)
+    axis.set_aspect("equal" if len(plane.basis) == 2 else "auto")
 
 
 def _grid(limits: list[tuple[float, float]], n_grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
