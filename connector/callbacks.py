@@ -121,6 +121,38 @@ def read_learning_curves(path: Path) -> dict[str, tuple[list[float], list[float]
     return curves
 
 
+class Stopwatch(Callback):
+    """CPU seconds (user and system, all threads of this process) of the epochs of each stage.
+
+    Attributes:
+        training: stage -> seconds of each epoch up to its last training batch.
+        after: stage -> seconds from there to the next epoch: validation and checkpoint where they are due, the log.
+    """
+
+    def __init__(self):
+        self.training: dict[str, list[float]] = {}
+        self.after: dict[str, list[float]] = {}
+        self._started = self._last_batch = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.process_time()
+        self._close(pl_module.stage, now)
+        self._started = self._last_batch = now
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._last_batch = time.process_time()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close(pl_module.stage, time.process_time())
+
+    def _close(self, stage: str, now: float) -> None:
+        """Book the epoch that was open."""
+        if self._last_batch > self._started:
+            self.training.setdefault(stage, []).append(self._last_batch - self._started)
+            self.after.setdefault(stage, []).append(now - self._last_batch)
+        self._started = self._last_batch = now
+
+
 class ExponentialMovingAverage(WeightAveraging):
     """Weights averaged over steps with rate min(decay, (1 + step) / (10 + step)), so that a short training averages
     over its own end and not over its start. Buffers (the standardisation) are constants and stay as they are."""

@@ -84,18 +84,24 @@ class StageModule(pl.LightningModule):
 
 @dataclass
 class StageContext:
-    """What every stage needs to know of the run it belongs to."""
+    """What every stage needs to know of the run it belongs to; ``callbacks`` watch the training of all stages."""
 
     options: Options
     store: RunStore
     logger: Any
     console: Console
     say: Callable[[str], None]
+    callbacks: Sequence[Callback] = ()
 
 
 def is_child_rank() -> bool:
     """True in a process that was started as another rank of a distributed job."""
     return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("NODE_RANK", "0")) > 0
+
+
+def validation_interval(max_epochs: int) -> int:
+    """A stage of so many epochs is validated, and its checkpoint written, after every so many of them."""
+    return max(1, max_epochs // _VALIDATIONS)
 
 
 def fit(
@@ -115,7 +121,7 @@ def fit(
     A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``.
     """
     options, store = context.options, context.store
-    every = max(1, max_epochs // _VALIDATIONS)
+    every = validation_interval(max_epochs)
     aside = store.checkpoints / f"{stage}-{mark}"
     best = ModelCheckpoint(
         dirpath=aside, filename="best", monitor=monitor, mode="min", save_last=True, every_n_epochs=every,
@@ -137,7 +143,7 @@ def fit(
         num_sanity_val_steps=0,
         gradient_clip_val=clip,
         logger=context.logger.for_stage(stage),
-        callbacks=[*callbacks, *watch],
+        callbacks=[*callbacks, *context.callbacks, *watch],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
