@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -14,10 +15,10 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector.errors import UserError
 from connector.run_directory import register_resolvers
@@ -64,6 +65,27 @@ def _terminate(signum, frame) -> None:
     raise SystemExit(128 + signum)
 
 
+def refused_override(error: Exception) -> str:
+    """What Hydra or OmegaConf refused, in one or two lines with what to do."""
+    cause = error.__cause__
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
+        from connector.config import unknown_option
+
+        return str(unknown_option(cause.full_key))
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, MissingConfigException):
+        rest = lines[1:]
+        head = [i for i, line in enumerate(rest) if line.startswith("Available options")]
+        names = (
+            itertools.takewhile(lambda line: not line.startswith("Config search"), rest[head[0] + 1 :]) if head else ()
+        )
+        found = ", ".join(names)
+        return lines[0] + (f"\nThere are: {found}" if found else "")
+    if isinstance(cause, OmegaConfBaseException):
+        lines = [lines[0], str(cause).splitlines()[0]]
+    return "\n".join(lines[:2])
+
+
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 1 anything else."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -76,11 +98,7 @@ def main() -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1 if sweep else 2
     except (CompactHydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__
-        lines = str(error).splitlines()[:2]
-        if isinstance(cause, OmegaConfBaseException):
-            lines = [*lines[:1], str(cause).splitlines()[0]]
-        print("Error: " + "\n".join(line.strip() for line in lines), file=sys.stderr)
+        print("Error: " + refused_override(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)

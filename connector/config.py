@@ -67,6 +67,7 @@ class AttractorData(DataOptions):
     observation: str = MISSING
     observation_noise: float = MISSING
     recorded_fraction: float = MISSING
+    exact_moments: bool = MISSING
     stride: int = MISSING
     bin_s: float = MISSING
     rate_scale_hz: float = MISSING
@@ -293,13 +294,20 @@ def _suggest(key: str, schema_keys: list[str]) -> str:
         if k.split(".")[-1]
         in difflib.get_close_matches(key.split(".")[-1], [s.split(".")[-1] for s in schema_keys], n=1)
     ]
-    return f"did you mean {near[0]}?" if near else "see `python train.py --help` and conf/ for the options there are"
+    return f"the nearest is {near[0]}" if near else "see `python train.py --help` and conf/ for the options there are"
+
+
+def unknown_option(key: str, keys: list[str] | None = None) -> UserError:
+    """The message for an option that does not exist; ``keys`` that do default to those of every data set."""
+    if keys is None:
+        keys = _known_keys(Options) + [k for kind in DATA_TYPES.values() for k in _known_keys(kind, "data.")]
+    return UserError("an option that exists", key, _suggest(key, keys))
 
 
 def _refuse(error: OmegaConfBaseException, keys: list[str]) -> UserError:
     key = getattr(error, "full_key", None) or str(getattr(error, "key", "") or "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-        return UserError("an option that exists", key, _suggest(key, keys))
+        return unknown_option(key, keys)
     first_line = str(error).splitlines()[0]
     return UserError(f"a valid value of {key}" if key else "a valid configuration", first_line)
 

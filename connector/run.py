@@ -72,6 +72,7 @@ def build_data(options: Options) -> RecordingDataModule:
             "n_steps",
             "observation",
             "recorded_fraction",
+            "exact_moments",
             "stride",
             "rate_scale_hz",
             "bin_s",
