@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -1585,6 +1586,30 @@ class RateModel(nn.Module):
             z, normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
         )
         return Posterior(z, covariance)
+
+
+class ConnectivityInputs(NamedTuple):
+    """What a fit to rates hands to the estimate of the connectivity.
+
+    Attributes:
+        latents: smoothed by the fitted dynamics.
+        loadings: of the recorded neurons; loadings_covariance: (K, P, P) of their errors.
+        observed: (trials, time, R) sample-wise latents, with errors that are independent between samples.
+    """
+
+    latents: Latents
+    loadings: Loadings
+    loadings_covariance: Tensor
+    observed: Tensor
+
+
+def connectivity_inputs(model: RateModel, recording: Recording, train: Tensor) -> ConnectivityInputs:
+    """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
+    model.calibrate(recording.trials(train))
+    mask = recording.mask[..., None]
+    latents = Latents(model.infer(recording) * mask, recording.lengths, recording.alpha, _double(recording.inputs))
+    observed = model.infer(recording, "least_squares") * mask
+    return ConnectivityInputs(latents, model.loadings().map(Tensor.double), model.loadings_covariance, observed)
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:

@@ -14,8 +14,10 @@ from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.lrrnn import Gauge, RateModel, bias_supported
+from connector.lrrnn import connectivity_inputs as rate_inputs
 from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
-from connector.spikes import SpikeModel, connectivity_inputs, trial_batch
+from connector.spikes import SpikeModel, trial_batch
+from connector.spikes import connectivity_inputs as spike_inputs
 from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank
 from connector.types import Latents, Recording, TrialBatch
@@ -143,16 +145,7 @@ def _train_on_rates(
     module.model.initialise(recording.trials(data.fold.train))
     data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
     metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or _RATES_MAX_EPOCHS)
-    module.model.calibrate(recording.trials(data.fold.train))
-    latents = Latents(
-        module.model.infer(recording) * recording.mask[..., None],
-        recording.lengths,
-        recording.alpha,
-        _double(recording.inputs),
-    )
-    loadings = module.model.loadings().map(Tensor.double)
-    covariance = module.model.loadings_covariance
-    observed = module.model.infer(recording, "least_squares") * recording.mask[..., None]
+    latents, loadings, covariance, observed = rate_inputs(module.model, recording, data.fold.train)
     n = module.model.rnn.network().n.detach().double()
     return StageInputs(latents, loadings, data.fold, recording.activation, covariance, observed, n), metrics
 
@@ -198,7 +191,7 @@ def _train_on_spikes(
     epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     module.model.fix_gauge(trial_batch(recording, fold.train, baseline), _train_choices(recording, fold))
-    latents, loadings, covariance = connectivity_inputs(
+    latents, loadings, covariance = spike_inputs(
         module.model, recording, fold.train, baseline, b_penalty=choice.b_penalty
     )
     metrics = {"lrrnn/val_loss": float(trainer.checkpoint_callback.best_model_score)}

@@ -29,13 +29,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from torch import Tensor
 
-from connector.dynamics import Network
+from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
+from connector.lrrnn import Gauge, RateModel, connectivity_inputs
 from connector.trajectory_likelihood import fit_trajectories
-from connector.types import Latents, Loadings
+from connector.types import Latents, Loadings, Recording
 
 LEVELS = (0.5, 0.8, 0.95)
 ALPHA = 0.1
+RATE_NOISE = 0.3
 
 
 @dataclass
@@ -253,6 +255,7 @@ class Task:
     seed: int
     loadings_noise: float = 0.0
     propagate: bool = True
+    rate_noise: float | None = None
     options: tuple[tuple[str, object], ...] = ()
 
 
@@ -284,6 +287,22 @@ def simulate(population: Population, network: Network, visited: str, noise: floa
     return Latents(z, torch.full((len(z),), samples), ALPHA * stride, u)
 
 
+def infer_from_rates(latents: Latents, rows: Tensor, population: Population, task: Task, shape, g: torch.Generator):
+    """Latents, loadings and their covariances as the lrRNN stage finds them in noisy rates, in the true gauge."""
+    every = Loadings.unstack(rows, *shape)
+    rates = get_activation(population.activation)(potentials(every, latents.z, latents.inputs))
+    activity = (rates + task.rate_noise * randn(g, *rates.shape)).float()
+    recording = Recording(
+        activity, "rates", latents.lengths, latents.alpha, population.activation, inputs=latents.inputs
+    )
+    model = RateModel(len(rows), *shape, alpha=latents.alpha, activation=population.activation)
+    model.initialise(recording)
+    found, loadings, covariance, observed = connectivity_inputs(model, recording, torch.arange(len(activity)))
+    gauge = Gauge.fit(found.z, latents.z, latents.lengths, affine=population.has_bias)
+    moved = gauge.loadings_covariance(covariance, population.n_inputs)
+    return replace(latents, z=gauge.latents(observed)), gauge.loadings(loadings).stack(), moved
+
+
 def run(task: Task) -> dict:
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(task.seed)
@@ -298,6 +317,10 @@ def run(task: Task) -> dict:
     latents = simulate(population, network, visited, noise, stride, g)
     recorded = rows[: round(fraction * k)]
     covariance = None
+    start = time.process_time()
+    if task.rate_noise is not None:
+        latents, recorded, covariance = infer_from_rates(latents, recorded, population, task, shape, g)
+    inference_seconds = time.process_time() - start
     if task.loadings_noise:
         recorded = recorded + task.loadings_noise * randn(g, *recorded.shape)
         if task.propagate:
@@ -326,6 +349,8 @@ def run(task: Task) -> dict:
         "seed": task.seed,
         "loadings_noise": task.loadings_noise,
         "propagated": covariance is not None,
+        "rate_noise": task.rate_noise,
+        "inference_seconds": inference_seconds,
         "n_neurons": k,
         "recorded_fraction": fraction,
         "noise": noise,
@@ -401,6 +426,12 @@ def main() -> None:
         default=0,
         help="data sets with errors of sd .05 and .2 in the loadings, each with and without their covariance given",
     )
+    parser.add_argument(
+        "--inferred",
+        type=int,
+        default=0,
+        help="data sets whose latents and loadings are inferred from rates with noise of sd .3",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first data set")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default="coverage.json")
@@ -420,11 +451,15 @@ def main() -> None:
         for noise in (0.05, 0.2)
         for propagate in (True, False)
     ]
+    inferred = [
+        replace(task, rate_noise=RATE_NOISE) for task in tasks(KINDS, arguments.inferred, arguments.seed + 300_000)
+    ]
     console = Console(width=150)
-    results = collect(known + unseen + uncertain, arguments.workers, console)
+    results = collect(known + unseen + uncertain + inferred, arguments.workers, console)
     seen = results[: len(known)]
     other = results[len(known) : len(known) + len(unseen)]
-    rest = results[len(known) + len(unseen) :]
+    rest = results[len(known) + len(unseen) :][: len(uncertain)]
+    from_rates = results[len(results) - len(inferred) :]
     tables = show("coverage of the intervals of nu", {"known kinds": seen, "unseen kinds": other}, console)
     groups = {}
     for key in ("kind", "n_neurons", "recorded_fraction", "noise", "visited", "stride"):
@@ -444,6 +479,12 @@ def main() -> None:
             for propagated in (True, False)
         }
         tables |= show("errors in the loadings", names, console)
+    if from_rates:
+        tables |= show("inferred from rates with noise of sd .3", {"all": from_rates}, console)
+        groups = {}
+        for key in ("kind", "n_neurons", "recorded_fraction", "visited", "stride"):
+            groups |= by(from_rates, key)
+        tables |= show("by condition, inferred", groups, console)
     with open(arguments.out, "w") as file:
         json.dump({"tables": tables, "results": results}, file, indent=1)
 
