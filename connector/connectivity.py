@@ -198,16 +198,16 @@ class ConnectivityDistribution(nn.Module):
         basis = self._state_basis(phi, loadings)
         gram, missing = 0, self.reference_y if basis is None else basis.T @ self.reference_y
         chunks = max(1, _CHUNK // len(z))
-        parts = []
+        # Made at once: parts kept between the large temporaries would leave holes in memory as large as these.
+        x = net.n.new_empty(len(missing), k)
         for start in range(0, k, chunks):
             rows = slice(start, start + chunks)
-            x = phi(potentials(loadings.map(lambda v, r=rows: v[r]), z, u)) / k
-            x = x if basis is None else basis.T @ x
-            missing = missing - x @ net.n[rows]
-            parts.append(x)
+            part = phi(potentials(loadings.map(lambda v, r=rows: v[r]), z, u)) / k
+            part = part if basis is None else basis.T @ part
+            missing = missing - part @ net.n[rows]
+            x[:, rows] = part
             if basis is not None:
-                gram = gram + x @ x.T
-        x = torch.cat(parts, dim=1)
+                gram = gram + part @ part.T
         ridge = self.projection_regularizer * len(z) / k
         if basis is None:  # fewer neurons than states
             normal = x.T @ x
