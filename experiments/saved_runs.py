@@ -1,0 +1,232 @@
+"""Finding the runs that a figure draws from and, for those that are missing, the commands that make them.
+
+A run of an experiment lies in ``RUNS/EXPERIMENT/OPTIONS`` (``default`` without options), or as one job of a sweep in
+``RUNS/sweeps/DATE/EXPERIMENT,OPTIONS``. Runs that differ in their seed alone are repetitions of one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor
+
+from connector import figures
+from connector.config import checked
+from connector.data.attractors import Teacher
+from connector.dynamics import Network
+from connector.errors import UserError
+from connector.run import build_data
+from connector.run_directory import run_directory
+from connector.store import Run
+
+SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
+LINT = ("lrrnn=published",)
+
+
+def arguments_of(doc: str, options: bool = True) -> argparse.ArgumentParser:
+    """The parser that the scripts share; ``doc`` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where the runs lie (default: runs)")
+    parser.add_argument("--out", default="figures", metavar="DIR", help="where figures go (default: figures)")
+    if options:
+        parser.add_argument(
+            "--options",
+            nargs="*",
+            default=[],
+            metavar="KEY=VALUE",
+            help="options the runs were made with, such as connectivity=published lrrnn=published (default: none)",
+        )
+    return parser
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that a figure needs: of this experiment, made with these options.
+
+    Attributes:
+        fit_only: the fitted low-rank RNN is enough, no distribution of connectivity is needed.
+    """
+
+    experiment: str
+    options: tuple[str, ...] = ()
+    fit_only: bool = False
+
+    def directory(self, runs: Path) -> Path:
+        return runs / run_directory({"experiment": self.experiment}, self.options)
+
+    def command(self, runs: Path) -> str:
+        """The command that makes it, where this script will find it."""
+        words = ["python", "train.py", f"experiment={self.experiment}", *self.options]
+        if self.fit_only:
+            words.append("stages=[lrrnn]")
+            if (self.directory(runs) / "latents.npz").exists():  # of a version that did not keep n
+                words.append("force=true")
+        if runs != Path("runs"):
+            # Quoted for Hydra, whose grammar stumbles over the = in such paths.
+            words.append(f'hydra.run.dir="{self.directory(runs)}"')
+        return shlex.join(words)
+
+    def found(self, runs: Path) -> list[Path]:
+        """Finished runs, one for each seed; a run of its own counts before one of a sweep, new sweeps before old."""
+        wanted = set(self.options)
+        best: dict[str, Path] = {}
+        of_sweeps = sorted((runs / "sweeps").glob(f"*/{self.experiment},*"), reverse=True)
+        for path in [*sorted((runs / self.experiment).glob("*")), *of_sweeps]:
+            name = path.name.removeprefix(f"{self.experiment},")
+            parts = set() if name == "default" else set(name.split(","))
+            seeds = {part for part in parts if part.startswith("seed=")}
+            if parts - seeds == wanted and self._finished(path):
+                best.setdefault(",".join(seeds), path)
+        return [best[key] for key in sorted(best)]
+
+    def _finished(self, path: Path) -> bool:
+        if not (path / "config.yaml").exists():
+            return False
+        if self.fit_only:
+            file = path / "latents.npz"
+            if not file.exists():
+                return False
+            with np.load(file) as arrays:
+                return "n" in arrays.files
+        return all((path / name).exists() for name in ("checkpoints/connectivity.pt", "network.npz", "metrics.json"))
+
+
+class MissingRuns(Exception):
+    """Runs that a figure needs and that are not there; the message holds the commands that make them."""
+
+
+def require(runs: str | Path, *wanted: Wanted | Sequence[Wanted]) -> list[list[AttractorRun]]:
+    """The runs found for each of ``wanted``, at least one each; a sequence of alternatives takes the first found.
+
+    Raises:
+        MissingRuns: with the command of every one that is missing.
+    """
+    runs, found, missing = Path(runs), [], []
+    for entry in wanted:
+        alternatives = [entry] if isinstance(entry, Wanted) else list(entry)
+        paths = next((paths for one in alternatives if (paths := one.found(runs))), [])
+        found.append(paths)
+        if not paths:
+            missing.append(alternatives[0].command(runs))
+    if missing:
+        missing = list(dict.fromkeys(missing))
+        plural = "s are" if len(missing) > 1 else " is"
+        raise MissingRuns(f"{len(missing)} run{plural} missing in {runs}. To make:\n" + "\n".join(missing))
+    return [[AttractorRun(path) for path in paths] for paths in found]
+
+
+def finish(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
+    """Run a script's main: exit code 0, or 2 with a message for missing runs and for mistakes the user can mend."""
+    # Very many small operations: more threads cost more than they bring, most of all on a busy machine.
+    torch.set_num_threads(1)
+    try:
+        main(arguments)
+    except (MissingRuns, UserError) as error:
+        print(f"Error: {error}" if isinstance(error, UserError) else error, file=sys.stderr)
+        return 2
+    return 0
+
+
+class AttractorRun(Run):
+    """A run on simulated data: what was learned, and beside it the truth, simulated again from the run's options."""
+
+    @cached_property
+    def _data(self):
+        try:
+            data = build_data(checked(self.config))
+        except UserError as error:
+            file = self.path / "config.yaml"
+            remedy = "another version wrote it; the command that made the run makes it anew"
+            raise UserError(f"options of this version in {file}", error.got, remedy) from error
+        if data.teacher is None:
+            raise UserError("a run on simulated data, whose truth is known", str(self.path))
+        return data
+
+    @property
+    def teacher(self) -> Teacher:
+        return self._data.teacher
+
+    @cached_property
+    def truth(self) -> Network:
+        """The simulated network, all K neurons."""
+        self._data.setup()
+        return self._data.truth
+
+    @cached_property
+    def true_types(self) -> Tensor:
+        """(K,) component of the teacher that each neuron of ``truth`` was drawn from."""
+        generator = torch.Generator().manual_seed(self._data.data_seed)
+        exact = self._data.simulation.get("exact_moments", True)
+        again, labels = self.teacher.sample_with_components(self.truth.n_neurons, generator, exact)
+        assert torch.equal(again.m, self.truth.m), "the simulation draws its network first"
+        return labels
+
+    @property
+    def sigma(self) -> float:
+        """The spread of n around nu that the run's figures show: a choice."""
+        return float(self.config.connectivity.sigma)
+
+    @property
+    def is_published(self) -> bool:
+        """n is drawn through the flow of n, as the published recipe does."""
+        return self.connectivity.outputs == "flow"
+
+    def sample(self, n_neurons: int = 1000, sigma: float = 0.0, project: bool = False, seed: int = 0) -> Network:
+        """A network of the inferred distribution; at sigma 0 the published recipe's n comes from its flow as well."""
+        outputs = "flow" if self.is_published else None
+        return self.connectivity.sample(n_neurons, sigma, project, seed, outputs=outputs)
+
+    def infinite(self, n_neurons: int = 20_000) -> Network:
+        """A network that stands for infinitely many neurons, n = nu."""
+        if self.is_published:
+            return self.sample(n_neurons)
+        return self.connectivity.quadrature()
+
+    def held_out(self, n_states: int = 4000) -> Tensor:
+        """(T, R) latent states of test trials, evenly spread."""
+        z = self.latents.trials(self.stage_inputs.fold.test).samples()[0]
+        return z[torch.linspace(0, len(z) - 1, min(n_states, len(z))).long()]
+
+    @property
+    def label(self) -> str:
+        """What the low-rank RNN fit was, for titles: LINT only where it was trained as published."""
+        options = self.config.lrrnn
+        if options.init == "random":
+            return f"LINT, {options.max_epochs} epochs"
+        return "low-rank RNN, closed form"
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def styled():
+    """The style of all figures, for a ``with`` statement."""
+    return matplotlib.rc_context(figures.STYLE)
+
+
+def save(figure: Figure, out: str | Path, name: str, console: Console) -> None:
+    """Write NAME.png and NAME.pdf into ``out``."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+        figure.savefig(out / f"{name}.{suffix}", metadata=metadata)
+    console.print(f"{out / name}.png, .pdf", soft_wrap=True, highlight=False)
+
+
+def note(figure: Figure, text: str) -> None:
+    """A sentence under a figure: what it cannot show."""
+    figure.supxlabel(text, fontsize=8, color=figures.MUTED, x=0.01, ha="left")
