@@ -1,0 +1,126 @@
+"""The benchmark: its arithmetic on known numbers, and all of it on the smallest sizes."""
+
+import importlib.util
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The script as a module that the processes it starts can import by name, too."""
+    name = "benchmark"
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location(name, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
+    del sys.modules[name]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_the_slope_of_a_power_law_is_its_exponent(benchmark, power):
+    sizes = [1e3, 1e4, 1e5, 1e6]
+    assert benchmark.log_slope(sizes, [0.03 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
+
+
+def test_extrapolation_of_a_stage(benchmark):
+    # 5 s outside the epochs; a slow first epoch, then 2 s of training and .5 s of validation each
+    training, after = [4.0, 2.0, 2.0, 2.0], [0.9, 0.5, 0.5, 0.5]
+    cost = benchmark.stage_cost("lrrnn", 5 + sum(training) + sum(after), training, after, 1000, 40)
+    assert (cost.epoch_s, cost.validation_s, cost.epochs, cost.n_epochs) == (2.0, 0.5, 3, 1000)
+    assert cost.outside_s == pytest.approx(5.0)
+    assert cost.total_s == pytest.approx(5 + 4 + 999 * 2 + 40 * 0.5)
+
+
+def test_a_stage_that_ran_whole_is_not_extrapolated(benchmark):
+    cost = benchmark.stage_cost("outputs", 9.0, [4.0, 2.0], [0.5, 0.5])
+    assert (cost.total_s, cost.epochs, cost.n_epochs, cost.warmup) == (9.0, 2, 2, 0)
+    assert cost.outside_s == pytest.approx(2.0)
+
+
+def test_extrapolation_needs_an_epoch_beside_the_warm_up(benchmark):
+    with pytest.raises(ValueError, match="none beside 2"):
+        benchmark.stage_cost("lrrnn", 9.0, [4.0, 2.0], [0.5, 0.5], 1000, 40, warmup=2)
+
+
+def test_epochs_run_are_those_asked_for_and_the_rest_of_the_recipe_is_published(benchmark):
+    published = ("experiment=ring", *benchmark.RECIPES["published"])
+    whole, few = benchmark.composed(*published), benchmark.composed(*published, *benchmark.few_epochs([3, 10, 30], 1))
+    assert benchmark.epochs_of(whole) == {"lrrnn": 1000, "loadings": 1000, "outputs": 1000}
+    assert benchmark.epochs_of(few) == {"lrrnn": 4, "loadings": 11, "outputs": 31}
+    whole.lrrnn.max_epochs, whole.connectivity.loadings_epochs, whole.connectivity.outputs_epochs = 4, 11, 31
+    assert few == whole
+
+
+def test_the_simulated_latents_follow_the_mean_field_of_nu(benchmark):
+    latents, _ = benchmark.simulated(benchmark.Size(500, 1, 3))
+    m = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z, _, y = latents.samples()
+    drive = torch.tanh(z[:50] @ m.T) @ (benchmark.GAIN * m) / len(m)
+    # noise of z[t+1] and z[t], over alpha
+    assert (drive - y[:50]).square().mean().sqrt() < 3 * benchmark.NOISE / benchmark.ALPHA
+
+
+def test_peak_memory_sees_an_array(benchmark):
+    def work():
+        return np.ones(40_000_000).sum()  # 0.3 GiB
+
+    result, cost = benchmark.cost_of(work)
+    assert result == 4e7
+    assert cost.peak_gib - cost.before_gib > 0.2
+    assert cost.cpu_s > 0
+
+
+def test_a_process_gives_its_result_and_its_end_is_noticed(benchmark):
+    assert benchmark.in_own_process(os.path.basename, "a/b") == "b"
+    with pytest.raises(MemoryError):
+        benchmark.in_own_process(os.abort)
+
+
+@pytest.fixture
+def in_this_process(benchmark, monkeypatch):
+    """Without the seconds that every fresh process takes to load its libraries."""
+    monkeypatch.setattr(benchmark, "in_own_process", lambda function, *arguments, fresh=False: function(*arguments))
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
+    out = tmp_path / "benchmark.json"
+    tiny = ["data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "connectivity.early_stopping=false"]
+    tiny += ["connectivity.outputs_loadings=200", "connectivity.flow.hidden_width=8"]
+    sizes = ["--states", "1000", "2000", "--neurons", "100", "--ranks", "--rates-states", "1000"]
+    sizes += ["--rates-neurons", "50", "--epochs", "1", "2", "2", "--out", str(out)]
+    few = ["connectivity.loadings_epochs=5", "lrrnn.max_epochs=1"]  # the published recipe's few epochs override them
+    assert benchmark.main([*sizes, "--overrides", *tiny, *few]) == 0
+    found = json.loads(out.read_text())
+    assert [recipe["recipe"] for recipe in found["recipes"]] == ["default", "published"]
+    own, published = found["recipes"]
+    assert not own["extrapolated"]
+    assert published["extrapolated"]
+    assert own["metrics"]["connectivity/dissimilarity"] > 0
+    assert own["metrics"]["dynamics/field_error"] > 0
+    assert published["metrics"] == {}
+    assert [stage["epochs"] for stage in published["stages"]] == [1, 2, 2]
+    assert all(stage["total_s"] > 0 for recipe in found["recipes"] for stage in recipe["stages"])
+    assert {growth["work"] for growth in found["growth"]} == set(benchmark.WORK)
+    assert all(cost["peak_gib"] > 0 for growth in found["growth"] for cost in growth["costs"])
+    assert found["growth"][0]["slope"] is not None
+    text = out.with_suffix(".md").read_text()
+    assert "extrapolated from 1, 2, 2 epochs" in text
+    assert "released checkpoints of the authors" in text
+    assert "times the CPU seconds" in capsys.readouterr().out
