@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -252,6 +253,12 @@ def composed(*overrides: str) -> Options:
         return checked(compose("train", overrides=[*overrides, "experiment_name=benchmark"]))
 
 
+@lru_cache
+def defaults() -> Options:
+    """The options without any override; not to be changed."""
+    return composed()
+
+
 def few_epochs(epochs: Sequence[int], warmup: int) -> list[str]:
     """Overrides by which each stage is trained for its number of ``epochs`` and the warm-up."""
     return [f"{EPOCHS_OPTION[stage]}={n + warmup}" for stage, n in zip(STAGES, epochs)]
@@ -347,7 +354,7 @@ def nu_error(model, rank: int) -> float:
 
 def grow_trajectories(size: Size) -> tuple[Cost, float]:
     """fit_trajectories as the stage calls it on a recording whose share of the network is unknown."""
-    options = composed()
+    options = defaults()
     latents, loadings = simulated(size)
     most = 5 * options.connectivity.max_states
     model, cost = cost_of(
@@ -358,7 +365,7 @@ def grow_trajectories(size: Size) -> tuple[Cost, float]:
 
 def grow_closed_form(size: Size) -> tuple[Cost, float]:
     """fit_conditional_mean as the stage calls it with estimator=gaussian_process."""
-    options = composed()
+    options = defaults()
     latents, loadings = simulated(size)
     most = options.connectivity.max_states
     model, cost = cost_of(
@@ -392,7 +399,7 @@ def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
     from connector.run_logger import NoRun
     from connector.training import StageContext
 
-    options = composed()
+    options = defaults()
     inputs = clustered_inputs(size.n_neurons)
     with tempfile.TemporaryDirectory() as directory:
         store = RunStore(directory)
@@ -408,7 +415,7 @@ def distribution() -> ConnectivityDistribution:
     """A distribution of the default sizes whose flows are untrained: that does not change the cost of sampling."""
     from connector.connectivity_stages import assemble
 
-    options = composed()
+    options = defaults()
     inputs = clustered_inputs(1000)
     torch.manual_seed(0)
     flow = options.connectivity.flow
