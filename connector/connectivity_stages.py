@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
@@ -193,10 +192,9 @@ def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow)
 
 
 def _from_trajectories(options: Options, inputs: StageInputs) -> ConditionalMean:
-    """The calibrated estimate, from latents whose errors are independent between samples."""
+    """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
     latents, covariance = inputs.latents.trials(inputs.fold.train), inputs.loadings_covariance
-    if inputs.observed is not None:
-        latents = replace(latents, z=inputs.observed[inputs.fold.train])
+    readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
     if covariance is not None:
         # Errors far below the spread of the loadings only cost time.
         error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
@@ -209,6 +207,7 @@ def _from_trajectories(options: Options, inputs: StageInputs) -> ConditionalMean
         stride=getattr(options.data, "stride", 1),
         recorded_fraction=getattr(options.data, "recorded_fraction", None) if fraction is None else fraction,
         loadings_covariance=covariance,
+        observed=readings,
         max_samples=5 * options.connectivity.max_states,
         seed=options.seed,
     )

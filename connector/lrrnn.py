@@ -210,6 +210,11 @@ class Gauge:
         """A z + c for z (..., R)."""
         return z @ self.matrix.T.to(z.dtype) + self.shift.to(z.dtype)
 
+    def readings(self, z: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Uncertain states (..., R) and their covariances (..., R, R), moved along."""
+        matrix = self.matrix.to(covariance.dtype)
+        return self.latents(z), matrix @ covariance @ matrix.T
+
     def loadings(self, loadings: Loadings) -> Loadings:
         """The loadings that read the new latents as the old ones were read; a shift needs a bias to go into."""
         inverse = torch.linalg.inv(self.matrix).to(loadings.m.dtype)
@@ -1546,6 +1551,12 @@ class RateModel(nn.Module):
         return loss, parts
 
     @torch.no_grad()
+    def noisy(self, recording: Recording) -> bool:
+        """Whether noise leaves the latents of single samples uncertain, so that the dynamics help to know them."""
+        z, normal, _ = self._least_squares(recording.activity, recording.mask, recording.inputs)
+        return self._noisy(z, normal, recording.mask)
+
+    @torch.no_grad()
     def infer(self, data: TrialBatch | Recording, method: str = "smooth") -> Tensor:
         """Latents (trials, time, R), float64, of any trials.
 
@@ -1594,22 +1605,73 @@ class ConnectivityInputs(NamedTuple):
     Attributes:
         latents: smoothed by the fitted dynamics.
         loadings: of the recorded neurons; loadings_covariance: (K, P, P) of their errors.
-        observed: (trials, time, R) sample-wise latents, with errors that are independent between samples.
+        readings: (trials, time, R) states read from each sample's activity, and the covariance (trials, time, R, R) of
+            their errors, which are independent between samples (see :func:`read_states`); None where the rates are so
+            clean that the latents are known.
     """
 
     latents: Latents
     loadings: Loadings
     loadings_covariance: Tensor
-    observed: Tensor
+    readings: tuple[Tensor, Tensor] | None
 
 
 def connectivity_inputs(model: RateModel, recording: Recording, train: Tensor) -> ConnectivityInputs:
     """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
     model.calibrate(recording.trials(train))
-    mask = recording.mask[..., None]
-    latents = Latents(model.infer(recording) * mask, recording.lengths, recording.alpha, _double(recording.inputs))
-    observed = model.infer(recording, "least_squares") * mask
-    return ConnectivityInputs(latents, model.loadings().map(Tensor.double), model.loadings_covariance, observed)
+    mask = recording.mask
+    z = model.infer(recording) * mask[..., None]
+    latents = Latents(z, recording.lengths, recording.alpha, _double(recording.inputs))
+    loadings = model.loadings().map(Tensor.double)
+    readings = None
+    if model.noisy(recording):
+        readings = read_states(
+            recording.activity, mask, z, loadings, recording.activation, model.dispersion, recording.inputs,
+            bool(model.binary),
+        )  # fmt: skip
+    return ConnectivityInputs(latents, loadings, model.loadings_covariance, readings)
+
+
+@torch.no_grad()
+def read_states(
+    activity: Tensor,
+    mask: Tensor,
+    guide: Tensor,
+    loadings: Loadings,
+    activation: str,
+    dispersion: float,
+    inputs: Tensor | None = None,
+    binary: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One unregularised Fisher-scoring step from a good guide: what each sample says of the state, on its own.
+
+    Iterated to its end the step would run away where neurons saturate; from a smoothed path it is the linearisation
+    there of the sample's likelihood, unbiased to first order, with the inverse information as covariance.
+
+    Args:
+        activity: (trials, time, K) rates; mask: (trials, time).
+        guide: (trials, time, R) smoothed states.
+        dispersion: variance of a rate about phi(h) (1 for two-valued data).
+
+    Returns:
+        (trials, time, R) readings, zero where masked; their covariances (trials, time, R, R); float64.
+    """
+    phi, samples = activation_named(activation), _Samples.of(activity, mask, inputs)
+    theta, rank = loadings.stack().detach().double(), loadings.rank
+    low = samples.activity.dtype
+    z = guide.reshape(-1, rank)[samples.rows].double()
+    x, m = samples.design(z, loadings.has_bias).to(low), theta[:, :rank].to(low)
+    pairs, eye = _outer(m), torch.eye(rank, dtype=z.dtype, device=z.device)
+    moved, covariance = torch.zeros_like(z), z.new_zeros(len(z), rank, rank)
+    for at, y in samples.pieces():
+        score, weight, _ = _newton_terms(y, x[at] @ theta.to(low).T, phi, binary)
+        information = (weight @ pairs).double().reshape(-1, rank, rank) + _prior_precision(dispersion) * eye
+        inverse = torch.linalg.inv(information)
+        moved[at] = (inverse @ (score @ m).double()[..., None])[..., 0]
+        covariance[at] = dispersion * inverse
+    readings, spread = guide.new_zeros(mask.numel(), rank), guide.new_zeros(mask.numel(), rank, rank)
+    readings[samples.rows], spread[samples.rows] = z + moved, covariance
+    return readings.reshape(*mask.shape, rank), spread.reshape(*mask.shape, rank, rank)
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:

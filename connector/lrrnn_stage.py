@@ -98,7 +98,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
         loadings=gauge.loadings(inputs.loadings),
         loadings_covariance=covariance,
-        observed=None if inputs.observed is None else gauge.latents(inputs.observed) * latents.mask[..., None],
+        readings=None if inputs.readings is None else gauge.readings(*inputs.readings),
         n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
     )
     mask = latents.mask.clone()
@@ -145,9 +145,9 @@ def _train_on_rates(
     module.model.initialise(recording.trials(data.fold.train))
     data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
     metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or _RATES_MAX_EPOCHS)
-    latents, loadings, covariance, observed = rate_inputs(module.model, recording, data.fold.train)
+    latents, loadings, covariance, readings = rate_inputs(module.model, recording, data.fold.train)
     n = module.model.rnn.network().n.detach().double()
-    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, observed, n), metrics
+    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, readings, n), metrics
 
 
 def _fit_unless_worse(

@@ -113,8 +113,8 @@ class StageInputs:
         latents: of all trials; loadings: of the recorded neurons; fold: the trials of each part.
         activation: name of phi in the network whose connectivity is sought.
         loadings_covariance: (K_obs, P, P) uncertainty of each neuron's loadings given the latents, or None.
-        observed: (trials, time, R) latents read from each sample on its own, so that their errors are independent
-            between samples; None: the latents themselves are.
+        readings: (trials, time, R) states read from each sample on its own, so that their errors are independent between
+            samples, and the covariance (trials, time, R, R) of each; None: the latents are as good as known.
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. Nothing
             downstream builds on them: they show what the fit alone would say about the connectivity.
     """
@@ -124,7 +124,7 @@ class StageInputs:
     fold: Fold
     activation: str
     loadings_covariance: torch.Tensor | None = None
-    observed: torch.Tensor | None = None
+    readings: tuple[torch.Tensor, torch.Tensor] | None = None
     n: torch.Tensor | None = None
 
 
@@ -174,7 +174,8 @@ class RunStore:
                 "d": loadings.d,
                 "n": inputs.n,
                 "loadings_covariance": inputs.loadings_covariance,
-                "observed": inputs.observed,
+                "readings": None if inputs.readings is None else inputs.readings[0],
+                "readings_covariance": None if inputs.readings is None else inputs.readings[1],
                 "activation": inputs.activation,
                 "train": fold.train,
                 "validation": fold.validation,
@@ -203,7 +204,7 @@ class RunStore:
             fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
             activation=str(arrays["activation"]),
             loadings_covariance=tensors.get("loadings_covariance"),
-            observed=tensors.get("observed"),
+            readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
             n=tensors.get("n"),
         )
 

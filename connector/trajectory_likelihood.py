@@ -358,17 +358,39 @@ def _build_basis(phi, pool: _Pool, z: Tensor, u: Tensor | None, cutoff: float, m
 
 @dataclass
 class _Segments:
-    """z (S, L, R) samples, mask (S, L) True where there is one, u (S, L, U) in force from each sample on, or None."""
+    """z (S, L, R) states, mask (S, L) True where there is one, u (S, L, U) in force from each sample on, or None.
+
+    seen (S, L, R): what the trajectories are compared with, where it is not z itself; root (S, L, R, R): (seen - state)
+    @ root has independent entries of variance 1, as far as the noise of each sample is known beforehand.
+    """
 
     z: Tensor
     mask: Tensor
     u: Tensor | None
+    seen: Tensor | None = None
+    root: Tensor | None = None
 
     def pick(self, keep: Tensor) -> _Segments:
-        return _Segments(self.z[keep], self.mask[keep], None if self.u is None else self.u[keep])
+        parts = (self.z, self.mask, self.u, self.seen, self.root)
+        return _Segments(*(None if x is None else x[keep] for x in parts))
+
+    def whitening(self, covariance: Tensor) -> Tensor:
+        """(S, L, R, R) roots of each sample's information; ``covariance`` (R, R) is that of all samples alike, where
+        they have none of their own."""
+        if self.root is not None:
+            return self.root
+        return torch.linalg.cholesky(torch.linalg.inv(covariance)).expand(*self.z.shape, self.z.shape[-1])
 
 
-def _cut(latents: Latents, length: int, budget: int, generator: torch.Generator) -> _Segments:
+def _roots(covariance: Tensor) -> Tensor:
+    """L (..., R, R) with L L^T = covariance^-1."""
+    values, vectors = torch.linalg.eigh(0.5 * (covariance + covariance.transpose(-1, -2)))
+    return vectors * values.clamp_min(1e-300).rsqrt()[..., None, :]
+
+
+def _cut(
+    latents: Latents, length: int, budget: int, generator: torch.Generator, seen: tuple[Tensor, Tensor] | None = None
+) -> _Segments:
     """Pieces of at most ``length`` samples, about equal within a trial, ``budget`` samples in all.
 
     Too many pieces: three quarters of those kept move most (they say most about the field), the rest are random.
@@ -395,19 +417,25 @@ def _cut(latents: Latents, length: int, budget: int, generator: torch.Generator)
     mask = steps < (end - start)[:, None]
     z = latents.z[trial[:, None], at].double()
     u = None if latents.inputs is None else latents.inputs[trial[:, None], at].double()
-    return _Segments(z, mask, u)
+    if seen is None:
+        return _Segments(z, mask, u)
+    observations, covariance = (x[trial[:, None], at].double() for x in seen)
+    covariance[~mask] = torch.eye(z.shape[-1]).to(covariance)  # beyond a trial's end there is none
+    return _Segments(z, mask, u, observations, _roots(covariance))
 
 
 @dataclass
 class _Linearised:
     """Residuals (S, L, R) at some c and initial states, and the quadratic they make, initial states eliminated.
 
+    whitened (S, L, R): the residuals times each sample's root.
     h (pR, pR) and b (pR,): information and gradient for c, flattened as (mode, dimension); per unit noise variance.
     cross (S, pR, R), own_inverse (S, R, R), own_gradient (S, R): what the initial states' update needs.
     squares: weighted sum of squares.
     """
 
     residuals: Tensor
+    whitened: Tensor
     h: Tensor
     b: Tensor
     cross: Tensor
@@ -421,7 +449,7 @@ def _linearise(
 ) -> _Linearised:
     """Simulate all segments with c (p, R) from z0 (S, R), with forward sensitivities to both.
 
-    root (R, R): residual @ root has independent entries of equal variance.
+    root (S, L, R, R): residual @ root of a sample has independent entries of equal variance.
     """
     s, length, rank = segments.z.shape
     p = len(c)
@@ -435,18 +463,20 @@ def _linearise(
     reach = 5 * segments.z.abs().amax((0, 1)) + 1e-12
     h, b = c.new_zeros(p * rank, p * rank), c.new_zeros(p * rank)
     cross, own, own_gradient = c.new_zeros(s, p * rank, rank), c.new_zeros(s, rank, rank), c.new_zeros(s, rank)
-    residuals, squares = [], 0.0
+    seen = segments.z if segments.seen is None else segments.seen
+    residuals, whitened = [], []
     for t in range(length):
         valid = mask[:, t, None]
-        residual = (segments.z[:, t] - z) * valid
+        residual = (seen[:, t] - z) * valid
+        weighted = (residual[:, None] @ root[:, t])[:, 0]
         residuals.append(residual)
-        weighted = residual @ root
-        squares += float(weighted.square().sum())
-        start_w = root.T @ by_start * valid[:, :, None]
+        whitened.append(weighted)
+        turned = root[:, t].transpose(1, 2) * valid[:, :, None]
+        start_w = turned @ by_start
         own += start_w.transpose(1, 2) @ start_w
         own_gradient += torch.einsum("sij,si->sj", start_w, weighted)
         if t > 0:
-            c_w = root.T @ by_c * valid[:, :, None]
+            c_w = turned @ by_c
             flat = c_w.reshape(s * rank, p * rank)
             h.addmm_(flat.T, flat)
             b += flat.T @ weighted.reshape(-1)
@@ -468,7 +498,9 @@ def _linearise(
     half = (cross @ factor).permute(1, 0, 2).reshape(p * rank, s * rank)
     h = h - half @ half.T
     b = b - half @ (factor.transpose(1, 2) @ own_gradient[:, :, None]).reshape(-1)
-    return _Linearised(torch.stack(residuals, 1), 0.5 * (h + h.T), b, cross, own_inverse, own_gradient, squares)
+    residuals, whitened = torch.stack(residuals, 1), torch.stack(whitened, 1)
+    squares = float(whitened.square().sum())
+    return _Linearised(residuals, whitened, 0.5 * (h + h.T), b, cross, own_inverse, own_gradient, squares)
 
 
 @dataclass
@@ -478,7 +510,8 @@ class _Likelihood:
     h: Tensor
     b: Tensor
     c: Tensor
-    covariance: Tensor  # (R, R) of the samples' noise
+    covariance: Tensor  # (R, R) of the samples' noise, where it is alike for all
+    dispersion: float  # variance of the whitened residuals
     autocorrelation: float  # of the residuals, lag 1
     converged: bool
     n_samples: int
@@ -502,11 +535,12 @@ class _GaussNewton:
         """
         last = len(stages) - 1
         for number, (segments, steps) in enumerate(stages):
-            root = torch.linalg.cholesky(torch.linalg.inv(covariance))
+            root = segments.whitening(covariance)
             z0 = segments.z[:, 0]
             found = self._at(c, segments, z0, root)
             n_dropped = 0
-            floor = float(((_NEGLIGIBLE * segments.z[segments.mask].std(0)) @ root).square().sum())
+            floor = _NEGLIGIBLE * segments.z[segments.mask].std(0) @ root[segments.mask]
+            floor = float(floor.square().sum(-1).median())
             variance, effective = self._variance(found, segments, 1.0)
             converged = False
             for step in range(steps + (number == last)):
@@ -522,19 +556,20 @@ class _GaussNewton:
                 if not better:
                     break
                 variance, effective = self._variance(found, segments, variance)
-                keep = _regular(found.residuals @ root, segments.mask, floor)
+                keep = _regular(found.whitened, segments.mask, floor)
                 if not bool(keep.all()):
-                    segments, z0 = segments.pick(keep), z0[keep]
+                    segments, z0, root = segments.pick(keep), z0[keep], root[keep]
                     n_dropped = n_dropped + int((~keep).sum()) if number == last else 0
                     found = self._at(c, segments, z0, root)
                     variance, effective = self._variance(found, segments, variance)
             covariance = self._covariance(found, segments, effective)
-        rho = _autocorrelation(found.residuals @ root, segments.mask)
+        rho = _autocorrelation(found.whitened, segments.mask)
         return _Likelihood(
             found.h / variance,
             found.b / variance,
             c,
             covariance,
+            variance,
             rho,
             converged,
             int(segments.mask.sum()),
@@ -784,6 +819,7 @@ def fit_trajectories(
     native_alpha: float | None = None,
     recorded_fraction: float | None = 1.0,
     loadings_covariance: Tensor | None = None,
+    observed: tuple[Tensor, Tensor] | None = None,
     families: tuple[str, ...] = KERNELS,
     widths: tuple[float, ...] = WIDTHS,
     draws: int = 8,
@@ -811,6 +847,10 @@ def fit_trajectories(
         recorded_fraction: recorded neurons over all neurons of the network, in (0, 1]; None: unknown, taken as a very
             large network.
         loadings_covariance: (K, P, P) covariance of the error of each stacked loading (m, b, d); None: no error.
+        observed: what the trajectories are compared with, where it is not the latents themselves, which then only guide
+            the linearisation: (trials, time, R) readings of the states with errors that are independent between
+            samples, and the covariance (trials, time, R, R) of each. Samples that say little, as where all neurons
+            saturate, so count little.
         families, widths: kernels of the prior. draws: of amplitudes per kernel; 1 takes their mode.
         width_factor: widths of the intervals in units of the posterior's.
         noise_width: sd of the log of the noise variance about the residuals' value; 0 trusts the residuals.
@@ -827,6 +867,7 @@ def fit_trajectories(
     """
     phi = get_activation(activation)
     alpha = _check(latents, loadings, stride, native_alpha, recorded_fraction, loadings_covariance, families, draws)
+    _check_observed(observed, latents)
     generator = torch.Generator().manual_seed(seed)
     loadings = loadings.map(lambda x: x.to(latents.z.device).double())
     if loadings_covariance is not None:
@@ -837,17 +878,18 @@ def fit_trajectories(
     rank = latents.rank
 
     # less memory per sample where there are many modes: forward sensitivities are R x pR for each segment
-    full = _cut(latents, segment, max_samples, generator)
+    full = _cut(latents, segment, max_samples, generator, observed)
     states, inputs = _states(full, min(max_states, max(200, 40_000_000 // pool.size)), generator)
     basis = _build_basis(phi, pool, states, inputs, mode_cutoff, max_modes or max(1, 320 // rank), generator)
     prior = _Prior(pool, basis.v, odd, gauge, max_centres, generator)
 
-    noise = difference_noise(latents)
+    noise = difference_noise(latents) if observed is None else _median_sd(observed[1], latents.mask)
     spread = full.z[full.mask].std(0, unbiased=False).clamp_min(1e-12)
-    guess = torch.diag(torch.maximum(noise, 1e-5 * spread) ** 2)
+    # a guide is smooth: its differences show the drive
+    guess = torch.diag(torch.maximum(noise if observed is None else 0 * noise, 1e-5 * spread) ** 2)
     c, reference = _start(basis, prior, full, alpha, stride, guess, generator)
-    short = _cut(latents, 8, 2400, generator)
-    few = _cut(latents, segment, min(6000, max_samples), generator)
+    short = _cut(latents, 8, 2400, generator, observed)
+    few = _cut(latents, segment, min(6000, max_samples), generator, observed)
     noisy = float((noise / spread).max()) > 1e-4
     stages = [(short, 3), (few, 4)] + ([(full, 4)] if noisy and len(full.z) > len(few.z) else [])
     solver = _GaussNewton(basis, gauge, 4 * reference, alpha, stride)
@@ -861,8 +903,13 @@ def fit_trajectories(
     posterior = _Posterior(prior, grid, likelihood, reference, max_directions, noise_width)
     components = posterior.mixture(draws, generator)
     model = _assemble(posterior, components, loadings, activation, odd, width_factor)
-    _summarise(model, posterior, components, likelihood, loadings, noise, spread)
+    _summarise(model, posterior, components, likelihood, loadings, noise, spread, observed is not None)
     return model
+
+
+def _median_sd(covariance: Tensor, mask: Tensor) -> Tensor:
+    """(R,) median over the samples of the standard deviation of their errors."""
+    return covariance[mask].diagonal(dim1=1, dim2=2).double().median(0).values.clamp_min(0).sqrt()
 
 
 def _states(segments: _Segments, most: int, generator) -> tuple[Tensor, Tensor | None]:
@@ -957,7 +1004,10 @@ def _assemble(posterior: _Posterior, components, loadings, activation, odd, widt
     return TrajectoryMean(values, {name: tensor.to(w.device).clone() for name, tensor in tensors.items()})
 
 
-def _summarise(model, posterior: _Posterior, components, likelihood: _Likelihood, loadings, noise, spread) -> None:
+def _summarise(
+    model, posterior: _Posterior, components, likelihood: _Likelihood, loadings, noise, spread, stated: bool
+) -> None:
+    """``stated``: each sample's noise was given, and is judged by the dispersion of the whitened residuals."""
     rows = loadings.stack()[:500]
     mean, variance = model.mean(rows), model.variance(rows)
     error = float(variance.sum() / (variance.sum() + mean.square().sum()).clamp_min(1e-300))
@@ -969,7 +1019,7 @@ def _summarise(model, posterior: _Posterior, components, likelihood: _Likelihood
         determined += weight * float(len(inverse) - (inverse * parts[3]).sum())
         function += weight * float((inverse * (parts[0] + parts[1])).sum())
     rank = model.rank
-    residual_sd = likelihood.covariance.diagonal().sqrt()
+    residual_sd = likelihood.dispersion**0.5 * noise if stated else likelihood.covariance.diagonal().sqrt()
     family, width = posterior.grid[best]
     by_kernel = [sum(w for i, _, w in components if i == j) for j in range(len(posterior.grid))]
     own = (model.weights * model.amplitudes[:, 2]).sum() * model.gauge.square().sum() / rank
@@ -1023,6 +1073,17 @@ def _warnings(summary: dict, residual_sd: Tensor, noise: Tensor, spread: Tensor)
     if not summary["converged"]:
         found.append("The fit to the trajectories did not converge.")
     return found
+
+
+def _check_observed(observed, latents: Latents) -> None:
+    if observed is None:
+        return
+    shape = tuple(latents.z.shape)
+    got = tuple(tuple(x.shape) for x in observed)
+    if got != (shape, (*shape, shape[-1])):
+        raise UserError(f"observed states {shape} and their covariances {(*shape, shape[-1])}", str(got))
+    if not all(bool(torch.isfinite(x[latents.mask]).all()) for x in observed):
+        raise UserError("finite observed states and covariances", "NaN or infinite entries")
 
 
 def _check(latents, loadings, stride, native_alpha, fraction, covariance, families, draws) -> float:

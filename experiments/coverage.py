@@ -297,10 +297,11 @@ def infer_from_rates(latents: Latents, rows: Tensor, population: Population, tas
     )
     model = RateModel(len(rows), *shape, alpha=latents.alpha, activation=population.activation)
     model.initialise(recording)
-    found, loadings, covariance, observed = connectivity_inputs(model, recording, torch.arange(len(activity)))
+    found, loadings, covariance, readings = connectivity_inputs(model, recording, torch.arange(len(activity)))
     gauge = Gauge.fit(found.z, latents.z, latents.lengths, affine=population.has_bias)
     moved = gauge.loadings_covariance(covariance, population.n_inputs)
-    return replace(latents, z=gauge.latents(observed)), gauge.loadings(loadings).stack(), moved
+    readings = None if readings is None else gauge.readings(*readings)
+    return replace(latents, z=gauge.latents(found.z)), gauge.loadings(loadings).stack(), moved, readings
 
 
 def run(task: Task) -> dict:
@@ -316,10 +317,10 @@ def run(task: Task) -> dict:
     network = Network(every.m, n, every.b, every.d, alpha=ALPHA, activation=population.activation)
     latents = simulate(population, network, visited, noise, stride, g)
     recorded = rows[: round(fraction * k)]
-    covariance = None
+    covariance = readings = None
     start = time.process_time()
     if task.rate_noise is not None:
-        latents, recorded, covariance = infer_from_rates(latents, recorded, population, task, shape, g)
+        latents, recorded, covariance, readings = infer_from_rates(latents, recorded, population, task, shape, g)
     inference_seconds = time.process_time() - start
     if task.loadings_noise:
         recorded = recorded + task.loadings_noise * randn(g, *recorded.shape)
@@ -333,6 +334,7 @@ def run(task: Task) -> dict:
         stride=stride,
         recorded_fraction=fraction,
         loadings_covariance=covariance,
+        observed=readings,
         **dict(task.options),
     )
     seconds = time.process_time() - start

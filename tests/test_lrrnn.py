@@ -12,6 +12,7 @@ from connector.lrrnn import (
     Gauge,
     LowRankRNN,
     RateModel,
+    connectivity_inputs,
     fit_rates_closed_form,
     least_squares_latents,
     ridge_output_weights,
@@ -426,3 +427,20 @@ def test_calibrate_finds_the_noise_and_survives_a_checkpoint():
     again = RateModel(100, 2)
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again.infer(recording), model.infer(recording))
+
+
+def test_errors_of_readings_and_loadings_have_the_stated_covariance():
+    """Squared errors in units of their covariance average the number of dimensions, for states and for loadings."""
+    recording, _ = simulate_recording(teacher("ring"), n_neurons=200, n_grid=10, observation_noise_std=0.3, seed=4)
+    model = RateModel(200, 2)
+    model.initialise(recording)
+    found, loadings, covariance, (states, spread) = connectivity_inputs(model, recording, torch.arange(100))
+    gauge = Gauge.fit(found.z, recording.latents, recording.lengths)
+
+    def mean_square(error, covariance):
+        return float((error * torch.linalg.solve(covariance, error)).sum(-1).mean())
+
+    states, spread = gauge.readings(states, spread)
+    assert abs(mean_square(states - recording.latents, spread) - 2) < 0.15
+    error = gauge.loadings(loadings).m - recording.loadings.m
+    assert abs(mean_square(error, gauge.loadings_covariance(covariance)) - 2) < 0.6

@@ -1,6 +1,7 @@
 """nu from whole trajectories: against autograd, dense regression, simulated networks; invariances; calibration."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_linearisation_is_that_of_autograd():
     a, b = by_c.reshape(-1, 2 * p), by_z0.reshape(-1, 6)
     r = residuals(c, z0)
     gain = a.T @ b @ torch.linalg.inv(b.T @ b)
-    found = module._linearise(basis, c, segments, z0, alpha, stride, root)
+    found = module._linearise(basis, c, segments, z0, alpha, stride, root.expand(*segments.z.shape, 2))
     assert math.isclose(found.squares, float(r @ r), rel_tol=1e-9)
     assert torch.allclose(found.h, a.T @ a - gain @ (b.T @ a), rtol=1e-6, atol=1e-9 * float((a.T @ a).max()))
     assert torch.allclose(found.b, -(a.T @ r - gain @ (b.T @ r)), rtol=1e-6, atol=1e-8)
@@ -390,3 +391,31 @@ def test_mistakes_are_named():
         model.interval(loadings.m, 1.0)
     with pytest.raises(UserError, match="columns"):
         model.interval(torch.zeros(3, 5))
+
+
+def test_samples_that_say_little_count_little():
+    """With each sample's own covariance, samples of enormous noise do no harm; taken as alike they drown the rest."""
+    net = teacher("ring").sample(300, _generator(2), exact_moments=True)
+    clean = _latents(net, n_grid=10)
+    g = _generator(5)
+    shape = clean.z.shape
+    sd = torch.where(torch.rand(shape[:2], generator=g) < 0.3, 3.0, 0.02).double()
+    seen = clean.z + sd[..., None] * torch.randn(shape, generator=g, dtype=torch.float64)
+    covariance = sd[..., None, None].square() * torch.eye(2).double()
+    truth = teacher("ring").conditional_mean(net.loadings)
+
+    def error(**options):
+        model = fit_trajectories(loadings=net.loadings, activation="tanh", families=("none",), draws=1, **options)
+        return float((model.mean(net.loadings.stack()) - truth).square().sum() / truth.square().sum()), model
+
+    weighted, model = error(latents=clean, observed=(seen, covariance))
+    assert weighted < 0.01
+    assert math.isclose(model.summary["noise_sd"][0], 0.02, rel_tol=0.1)
+    assert weighted < 0.2 * error(latents=replace(clean, z=seen))[0]
+
+
+def test_observed_states_and_covariances_have_to_fit():
+    net = teacher("ring").sample(100, _generator(2))
+    latents = _latents(net, n_grid=4)
+    with pytest.raises(UserError, match="covariances"):
+        fit_trajectories(latents, net.loadings, activation="tanh", observed=(latents.z, latents.z))
