@@ -37,6 +37,7 @@ from connector.clusters import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
+from connector.data.attractors import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
 from connector.figures import ACCENT, INFERRED, TRUE, draw_flow_field
 from connector.measures import attractors_kept, field_error, reference_attractors
@@ -164,7 +165,7 @@ def show(found: dict, lint: AttractorRun, console: Console) -> None:
 
 
 def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
-    rows, types, z = found["rows"], found["types"], found["z"]
+    rows, types = found["rows"], found["types"]
     figure = Figure(figsize=(13.5, 9.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.02])
     axes = top.subplots(2, 6, gridspec_kw={"width_ratios": [1, 1, 1, 1, 1, 1]})
@@ -173,7 +174,7 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     field = top.add_subplot(axes[0, 0].get_gridspec()[:, :2])
     test = run.stage_inputs.fold.test
     states, paths = run.latents.z.flatten(0, 1), run.latents.z[test]
-    points = leading_fixed_points(run.teacher.vector_field, z[:60])
+    points = leading_fixed_points(run.teacher.vector_field, grid_of_states(9, 2.4))
     draw_flow_field(
         field, run.teacher.vector_field, states, trajectories=paths, fixed_points=points, max_trajectories=12
     )
@@ -187,8 +188,11 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
         "E": (lint.label, lint.label, types["lint"]),
         "F": ("Connector", rf"Connector, $\sigma$ = {run.sigma:g}", types["connector"]),
     }
-    networks = [rows[name]["network"] for name, _, _ in drawn.values()]
+    networks = [rows[name]["network"] for name, _, _ in drawn.values() if name != lint.label]
     limits = (limits_of(*(net.m for net in networks)), limits_of(*(net.n for net in networks)))
+    # A fit that is not finished can have weights of another size: it has its own axes.
+    fit = lint.fitted_network
+    of_fit = (limits_of(fit.m), limits_of(fit.n))
     for column, key in enumerate(("B", "nu", "C", "D"), start=2):
         name, title, labels = drawn[key]
         pair = axes[:, column]
@@ -200,7 +204,8 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     for column, key in enumerate("EF"):
         name, title, labels = drawn[key]
         error = f"field error {rows[name]['recorded']:.1g} (recorded net)"
-        scatter(axes[:, column], rows[name]["network"], labels=labels, limits=limits, title=title, subtitle=error)
+        scatter(axes[:, column], rows[name]["network"], labels=labels, limits=of_fit if key == "E" else limits,
+                title=title, subtitle=error)  # fmt: skip
         letter(axes[0, column], key)
     names = {"true": "teacher's own", lint.label: lint.label, rf"Connector, $\sigma$ = {run.sigma:g}": "Connector"}
     styles = dict(zip(names, ({"color": TRUE, "linewidth": 2.4, "alpha": 0.6}, {"color": ACCENT}, {"color": INFERRED})))
@@ -220,14 +225,14 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
         mixture_curve(axis, curve, null, f"{name}\n$p$ = {test.p_value:.2g} on loadings")
         if column == 3:
             letter(axis, "H")
-            axis.legend(fontsize=6.5, loc="lower right")
+            bottom.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
         else:
             axis.set_ylabel("")
     note(
         figure,
-        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (second block), not its "
+        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (second block), not  its "
         "spread. A field error is the rms difference from the teacher's mean field, relative to it (E, F: from the recorded "
-        "network, which they were fitted to).\nThe spread in F is the stated sigma. Colours: true types in B to D, 4-means clusters in E and F "
+        "network, which they were fitted to). The spread in F is the stated sigma. Colours: true types in B to D, 4-means clusters in E and F "
         "(k-means always finds four). In H a bend of the curve is no evidence where the null bends as well; what "
         "counts is the test on the loadings of the recorded neurons.",
     )

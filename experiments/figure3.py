@@ -32,11 +32,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from connector.clusters import assign_cell_types, cluster_centres, features
+from connector.data.attractors import grid_of_states
 from connector.dynamics import Network
 from connector.figures import ACCENT, GROUPS, draw_flow_field
 from connector.measures import field_error
 
 N_REFERENCE = 20_000  # neurons of the network that stands for the teacher's mean field
+
+STARTS = grid_of_states(9, 2.4)  # from which fixed points are looked for
 
 
 @dataclass
@@ -77,19 +80,19 @@ class Comparison:
     """
 
     def __init__(self, run: AttractorRun, z: Tensor):
-        self.z, self.starts = z, z[torch.linspace(0, len(z) - 1, 40).long()]
+        self.z = z
         generator = torch.Generator().manual_seed(0)
         network, types = run.teacher.sample_with_components(N_REFERENCE, generator, exact_moments=True)
         silenced = [network.silence(types == c) for c in range(N_TYPES)]
         self.drives = [net.drive(z) for net in silenced]
-        self.points = [stable_points(net, self.starts[::2]) for net in silenced]
+        self.points = [stable_points(net, grid_of_states(5, 2.4)) for net in silenced]
 
     def __call__(self, network: Network, types: Tensor) -> list[Silenced]:
         """One entry for each type; ``types`` (K,) of the network's neurons."""
         measured = []
         for c in range(N_TYPES):
             net = network.silence(types == c)
-            points = stable_points(net, self.starts)
+            points = stable_points(net, STARTS)
             error = field_error(net, self.z, None, self.drives[c])
             measured.append(Silenced(error, len(points), displacement(points, self.points[c])))
         return measured
@@ -159,15 +162,14 @@ def draw(run: AttractorRun, found: dict) -> Figure:
     figure = Figure(figsize=(12.4, 8.6), layout="compressed")
     axes = figure.subplots(3, N_TYPES + 1, sharex=True, sharey=True)
     cap = None
-    starts = found["z"][:: max(1, len(found["z"]) // 40)]
     for row, (name, (network, types)) in enumerate(found["drawn"].items()):
         for column in range(N_TYPES + 1):
             axis, net = axes[row, column], network
             if column:
                 net = network.silence(types == column - 1)
-            cap = draw_flow_field(axis, net, states, fixed_points=net.fixed_points(starts), speed_cap=cap, n_grid=50)
+            cap = draw_flow_field(axis, net, states, fixed_points=net.fixed_points(STARTS), speed_cap=cap, n_grid=50)
             if column == 0:
-                axis.set_title(f"{name}: intact")
+                axis.set_title(f"{name}: intact", fontsize=9)
                 axis.set_ylabel("latent $z_2$")
                 letter(axis, "ABC"[row])
             else:
@@ -186,7 +188,7 @@ def draw(run: AttractorRun, found: dict) -> Figure:
     note(
         figure,
         "Error: rms difference from the teacher's mean field under the same silencing, relative to that field. Types of "
-        "A are the true ones, those of B and C 4-means clusters;\nthe spread of n about its mean, which data do not "
+        "A are the true ones, those of B and C 4-means clusters; the spread of n about its mean, which data do not "
         "determine, helps to decide which neurons a cluster on (m, n) holds.",
     )
     return figure

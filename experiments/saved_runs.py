@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -228,5 +229,6 @@ def save(figure: Figure, out: str | Path, name: str, console: Console) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """A sentence under a figure: what it cannot show."""
+    """Sentences under a figure: what it cannot show."""
+    text = textwrap.fill(text, int(14.2 * figure.get_figwidth()))
     figure.supxlabel(text, fontsize=8, color=figures.MUTED, x=0.01, ha="left")

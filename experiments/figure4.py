@@ -1,0 +1,129 @@
+"""Figure 4: dissimilarity between true and inferred connectivity, four systems against four, by two measures.
+
+    python experiments/figure4.py
+
+Rows: the true system; columns: the system whose data the connectivity was inferred from. D is ours (Sinkhorn divergence of
+the loadings + squared error of n given the loading), the other that of Valente et al. 2022 (sorted entries of J). A
+measure that tells connectivities apart is smallest on the diagonal, in every row and column. The two panels on the right
+show the same for perfect inference, fresh neurons of the truth with n = nu: what the sampling of neurons alone gives, and
+how far apart the systems are.
+
+Means over all seeds found (`python train.py -m experiment=quadstable,bistable,limit_cycle,ring seed=1,2,3`) and over
+--samples networks sampled from each. Needs a run of each system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from saved_runs import SYSTEMS, AttractorRun, Wanted, arguments_of, finish, note, require, save
+from torch import Tensor
+
+from connector.data.attractors import Teacher
+from connector.dynamics import Network
+from connector.figures import dissimilarity_matrices
+from connector.measures import dissimilarity, valente_dissimilarity
+
+NAMES = ("quadstable", "bistable", "limit cycle", "ring")
+MEASURES = ("D", "Valente et al.")
+
+
+def smallest_on_diagonal(matrix: Tensor) -> tuple[list[bool], list[bool]]:
+    """Of a square matrix, for each row and for each column: is its smallest value the one on the diagonal alone?"""
+    away = matrix + torch.diag(torch.full((len(matrix),), float("inf"), dtype=matrix.dtype))
+    diagonal = matrix.diagonal()
+    return (diagonal < away.amin(1)).tolist(), (diagonal < away.amin(0)).tolist()
+
+
+def both(teacher: Teacher, true: Network, inferred: Network, seed: int) -> tuple[float, float]:
+    """D and Valente's dissimilarity of one inferred network from one system."""
+    return (
+        dissimilarity(teacher, inferred, n_draws=3, seed=seed).total,
+        valente_dissimilarity(true, inferred, max_entries=250_000),
+    )
+
+
+def matrices(teachers: list[Teacher], networks: list[list[Network]]) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (2 measures, true, inferred) over each system's networks."""
+    means = torch.zeros(2, len(teachers), len(teachers), dtype=torch.float64)
+    stds = torch.zeros_like(means)
+    for row, teacher in enumerate(teachers):
+        for column, several in enumerate(networks):
+            values = []
+            for seed, inferred in enumerate(several):
+                true = teacher.sample(inferred.n_neurons, torch.Generator().manual_seed(1000 + seed))
+                values.append(both(teacher, true, inferred, seed))
+            values = torch.tensor(values, dtype=torch.float64)
+            means[:, row, column] = values.mean(0)
+            stds[:, row, column] = values.std(0) if len(values) > 1 else 0.0
+    return means, stds
+
+
+def fresh(teacher: Teacher, count: int) -> list[Network]:
+    """Networks of the truth itself, n = nu: perfect inference."""
+    drawn = [teacher.sample(1000, torch.Generator().manual_seed(seed)) for seed in range(count)]
+    return [replace(network, n=teacher.conditional_mean(network.loadings)) for network in drawn]
+
+
+def show(title: str, means: Tensor, stds: Tensor, console: Console) -> None:
+    for index, measure in enumerate(MEASURES):
+        table = Table(title=f"{title}: {measure} (mean ± sd)")
+        table.add_column("true \\ inferred")
+        for name in NAMES:
+            table.add_column(name, justify="right")
+        for row, name in enumerate(NAMES):
+            cells = [f"{float(means[index, row, c]):.3g} ± {float(stds[index, row, c]):.1g}" for c in range(len(NAMES))]
+            table.add_row(name, *cells)
+        console.print(table)
+        rows, columns = smallest_on_diagonal(means[index])
+        console.print(
+            f"{measure}: smallest on the diagonal in {sum(rows)} of {len(rows)} rows and {sum(columns)} of "
+            f"{len(columns)} columns: {'yes' if all(rows + columns) else 'NO'}",
+            highlight=False,
+        )
+
+
+def draw(inferred: Tensor, perfect: Tensor, n_runs: list[int], samples: int) -> Figure:
+    panels = {
+        "D": inferred[0],
+        "Valente et al.": inferred[1],
+        "D, perfect inference": perfect[0],
+        "Valente, perfect inference": perfect[1],
+    }
+    figure = dissimilarity_matrices(panels, NAMES, NAMES)
+    seeds = f"{min(n_runs)}" if min(n_runs) == max(n_runs) else f"{min(n_runs)} to {max(n_runs)}"
+    note(
+        figure,
+        f"Means over {seeds} run(s) per system and {samples} sampled networks of 1000 neurons each. Bold: smallest of "
+        "its row and column. Perfect inference: fresh true neurons with n = nu. Neither measure sees the spread of n "
+        "about nu, which data do not determine; D is taken at sigma = 0.",
+    )
+    return figure
+
+
+def main(arguments=None) -> None:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--samples", type=int, default=3, help="networks sampled from each run")
+    arguments = parser.parse_args(arguments)
+    console = Console(width=120)
+    found: list[list[AttractorRun]] = require(
+        arguments.runs, *(Wanted(name, tuple(arguments.options)) for name in SYSTEMS)
+    )
+    teachers = [runs[0].teacher for runs in found]
+    networks = [[run.sample(1000, seed=s) for run in runs for s in range(arguments.samples)] for runs in found]
+    inferred, spread = matrices(teachers, networks)
+    perfect, spread_perfect = matrices(teachers, [fresh(teacher, arguments.samples) for teacher in teachers])
+    show("inferred", inferred, spread, console)
+    show("perfect inference", perfect, spread_perfect, console)
+    diagonal = np.round(inferred[0].diagonal().numpy() / perfect[0].diagonal().numpy(), 2)
+    console.print(f"D on the diagonal over that of perfect inference: {', '.join(map(str, diagonal))}", highlight=False)
+    save(draw(inferred, perfect, [len(runs) for runs in found], arguments.samples), arguments.out, "figure4", console)
+
+
+if __name__ == "__main__":
+    raise SystemExit(finish(main))
