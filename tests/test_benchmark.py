@@ -92,6 +92,9 @@ def test_a_process_gives_its_result_and_its_end_is_noticed(benchmark):
 def in_this_process(benchmark, monkeypatch):
     """Without the seconds that every fresh process takes to load its libraries."""
     monkeypatch.setattr(benchmark, "in_own_process", lambda function, *arguments, fresh=False: function(*arguments))
+    short = benchmark.composed("connectivity.early_stopping=false", "connectivity.loadings_epochs=5")
+    monkeypatch.setattr(benchmark, "defaults", lambda: short)
+    monkeypatch.setattr("connector.results.N_NETWORKS", 1)
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         yield
