@@ -59,7 +59,9 @@ class Results:
         self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=draw)
         self.drawn = self.distribution.sample(N_DRAWN, sigma=0.0, seed=seed, outputs=draw)
         self.projected = self.distribution.sample(N_NEURONS, sigma=self.sigma, project=True, seed=seed)
-        self.diagnosis = self.distribution.diagnose(self.network.loadings)
+        # The published ridge makes no statement about its error.
+        has_posterior = options.connectivity.estimator != "ridge"
+        self.diagnosis = self.distribution.diagnose(self.network.loadings) if has_posterior else None
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
@@ -77,9 +79,10 @@ class Results:
             **self._field_errors(),
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
             "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
-            "connectivity/determined_modes": self.diagnosis.determined_modes,
-            "connectivity/predicted_error": self.diagnosis.predicted_error,
+            "connectivity/determined_modes": self.distribution.mean.determined_modes,
         }
+        if self.diagnosis is not None:
+            found["connectivity/predicted_error"] = self.diagnosis.predicted_error
         if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
             found["connectivity/entropy"] = self.distribution.entropy(n_samples=500)[0]
         if self.data.teacher is not None:
@@ -98,7 +101,8 @@ class Results:
                 f"(ask for {_NEURONS_PER_COLUMN * rows.shape[1]} or more). The distribution of the loadings, and so every "
                 "sampled network, is then mostly assumption; no test for cell types is made."
             )
-        return [*said, *(f"Caution: {warning}" for warning in self.diagnosis.warnings)]
+        warnings = () if self.diagnosis is None else self.diagnosis.warnings
+        return [*said, *(f"Caution: {warning}" for warning in warnings)]
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states: against the teacher's mean field where it is known
@@ -141,18 +145,23 @@ class Results:
         drawn = {"flow_field": self._flow_field(), "loadings": self._loadings()}
         if self.data.teacher is not None:
             nu = self.data.teacher.conditional_mean(self.network.loadings)
-            drawn["conditional_mean"] = (
-                "True and inferred mean output weight of each sampled neuron; on the diagonal is right. Bars: 95 % "
-                "intervals.",
-                figures.conditional_mean_fit(
-                    nu, self.network.n, half_width=(self.diagnosis.high - self.diagnosis.low) / 2
-                ),
+            caption, half_width = (
+                "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
+                None,
             )
-        drawn["intervals"] = (
-            "What the data determine: the mean output weight at each loading with its interval, in the order of the "
-            "estimate. Where the band is as wide as the whole range, the curve shows the prior.",
-            figures.intervals(self.diagnosis.nu, self.diagnosis.low, self.diagnosis.high, level=self.diagnosis.level),
-        )
+            if self.diagnosis is not None:
+                caption, half_width = f"{caption} Bars: 95 % intervals.", (self.diagnosis.high - self.diagnosis.low) / 2
+            drawn["conditional_mean"] = (
+                caption,
+                figures.conditional_mean_fit(nu, self.network.n, half_width=half_width),
+            )
+        if self.diagnosis is not None:
+            found = self.diagnosis
+            drawn["intervals"] = (
+                "What the data determine: the mean output weight at each loading with its interval, in the order of the "
+                "estimate. Where the band is as wide as the whole range, the curve shows the prior.",
+                figures.intervals(found.nu, found.low, found.high, level=found.level),
+            )
         drawn["tails"] = self._tails()
         if self.data.recording.kind == "rates":
             drawn["rates"] = self._rates()
@@ -194,7 +203,8 @@ class Results:
             truth = self.data.truth
             populations["true (this network)"] = (truth.loadings, truth.n)
         populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
-        certainty["inferred, sigma = 0"] = self.diagnosis.certainty
+        if self.diagnosis is not None:
+            certainty["inferred, sigma = 0"] = self.diagnosis.certainty
         drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
         populations[f"inferred, sigma = {self.sigma:g}"] = (drawn.loadings, drawn.n)
         if self.data.teacher is not None:
@@ -318,8 +328,10 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
         ),
         Section(
             "What the data determine",
-            "\n\n".join(results.diagnosis.sentences()),
-            [drawn["intervals"]],
+            "The published ridge makes no statement about its error."
+            if results.diagnosis is None
+            else "\n\n".join(results.diagnosis.sentences()),
+            [drawn[name] for name in ("intervals",) if name in drawn],
             metrics={k: v for k, v in metrics.items() if k in _OF_DIAGNOSIS},
         ),
         Section(

@@ -413,8 +413,6 @@ def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
 
 def distribution() -> ConnectivityDistribution:
     """A distribution of the default sizes whose flows are untrained: that does not change the cost of sampling."""
-    from connector.connectivity_stages import assemble
-
     options = defaults()
     inputs = clustered_inputs(1000)
     torch.manual_seed(0)
@@ -423,7 +421,16 @@ def distribution() -> ConnectivityDistribution:
     rank = inputs.loadings.rank
     loadings_flow = Flow(rank, **shape).fit_scaler(inputs.loadings.m.float())
     mean = fit_trajectories(inputs.latents, inputs.loadings, activation="tanh", recorded_fraction=None)
-    return assemble(options, inputs, loadings_flow, mean, Flow(rank, rank, **shape))
+    return ConnectivityDistribution(
+        loadings_flow,
+        mean,
+        alpha=ALPHA,
+        activation="tanh",
+        outputs_flow=Flow(rank, rank, **shape),
+        reference=inputs.latents.trials(inputs.fold.train).samples(),
+        projection_regularizer=options.connectivity.projection_regularizer,
+        flow_steps=flow.steps,
+    )
 
 
 def grow_sampling(size: Size) -> tuple[Cost, float]:

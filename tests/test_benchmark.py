@@ -72,6 +72,15 @@ def test_the_simulated_latents_follow_the_mean_field_of_nu(benchmark):
     assert (drive - y[:50]).square().mean().sqrt() < 3 * benchmark.NOISE / benchmark.ALPHA
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_the_published_recipe_runs_whole_and_is_measured(benchmark):
+    extra = ["data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "connectivity.outputs_loadings=200"]
+    cost = benchmark.run_recipe("quadstable", "published", [*extra, *benchmark.few_epochs([1, 2, 2], 0)], None, 0, 1)
+    assert not cost.extrapolated
+    assert cost.metrics["connectivity/dissimilarity"] > 0
+    assert "connectivity/predicted_error" not in cost.metrics  # ridge has no posterior
+
+
 def test_peak_memory_sees_an_array(benchmark):
     def work():
         return np.ones(40_000_000).sum()  # 0.3 GiB
