@@ -117,7 +117,7 @@ def measure(run: AttractorRun, lint: AttractorRun, arguments) -> dict:
     found["curves"] = {}
     for name, (network, nu, loadings) in of_curves.items():
         curve = mixture_likelihood(features(network.loadings, network.n), COMPONENTS)
-        null = null_mixture_likelihood(network.loadings, network.n, nu, n_draws=arguments.null_draws)
+        null = null_mixture_likelihood(network.loadings, network.n, nu, arguments.null_draws, COMPONENTS)
         test = cell_type_test(loadings, n_bootstrap=arguments.bootstrap)
         found["curves"][name] = (curve, null, test)
     return found
@@ -160,7 +160,7 @@ def show(found: dict, lint: AttractorRun, console: Console) -> None:
     console.print(table)
     console.print(
         "Dynamics determine p(m) and nu. The spread of n about nu is not determined: sigma is a stated choice.\n"
-        f"{lint.label}: its validation loss is {lint.store.stages()['lrrnn']['metrics']['lrrnn/val_loss']:.2g}."
+        + lint.caution(found["rows"][lint.label]["recorded"])
     )
 
 
@@ -230,11 +230,11 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
             axis.set_ylabel("")
     note(
         figure,
-        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (second block), not  its "
+        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (second block), not its "
         "spread. A field error is the rms difference from the teacher's mean field, relative to it (E, F: from the recorded "
         "network, which they were fitted to). The spread in F is the stated sigma. Colours: true types in B to D, 4-means clusters in E and F "
         "(k-means always finds four). In H a bend of the curve is no evidence where the null bends as well; what "
-        "counts is the test on the loadings of the recorded neurons.",
+        "counts is the test on the loadings of the recorded neurons. " + lint.caution(rows[lint.label]["recorded"]),
     )
     return figure
 

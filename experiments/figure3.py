@@ -125,7 +125,14 @@ def measure(run: AttractorRun, lint: AttractorRun, samples: int, on: str) -> dic
         measured["fresh truth"].append(compare(*run.teacher.sample_with_components(1000, generator)))
         shuffled = run.true_types[torch.randperm(len(run.true_types), generator=generator)]
         measured["random neurons"].append(compare(run.truth, shuffled))
-    return {"z": z, "drawn": drawn, "measured": measured, "true_points": [len(points) for points in compare.points]}
+    caution = lint.caution(field_error(fit, z, None, run.truth.drive(z)))
+    return {
+        "z": z,
+        "caution": caution,
+        "drawn": drawn,
+        "measured": measured,
+        "true_points": [len(points) for points in compare.points],
+    }
 
 
 def mean_of(repetitions: list[list[Silenced]], type_: int, name: str) -> float:
@@ -155,6 +162,7 @@ def show(found: dict, console: Console) -> None:
             text = f"{network} (mean of {len(repetitions)})" if len(repetitions) > 1 else network
             table.add_row(text, *(f"{value:{form}}" for value in values), f"{statistics.fmean(values):{form}}")
     console.print(table)
+    console.print(found["caution"], highlight=False)
 
 
 def draw(run: AttractorRun, found: dict) -> Figure:
@@ -189,7 +197,7 @@ def draw(run: AttractorRun, found: dict) -> Figure:
         figure,
         "Error: rms difference from the teacher's mean field under the same silencing, relative to that field. Types of "
         "A are the true ones, those of B and C 4-means clusters; the spread of n about its mean, which data do not "
-        "determine, helps to decide which neurons a cluster on (m, n) holds.",
+        "determine, helps to decide which neurons a cluster on (m, n) holds. " + found["caution"],
     )
     return figure
 

@@ -14,16 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor
 
 from connector import figures
-from connector.config import checked
+from connector.config import AttractorData
 from connector.data.attractors import Teacher
 from connector.dynamics import Network
 from connector.errors import UserError
@@ -147,15 +150,18 @@ class AttractorRun(Run):
 
     @cached_property
     def _data(self):
-        try:
-            data = build_data(checked(self.config))
-        except UserError as error:
-            file = self.path / "config.yaml"
-            remedy = "another version wrote it; the command that made the run makes it anew"
-            raise UserError(f"options of this version in {file}", error.got, remedy) from error
-        if data.teacher is None:
+        config = self.config
+        if config.data.source != "attractor":
             raise UserError("a run on simulated data, whose truth is known", str(self.path))
-        return data
+        try:
+            # The options of the data alone: those of training may have changed since the run.
+            merged = OmegaConf.merge(OmegaConf.structured(AttractorData), config.data)
+            options = SimpleNamespace(data=OmegaConf.to_object(merged), lrrnn=config.lrrnn, seed=config.seed)
+        except OmegaConfBaseException as error:
+            file, got = self.path / "config.yaml", str(error).splitlines()[0]
+            remedy = "another version wrote it; the command that made the run makes it anew"
+            raise UserError(f"data options of this version in {file}", got, remedy) from error
+        return build_data(options)
 
     @property
     def teacher(self) -> Teacher:
@@ -209,6 +215,14 @@ class AttractorRun(Run):
         if options.init == "random":
             return f"LINT, {options.max_epochs} epochs"
         return "low-rank RNN, closed form"
+
+    def caution(self, error: float) -> str:
+        """A sentence about a fit whose own field has the relative error ``error`` from the network it was fitted to."""
+        loss = self.store.stages()["lrrnn"]["metrics"].get("lrrnn/val_loss", float("nan"))
+        said = f"{self.label}: validation loss {loss:.2g}, error of its field {error:.2g}."
+        if error > 0.5:
+            said += " It has not learned the dynamics (too few epochs?): what is drawn of it is no example of LINT."
+        return said
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

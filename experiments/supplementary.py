@@ -45,7 +45,7 @@ def measure(run: AttractorRun, arguments) -> dict:
         "recorded": field_error(run.truth, z, None, y),
         "curve": mixture_likelihood(x, COMPONENTS),
         "null": null_mixture_likelihood(
-            network.loadings, network.n, run.connectivity.conditional_mean, n_draws=arguments.null_draws
+            network.loadings, network.n, run.connectivity.conditional_mean, arguments.null_draws, COMPONENTS
         ),
         "test": cell_type_test(run.loadings, n_bootstrap=arguments.bootstrap),
     }
@@ -73,8 +73,8 @@ def show(measured: dict[str, dict], console: Console) -> None:
 
 
 def draw(runs: dict[str, AttractorRun], measured: dict[str, dict]) -> Figure:
-    figure = Figure(figsize=(14.5, 12.6), layout="constrained")
-    blocks = figure.subfigures(len(runs), 1)
+    figure = Figure(figsize=(14.5, 0.6 + 4 * len(runs)), layout="constrained")
+    blocks = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
     for index, (block, (name, run)) in enumerate(zip(blocks, runs.items())):
         found, states = measured[name], run.latents.z.flatten(0, 1)
         axes = block.subplots(2, 6, width_ratios=[1.55, 1.55, 1, 1, 1, 1.2])
@@ -109,15 +109,18 @@ def draw(runs: dict[str, AttractorRun], measured: dict[str, dict]) -> Figure:
             axes[i, 4].set_xlabel(f"output weight $n_{{{i + 1}}}$")
         axes[0, 4].set_title("$p(n)$\n", fontsize=9)
         axes[0, 4].legend(fontsize=7, loc="upper left")
+        axes[0, 4].set_ylim(0, 1.4 * axes[0, 4].get_ylim()[1])
         axis = block.add_subplot(grid[:, 5])
         mixture_curve(axis, found["curve"], found["null"], f"Mixtures; test: $p$ = {found['test'].p_value:.2g}")
-        axis.legend(fontsize=6.5, loc="best")
+        if index == len(runs) - 1:
+            block.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     note(
         figure,
         "Filled: stable fixed points; open: unstable. Data determine p(m) and the mean of n given m. The spread of n "
-        "about it, and so the width of p(n), is a stated choice (sigma). A mixture curve means something only where it "
-        "leaves its null (no types, shifted to the same start); p is of the test for cell types on the recorded "
-        "neurons' loadings. In these systems there is one population.",
+        "about it, and so the width of p(n), is a stated choice (sigma). A mixture curve means nothing where it leaves "
+        "its null (no types, shifted to the same start) by less than the sd over folds; p is of the test for cell types on "
+        "the recorded neurons' loadings. In these systems there is one population, and p(m) is the same in all three: "
+        "with one seed the loadings, and so p, are the same as well.",
     )
     return figure
 
