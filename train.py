@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Hydra's own reporting hides the exception from this file and always ends with 1; here mistakes end with 2.
 os.environ["HYDRA_FULL_ERROR"] = "1"
+# Threads that wait for each other by spinning lose several-fold as soon as anything else runs on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

@@ -180,6 +180,7 @@ class ConnectivityOptions:
     flow: FlowOptions = MISSING
     early_stopping: bool = MISSING
     match_moments: bool = MISSING
+    match_drive: bool = MISSING
     loadings_epochs: int = MISSING
     loadings_epoch_size: int | None = MISSING
     loadings_batch_size: int = MISSING

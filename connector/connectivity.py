@@ -18,6 +18,7 @@ from connector.diagnosis import Diagnosis, diagnose
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
 from connector.flow import Flow
+from connector.tilt import DriveTilt
 from connector.types import Loadings
 
 OUTPUTS = ("conditional_mean", "flow")
@@ -31,6 +32,8 @@ class ConnectivityDistribution(nn.Module):
         loadings_flow: density of stacked loadings (m, b, d), R + U + bias columns.
         mean: nu = E[n | m, b, d].
         alpha, activation: of the networks drawn.
+        tilt: weights of the loadings under which the mean drive is the recorded neurons' (:mod:`connector.tilt`); None:
+            the loadings follow their flow as it is.
         outputs_flow: flow of n given the stacked loadings, trained on n with spread ``sigma`` around nu; or None.
         sigma: the spread of n around nu to which log_prob and entropy refer; where there is an ``outputs_flow``, the
             one at which it was trained (0 where it was trained on conditional means, as the published recipe does).
@@ -49,6 +52,7 @@ class ConnectivityDistribution(nn.Module):
         *,
         alpha: float,
         activation: str,
+        tilt: DriveTilt | None = None,
         outputs_flow: Flow | None = None,
         sigma: float = 1.0,
         outputs: str = "conditional_mean",
@@ -71,7 +75,7 @@ class ConnectivityDistribution(nn.Module):
             )
         if sigma < 0:
             raise UserError("sigma of 0 or more", str(sigma))
-        self.loadings_flow, self.mean, self.outputs_flow = loadings_flow, mean, outputs_flow
+        self.loadings_flow, self.tilt, self.mean, self.outputs_flow = loadings_flow, tilt, mean, outputs_flow
         self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
         self.alpha, self.activation = float(alpha), activation
         self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
@@ -121,9 +125,9 @@ class ConnectivityDistribution(nn.Module):
         if outputs is None:
             outputs = self.outputs if sigma > 0 else "conditional_mean"
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
-        rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
+        rows, nu = self._draw_loadings(n_neurons, generator)
         if self._checked_outputs(outputs) == "conditional_mean":
-            n, spread = self.mean(rows), sigma
+            n, spread = nu, sigma
         else:
             if sigma < self.sigma:
                 raise UserError(
@@ -139,6 +143,22 @@ class ConnectivityDistribution(nn.Module):
         loadings = self._unstack(rows)
         net = Network(loadings.m, n, loadings.b, loadings.d, alpha=self.alpha, activation=self.activation)
         return self.project(net) if project else net
+
+    def _draw_loadings(self, n_neurons: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Stacked loadings (K, P) and their nu (K, R), float64; with a tilt by rejection of draws of the flow."""
+        if self.tilt is None:
+            rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
+            return rows, self.mean(rows)
+        kept, missing = [], n_neurons
+        while missing > 0:
+            count = int(1.1 * missing * math.exp(self.tilt.log_ceiling)) + 16
+            rows = self.loadings_flow.sample(count, steps=self.flow_steps, generator=generator).double()
+            nu = self.mean(rows)
+            level = torch.rand(count, generator=generator, dtype=torch.float64, device=rows.device).log()
+            keep = level < self.tilt.log_weight(rows, nu) - self.tilt.log_ceiling
+            kept.append((rows[keep][:missing], nu[keep][:missing]))
+            missing -= len(kept[-1][0])
+        return torch.cat([rows for rows, _ in kept]), torch.cat([nu for _, nu in kept])
 
     @torch.no_grad()
     def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
@@ -160,7 +180,7 @@ class ConnectivityDistribution(nn.Module):
         """
         if loadings is None:
             generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
-            rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator)
+            rows, _ = self._draw_loadings(n_neurons, generator)
         else:
             rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
         return diagnose(self.mean, rows, level)
@@ -169,15 +189,16 @@ class ConnectivityDistribution(nn.Module):
     def quadrature(self, n_points: int = 32768, seed: int = 0) -> Network:
         """A network that stands for infinitely many neurons: loadings at quasi-random points of their flow, n = nu.
 
-        Its field scatters far less about the mean field of the distribution than that of as many random neurons.
+        Its field scatters far less about the mean field of the distribution than that of as many random neurons. With a
+        tilt, n carries the weight of each point besides.
         """
         rows = self.loadings_flow.sample(
             base=self.loadings_flow.base_quadrature(n_points, seed), steps=self.flow_steps
         ).double()
-        loadings = self._unstack(rows)
-        return Network(
-            loadings.m, self.mean(rows), loadings.b, loadings.d, alpha=self.alpha, activation=self.activation
-        )
+        loadings, n = self._unstack(rows), self.mean(rows)
+        if self.tilt is not None:
+            n = n * self.tilt.log_weight(rows, n).exp()[:, None]
+        return Network(loadings.m, n, loadings.b, loadings.d, alpha=self.alpha, activation=self.activation)
 
     @torch.no_grad()
     def project(self, net: Network) -> Network:
@@ -252,10 +273,12 @@ class ConnectivityDistribution(nn.Module):
         net = net.double()
         outputs, sigma = self._density_of(outputs, sigma)
         rows = net.loadings.stack()
-        density = self.loadings_flow.log_prob(rows, **options)
+        density, nu = self.loadings_flow.log_prob(rows, **options), self.mean(rows)
+        if self.tilt is not None:
+            density = density + self.tilt.log_weight(rows, nu)
         if outputs == "flow":
             return density + self.outputs_flow.log_prob(net.n, rows, **options)
-        squares = (net.n - self.mean(rows)).square().sum(1)
+        squares = (net.n - nu).square().sum(1)
         return density - 0.5 * squares / sigma**2 - 0.5 * self.rank * math.log(2 * math.pi * sigma**2)
 
     def entropy(
@@ -264,12 +287,20 @@ class ConnectivityDistribution(nn.Module):
         """Differential entropy of (m, b, d, n) of one neuron in nats, by Monte Carlo, and its standard error."""
         outputs, sigma = self._density_of(outputs, sigma)
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
-        value, error = self.loadings_flow.entropy(n_samples, generator=generator)
+        value, error = self._entropy_of_loadings(n_samples, generator)
         if outputs == "conditional_mean":
             return value + 0.5 * self.rank * math.log(2 * math.pi * math.e * sigma**2), error
-        rows = self.loadings_flow.sample(n_samples, steps=self.flow_steps, generator=generator).detach()
+        rows = self._draw_loadings(n_samples, generator)[0].to(self.outputs_flow.location.dtype).detach()
         of_n, error_n = self.outputs_flow.entropy(context=rows, generator=generator)
         return value + of_n, math.hypot(error, error_n)
+
+    def _entropy_of_loadings(self, n_samples: int, generator: torch.Generator) -> tuple[float, float]:
+        if self.tilt is None:
+            return self.loadings_flow.entropy(n_samples, generator=generator)
+        with torch.no_grad():
+            rows, nu = self._draw_loadings(n_samples, generator)
+            surprise = -(self.loadings_flow.log_prob(rows) + self.tilt.log_weight(rows, nu))
+        return float(surprise.mean()), float(surprise.std() / n_samples**0.5)
 
     def _density_of(self, outputs: str | None, sigma: float | None) -> tuple[str, float]:
         outputs = self._checked_outputs(self.outputs if outputs is None else outputs)
@@ -299,6 +330,7 @@ class ConnectivityDistribution(nn.Module):
                 "flow_steps": self.flow_steps,
             },
             "loadings_flow": _flow_state(self.loadings_flow),
+            "tilt": None if self.tilt is None else self.tilt.state(),
             "outputs_flow": None if flow is None else _flow_state(flow),
             "mean": self.mean.state(),
             "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
@@ -316,6 +348,7 @@ class ConnectivityDistribution(nn.Module):
             cls(
                 Flow.rebuild(saved["loadings_flow"]),
                 from_state(saved["mean"]),
+                tilt=None if saved.get("tilt") is None else DriveTilt.rebuild(saved["tilt"]),
                 outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
                 reference=None if reference is None else tuple(reference),
                 max_reference=10**9,

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from connector.callbacks import ExponentialMovingAverage
-from connector.conditional_mean import ConditionalMean, fit_conditional_mean, published_to_lambda
+from connector.conditional_mean import ConditionalMean, fit_conditional_mean, published_to_lambda, times_design
 from connector.config import Options
 from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import TensorDataModule
@@ -18,12 +18,14 @@ from connector.dynamics import activation, potentials
 from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.store import StageInputs
+from connector.tilt import DriveTilt, fit_drive_tilt
 from connector.training import StageContext, StageModule, fit
 from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Loadings
 
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
+_TILT_POINTS = 8192  # of the flow, in the means that its tilt sets
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
@@ -248,8 +250,33 @@ def published_ridge(options: Options, inputs: StageInputs, max_states: int = 200
     return solve
 
 
+def drive_tilt(options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean) -> DriveTilt | None:
+    """The tilt of the flow of the loadings towards the recorded network's drive, or None.
+
+    That of a fitted model where there is one; else of the recorded neurons with n = nu: successive latents would show the
+    recorded n's own deviations from nu besides, which are chance, and their noise.
+    Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
+    """
+    if not options.connectivity.match_drive or flow.base != "normal":
+        return None
+    rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
+    rows, loadings = rows.double(), inputs.loadings.map(Tensor.double)
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    if inputs.latents.drive is None:
+        y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
+    shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
+    return fit_drive_tilt(
+        rows, mean(rows), z, u, y, activation=inputs.activation, shape=shape, n_neurons=loadings.n_neurons
+    )
+
+
 def assemble(
-    options: Options, inputs: StageInputs, loadings_flow: Flow, mean: ConditionalMean, outputs_flow: Flow
+    options: Options,
+    inputs: StageInputs,
+    loadings_flow: Flow,
+    tilt: DriveTilt | None,
+    mean: ConditionalMean,
+    outputs_flow: Flow,
 ) -> ConnectivityDistribution:
     """The distribution from its parts; networks are projected on the drive of the training trials."""
     connectivity = options.connectivity
@@ -258,6 +285,7 @@ def assemble(
         mean,
         alpha=inputs.latents.alpha,
         activation=inputs.activation,
+        tilt=tilt,
         outputs_flow=outputs_flow,
         # The published flow of n is trained on ridge solutions without spread.
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
@@ -310,7 +338,8 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
         callbacks=_flow_callbacks(options),
     )
     if trainer.is_global_zero:
-        distribution = assemble(options, inputs, loadings_flow, mean, module.flow.eval())
+        tilt = drive_tilt(options, inputs, loadings_flow, mean)
+        distribution = assemble(options, inputs, loadings_flow, tilt, mean, module.flow.eval())
         store.write_module(store.connectivity_file, distribution.save)
     trainer.strategy.barrier()
     return {"outputs/val_loss": float(trainer.checkpoint_callback.best_model_score)}

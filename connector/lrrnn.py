@@ -851,6 +851,10 @@ def _shoot(segments: _Segments, network: Network, basis: Tensor, iterations: int
         trial = replace(network, n=k**0.5 * basis @ weights)
         chi2, *equations = _sensitivities(segments, trial, basis, start)
         objective = chi2 + precision * float(weights.square().sum())
+        if not all(bool(torch.isfinite(part).all()) for part in equations):  # a simulation that ran away
+            if best is None:
+                return network.n, precision * rank / n_obs, float("inf")
+            objective = math.inf
         if best is not None and not objective < best * (1 + 1e-9):
             shrink *= 0.5
             if shrink < 0.1:
@@ -921,7 +925,9 @@ def _eliminated_step(
 ) -> tuple[Tensor, Tensor, float]:
     """Moves of weights and initial states, and the precision of the prior at the fixed point of its evidence."""
     h_ww, h_ws, h_ss, g_w, g_s = equations
-    h_ss = h_ss + 1e-6 * torch.eye(h_ss.shape[-1], dtype=h_ss.dtype, device=h_ss.device)
+    # a segment that leaves its initial state open in some direction must not end the fit
+    ridge = 1e-6 + 1e-10 * h_ss.diagonal(dim1=1, dim2=2).mean(1)
+    h_ss = h_ss + ridge[:, None, None] * torch.eye(h_ss.shape[-1], dtype=h_ss.dtype, device=h_ss.device)
     solved = torch.linalg.solve(h_ss, torch.cat([h_ws.mT, g_s[..., None]], dim=-1))
     hessian = h_ww - torch.einsum("bwi,biv->wv", h_ws, solved[..., :-1])
     score = g_w - torch.einsum("bwi,bi->w", h_ws, solved[..., -1])
@@ -1426,6 +1432,18 @@ class Posterior:
     covariance: Tensor
 
 
+class LeastSquares(NamedTuple):
+    """z (trials, time, R); normal (trials, time, R, R); error: as :func:`least_squares_latents` returns them."""
+
+    z: Tensor
+    normal: Tensor
+    error: float
+
+    def trials(self, index: Tensor) -> LeastSquares:
+        """Those of some trials; ``error`` stays that of all."""
+        return LeastSquares(self.z[index], self.normal[index], self.error)
+
+
 class RateModel(nn.Module):
     """A low-rank RNN fitted to recorded rates through its dynamics.
 
@@ -1491,16 +1509,23 @@ class RateModel(nn.Module):
         return fit
 
     @torch.no_grad()
-    def calibrate(self, recording: Recording) -> None:
-        """Re-estimate noise levels and the loadings' covariance for the present parameters; after training."""
+    def calibrate(self, recording: Recording, found: LeastSquares | None = None) -> None:
+        """Re-estimate noise levels and the loadings' covariance for the present parameters; after training.
+
+        Args:
+            found: :meth:`least_squares` of the recording, where it is at hand.
+        """
         phi, loadings = activation_named(self.rnn.activation), self.loadings()
         samples = _Samples.of(recording.activity, recording.mask, recording.inputs)
         self.binary.fill_(_is_binary(samples, phi))
-        z, normal, error = self._least_squares(recording.activity, recording.mask, recording.inputs)
-        self.residual_variance.fill_(error)
-        if self._noisy(z, normal, recording.mask):
-            network = self.rnn.network()
-            z, _, q = smooth_latents(z, normal / self.dispersion, network, recording.lengths, recording.inputs)
+        if found is None:
+            found = self.least_squares(recording.activity, recording.mask, recording.inputs)
+        self.residual_variance.fill_(found.error)
+        z = found.z
+        if self.is_noisy(found, recording.mask):
+            z, _, q = smooth_latents(
+                z, found.normal / self.dispersion, self.rnn.network(), recording.lengths, recording.inputs
+            )
             self.process_covariance.copy_(q)
         x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
         theta = loadings.stack().double()
@@ -1524,7 +1549,9 @@ class RateModel(nn.Module):
         """States at the first sample (B, R), float32, without gradient."""
         cut = slice(0, min(self.start_samples, batch.activity.shape[1]))
         u = None if batch.inputs is None else batch.inputs[:, cut]
-        return self._posterior(batch.activity[:, cut], batch.mask[:, cut], u).z[:, 0].to(self.rnn.m.dtype)
+        mask = batch.mask[:, cut]
+        found = self.least_squares(batch.activity[:, cut], mask, u)
+        return self.posterior_from(found, mask, u).z[:, 0].to(self.rnn.m.dtype)
 
     def rollout(self, batch: TrialBatch) -> Tensor:
         """Trajectories of the network from the initial states, (B, time, R); gradients flow into the parameters."""
@@ -1551,12 +1578,6 @@ class RateModel(nn.Module):
         return loss, parts
 
     @torch.no_grad()
-    def noisy(self, recording: Recording) -> bool:
-        """Whether noise leaves the latents of single samples uncertain, so that the dynamics help to know them."""
-        z, normal, _ = self._least_squares(recording.activity, recording.mask, recording.inputs)
-        return self._noisy(z, normal, recording.mask)
-
-    @torch.no_grad()
     def infer(self, data: TrialBatch | Recording, method: str = "smooth") -> Tensor:
         """Latents (trials, time, R), float64, of any trials.
 
@@ -1575,26 +1596,33 @@ class RateModel(nn.Module):
         if method not in ("smooth", "least_squares"):
             raise UserError("a method among smooth, least_squares, rollout", repr(method))
         batch = _as_batch(data)
-        return self._posterior(batch.activity, batch.mask, batch.inputs, smooth=method == "smooth")
-
-    def _least_squares(self, activity: Tensor, mask: Tensor, inputs: Tensor | None) -> tuple[Tensor, Tensor, float]:
-        return least_squares_latents(
-            activity, mask, self.loadings(), self.rnn.activation, inputs, binary=bool(self.binary)
-        )
-
-    def _noisy(self, z: Tensor, normal: Tensor, mask: Tensor) -> bool:
-        """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
-        variance = _inverse(normal[mask]).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
-        return bool(variance > 1e-8 * z[mask].square().mean())
+        found = self.least_squares(batch.activity, batch.mask, batch.inputs)
+        return self.posterior_from(found, batch.mask, batch.inputs, smooth=method == "smooth")
 
     @torch.no_grad()
-    def _posterior(self, activity: Tensor, mask: Tensor, inputs: Tensor | None, smooth: bool = True) -> Posterior:
-        z, normal, _ = self._least_squares(activity, mask, inputs)
-        covariance = torch.where(mask[..., None, None], _inverse(normal) * self.dispersion, 0.0)
-        if not smooth or activity.shape[1] < 2 or not self._noisy(z, normal, mask):
-            return Posterior(z, covariance)
+    def least_squares(self, activity: Tensor, mask: Tensor, inputs: Tensor | None) -> LeastSquares:
+        """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
+        return LeastSquares(
+            *least_squares_latents(
+                activity, mask, self.loadings(), self.rnn.activation, inputs, binary=bool(self.binary)
+            )
+        )
+
+    def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
+        """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
+        variance = _inverse(found.normal[mask]).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
+        return bool(variance > 1e-8 * found.z[mask].square().mean())
+
+    @torch.no_grad()
+    def posterior_from(
+        self, found: LeastSquares, mask: Tensor, inputs: Tensor | None, smooth: bool = True
+    ) -> Posterior:
+        """Latents with their covariance from the sample-wise ones; ``smooth``: with the dynamics, where these help."""
+        covariance = torch.where(mask[..., None, None], _inverse(found.normal) * self.dispersion, 0.0)
+        if not smooth or mask.shape[1] < 2 or not self.is_noisy(found, mask):
+            return Posterior(found.z, covariance)
         z, covariance, _ = smooth_latents(
-            z, normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
+            found.z, found.normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
         )
         return Posterior(z, covariance)
 
@@ -1618,13 +1646,15 @@ class ConnectivityInputs(NamedTuple):
 
 def connectivity_inputs(model: RateModel, recording: Recording, train: Tensor) -> ConnectivityInputs:
     """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
-    model.calibrate(recording.trials(train))
     mask = recording.mask
-    z = model.infer(recording) * mask[..., None]
+    found = model.least_squares(recording.activity, mask, recording.inputs)  # the dear part, once
+    model.calibrate(recording.trials(train), found.trials(train))
+    posterior = model.posterior_from(found, mask, recording.inputs)
+    z = posterior.z * mask[..., None]
     latents = Latents(z, recording.lengths, recording.alpha, _double(recording.inputs))
     loadings = model.loadings().map(Tensor.double)
     readings = None
-    if model.noisy(recording):
+    if model.is_noisy(found, mask):
         readings = read_states(
             recording.activity, mask, z, loadings, recording.activation, model.dispersion, recording.inputs,
             bool(model.binary),

@@ -101,6 +101,14 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         readings=None if inputs.readings is None else gauge.readings(*inputs.readings),
         n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
     )
+    if recording.loadings is not None and recording.loadings.d is None and moved.loadings.d is not None:
+        # Spikes are read out with an offset of their own, which is no bias of the network.
+        covariance = moved.loadings_covariance
+        moved = replace(
+            moved,
+            loadings=replace(moved.loadings, d=None),
+            loadings_covariance=None if covariance is None else covariance[:, :-1, :-1],
+        )
     mask = latents.mask.clone()
     mask[train] = False
     held_out = z[mask], truth[mask]
@@ -191,14 +199,18 @@ def _train_on_spikes(
     epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     module.model.fix_gauge(trial_batch(recording, fold.train, baseline), _train_choices(recording, fold))
-    latents, loadings, covariance = spike_inputs(
+    latents, loadings, covariance, readings = spike_inputs(
         module.model, recording, fold.train, baseline, b_penalty=choice.b_penalty
     )
+    if readings is None:
+        context.say(
+            "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
+        )
     metrics = {"lrrnn/val_loss": float(trainer.checkpoint_callback.best_model_score)}
     metrics |= spike_scores(module.model, recording, fold, baseline, options.seed)
     if not is_child_rank():
         write_responses(context.store, module.model, recording, fold, baseline)
-    return StageInputs(latents, loadings, fold, recording.activation, covariance), metrics
+    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
 
 
 def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:

@@ -119,11 +119,22 @@ METRICS: dict[str, Metric] = {
         "Error of the flow field, infinite network",
         "of its rms",
         "Root-mean-square error of the inferred distribution's vector field at held-out states, relative to the size "
-        "of the field there, for so many neurons that chance plays no part. Where the data are simulated it is "
-        "compared with the true mean field, otherwise with the observed drive, which the recorded neurons' finite "
-        "number makes differ from any mean field by some hundredths. Where most states rest near fixed points the "
-        "field itself is small and this ratio is strict.",
+        "of the field there, for so many neurons that chance plays no part, against the recorded network's field. Where "
+        "most states rest near fixed points the field itself is small and this ratio is strict.",
         "lower",
+    ),
+    "dynamics/field_error_mean_field": Metric(
+        "The same against the teacher's mean field",
+        "of its rms",
+        "The recorded network is finite, and so its field differs by chance from that of infinitely many neurons of its "
+        "teacher. Who reproduces the one misses the other by about that difference, which is the next line.",
+        "lower",
+    ),
+    "dynamics/field_error_finite_size": Metric(
+        "Recorded network against the teacher's mean field",
+        "of its rms",
+        "What the finite number of neurons does to the field of the recorded network; no error of any estimate.",
+        "",
     ),
     "dynamics/drive_error": Metric(
         "The same error beside the recurrent drive",
@@ -230,6 +241,13 @@ METRICS: dict[str, Metric] = {
     ),
     "lrrnn/click_difference_auc": Metric(
         "Choice read from the difference of clicks", "AUC", "What the stimulus alone says about the choice."
+    ),
+    "loadings/tail_advantage": Metric(
+        "Student-t over normal base of that flow",
+        "nats per neuron",
+        "Held-out log-likelihood of an elliptical Student-t over a normal density. Where it is above zero by twice its "
+        "standard error, the flow starts from the Student-t, so that heavy tails are in reach.",
+        "",
     ),
     "loadings/val_loss": Metric(
         "Validation loss of the flow of the loadings",

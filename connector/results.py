@@ -105,18 +105,23 @@ class Results:
         return [*said, *(f"Caution: {warning}" for warning in warnings)]
 
     def _field_errors(self) -> dict[str, float]:
-        """Field error of the infinite network at held-out states: against the teacher's mean field where it is known
-        (the recorded network's own finite size is no error of the estimate), else against the observed drive."""
+        """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
+        also against its mean field, from which the recorded network's finite size keeps both."""
         z, u, y = self.held_out(_MAX_STATES_LARGE)
         if self.data.teacher is not None:
-            y = self.data.teacher.drive(z.double())
+            y = self.data.truth.drive(z, u)  # free of noise and of the stride
         if self.distribution.outputs == "flow":
             large = self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs="flow")
         else:
             large = self.distribution.quadrature()
-        error, (z, y) = field_error(large, z, u, y), (z.double(), y.double())
+        z, y = z.double(), y.double()
+        error = field_error(large, z, u, y)
         of_drive = float(((y - z).square().sum(1).mean() / y.square().sum(1).mean()).sqrt())
-        return {"dynamics/field_error": error, "dynamics/drive_error": error * of_drive}
+        found = {"dynamics/field_error": error, "dynamics/drive_error": error * of_drive}
+        if self.data.teacher is not None:
+            found["dynamics/field_error_mean_field"] = field_error(large, z, u, self.data.teacher.drive(z))
+            found["dynamics/field_error_finite_size"] = field_error(self.data.truth, z, u, self.data.teacher.drive(z))
+        return found
 
     def _against_teacher(self) -> dict[str, float]:
         teacher = self.data.teacher

@@ -791,19 +791,82 @@ def refit_loadings(
     return Loadings(loadings.m, loadings.b, loadings.d + model.baseline_mean.double()), fit.covariance
 
 
+class ConnectivityInputs(NamedTuple):
+    """What a fit to spikes hands to the estimate of the connectivity.
+
+    Attributes:
+        latents: posterior means of all trials, float64. Their ``drive`` is the fitted latent network's F(z, u) there,
+            unless there are ``readings``.
+        loadings: of the recorded neurons, as they are read: softplus(m.z + b.u + d); loadings_covariance: (K, P, P).
+        readings: states read from each bin on its own with their covariances, see :func:`read_states`; None where the
+            bins say too little for that (:data:`INFORMATIVE`).
+    """
+
+    latents: Latents
+    loadings: Loadings
+    loadings_covariance: Tensor
+    readings: tuple[Tensor, Tensor] | None
+
+
+# Largest standard deviation of the states read from single bins, relative to the spread of the latents, at which
+# trajectories are compared with them. Above, single trials are known through the model's own noise process only.
+INFORMATIVE = 0.6
+
+
 @torch.no_grad()
 def connectivity_inputs(
     model: SpikeModel, recording: Recording, train: Tensor, baseline: Baseline, **penalties: float
-) -> tuple[Latents, Loadings, Tensor]:
-    """What the connectivity stages need of a fitted model.
-
-    Returns:
-        Latents of all trials (posterior means, float64) whose ``drive`` is the fitted latent network's F(z, u) there;
-        loadings of the recorded neurons, for units softplus(m.z + b.u + d); their covariance (K, P, P).
-    """
+) -> ConnectivityInputs:
+    """What the connectivity stages need of a fitted model."""
     batch = trial_batch(recording, None, baseline)
     z = model.infer(batch).double()
     inputs = None if not model.rnn.n_inputs else recording.inputs.double()
-    drive = model.rnn.network().double().drive(z, inputs) * batch.mask[..., None]
     loadings, covariance = refit_loadings(model, recording, train, baseline, **penalties)
-    return Latents(z, recording.lengths, model.alpha, inputs, drive), loadings, covariance
+    readings = read_states(batch, z, loadings, model.scale, model.baseline_mean)
+    spread = z[batch.mask].std(0)
+    error = readings[1][batch.mask].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
+    if float((error / spread).max()) < INFORMATIVE:
+        return ConnectivityInputs(
+            Latents(z, recording.lengths, model.alpha, inputs), loadings, covariance, readings
+        )  # fmt: skip
+    drive = model.rnn.network().double().drive(z, inputs) * batch.mask[..., None]
+    return ConnectivityInputs(
+        Latents(z, recording.lengths, model.alpha, inputs, drive), loadings, covariance, None
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def read_states(
+    batch: TrialBatch, guide: Tensor, loadings: Loadings, scale: float, baseline_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One unregularised Fisher-scoring step from a good guide: what the spikes of each bin say of the state by themselves.
+
+    As :func:`connector.lrrnn.read_states`, with the Poisson likelihood of the counts.
+
+    Args:
+        batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.
+        loadings: of the neurons, d being at the mean baseline; scale: expected count where softplus is 1.
+        baseline_mean: (K,) mean baseline, contained in both d and the batch's baseline.
+
+    Returns:
+        (B, time, R) states, zero where masked, and covariances (B, time, R, R); float64.
+    """
+    rank = loadings.rank
+    z, eye = guide.double(), torch.eye(loadings.rank, dtype=torch.float64)
+    pairs = (loadings.m[:, :, None] * loadings.m[:, None, :]).flatten(1)
+    states, spread = torch.zeros_like(z), z.new_zeros(*z.shape, rank)
+    pieces = max(1, int(_CHUNK_NUMBERS / (batch.activity.shape[1] * batch.activity.shape[2])))
+    for start in range(0, len(z), pieces):
+        at = slice(start, start + pieces)
+        h = z[at] @ loadings.m.T + (loadings.d - baseline_mean.double())
+        if batch.inputs is not None and loadings.b is not None:
+            h = h + batch.inputs[at].double() @ loadings.b.T
+        if batch.baseline is not None:
+            h = h + batch.baseline[at].double()
+        rate, slope = F.softplus(h).clamp_min(1e-12), torch.sigmoid(h)
+        score = (slope * (batch.activity[at].double() / rate - scale)) @ loadings.m
+        information = ((scale * slope.square() / rate) @ pairs).unflatten(-1, (rank, rank)) + 1e-8 * eye
+        inverse = torch.linalg.inv(information)
+        states[at] = z[at] + (inverse @ score[..., None])[..., 0]
+        spread[at] = inverse
+    return states * batch.mask[..., None], spread * batch.mask[..., None, None]

@@ -11,6 +11,8 @@ from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.flow import Flow
+from connector.measures import field_error
+from connector.tilt import fit_drive_tilt
 
 MIX = torch.tensor([[1.2, 0.8], [0.0, 1.6]]).double()
 
@@ -226,3 +228,27 @@ def test_mistakes_are_named(distribution):
     bare = ConnectivityDistribution(distribution.loadings_flow, distribution.mean, alpha=0.1, activation="tanh")
     with pytest.raises(UserError, match="reference states"):
         bare.sample(5, project=True)
+
+
+def test_draws_of_a_tilted_distribution_follow_its_density(tmp_path):
+    plain = _distribution(sigma=0.7)
+    rows = plain.loadings_flow.sample(base=plain.loadings_flow.base_quadrature(4096, 1), steps=1).double()
+    z = plain.reference_z
+    drive = 1.03 * plain.quadrature(8192).drive(z)
+    tilt = fit_drive_tilt(
+        rows, plain.mean(rows), z, None, drive, activation="tanh", shape=(2, 0, False), n_neurons=1000
+    )
+    tilted = _distribution(sigma=0.7, tilt=tilt)
+    assert field_error(tilted.quadrature(8192), z, None, drive) < 0.2 * field_error(
+        plain.quadrature(8192), z, None, drive
+    )
+    net = tilted.sample(20_000, seed=2)
+    weights = tilt.log_weight(rows, plain.mean(rows)).exp()
+    expected = (weights[:, None] * rows.square()).mean(0)
+    error = net.m.square().std(0) / len(net.m) ** 0.5
+    assert ((net.m.square().mean(0) - expected).abs() < 4 * error).all()
+    gain = tilted.log_prob(net) - plain.log_prob(net)
+    torch.testing.assert_close(gain, tilt.log_weight(net.m, net.n))
+    tilted.save(tmp_path / "tilted.pt")
+    again = ConnectivityDistribution.load(tmp_path / "tilted.pt")
+    assert torch.equal(again.sample(50, seed=3).m, tilted.sample(50, seed=3).m)

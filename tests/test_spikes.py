@@ -19,10 +19,11 @@ from connector.spikes import (
     _Scan,
     connectivity_inputs,
     last_states,
+    read_states,
     refit_loadings,
     trial_batch,
 )
-from connector.types import Loadings, Recording
+from connector.types import Loadings, Recording, TrialBatch
 
 
 def driven_recording(n_trials=160, n_steps=50, n_neurons=12, seed=0, gain=3.0):
@@ -287,7 +288,7 @@ def test_a_driven_integrator_is_recovered_from_spikes():
         z = model.infer(batch, rollout)[batch.mask][:, 0]
         assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.95
     model.fix_gauge(trial_batch(recording, train, baseline), recording.choices[train])
-    latents, loadings, covariance = connectivity_inputs(model, recording, train, baseline)
+    latents, loadings, covariance, _ = connectivity_inputs(model, recording, train, baseline)
     assert latents.drive.shape == latents.z.shape
     assert covariance.shape == (20, 4, 4)
     network = model.rnn.network().double()
@@ -355,7 +356,7 @@ def test_few_neurons_without_choices_or_evidence():
     batch = trial_batch(bare, torch.arange(40, 50), baseline)
     assert torch.isfinite(model.marginal_log_likelihood(batch, 4, torch.Generator().manual_seed(0))).all()
     model.fix_gauge(trial_batch(bare, torch.arange(40), baseline))
-    latents, loadings, _ = connectivity_inputs(model, bare, torch.arange(40), baseline)
+    latents, loadings, *_ = connectivity_inputs(model, bare, torch.arange(40), baseline)
     assert loadings.b is None
     assert torch.isfinite(latents.drive).all()
 
@@ -397,3 +398,19 @@ def test_mistakes_are_named(small):
         SpikeModel(6, 1, 2, scale=0.7).initialise(recording, torch.arange(30), baseline)
     with pytest.raises(UserError, match="rollout_start"):
         SpikeModel(6, 1, 2, rollout_start="middle")
+
+
+def test_states_read_from_single_bins_err_as_stated():
+    """At the true states as the guide, squared errors in units of their covariance average the dimension."""
+    g = torch.Generator().manual_seed(3)
+    z = torch.randn(20, 30, 2, generator=g, dtype=torch.float64)
+    loadings = Loadings(torch.randn(400, 2, generator=g).double(), None, 0.5 * torch.randn(400, generator=g).double())
+    baseline = 0.3 * torch.randn(20, 30, 400, generator=g)
+    rate = torch.nn.functional.softplus(z @ loadings.m.T + loadings.d + baseline - 0.1)
+    counts = torch.poisson(0.5 * rate, generator=g).float()
+    mask = torch.arange(30) < torch.randint(10, 31, (20, 1), generator=g)
+    batch = TrialBatch(counts, mask, torch.arange(20), None, baseline)
+    states, spread = read_states(batch, z, loadings, 0.5, torch.full((400,), 0.1))
+    error = (states - z)[mask]
+    assert abs(float((error * torch.linalg.solve(spread[mask], error)).sum(1).mean()) - 2) < 0.2
+    assert not states[~mask].any()

@@ -231,8 +231,8 @@ def test_what_lies_past_a_trials_end_is_not_read():
     estimates.append(
         fit_trajectories(Latents(longer, lengths, 0.1), net.loadings, activation="tanh", **FAST).mean(rows)
     )
-    for other in estimates[1:]:
-        assert torch.equal(estimates[0], other)
+    for other in estimates[1:]:  # to rounding: products may depend on how memory is aligned
+        torch.testing.assert_close(estimates[0], other, rtol=1e-9, atol=1e-10)
     full = fit_trajectories(latents, net.loadings, activation="tanh", **FAST).mean(rows)
     assert not torch.allclose(estimates[0], full, rtol=1e-6)
 

@@ -1,0 +1,178 @@
+"""A density of loadings, tilted so that a network drawn from it has the drive of the recorded one.
+
+A flow trained on the loadings of K neurons gives their density up to an error of the order of K^-1/2, and so the drive
+E[nu(l) phi(h(l))] of the infinite network. Near a fixed point, where the field is small, that error is the largest part of
+the field's. Among all densities under which nu(l) v_j(l) has the mean that the recorded network's drive asks for, v_j the
+leading modes of phi over the visited states, the one closest to the flow in Kullback-Leibler divergence is
+
+    p'(l) = p(l) exp(nu(l) . a(l)) / Z,        a(l) = sum_t a_t phi(m.z_t + b.u_t + d),
+
+maximum entropy relative to the flow (Csiszar 1975). Its weights are close to 1: the flow is off by little.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from connector.dynamics import activation, potentials
+from connector.types import Loadings
+
+_MODES = 24  # times the rank: at most so many means are matched
+_CUTOFF = 3e-3  # of singular values of phi over the states, relative to the first
+_LEAST_EFFECTIVE = 0.5  # share of the points that the weights may leave effective
+_CEILING = 3.0  # of a weight: so that rejection keeps a third of its draws at least
+_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+
+
+class DriveTilt(nn.Module):
+    """Weights exp(nu(l) . a(l)) / Z of loadings, of mean 1 under the flow.
+
+    Args:
+        activation: name of phi.
+        z: (T, R) states; u: (T, U) inputs or None; a: (T, R) their coefficients.
+        log_normaliser: log Z; log_ceiling: where the log weight is cut, so that draws by rejection are cheap.
+        shape: (rank, number of inputs, whether there is a bias) of the stacked loadings.
+    """
+
+    def __init__(
+        self,
+        activation: str,
+        z: Tensor,
+        u: Tensor | None,
+        a: Tensor,
+        log_normaliser: float,
+        log_ceiling: float,
+        shape: tuple[int, int, bool],
+    ):
+        super().__init__()
+        self.activation, self.shape = activation, (int(shape[0]), int(shape[1]), bool(shape[2]))
+        self.log_normaliser, self.log_ceiling = float(log_normaliser), float(log_ceiling)
+        self.register_buffer("z", z)
+        self.register_buffer("u", u)
+        self.register_buffer("a", a)
+
+    def log_weight(self, rows: Tensor, nu: Tensor) -> Tensor:
+        """log p'(l) / p(l) at stacked loadings (N, P) with their nu (N, R): (N,)."""
+        size = max(1, _CHUNK // len(self.z))
+        parts = [
+            (_rates(self.activation, part, self.z, self.u, self.shape) @ self.a * n).sum(1)
+            for part, n in zip(rows.split(size), nu.split(size))
+        ]
+        exponent = torch.cat(parts) if parts else rows.new_zeros(0)
+        return (exponent - self.log_normaliser).clamp_max(self.log_ceiling)
+
+    def state(self) -> dict:
+        """Plain values and tensors that :meth:`rebuild` makes the tilt from."""
+        return {
+            "activation": self.activation,
+            "z": self.z,
+            "u": self.u,
+            "a": self.a,
+            "log_normaliser": self.log_normaliser,
+            "log_ceiling": self.log_ceiling,
+            "shape": list(self.shape),
+        }
+
+    @staticmethod
+    def rebuild(state: dict) -> DriveTilt:
+        return DriveTilt(**{**state, "shape": tuple(state["shape"])})
+
+
+def _rates(name: str, rows: Tensor, z: Tensor, u: Tensor | None, shape: tuple[int, int, bool]) -> Tensor:
+    """phi of the potentials, (N, T): neurons in rows."""
+    return activation(name)(potentials(Loadings.unstack(rows, *shape), z, u)).T
+
+
+@torch.no_grad()
+def fit_drive_tilt(
+    points: Tensor,
+    nu_at_points: Tensor,
+    z: Tensor,
+    u: Tensor | None,
+    drive: Tensor,
+    *,
+    activation: str,
+    shape: tuple[int, int, bool],
+    n_neurons: int,
+    max_states: int = 400,
+    steps: int = 30,
+) -> DriveTilt | None:
+    """The tilt under which the flow's loadings have a given mean drive, E[nu(l) phi(h(l))] = ``drive``, in its leading modes.
+
+    Args:
+        points: (N, P) stacked loadings that stand for the flow with equal weight (a quadrature of it).
+        nu_at_points: (N, R).
+        z: (T, R) visited states, u: (T, U) inputs there or None, drive: (T, R) there, without noise; ``max_states`` of
+            them span the modes.
+        shape: (rank, number of inputs, bias) of stacked loadings.
+        n_neurons: K of the recorded network: means are met up to what chance does to them in so many neurons, that is,
+            K / 2 times the squared miss (in units of the spread of nu_r v_j) is weighed against the divergence.
+        steps: of Newton's method on the convex dual.
+
+    Returns:
+        None where the weights would leave less than half of the points effective, however few modes are matched.
+    """
+    keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
+    z, u, drive = z[keep], None if u is None else u[keep], drive[keep]
+    x = _rates(activation, points, z, u, shape)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    singular, vectors = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
+    count = int((singular > _CUTOFF * singular[0]).sum())
+    count = max(1, min(count, _MODES))
+    while count:
+        found = _match(x, nu_at_points, drive, vectors[:, :count] / singular[:count], 1 / n_neurons, steps)
+        if found is not None:
+            a, log_weight, log_normaliser = found
+            ceiling = min(float(log_weight.max()) + 0.1, math.log(_CEILING))
+            lost = math.log(float(log_weight.clamp_max(ceiling).exp().mean()))
+            # exp(..) / Z cut at the ceiling, its mean brought back to 1
+            return DriveTilt(activation, z, u, a, log_normaliser + lost, ceiling - lost, shape)
+        count //= 2
+    return None
+
+
+def _match(x, nu, drive, basis, ridge, steps):
+    """(a (T, R), log weights (N,), log Z) with E[nu_r v_j] = (drive^T basis)_rj for v = x basis; None if out of reach."""
+    rank, count = nu.shape[1], basis.shape[1]
+    v = x @ basis
+    f = (nu[:, :, None] * v[:, None, :]).flatten(1)
+    centre, scale = f.mean(0), f.std(0).clamp_min(1e-300)
+    f = (f - centre) / scale
+    target = ((drive.T @ basis).flatten() - centre) / scale
+    theta = torch.zeros_like(target)
+    eye = ridge * torch.eye(len(target)).to(f)
+
+    def dual(theta: Tensor) -> tuple[Tensor, Tensor]:
+        exponent = f @ theta
+        return torch.logsumexp(exponent, 0) - theta @ target + 0.5 * ridge * theta @ theta, exponent
+
+    value, exponent = dual(theta)
+    for _ in range(steps):
+        weight = torch.softmax(exponent, 0)
+        mean = weight @ f
+        gradient = mean - target + ridge * theta
+        hessian = (f * weight[:, None]).T @ f - torch.outer(mean, mean)
+        move = torch.linalg.solve(hessian + eye, gradient)
+        if float(move @ gradient) < 1e-16:
+            break
+        length = 1.0
+        for _ in range(20):
+            trial, at = dual(theta - length * move)
+            if trial <= value - 1e-4 * length * float(move @ gradient):
+                break
+            length *= 0.5
+        else:
+            break
+        theta, value, exponent = theta - length * move, trial, at
+    weight = torch.softmax(exponent, 0)
+    effective = 1 / float(weight.square().sum()) / len(weight)
+    if not effective > _LEAST_EFFECTIVE:
+        return None
+    # exponent = nu . (x a) - theta . centre / scale, with the second part going into the normaliser
+    a = basis @ (theta / scale).view(rank, count).T
+    log_weight = exponent - torch.logsumexp(exponent, 0) + torch.log(torch.tensor(float(len(exponent))))
+    log_normaliser = float(((x @ a) * nu).sum(1)[0] - log_weight[0])
+    return a, log_weight, log_normaliser
