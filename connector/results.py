@@ -134,13 +134,13 @@ class Results:
             "connectivity/valente_dissimilarity": valente_dissimilarity(self.data.truth, self.network),
         }
         if self.reference is not None:
-            kept = {True: 0, False: 0}
-            for project in kept:
-                for i in range(N_NETWORKS):
-                    net = self.distribution.sample(N_NEURONS, self.sigma, project, seed=1000 + i)
-                    kept[project] += attractors_kept(net, self.reference)
-            found["dynamics/attractors_kept"] = kept[True] / N_NETWORKS
-            found["dynamics/attractors_kept_unprojected"] = kept[False] / N_NETWORKS
+            kept = kept_unprojected = 0
+            for i in range(N_NETWORKS):
+                net = self.distribution.sample(N_NEURONS, self.sigma, seed=1000 + i)
+                kept_unprojected += attractors_kept(net, self.reference)
+                kept += attractors_kept(self.distribution.project(net), self.reference)
+            found["dynamics/attractors_kept"] = kept / N_NETWORKS
+            found["dynamics/attractors_kept_unprojected"] = kept_unprojected / N_NETWORKS
         return found
 
     # -- figures -----------------------------------------------------------------------------------------------------
