@@ -328,7 +328,7 @@ def checked(config: DictConfig) -> Options:
         plain = OmegaConf.to_container(config, resolve=True)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise UserError(f"a value for {missing[0]}", "none", f"give one: {missing[0]}=...")
+            raise UserError(f"a value for {missing[0]}", "none", f"give one with {missing[0]}=VALUE")
         data = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain.pop("data")})
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
         rest.data = None

@@ -16,7 +16,7 @@ from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
 from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import RecordingDataModule
-from connector.dynamics import Network, activation, potentials
+from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
 from connector.measures import (
     Attractors,
@@ -183,6 +183,7 @@ class Results:
             return lambda at: net.vector_field(at, None if mean_input is None else mean_input.expand(len(at), -1))
 
         fields, points = {}, {}
+        sampled = {}
         if self.data.teacher is not None:
             fields["true"] = self.data.teacher.vector_field
         fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(self.drawn)
@@ -190,16 +191,27 @@ class Results:
         scale = float(z.abs().quantile(0.98))
         starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()]
         for name, net in zip(list(fields)[-2:], (self.drawn, self.projected)):
-            found = net.fixed_points(starts, mean_input)
+            sampled[name] = net.fixed_points(starts, mean_input)
+        if self.data.teacher is not None:
+            sampled["true"] = leading_fixed_points(self.data.teacher.vector_field, starts)
+        ring = self.data.teacher is not None and self.data.teacher.attractor_kind == "ring"
+        # every point of a ring is one: where a search ends on it means nothing
+        for name, found in ({} if ring else sampled).items():
             inside = found[0].norm(dim=1) < 2.5 * scale * self.inputs.latents.rank**0.5
             points[name] = (found[0][inside], found[1][inside])
         caption = (
             "The vector field on the region that the latents visit, with example trajectories of held-out trials. "
-            "Filled points are stable fixed points, open ones are not."
+            + ("" if ring else "Filled points are stable fixed points, open ones are not.")
         )
+        if ring:
+            caption += "States on a ring hardly move; which of its points rest exactly is chance in a finite network."
         if u is not None:
-            caption += " Inputs are held at their mean."
-        trajectories = self.inputs.latents.z[self.inputs.fold.test[:16]]
+            caption += (
+                " Inputs are held at their mean. Fixed points that differ between panels, or lie beyond what trials of "
+                "this length reach, are no findings."
+            )
+        shown = self.inputs.latents.trials(self.inputs.fold.test[:16])
+        trajectories = shown.z.masked_fill(~shown.mask[..., None], float("nan"))
         return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points)
 
     def _loadings(self) -> tuple[str, Figure]:

@@ -272,6 +272,8 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
             say(line)
         plain = OmegaConf.to_container(config, resolve=True)
         logger = _logger(options, directory, sweep_name, plain)
+        if isinstance(logger, WandbRun):
+            say(logger.where)
         context = StageContext(options, store, logger, console, say)
         if not is_child_rank():
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))

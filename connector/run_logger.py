@@ -67,6 +67,11 @@ class WandbRun:
             settings=wandb.Settings(silent=True),
             reinit="finish_previous",
         )
+        self.where = f"W&B, {mode}"
+        if mode == "offline":
+            self.where += f": {Path(self.run.dir).parent} (send it with `wandb sync`)"
+        elif mode == "online":
+            self.where += f": {self.run.url}"
         for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
