@@ -14,6 +14,10 @@ from pathlib import Path
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # Threads that wait for each other by spinning lose several-fold as soon as anything else runs on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Left alone, MKL takes fewer threads when the machine is busy and other paths for memory aligned otherwise: the sums
+# then differ in their last digits, and two runs of one seed with them.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
