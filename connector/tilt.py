@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from connector.dynamics import activation, potentials
 from connector.types import Loadings
 
-_MODES = 24  # times the rank: at most so many means are matched
+_MODES = 24  # at most, each with one mean for every dimension of nu
 _CUTOFF = 3e-3  # of singular values of phi over the states, relative to the first
 _LEAST_EFFECTIVE = 0.5  # share of the points that the weights may leave effective
 _CEILING = 3.0  # of a weight: so that rejection keeps a third of its draws at least
@@ -143,7 +143,7 @@ def _match(x, nu, drive, basis, ridge, steps):
     f = (f - centre) / scale
     target = ((drive.T @ basis).flatten() - centre) / scale
     theta = torch.zeros_like(target)
-    eye = ridge * torch.eye(len(target)).to(f)
+    penalty = ridge * torch.eye(len(target)).to(f)
 
     def dual(theta: Tensor) -> tuple[Tensor, Tensor]:
         exponent = f @ theta
@@ -155,7 +155,7 @@ def _match(x, nu, drive, basis, ridge, steps):
         mean = weight @ f
         gradient = mean - target + ridge * theta
         hessian = (f * weight[:, None]).T @ f - torch.outer(mean, mean)
-        move = torch.linalg.solve(hessian + eye, gradient)
+        move = torch.linalg.solve(hessian + penalty, gradient)
         if float(move @ gradient) < 1e-16:
             break
         length = 1.0
@@ -173,6 +173,6 @@ def _match(x, nu, drive, basis, ridge, steps):
         return None
     # exponent = nu . (x a) - theta . centre / scale, with the second part going into the normaliser
     a = basis @ (theta / scale).view(rank, count).T
-    log_weight = exponent - torch.logsumexp(exponent, 0) + torch.log(torch.tensor(float(len(exponent))))
+    log_weight = exponent - torch.logsumexp(exponent, 0) + math.log(len(exponent))
     log_normaliser = float(((x @ a) * nu).sum(1)[0] - log_weight[0])
     return a, log_weight, log_normaliser

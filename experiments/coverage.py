@@ -366,7 +366,8 @@ def run(task: Task) -> dict:
     }
 
 
-def collect(tasks: list[Task], workers: int, console: Console) -> list[dict]:
+def collect(run: Callable[[object], dict], tasks: list, workers: int, console: Console) -> list[dict]:
+    """``run`` of every task, in order, in ``workers`` processes under a progress bar; ``run`` is a module's function."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(tasks))
@@ -457,7 +458,7 @@ def main() -> None:
         replace(task, rate_noise=RATE_NOISE) for task in tasks(KINDS, arguments.inferred, arguments.seed + 300_000)
     ]
     console = Console(width=150)
-    results = collect(known + unseen + uncertain + inferred, arguments.workers, console)
+    results = collect(run, known + unseen + uncertain + inferred, arguments.workers, console)
     seen = results[: len(known)]
     other = results[len(known) : len(known) + len(unseen)]
     rest = results[len(known) + len(unseen) :][: len(uncertain)]

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # data sets run side by side
 
 import numpy as np
 import torch
-from coverage import ALPHA, KINDS, Population, randn
+from coverage import ALPHA, KINDS, Population, collect, randn
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from saved_runs import arguments_of, finish, note, save, styled
 
@@ -119,23 +117,6 @@ def run(setting: Setting) -> dict:
     }
 
 
-def collect(settings: list[Setting], workers: int, console: Console) -> list[dict]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(settings))
-        results = []
-        if workers <= 1:
-            for setting in settings:
-                results.append(run(setting))
-                progress.advance(bar)
-            return results
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for result in pool.imap(run, settings):
-                results.append(result)
-                progress.advance(bar)
-        return results
-
-
 def quartiles(results: list[dict]) -> list[dict]:
     """For each factor, value and measure: lower quartile, median, upper quartile over data sets."""
     rows = []
@@ -213,7 +194,7 @@ def main(arguments=None) -> None:
     console = Console(width=150)
     seeds = range(arguments.seed, arguments.seed + arguments.datasets)
     settings = [Setting(factor, value, seed) for factor, values in VARIED.items() for value in values for seed in seeds]
-    results = collect(settings, arguments.workers, console)
+    results = collect(run, settings, arguments.workers, console)
     rows = quartiles(results)
     show(rows, console)
     out = Path(arguments.out)
