@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from connector.dynamics import Activation, Network, potentials
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+from connector.observation import Observation, value_and_slope
 from connector.types import Latents, Loadings, Recording, TrialBatch, valid_mask
 
 # Elements of (samples x neurons) handled at once: temporaries stay in the cache and memory stays bounded.
@@ -34,6 +35,8 @@ _PRIOR_SD = 10.0
 # Levenberg damping relative to unit weights: without it what saturated or silent entries leave open is moved by the
 # prior in one step, far enough to be driven back in the next.
 _DAMPING = 1e-3
+# Neurons that bring the latents of a sample near, before all of them finish: the first steps cost so much less.
+_SCOUTS = 200
 # Modes of the rates below this fraction of the first are not used for output weights.
 _MODE_CUTOFF = 1e-5
 # Simulated pieces of trials when output weights are found from noisy latents. Twenty samples (two time constants at
@@ -272,17 +275,24 @@ class _Samples:
     activity: Tensor  # (trials * time, K)
     inputs: Tensor | None  # (trials * time, U)
     rows: Tensor  # (S,)
+    offset: Tensor | None = None  # (trials * time, K), known part of the potential
 
     @staticmethod
-    def of(activity: Tensor, mask: Tensor, inputs: Tensor | None) -> _Samples:
-        flat = None if inputs is None else inputs.reshape(-1, inputs.shape[-1])
-        return _Samples(activity.reshape(-1, activity.shape[-1]), flat, mask.reshape(-1).nonzero()[:, 0])
+    def of(activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None) -> _Samples:
+        flat, known = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (inputs, offset))
+        return _Samples(activity.reshape(-1, activity.shape[-1]), flat, mask.reshape(-1).nonzero()[:, 0], known)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def subset(self, which: Tensor) -> _Samples:
         return replace(self, rows=self.rows[which])
+
+    def every(self, step: int) -> _Samples:
+        """The same samples of every ``step``-th neuron."""
+        return replace(
+            self, activity=self.activity[:, ::step], offset=None if self.offset is None else self.offset[:, ::step]
+        )
 
     def design(self, z: Tensor, has_bias: bool) -> Tensor:
         """[z, u, 1] of shape (S, P), the factors of the stacked loadings."""
@@ -297,6 +307,13 @@ class _Samples:
         if has_bias:
             columns.append(self.activity.new_ones(len(self), 1, dtype=dtype))
         return columns
+
+    def with_offset(self, h: Tensor, at: slice, neurons: Tensor | None = None) -> Tensor:
+        """Potentials h (s, K), of some neurons, of a slice of the rows, with what is known of them added."""
+        if self.offset is None:
+            return h
+        known = self.offset[self.rows[at]]
+        return h + (known if neurons is None else known[:, neurons]).to(h.dtype)
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the S rows with their activity."""
@@ -321,34 +338,6 @@ def _subset_size(samples: _Samples) -> int:
 def _outer(x: Tensor) -> Tensor:
     """Products of all pairs of columns, (..., P) -> (..., P * P)."""
     return (x[..., :, None] * x[..., None, :]).flatten(-2)
-
-
-def _value_and_slope(phi: Activation, h: Tensor) -> tuple[Tensor, Tensor]:
-    """phi(h) and phi'(h); the slope is taken from the value where that saves a transcendental."""
-    value = phi(h)
-    if phi.name == "tanh":
-        return value, 1 - value * value
-    if phi.name == "sigmoid":
-        return value, value * (1 - value)
-    return value, phi.derivative(h)
-
-
-def _newton_terms(y: Tensor, h: Tensor, phi: Activation, matching: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Score and weight of a Newton-type step in the potential h, and the residual y - phi(h).
-
-    Squared error gives Gauss-Newton: score phi' (y - phi), weight phi'^2. The matching loss (the integral of
-    phi(h) - y) gives score y - phi and weight phi'. It is convex in h, hence in loadings and in latents each, and
-    is the log likelihood of two-valued observations; for rates it brings near enough for Gauss-Newton. For relu
-    an active neuron is matched on both sides of the threshold and a silent one only bounds h from above.
-    """
-    value, slope = _value_and_slope(phi, h)
-    residual = y - value
-    if not matching:
-        return slope * residual, slope * slope, residual
-    if phi.name == "relu":
-        active = y > 0
-        return torch.where(active, y - h, -value), torch.ones_like(h), residual  # weight: a bound on the curvature
-    return residual, slope, residual
 
 
 def _limited_solve(normal: Tensor, score: Tensor, scale: Tensor, limit: float = 1.5) -> Tensor:
@@ -379,15 +368,14 @@ def _loading_equations(
     samples: _Samples,
     x: Tensor,
     theta: Tensor,
-    phi: Activation,
+    observation: Observation,
     matching: bool = False,
     neurons: Tensor | None = None,
     seen_only: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normal matrices (K, P, P), scores (K, P) and losses (K,) of the stacked loadings, given x = [z, u, 1] (S, P).
 
-    The loss is the sum of squared residuals, or twice the matching loss of two-valued data (matching steps on the way
-    to a squared error ignore it).
+    The loss is that of the observation, summed over samples (matching steps on the way to a squared error ignore it).
 
     Args:
         neurons: the columns of the activity that theta belongs to, where they are not all.
@@ -398,30 +386,21 @@ def _loading_equations(
     loss, theta_low = x.new_zeros(n_neurons), theta.to(low).T
     for at, y in samples.pieces():
         piece = x[at].to(low)
-        y, h = y if neurons is None else y[:, neurons], piece @ theta_low
-        s, w, residual = _newton_terms(y, h, phi, matching)
-        if seen_only and phi.name == "relu":
+        y, h = y if neurons is None else y[:, neurons], samples.with_offset(piece @ theta_low, at, neurons)
+        s, w, _ = observation.newton_terms(y, h, matching)
+        if seen_only and observation.phi.name == "relu":
             w = w * (y > 0)
         normal += (w.T @ _outer(piece)).double()
         score += (s.T @ piece).double()
-        if matching and phi.high < float("inf"):
-            loss += 2 * _matching_loss(y, h, phi).sum(0).double()
-        else:
-            loss += residual.square().sum(0).double()
+        loss += observation.loss(y, h).sum(0).double()
     return normal.reshape(n_neurons, width, width), score, loss
 
 
-def _matching_loss(y: Tensor, h: Tensor, phi: Activation) -> Tensor:
-    """The integral of phi less y h: minus the log likelihood of two-valued y, for tanh and sigmoid."""
-    potential = torch.logaddexp(h, -h) if phi.name == "tanh" else torch.nn.functional.softplus(h)
-    return potential - y * h
-
-
 def _update_loadings(
-    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, dispersion: float, matching: bool = False
+    samples: _Samples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float, matching: bool = False
 ) -> Tensor:
     """One damped Newton step for the stacked loadings of all neurons."""
-    normal, score, _ = _loading_equations(samples, x, theta, phi, matching)
+    normal, score, _ = _loading_equations(samples, x, theta, observation, matching)
     moment = x.T @ x
     precision = _column_precision(theta, moment / len(x), dispersion)
     damped = normal + torch.diag(precision) + _DAMPING * moment
@@ -429,7 +408,7 @@ def _update_loadings(
 
 
 def _loadings_covariance(
-    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, dispersion: float, binary: bool
+    samples: _Samples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float
 ) -> Tensor:
     """Laplace covariance (K, P, P) of the stacked loadings given the latents in x: dispersion (X^T W X + prior)^-1.
 
@@ -437,13 +416,13 @@ def _loadings_covariance(
     """
     power = float(samples.activity[samples.rows[_random_rows(len(samples), 200)]].square().mean())
     dispersion = max(dispersion, power * (20 * torch.finfo(samples.activity.dtype).eps) ** 2)
-    normal, _, _ = _loading_equations(samples, x, theta, phi, binary, seen_only=True)
+    normal, _, _ = _loading_equations(samples, x, theta, observation, seen_only=True)
     precision = _column_precision(theta, x.T @ x / len(x), dispersion)
     return torch.linalg.inv(normal + torch.diag(precision)) * dispersion
 
 
 def _converged_loadings(
-    samples: _Samples, x: Tensor, theta: Tensor, phi: Activation, binary: bool, dispersion: float, passes: int = 30
+    samples: _Samples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float, passes: int = 30
 ) -> Tensor:
     """Loadings of all neurons given the design x (S, P): Levenberg-Marquardt, each neuron with its own damping.
 
@@ -459,7 +438,7 @@ def _converged_loadings(
     for _ in range(passes):
         trial = theta[moving] + step[moving]
         some = None if len(moving) == len(theta) else moving
-        normal, score, loss = _loading_equations(samples, x, trial, phi, binary, some)
+        normal, score, loss = _loading_equations(samples, x, trial, observation, neurons=some)
         loss = loss + (precision * trial.square()).sum(1)
         better = loss < best[moving]
         up = moving[better]
@@ -483,10 +462,9 @@ def _update_latents(
     samples: _Samples,
     z: Tensor,
     theta: Tensor,
-    phi: Activation,
+    observation: Observation,
     matching_steps: int,
     newton_steps: int,
-    binary: bool = False,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor, float]:
     """Latents of every sample given the stacked loadings theta (K, P); at most matching + newton steps.
@@ -509,9 +487,10 @@ def _update_latents(
             h = z[at].to(low) @ m.T
             if fixed is not None:
                 h += fixed
-            s, w, residual = _newton_terms(y, h, phi, binary or matching_left > 0)
+            h = samples.with_offset(h, at)
+            s, w, residual = observation.newton_terms(y, h, matching_left > 0)
             normal = (w @ pairs).double().reshape(-1, rank, rank)
-            dispersion = 1.0 if binary else float(residual.square().mean())
+            dispersion = observation.dispersion(float(residual.square().mean()))
             precision = _prior_precision(dispersion)
             damped = normal + precision * eye + _DAMPING * len(theta) * scale
             move = _limited_solve(damped, (s @ m).double() - precision * z[at], scale)
@@ -528,11 +507,6 @@ def _update_latents(
 
 # ---------------------------------------------------------------------------------------------------------------
 # Start: modes of the rates, inverse of phi, principal components
-
-
-def _inside(y: Tensor, phi: Activation, margin: float) -> Tensor:
-    """Rates moved into the open range of phi, ``margin`` away from its finite ends."""
-    return y.clamp(phi.low + margin, phi.high - margin if phi.high < float("inf") else None)
 
 
 def _denoised(y: Tensor) -> tuple[Tensor, float]:
@@ -552,13 +526,16 @@ def _denoised(y: Tensor) -> tuple[Tensor, float]:
     return kept, float((y - kept).square().mean().sqrt())
 
 
-def _principal_start(samples: _Samples, rank: int, has_bias: bool, phi: Activation) -> tuple[Tensor, Tensor]:
+def _principal_start(samples: _Samples, rank: int, has_bias: bool, observation: Observation) -> tuple[Tensor, Tensor]:
     """Latents (S, R) with unit second moment and stacked loadings (K, P) from the principal components of phi^-1."""
     y = samples.activity[samples.rows].double()
     kept, noise = _denoised(y)
-    spread = phi.high - phi.low if phi.high < float("inf") else float(y.square().mean().sqrt())
-    h = phi.inverse(_inside(kept, phi, spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)))
-    columns = samples.offset_columns(torch.float64, has_bias)
+    spread = observation.spread(y)
+    margin = spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)
+    full = observation.phi.inverse(observation.inside(kept, margin))
+    if samples.offset is not None:
+        full = full - samples.offset[samples.rows]
+    h, columns = full, samples.offset_columns(torch.float64, has_bias)
     if columns:
         known = torch.cat(columns, dim=1)
         h = h - known @ torch.linalg.lstsq(known, h, driver="gelsd").solution
@@ -567,21 +544,24 @@ def _principal_start(samples: _Samples, rank: int, has_bias: bool, phi: Activati
     z = vectors if len(h) < h.shape[1] else h @ vectors
     z = z / z.square().mean(0).sqrt().clamp_min(1e-12)
     x = samples.design(z, has_bias)
-    full = phi.inverse(_inside(kept, phi, spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)))
     return z, torch.linalg.lstsq(x, full, driver="gelsd").solution.T.contiguous()
 
 
-def _is_binary(samples: _Samples, phi: Activation) -> bool:
-    """Whether nearly all rates lie at the two ends of phi's range: two-valued observations passed as rates."""
+def _with_noise_seen(samples: _Samples, observation: Observation) -> Observation:
+    """Of rates: two-valued noise where nearly all lie at the two ends of phi's range, else Gaussian noise."""
+    phi = observation.phi
+    if observation.noise == "poisson":
+        return observation
     if phi.high == float("inf"):
-        return False
+        return observation.with_noise("gaussian")
     y = samples.activity[samples.rows[_random_rows(len(samples), 200)]]
     margin = 1e-4 * (phi.high - phi.low)
-    return bool((((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)).double().mean() > 0.98)
+    at_ends = ((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)
+    return observation.with_noise("two_valued" if at_ends.double().mean() > 0.98 else "gaussian")
 
 
 def _joint_step(
-    samples: _Samples, z: Tensor, theta: Tensor, phi: Activation, has_bias: bool, binary: bool, damping: float
+    samples: _Samples, z: Tensor, theta: Tensor, observation: Observation, has_bias: bool, damping: float
 ) -> tuple[Tensor, Tensor]:
     """Moves of latents (S, R) and stacked loadings (K, P) by one Gauss-Newton step for both at once.
 
@@ -591,7 +571,8 @@ def _joint_step(
     """
     low, rank, width = samples.activity.dtype, z.shape[1], theta.shape[1]
     x, m = samples.design(z, has_bias).to(low), theta[:, :rank].to(low)
-    s, w, _ = _newton_terms(samples.activity[samples.rows], x @ theta.to(low).T, phi, binary)
+    h = samples.with_offset(x @ theta.to(low).T, slice(None))
+    s, w, _ = observation.newton_terms(samples.activity[samples.rows], h)
 
     def block(normal: Tensor, size: int) -> Tensor:
         normal = normal.double().reshape(-1, size, size)
@@ -636,34 +617,37 @@ def _conjugate_gradients(
     return x
 
 
-def _mean_square(samples: _Samples, z: Tensor, theta: Tensor, phi: Activation, has_bias: bool, matching: bool) -> float:
-    """Mean squared residual, or for two-valued data the mean matching loss (log likelihood up to a constant)."""
-    low = samples.activity.dtype
-    y, h = samples.activity[samples.rows], samples.design(z, has_bias).to(low) @ theta.to(low).T
-    return float((_matching_loss(y, h, phi) if matching else (y - phi(h)).square()).mean())
+def _mean_loss(samples: _Samples, z: Tensor, theta: Tensor, observation: Observation, has_bias: bool) -> float:
+    """Mean squared residual, or twice the mean negative log likelihood up to a constant."""
+    h = samples.with_offset(
+        samples.design(z, has_bias).to(samples.activity.dtype) @ theta.to(samples.activity.dtype).T, slice(None)
+    )
+    return float(observation.loss(samples.activity[samples.rows], h).mean())
 
 
 def _start_fit(
-    samples: _Samples, rank: int, has_bias: bool, phi: Activation, binary: bool, joint_steps: int = 25
+    samples: _Samples, rank: int, has_bias: bool, observation: Observation, joint_steps: int = 25
 ) -> tuple[Tensor, Tensor]:
     """Latents (S, R) and stacked loadings (K, P) of some samples.
 
     Alternating Newton steps on the convex matching loss bring them near; damped joint Gauss-Newton steps on the
-    squared error (two-valued data: on the log likelihood) finish. They end when a step gains less than a
+    squared error (two-valued data and counts: on the log likelihood) finish. They end when a step gains less than a
     ten-thousandth, or at float32 rounding.
     """
-    z, theta = _principal_start(samples, rank, has_bias, phi)
-    for sweep in range(8 if phi.name == "relu" else 4):
-        matching = binary or sweep < (6 if phi.name == "relu" else 2)
-        z, _, error = _update_latents(samples, z, theta, phi, int(matching), int(not matching), binary)
-        theta = _update_loadings(samples, samples.design(z, has_bias), theta, phi, 1.0 if binary else error, matching)
+    z, theta = _principal_start(samples, rank, has_bias, observation)
+    relu, exact = observation.phi.name == "relu", observation.noise == "gaussian"
+    for sweep in range(8 if relu else 4):
+        matching = sweep < (6 if relu else 2)
+        z, _, error = _update_latents(samples, z, theta, observation, int(matching), int(not matching))
+        x, dispersion = samples.design(z, has_bias), observation.dispersion(error)
+        theta = _update_loadings(samples, x, theta, observation, dispersion, matching)
     power = float(samples.activity[samples.rows].square().mean())
-    damping, error = 1e-4, _mean_square(samples, z, theta, phi, has_bias, binary)
+    damping, error = 1e-4, _mean_loss(samples, z, theta, observation, has_bias)
     for _ in range(joint_steps):
-        if not binary and error < 1e-13 * power:
+        if exact and error < 1e-13 * power:
             break
-        z_move, move = _joint_step(samples, z, theta, phi, has_bias, binary, damping)
-        trial = _mean_square(samples, z + z_move, theta + move, phi, has_bias, binary)
+        z_move, move = _joint_step(samples, z, theta, observation, has_bias, damping)
+        trial = _mean_loss(samples, z + z_move, theta + move, observation, has_bias)
         if trial < error:
             gained, error = (error - trial) / abs(error), trial
             z, theta, damping = z + z_move, theta + move, max(damping / 10, 1e-9)
@@ -911,7 +895,7 @@ def _sensitivities_of(segments: _Segments, network: Network, basis: Tensor, star
         if t == steps - 1:
             break
         u = None if segments.inputs is None else segments.inputs[:, t].float()
-        value, slope = _value_and_slope(phi, potentials(low, x.float(), u))
+        value, slope = value_and_slope(phi, potentials(low, x.float(), u))
         jacobian = (1 - alpha) * eye + alpha * (slope @ pairs).double().reshape(n_seg, rank, rank)
         to_weights = (jacobian @ flat).reshape(n_seg, rank, q, rank)
         to_weights = to_weights + alpha * (value @ modes).double()[:, None, :, None] * eye[None, :, None, :]
@@ -952,35 +936,45 @@ def least_squares_latents(
     activity: Tensor,
     mask: Tensor,
     loadings: Loadings,
-    activation: str,
+    observation: Observation,
     inputs: Tensor | None = None,
-    binary: bool = False,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """The latents that best explain each sample's rates through the loadings, sample by sample.
 
     Newton's method on the convex matching loss from the projected phi^-1 of the rates, then Gauss-Newton on the
-    squared error. Elementwise work is done in the type of the activity, sums over neurons are solved in float64.
+    squared error; for two-valued data and counts on the log likelihood throughout. Elementwise work is done in the type of the activity, sums over neurons are solved in float64.
 
     Args:
         activity: (trials, time, K) rates; mask: (trials, time) True where a sample counts.
-        inputs: (trials, time, U) or None.
-        binary: two-valued observations: stay with the matching loss, their log likelihood.
+        observation: phi and the noise about it.
+        inputs: (trials, time, U) or None; offset: (trials, time, K), a known part of the potentials, or None.
 
     Returns:
         z (trials, time, R) float64, zero where masked; the normal matrices (trials, time, R, R) (information on z in
         units of the noise variance of one rate); the mean squared residual.
     """
-    phi, samples = activation_named(activation), _Samples.of(activity, mask, inputs)
+    samples = _Samples.of(activity, mask, inputs, offset)
     theta, rank = loadings.stack().detach().double(), loadings.rank
-    start = _projected_start(samples, theta, rank, phi)
-    z, normal, error = _update_latents(samples, start, theta, phi, 10, 8, binary)
+    z, normal, error = _latents_of(samples, theta, rank, observation)
     full = z.new_zeros(mask.numel(), rank)
     information = z.new_zeros(mask.numel(), rank, rank)
     full[samples.rows], information[samples.rows] = z, normal
     return full.reshape(*mask.shape, rank), information.reshape(*mask.shape, rank, rank), error
 
 
-def _projected_start(samples: _Samples, theta: Tensor, rank: int, phi: Activation) -> Tensor:
+def _latents_of(samples: _Samples, theta: Tensor, rank: int, observation: Observation) -> tuple[Tensor, Tensor, float]:
+    """Latents (S, R) of every sample given the stacked loadings, from no start; see :func:`_update_latents`."""
+    few = samples.every(max(1, len(theta) // _SCOUTS))
+    some = theta[:: max(1, len(theta) // _SCOUTS)]
+    start = _projected_start(few, some, rank, observation)
+    z, normal, error = _update_latents(few, start, some, observation, 10, 8)
+    if len(some) == len(theta):
+        return z, normal, error
+    return _update_latents(samples, z, theta, observation, 1, 8)
+
+
+def _projected_start(samples: _Samples, theta: Tensor, rank: int, observation: Observation) -> Tensor:
     """phi^-1 of the rates, kept well inside the range, projected onto the loadings: (S, R)."""
     low = samples.activity.dtype
     m, rest = theta[:, :rank], theta[:, rank:]
@@ -989,8 +983,9 @@ def _projected_start(samples: _Samples, theta: Tensor, rank: int, phi: Activatio
     offsets = torch.cat(columns, dim=1) if columns else None
     z = theta.new_empty(len(samples), rank)
     for at, y in samples.pieces():
-        spread = phi.high - phi.low if phi.high < float("inf") else float(y.square().mean().sqrt())
-        h = phi.inverse(_inside(y, phi, 0.03 * spread))
+        h = observation.phi.inverse(observation.inside(y, 0.03 * observation.spread(y)))
+        if samples.offset is not None:
+            h = h - samples.offset[samples.rows[at]].to(low)
         if offsets is not None:
             h = h - offsets[at] @ rest.to(low).T
         z[at] = (h @ project).double()
@@ -1068,7 +1063,7 @@ def _linearised_step(network: Network, z: Tensor, u: Tensor | None, valid: Tenso
     for start in range(0, len(rows), size):
         at = slice(start, start + size)
         h = potentials(low, flat_z[rows[at]].float(), None if flat_u is None else flat_u[rows[at]].float())
-        value, slope = _value_and_slope(phi, h)
+        value, slope = value_and_slope(phi, h)
         drive[at], slopes[at] = (value @ n).double(), (slope @ pairs).double()
     keep, alpha = valid.reshape(-1), network.alpha
     following.view(-1, rank)[keep] = (1 - alpha) * flat_z[rows] + alpha * drive
@@ -1158,10 +1153,9 @@ class ClosedFormFit:
         n: (K, R) ridge output weights; regularizer: the lambda they were found with.
         residual_sd: standard deviation of rates about phi(h).
         process_covariance: (R, R) covariance of one step's error beside the fitted dynamics.
-        binary: whether the observations were taken as two-valued.
+        observation: phi and the noise that the activity was found to have.
         misfit: mean squared normalised residual of the simulated segments: about 1 where dynamics are deterministic,
             more where phi, alpha or rank are wrong or the dynamics noisy. None where the rates are clean.
-        activation: name of phi.
     """
 
     latents: Latents
@@ -1174,15 +1168,14 @@ class ClosedFormFit:
     regularizer: float
     residual_sd: float
     process_covariance: Tensor
-    binary: bool
+    observation: Observation
     misfit: float | None
-    activation: str
 
     @property
     def network(self) -> Network:
         """The fitted network, float64."""
         loadings = self.loadings
-        return Network(loadings.m, self.n, loadings.b, loadings.d, self.latents.alpha, self.activation)
+        return Network(loadings.m, self.n, loadings.b, loadings.d, self.latents.alpha, self.observation.phi.name)
 
 
 def _check_rates(recording: Recording, rank: int) -> None:
@@ -1199,19 +1192,16 @@ def bias_supported(recording: Recording, rank: int, seed: int = 0) -> bool:
     not harmless: latents are then known up to a shift only, and an odd nonlinearity cannot drive them to it.
     """
     _check_rates(recording, rank)
-    phi, samples = (
-        activation_named(recording.activation),
-        _Samples.of(recording.activity, recording.mask, recording.inputs),
-    )
-    binary = _is_binary(samples, phi)
+    samples = _Samples.of(recording.activity, recording.mask, recording.inputs)
+    observation = _with_noise_seen(samples, Observation.of(recording.activation))
     few = samples.subset(_random_rows(len(samples), _subset_size(samples), seed))
     n_observed, n_neurons = len(few) * recording.n_neurons, recording.n_neurons
     rounding = 1e-12 * float(few.activity[few.rows].square().mean())
     errors = [
-        max(_mean_square(few, *_start_fit(few, rank, bias, phi, binary), phi, bias, binary), rounding)
+        max(_mean_loss(few, *_start_fit(few, rank, bias, observation), observation, bias), rounding)
         for bias in (False, True)
     ]
-    gain = 2 * (errors[0] - errors[1]) if binary else math.log(errors[0] / errors[1])
+    gain = errors[0] - errors[1] if observation.informative else math.log(errors[0] / errors[1])
     return n_observed * gain > (n_neurons - rank) * math.log(n_observed)
 
 
@@ -1259,42 +1249,50 @@ def _without_inputs(samples: _Samples, z: Tensor, theta: Tensor, jump: Tensor | 
 class _RateFit:
     """The steps of :func:`fit_rates_closed_form` on all samples, with the state they pass on."""
 
-    def __init__(self, recording: Recording, rank: int, has_bias: bool, regularizer: float | None):
+    def __init__(
+        self,
+        recording: Recording,
+        rank: int,
+        has_bias: bool,
+        regularizer: float | None,
+        observation: Observation | None,
+        offset: Tensor | None,
+    ):
         self.recording, self.rank, self.has_bias, self.regularizer = recording, rank, has_bias, regularizer
-        self.phi, self.mask = activation_named(recording.activation), recording.mask
-        self.samples = _Samples.of(recording.activity, self.mask, recording.inputs)
-        self.binary = _is_binary(self.samples, self.phi)
+        self.mask = recording.mask
+        self.samples = _Samples.of(recording.activity, self.mask, recording.inputs, offset)
+        self.observation = _with_noise_seen(self.samples, observation or Observation.of(recording.activation))
+        self.phi = self.observation.phi
         self.misfit: float | None = None
 
     def start(self, seed: int) -> None:
-        samples, phi, binary = self.samples, self.phi, self.binary
+        samples, observation = self.samples, self.observation
         few = samples.subset(_random_rows(len(samples), _subset_size(samples), seed))
-        _, self.theta = _start_fit(few, self.rank, self.has_bias, phi, binary)
-        self.z = _projected_start(samples, self.theta, self.rank, phi)
-        self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 10, 8, binary)
+        _, self.theta = _start_fit(few, self.rank, self.has_bias, observation)
+        self.z, self.normal, error = _latents_of(samples, self.theta, self.rank, observation)
         before, rounding = float("inf"), 1e-12 * float(few.activity[few.rows].square().mean())
         while rounding < error < 0.5 * before:  # else the subset has settled all neurons
-            x, dispersion = samples.design(self.z, self.has_bias), 1.0 if binary else error
-            self.theta = _converged_loadings(samples, x, self.theta, phi, binary, dispersion)
+            x, dispersion = samples.design(self.z, self.has_bias), observation.dispersion(error)
+            self.theta = _converged_loadings(samples, x, self.theta, observation, dispersion)
             before = error
-            self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 3, binary)
+            self.z, self.normal, error = _update_latents(samples, self.z, self.theta, observation, 0, 3)
         self.set_noise(error)
         self.z, self.theta = _without_inputs(samples, self.z, self.theta)
         self.standardise()
 
     def refit_loadings(self, z: Tensor) -> None:
         """Loadings given latents z, then one Newton pass for the sample-wise latents given them."""
-        samples, phi, binary = self.samples, self.phi, self.binary
+        samples, observation = self.samples, self.observation
         x = samples.design(z, self.has_bias)
-        self.theta = _converged_loadings(samples, x, self.theta, phi, binary, self.dispersion)
-        self.z, self.normal, error = _update_latents(samples, self.z, self.theta, phi, 0, 1, binary)
+        self.theta = _converged_loadings(samples, x, self.theta, observation, self.dispersion)
+        self.z, self.normal, error = _update_latents(samples, self.z, self.theta, observation, 0, 1)
         self.set_noise(error)
 
     def set_noise(self, error: float) -> None:
         """Variance of the rates about phi(h) from their mean squared residual, corrected for what was fitted."""
         observed, (k, p) = len(self.samples) * len(self.theta), self.theta.shape
         self.variance = error * observed / max(observed - k * p - len(self.samples) * self.rank, 1)
-        self.dispersion = 1.0 if self.binary else self.variance
+        self.dispersion = self.observation.dispersion(self.variance)
 
     def standardise(self) -> None:
         self.z, self.theta, self.normal = _standardise(self.samples, self.z, self.theta, self.normal, self.has_bias)
@@ -1346,8 +1344,10 @@ def fit_rates_closed_form(
     regularizer: float | None = None,
     smooth: bool | None = None,
     seed: int = 0,
+    observation: Observation | None = None,
+    offset: Tensor | None = None,
 ) -> ClosedFormFit:
-    """Latents, loadings and output weights from recorded rates.
+    """Latents, loadings and output weights from recorded rates, or from counts over their scale.
 
     On a subset of samples: principal components of phi^-1 of the denoised rates, then alternating Newton steps for
     latents and loadings. Then on all samples: latents, loadings, and output weights by ridge. Where noise leaves the
@@ -1361,12 +1361,15 @@ def fit_rates_closed_form(
         regularizer: lambda of the ridge for n; None: generalised cross-validation (trajectories: the evidence).
         smooth: None: where the sample-wise latents' standard error exceeds 1e-4 of their size.
         seed: chooses the subset of samples.
+        observation: phi and the noise about it; None: the recording's activation, two-valued noise where all rates lie at
+            the ends of its range, else Gaussian noise.
+        offset: (trials, time, K), a known part of the neurons' potentials that is no part of the network.
 
     Raises:
         UserError: for spikes, or a rank that the recording cannot support.
     """
     _check_rates(recording, rank)
-    fit = _RateFit(recording, rank, has_bias, regularizer)
+    fit = _RateFit(recording, rank, has_bias, regularizer, observation, offset)
     fit.start(seed)
     fit.fit_dynamics(fit.z)
     if fit.dynamics.jump is not None:
@@ -1393,8 +1396,8 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         process = _moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
     x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
     if smooth:
-        fit.theta = _converged_loadings(fit.samples, x, fit.theta, fit.phi, fit.binary, fit.dispersion)
-    spread_of_loadings = _loadings_covariance(fit.samples, x, fit.theta, fit.phi, fit.dispersion, fit.binary)
+        fit.theta = _converged_loadings(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
+    spread_of_loadings = _loadings_covariance(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
     return ClosedFormFit(
         latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),
         latents_covariance=covariance,
@@ -1406,9 +1409,8 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         regularizer=fit.dynamics.regularizer,
         residual_sd=fit.variance**0.5,
         process_covariance=process,
-        binary=fit.binary,
+        observation=fit.observation,
         misfit=fit.misfit,
-        activation=fit.phi.name,
     )
 
 
@@ -1445,7 +1447,7 @@ class LeastSquares(NamedTuple):
 
 
 class RateModel(nn.Module):
-    """A low-rank RNN fitted to recorded rates through its dynamics.
+    """A low-rank RNN fitted to recorded rates, or to counts over their scale, through its dynamics.
 
     The recorded neurons are the units of the network. A trial's initial state is read out of its first samples
     through the loadings (least squares, then smoothed with the dynamics), so held-out trials need no parameters
@@ -1459,6 +1461,8 @@ class RateModel(nn.Module):
         weight_penalty: times the sum of the parameter tensors' norms is added to the training loss. Published: 1e-5.
             Zero by default: beside a closed-form start it only biases, since the loss there is below it.
         start_samples: samples at a trial's start that its initial state is read from.
+        count_scale: expected count where phi is 1, for Poisson counts: activity is counts / count_scale then. None: rates
+            (with Gaussian noise, or two-valued where all lie at the ends of the range of phi).
 
     Raises:
         UserError: for an unknown start, and whatever LowRankRNN raises.
@@ -1476,6 +1480,7 @@ class RateModel(nn.Module):
         init_std: float = 2.0,
         weight_penalty: float = 0.0,
         start_samples: int = 10,
+        count_scale: float | None = None,
     ):
         super().__init__()
         if init not in ("closed_form", "random"):
@@ -1484,42 +1489,56 @@ class RateModel(nn.Module):
             raise UserError("at least one sample to read the initial state from", str(start_samples))
         self.rnn = LowRankRNN(n_neurons, rank, n_inputs, has_bias, alpha, activation, init_std)
         self.init, self.weight_penalty, self.start_samples = init, float(weight_penalty), start_samples
+        self.count_scale = count_scale
         width = rank + n_inputs + int(has_bias)
         self.register_buffer("residual_variance", torch.ones((), dtype=torch.float64))
         self.register_buffer("process_covariance", torch.eye(rank, dtype=torch.float64))
         self.register_buffer("loadings_covariance", torch.zeros(n_neurons, width, width, dtype=torch.float64))
-        self.register_buffer("binary", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("two_valued", torch.zeros((), dtype=torch.bool))
 
-    def initialise(self, recording: Recording) -> ClosedFormFit | None:
+    @property
+    def observation(self) -> Observation:
+        """phi and the noise about it."""
+        if self.count_scale is not None:
+            return Observation.of(self.rnn.activation, "poisson", self.count_scale)
+        return Observation.of(self.rnn.activation, "two_valued" if bool(self.two_valued) else "gaussian")
+
+    def initialise(self, recording: Recording, offset: Tensor | None = None) -> ClosedFormFit | None:
         """Start from training trials: parameters by the closed form, unless the start is random; noise levels.
+
+        Args:
+            offset: (trials, time, K), a known part of the neurons' potentials that is no part of the network.
 
         Returns:
             the closed form, or None for a random start.
         """
         if self.init == "random":
             _check_rates(recording, self.rnn.rank)
-            self.calibrate(recording)
+            self.calibrate(recording, offset=offset)
             return None
-        fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias)
+        observation = None if self.count_scale is None else self.observation
+        fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias, observation=observation, offset=offset)
         self.rnn.set_network(fit.network)
-        self.binary.fill_(fit.binary)
+        self.two_valued.fill_(fit.observation.noise == "two_valued")
         self.residual_variance.fill_(fit.residual_sd**2)
         self.process_covariance.copy_(fit.process_covariance)
         self.loadings_covariance.copy_(fit.loadings_covariance)
         return fit
 
     @torch.no_grad()
-    def calibrate(self, recording: Recording, found: LeastSquares | None = None) -> None:
+    def calibrate(self, recording: Recording, found: LeastSquares | None = None, offset: Tensor | None = None) -> None:
         """Re-estimate noise levels and the loadings' covariance for the present parameters; after training.
 
         Args:
             found: :meth:`least_squares` of the recording, where it is at hand.
+            offset: as in :meth:`initialise`.
         """
-        phi, loadings = activation_named(self.rnn.activation), self.loadings()
-        samples = _Samples.of(recording.activity, recording.mask, recording.inputs)
-        self.binary.fill_(_is_binary(samples, phi))
+        loadings = self.loadings()
+        samples = _Samples.of(recording.activity, recording.mask, recording.inputs, offset)
+        if self.count_scale is None:
+            self.two_valued.fill_(_with_noise_seen(samples, self.observation).noise == "two_valued")
         if found is None:
-            found = self.least_squares(recording.activity, recording.mask, recording.inputs)
+            found = self.least_squares(recording.activity, recording.mask, recording.inputs, offset)
         self.residual_variance.fill_(found.error)
         z = found.z
         if self.is_noisy(found, recording.mask):
@@ -1529,13 +1548,13 @@ class RateModel(nn.Module):
             self.process_covariance.copy_(q)
         x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
         theta = loadings.stack().double()
-        covariance = _loadings_covariance(samples, x, theta, phi, self.dispersion, bool(self.binary))
+        covariance = _loadings_covariance(samples, x, theta, self.observation, self.dispersion)
         self.loadings_covariance.copy_(covariance)
 
     @property
     def dispersion(self) -> float:
         """Variance that one unit of weight in the normal equations stands for."""
-        return 1.0 if bool(self.binary) else max(float(self.residual_variance), 1e-14)
+        return self.observation.dispersion(max(float(self.residual_variance), 1e-14))
 
     def loadings(self) -> Loadings:
         """Loadings of the recorded neurons, detached."""
@@ -1548,9 +1567,9 @@ class RateModel(nn.Module):
     def initial_states(self, batch: TrialBatch) -> Tensor:
         """States at the first sample (B, R), float32, without gradient."""
         cut = slice(0, min(self.start_samples, batch.activity.shape[1]))
-        u = None if batch.inputs is None else batch.inputs[:, cut]
+        u, offset = (None if x is None else x[:, cut] for x in (batch.inputs, batch.baseline))
         mask = batch.mask[:, cut]
-        found = self.least_squares(batch.activity[:, cut], mask, u)
+        found = self.least_squares(batch.activity[:, cut], mask, u, offset)
         return self.posterior_from(found, mask, u).z[:, 0].to(self.rnn.m.dtype)
 
     def rollout(self, batch: TrialBatch) -> Tensor:
@@ -1558,11 +1577,17 @@ class RateModel(nn.Module):
         return self.rnn.simulate(self.initial_states(batch), batch.activity.shape[1], batch.inputs)
 
     def validation_loss(self, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the rates along the noise-free rollout, over recorded samples and neurons."""
-        rates = self.rnn.network().rates(self.rollout(batch), batch.inputs)
-        error = ((rates - batch.activity) * batch.mask[..., None]).square().sum()
+        """Mean squared error of the rates along the noise-free rollout, over recorded samples and neurons.
+
+        Of counts, twice the mean negative log likelihood up to a constant.
+        """
+        h = potentials(self.rnn.loadings(), self.rollout(batch), batch.inputs)
+        if batch.baseline is not None:
+            h = h + batch.baseline
+        observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
+        error = (observation.loss(batch.activity, h) * batch.mask[..., None]).sum()
         loss = error / (batch.mask.sum() * batch.activity.shape[-1])
-        return loss, {"mean_squared_error": loss.detach()}
+        return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
 
     def loss(
         self, batch: TrialBatch, progress: float = 0.0, generator: torch.Generator | None = None
@@ -1596,17 +1621,15 @@ class RateModel(nn.Module):
         if method not in ("smooth", "least_squares"):
             raise UserError("a method among smooth, least_squares, rollout", repr(method))
         batch = _as_batch(data)
-        found = self.least_squares(batch.activity, batch.mask, batch.inputs)
+        found = self.least_squares(batch.activity, batch.mask, batch.inputs, batch.baseline)
         return self.posterior_from(found, batch.mask, batch.inputs, smooth=method == "smooth")
 
     @torch.no_grad()
-    def least_squares(self, activity: Tensor, mask: Tensor, inputs: Tensor | None) -> LeastSquares:
+    def least_squares(
+        self, activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None
+    ) -> LeastSquares:
         """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
-        return LeastSquares(
-            *least_squares_latents(
-                activity, mask, self.loadings(), self.rnn.activation, inputs, binary=bool(self.binary)
-            )
-        )
+        return LeastSquares(*least_squares_latents(activity, mask, self.loadings(), self.observation, inputs, offset))
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
@@ -1644,11 +1667,13 @@ class ConnectivityInputs(NamedTuple):
     readings: tuple[Tensor, Tensor] | None
 
 
-def connectivity_inputs(model: RateModel, recording: Recording, train: Tensor) -> ConnectivityInputs:
+def connectivity_inputs(
+    model: RateModel, recording: Recording, train: Tensor, offset: Tensor | None = None
+) -> ConnectivityInputs:
     """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
     mask = recording.mask
-    found = model.least_squares(recording.activity, mask, recording.inputs)  # the dear part, once
-    model.calibrate(recording.trials(train), found.trials(train))
+    found = model.least_squares(recording.activity, mask, recording.inputs, offset)  # the dear part, once
+    model.calibrate(recording.trials(train), found.trials(train), None if offset is None else offset[train])
     posterior = model.posterior_from(found, mask, recording.inputs)
     z = posterior.z * mask[..., None]
     latents = Latents(z, recording.lengths, recording.alpha, _double(recording.inputs))
@@ -1656,9 +1681,8 @@ def connectivity_inputs(model: RateModel, recording: Recording, train: Tensor) -
     readings = None
     if model.is_noisy(found, mask):
         readings = read_states(
-            recording.activity, mask, z, loadings, recording.activation, model.dispersion, recording.inputs,
-            bool(model.binary),
-        )  # fmt: skip
+            recording.activity, mask, z, loadings, model.observation, model.dispersion, recording.inputs, offset
+        )
     return ConnectivityInputs(latents, loadings, model.loadings_covariance, readings)
 
 
@@ -1668,10 +1692,10 @@ def read_states(
     mask: Tensor,
     guide: Tensor,
     loadings: Loadings,
-    activation: str,
-    dispersion: float,
+    observation: Observation,
+    dispersion: float = 1.0,
     inputs: Tensor | None = None,
-    binary: bool = False,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One unregularised Fisher-scoring step from a good guide: what each sample says of the state, on its own.
 
@@ -1679,14 +1703,15 @@ def read_states(
     there of the sample's likelihood, unbiased to first order, with the inverse information as covariance.
 
     Args:
-        activity: (trials, time, K) rates; mask: (trials, time).
+        activity: (trials, time, K) rates, or counts over their scale; mask: (trials, time).
         guide: (trials, time, R) smoothed states.
-        dispersion: variance of a rate about phi(h) (1 for two-valued data).
+        dispersion: variance of a rate about phi(h) (1 for two-valued data and counts).
+        inputs: (trials, time, U); offset: (trials, time, K), a known part of the potentials.
 
     Returns:
         (trials, time, R) readings, zero where masked; their covariances (trials, time, R, R); float64.
     """
-    phi, samples = activation_named(activation), _Samples.of(activity, mask, inputs)
+    samples = _Samples.of(activity, mask, inputs, offset)
     theta, rank = loadings.stack().detach().double(), loadings.rank
     low = samples.activity.dtype
     z = guide.reshape(-1, rank)[samples.rows].double()
@@ -1694,7 +1719,7 @@ def read_states(
     pairs, eye = _outer(m), torch.eye(rank, dtype=z.dtype, device=z.device)
     moved, covariance = torch.zeros_like(z), z.new_zeros(len(z), rank, rank)
     for at, y in samples.pieces():
-        score, weight, _ = _newton_terms(y, x[at] @ theta.to(low).T, phi, binary)
+        score, weight, _ = observation.newton_terms(y, samples.with_offset(x[at] @ theta.to(low).T, at))
         information = (weight @ pairs).double().reshape(-1, rank, rank) + _prior_precision(dispersion) * eye
         inverse = torch.linalg.inv(information)
         moved[at] = (inverse @ (score @ m).double()[..., None])[..., 0]

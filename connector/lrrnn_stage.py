@@ -22,7 +22,10 @@ from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank
 from connector.types import Latents, Recording, TrialBatch
 
-# Fine-tuning from the closed form: small steps, since there is little left to gain.
+# Fine-tuning from the closed form: small steps, since there is little left to gain. It is left out where the noise-free
+# trajectories explain validation trials as well as free latents do, but for this fraction of the noise or of the power.
+_TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
+_NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
 _RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
 
 
@@ -150,22 +153,38 @@ def _train_on_rates(
     pl.seed_everything(options.seed, verbose=False)
     learning_rate = choice.learning_rate or _RATES_LEARNING_RATE
     module = LowRankRNNModule("rates", arguments, options.seed, learning_rate)
-    module.model.initialise(recording.trials(data.fold.train))
+    solved = module.model.initialise(recording.trials(data.fold.train)) is not None
     data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
-    metrics = _fit_unless_worse(context, module, data, mark, choice.max_epochs or _RATES_MAX_EPOCHS)
+    epochs = choice.max_epochs or (0 if solved and _nothing_to_gain(module.model, data) else _RATES_MAX_EPOCHS)
+    metrics = _fit_unless_worse(context, module, data, mark, epochs)
     latents, loadings, covariance, readings = rate_inputs(module.model, recording, data.fold.train)
     n = module.model.rnn.network().n.detach().double()
     return StageInputs(latents, loadings, data.fold, recording.activation, covariance, readings, n), metrics
 
 
+def _validation_loss(model: RateModel, data: RecordingDataModule) -> float:
+    with torch.no_grad():
+        return float(model.validation_loss(data.batch(data.fold.validation))[0])
+
+
+def _nothing_to_gain(model: RateModel, data: RecordingDataModule) -> bool:
+    noise = float(model.residual_variance)
+    batch = data.batch(data.fold.train[:_TRIALS_OF_POWER])
+    power = float(batch.activity[batch.mask].square().mean())
+    excess = _validation_loss(model, data) - noise
+    return excess <= max(_NOTHING_TO_GAIN["noise"] * noise, _NOTHING_TO_GAIN["power"] * power)
+
+
 def _fit_unless_worse(
     context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int
 ) -> dict[str, float]:
-    """Train; where no epoch's validation beats the start, return to the start."""
+    """Train; where no epoch's validation beats the start, return to the start. No epochs: the start is kept."""
     start = {name: value.clone() for name, value in module.state_dict().items()}
-    with torch.no_grad():
-        before = float(module.model.validation_loss(data.batch(data.fold.validation))[0])
+    before = _validation_loss(module.model, data)
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
+    if not epochs:
+        context.say(f"lrrnn: the closed form leaves nothing to gain by training (validation loss {before:.3g})")
+        return {"lrrnn/val_loss": before}
     after = float(trainer.checkpoint_callback.best_model_score)
     if not after < before:
         module.load_state_dict(start)

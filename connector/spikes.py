@@ -27,7 +27,8 @@ from torch.autograd.function import once_differentiable
 from connector.baselines import Baseline, poisson_regression
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.lrrnn import LowRankRNN
+from connector.lrrnn import LowRankRNN, read_states
+from connector.observation import Observation
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
 _RATE_FLOOR = 1e-8
@@ -798,7 +799,7 @@ class ConnectivityInputs(NamedTuple):
         latents: posterior means of all trials, float64. Their ``drive`` is the fitted latent network's F(z, u) there,
             unless there are ``readings``.
         loadings: of the recorded neurons, as they are read: softplus(m.z + b.u + d); loadings_covariance: (K, P, P).
-        readings: states read from each bin on its own with their covariances, see :func:`read_states`; None where the
+        readings: states read from each bin on its own with their covariances, see :func:`read_counts`; None where the
             bins say too little for that (:data:`INFORMATIVE`).
     """
 
@@ -822,7 +823,7 @@ def connectivity_inputs(
     z = model.infer(batch).double()
     inputs = None if not model.rnn.n_inputs else recording.inputs.double()
     loadings, covariance = refit_loadings(model, recording, train, baseline, **penalties)
-    readings = read_states(batch, z, loadings, model.scale, model.baseline_mean)
+    readings = read_counts(batch, z, loadings, model.scale, model.baseline_mean)
     spread = z[batch.mask].std(0)
     error = readings[1][batch.mask].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
     if float((error / spread).max()) < INFORMATIVE:
@@ -835,38 +836,19 @@ def connectivity_inputs(
     )  # fmt: skip
 
 
-@torch.no_grad()
-def read_states(
+def read_counts(
     batch: TrialBatch, guide: Tensor, loadings: Loadings, scale: float, baseline_mean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One unregularised Fisher-scoring step from a good guide: what the spikes of each bin say of the state by themselves.
-
-    As :func:`connector.lrrnn.read_states`, with the Poisson likelihood of the counts.
+    """What the spikes of each bin say of the state by themselves: :func:`connector.lrrnn.read_states` of counts.
 
     Args:
         batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.
         loadings: of the neurons, d being at the mean baseline; scale: expected count where softplus is 1.
         baseline_mean: (K,) mean baseline, contained in both d and the batch's baseline.
-
-    Returns:
-        (B, time, R) states, zero where masked, and covariances (B, time, R, R); float64.
     """
-    rank = loadings.rank
-    z, eye = guide.double(), torch.eye(loadings.rank, dtype=torch.float64)
-    pairs = (loadings.m[:, :, None] * loadings.m[:, None, :]).flatten(1)
-    states, spread = torch.zeros_like(z), z.new_zeros(*z.shape, rank)
-    pieces = max(1, int(_CHUNK_NUMBERS / (batch.activity.shape[1] * batch.activity.shape[2])))
-    for start in range(0, len(z), pieces):
-        at = slice(start, start + pieces)
-        h = z[at] @ loadings.m.T + (loadings.d - baseline_mean.double())
-        if batch.inputs is not None and loadings.b is not None:
-            h = h + batch.inputs[at].double() @ loadings.b.T
-        if batch.baseline is not None:
-            h = h + batch.baseline[at].double()
-        rate, slope = F.softplus(h).clamp_min(1e-12), torch.sigmoid(h)
-        score = (slope * (batch.activity[at].double() / rate - scale)) @ loadings.m
-        information = ((scale * slope.square() / rate) @ pairs).unflatten(-1, (rank, rank)) + 1e-8 * eye
-        inverse = torch.linalg.inv(information)
-        states[at] = z[at] + (inverse @ score[..., None])[..., 0]
-        spread[at] = inverse
-    return states * batch.mask[..., None], spread * batch.mask[..., None, None]
+    offset = None if batch.baseline is None else batch.baseline - baseline_mean
+    inputs = None if loadings.b is None else batch.inputs
+    observation = Observation.of("softplus", "poisson", scale)
+    return read_states(
+        batch.activity / scale, batch.mask, guide.double(), loadings, observation, inputs=inputs, offset=offset
+    )

@@ -118,7 +118,8 @@ def fit(
 ) -> pl.Trainer:
     """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
-    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``.
+    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``. With
+    ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint.
     """
     options, store = context.options, context.store
     every = validation_interval(max_epochs)
@@ -161,13 +162,20 @@ def fit(
         if trainer.interrupted and left.code == 1:
             raise KeyboardInterrupt from left
         raise
+    part = store.checkpoints / f"{stage}.ckpt.part"
+    if not max_epochs:
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(store.checkpoints / f"{stage}.ckpt")
+        trainer.strategy.barrier()
+        return trainer
     kept = best.best_model_path if keep == "best" else best.last_model_path
     if keep == "best":
         module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        shutil.copyfile(kept, store.checkpoints / f"{stage}.ckpt.part")
-        (store.checkpoints / f"{stage}.ckpt.part").replace(store.checkpoints / f"{stage}.ckpt")
+        shutil.copyfile(kept, part)
+        part.replace(store.checkpoints / f"{stage}.ckpt")
         shutil.rmtree(aside)
     trainer.strategy.barrier()
     return trainer

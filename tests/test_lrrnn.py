@@ -18,6 +18,7 @@ from connector.lrrnn import (
     ridge_output_weights,
     smooth_latents,
 )
+from connector.observation import Observation
 from connector.types import Loadings, Recording, TrialBatch, valid_mask
 
 GAIN = {"tanh": 1.0, "relu": 1.0, "softplus": 1.2, "sigmoid": 4.0}
@@ -189,11 +190,13 @@ def test_ridge_solves_the_stated_problem_in_both_shapes():
 def test_sample_wise_latents_are_exact_on_clean_rates_and_efficient_on_noisy_ones():
     net = make_network(n_inputs=1, has_bias=True)
     clean = record(net, trials=20)
-    z, _, error = least_squares_latents(clean.activity, clean.mask, net.loadings, "tanh", clean.inputs)
+    z, _, error = least_squares_latents(clean.activity, clean.mask, net.loadings, Observation.of("tanh"), clean.inputs)
     assert float((z - clean.latents).abs().max()) < 1e-5
     assert error < 1e-12
     noisy = record(net, trials=60, noise=0.2)
-    z, information, error = least_squares_latents(noisy.activity, noisy.mask, net.loadings, "tanh", noisy.inputs)
+    z, information, error = least_squares_latents(
+        noisy.activity, noisy.mask, net.loadings, Observation.of("tanh"), noisy.inputs
+    )
     scaled = torch.einsum("ntij,nti,ntj->nt", information, z - noisy.latents, z - noisy.latents) / 0.04
     assert float(scaled.mean()) == pytest.approx(2.0, abs=0.15)  # chi square with R degrees of freedom
     assert error == pytest.approx(0.04 * (1 - 2 / 200), rel=0.01)
@@ -310,7 +313,7 @@ def test_two_valued_observations_passed_as_rates():
     net = make_network(k=300)
     recording = record(net, two_valued=True, trials=150)
     fit = fit_rates_closed_form(recording, 2)
-    assert fit.binary
+    assert fit.observation.noise == "two_valued"
     gauge = Gauge.fit(fit.latents.z, recording.latents, recording.lengths)
     error = gauge.loadings(fit.loadings).m - net.m
     sd = gauge.loadings_covariance(fit.loadings_covariance).diagonal(dim1=1, dim2=2).sqrt()

@@ -19,7 +19,7 @@ from connector.spikes import (
     _Scan,
     connectivity_inputs,
     last_states,
-    read_states,
+    read_counts,
     refit_loadings,
     trial_batch,
 )
@@ -410,7 +410,7 @@ def test_states_read_from_single_bins_err_as_stated():
     counts = torch.poisson(0.5 * rate, generator=g).float()
     mask = torch.arange(30) < torch.randint(10, 31, (20, 1), generator=g)
     batch = TrialBatch(counts, mask, torch.arange(20), None, baseline)
-    states, spread = read_states(batch, z, loadings, 0.5, torch.full((400,), 0.1))
+    states, spread = read_counts(batch, z, loadings, 0.5, torch.full((400,), 0.1))
     error = (states - z)[mask]
     assert abs(float((error * torch.linalg.solve(spread[mask], error)).sum(1).mean()) - 2) < 0.2
     assert not states[~mask].any()
