@@ -176,14 +176,14 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         if current and not options.force:
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             continue
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         if not is_child_rank():
             store.forget_stage(stage)
         metrics = trainers[stage](mark)
-        seconds = time.monotonic() - started
+        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
         if not is_child_rank():
-            store.finish_stage(stage, mark, seconds, metrics)
-        context.say(f"{stage}: done in {seconds:.1f} s")
+            store.finish_stage(stage, mark, seconds, metrics, cpu_seconds)
+        context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
 
 def all_metrics(store: RunStore, results: dict[str, float]) -> dict[str, float]:

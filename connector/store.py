@@ -148,9 +148,13 @@ class RunStore:
         """True where the stage was finished with this fingerprint and its files are there."""
         return self.stages().get(stage, {}).get("fingerprint") == mark and all(f.exists() for f in files)
 
-    def finish_stage(self, stage: str, mark: str, seconds: float, metrics: Mapping[str, float]) -> None:
+    def finish_stage(
+        self, stage: str, mark: str, seconds: float, metrics: Mapping[str, float], cpu_seconds: float = 0.0
+    ) -> None:
+        """``seconds``: of the clock; ``cpu_seconds``: of this process, all threads together."""
         done = self.stages()
-        done[stage] = {"fingerprint": mark, "seconds": round(seconds, 3), "metrics": dict(metrics)}
+        times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+        done[stage] = {"fingerprint": mark, **times, "metrics": dict(metrics)}
         write_json(self.path / "stages.json", done)
 
     def forget_stage(self, stage: str) -> None:
