@@ -142,12 +142,14 @@ class LowRankRNNOptions:
     n_units: int = MISSING
     rollout_weight: float = MISSING
     baseline: str = MISSING
+    inference: str = MISSING
     b_penalty: float = MISSING
 
     def check(self) -> None:
         _check(1 <= self.rank <= 20, "lrrnn.rank", "from 1 to 20", self.rank)
         _one_of(self, "lrrnn", "init", ("closed_form", "random"))
         _one_of(self, "lrrnn", "baseline", ("local", "standard"))
+        _one_of(self, "lrrnn", "inference", ("auto", "encoder", "smoother"))
         _positive(self, "lrrnn", "init_std max_epochs learning_rate batch_size n_units")
         _not_negative(self, "lrrnn", "weight_penalty rollout_weight b_penalty")
 

@@ -16,6 +16,7 @@ from connector.dynamics import Network
 from connector.lrrnn import Gauge, RateModel, bias_supported
 from connector.lrrnn import connectivity_inputs as rate_inputs
 from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
+from connector.spike_smoother import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.spikes import SpikeModel, trial_batch
 from connector.spikes import connectivity_inputs as spike_inputs
 from connector.store import RunStore, StageInputs, write_npz
@@ -24,6 +25,7 @@ from connector.types import Latents, Recording, TrialBatch
 
 # Fine-tuning from the closed form: small steps, since there is little left to gain. It is left out where the noise-free
 # trajectories explain validation trials as well as free latents do, but for this fraction of the noise or of the power.
+_WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
 _RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
@@ -162,9 +164,13 @@ def _train_on_rates(
     return StageInputs(latents, loadings, data.fold, recording.activation, covariance, readings, n), metrics
 
 
-def _validation_loss(model: RateModel, data: RecordingDataModule) -> float:
+def _validation_loss(model: RateModel, data: RecordingDataModule, rates: Recording | None = None) -> float:
+    """``rates``: the recording as the model sees it, where that is not as it was made."""
+    batch = data.batch(data.fold.validation)
+    if rates is not None:
+        batch = batch._replace(activity=rates.activity[data.fold.validation])
     with torch.no_grad():
-        return float(model.validation_loss(data.batch(data.fold.validation))[0])
+        return float(model.validation_loss(batch)[0])
 
 
 def _nothing_to_gain(model: RateModel, data: RecordingDataModule) -> bool:
@@ -197,6 +203,10 @@ def _train_on_spikes(
 ) -> tuple[StageInputs, dict[str, float]]:
     options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
     choice = options.lrrnn
+    if _smoother_chosen(choice.inference, recording, sizes.rank):
+        found = _solve_spikes(context, data, mark)
+        if found is not None:
+            return found
     baseline = fit_baseline(recording, fold.train, choice.baseline)
     context.say(f"lrrnn: baseline {baseline.description}")
     data.baseline = baseline.argument
@@ -229,6 +239,50 @@ def _train_on_spikes(
     metrics |= spike_scores(module.model, recording, fold, baseline, options.seed)
     if not is_child_rank():
         write_responses(context.store, module.model, recording, fold, baseline)
+    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
+
+
+def _smoother_chosen(inference: str, recording: Recording, rank: int) -> bool:
+    return inference == "smoother" or (inference == "auto" and spikes_per_bin(recording) > ENOUGH_SPIKES * rank)
+
+
+def _solve_spikes(
+    context: StageContext, data: RecordingDataModule, mark: str
+) -> tuple[StageInputs, dict[str, float]] | None:
+    """The closed form for spikes of many neurons; None where its dynamics do not explain them and another way is open."""
+    options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
+    # What the latents do is seen here bin by bin: without a session's drift there is nothing else for a baseline to hold.
+    kind = "constant" if recording.trial_times_s is None else options.lrrnn.baseline
+    baseline = fit_baseline(recording, fold.train, kind)
+    context.say(
+        f"lrrnn: {spikes_per_bin(recording):.0f} spikes a bin, enough for the closed form; baseline {baseline.description}"
+    )
+    pl.seed_everything(options.seed, verbose=False)
+    arguments = {
+        "n_neurons": sizes.n_neurons,
+        "rank": sizes.rank,
+        "n_inputs": sizes.n_inputs,
+        "has_bias": True,
+        "alpha": sizes.alpha,
+        "activation": "softplus",
+        "count_scale": baseline.scale,
+    }
+    module = LowRankRNNModule("rates", arguments, options.seed)
+    rates, offset = as_rates(recording, baseline.scale), offset_of(baseline, recording, fold.train)
+    solved = module.model.initialise(rates.trials(fold.train), None if offset is None else offset[fold.train])
+    if not (solved.misfit is not None and solved.misfit < _WORST_MISFIT) and options.lrrnn.inference == "auto":
+        context.say(
+            f"lrrnn: no trajectories of a low-rank RNN pass near the counts (misfit {solved.misfit:.3g}); training"
+        )
+        return None
+    data.baseline = offset
+    metrics = {"lrrnn/val_loss": _validation_loss(module.model, data, rates)}
+    fit(context, "lrrnn", module, data, mark, 0, "lrrnn/val_loss")
+    latents, loadings, covariance, readings = rate_inputs(module.model, rates, fold.train, offset)
+    model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
+    metrics |= spike_scores(model, recording, fold, baseline, options.seed)
+    if not is_child_rank():
+        write_responses(context.store, model, recording, fold, baseline)
     return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
 
 

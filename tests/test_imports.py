@@ -10,7 +10,7 @@ PACKAGE = ROOT / "connector"
 ORDER = [
     "errors", "config", "run_directory", "types", "dynamics",
     "data.attractors", "data.preprocessing", "data.recordings", "data.folds", "data.modules",
-    "observation", "lrrnn", "baselines", "spikes", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
+    "observation", "lrrnn", "baselines", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
     "measures", "spike_measures", "clusters", "figures", "report",
     "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",
     "launch", "run",
