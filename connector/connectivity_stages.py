@@ -250,20 +250,26 @@ def published_ridge(options: Options, inputs: StageInputs, max_states: int = 200
     return solve
 
 
-def drive_tilt(options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean) -> DriveTilt | None:
-    """The tilt of the flow of the loadings towards the recorded network's drive, or None.
+def drive_of_mean(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
+    """States, inputs and drive of the training trials: of a fitted model where there is one, else of the recorded neurons
+    with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise."""
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    if inputs.latents.drive is None:
+        loadings = inputs.loadings.map(Tensor.double)
+        y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
+    return z, u, y
 
-    That of a fitted model where there is one; else of the recorded neurons with n = nu: successive latents would show the
-    recorded n's own deviations from nu besides, which are chance, and their noise.
+
+def drive_tilt(options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean) -> DriveTilt | None:
+    """The tilt of the flow of the loadings towards the recorded network's drive (:func:`drive_of_mean`), or None.
+
     Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
     """
     if not options.connectivity.match_drive or flow.base != "normal":
         return None
     rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
-    rows, loadings = rows.double(), inputs.loadings.map(Tensor.double)
-    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
-    if inputs.latents.drive is None:
-        y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
+    rows, loadings = rows.double(), inputs.loadings
+    z, u, y = drive_of_mean(inputs, mean)
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
     return fit_drive_tilt(
         rows, mean(rows), z, u, y, activation=inputs.activation, shape=shape, n_neurons=loadings.n_neurons
@@ -278,8 +284,13 @@ def assemble(
     mean: ConditionalMean,
     outputs_flow: Flow,
 ) -> ConnectivityDistribution:
-    """The distribution from its parts; networks are projected on the drive of the training trials."""
+    """The distribution from its parts; networks are projected on the drive of the training trials.
+
+    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
+    """
     connectivity = options.connectivity
+    clean = inputs.readings is None
+    reference = inputs.latents.trials(inputs.fold.train).samples() if clean else drive_of_mean(inputs, mean)
     return ConnectivityDistribution(
         loadings_flow,
         mean,
@@ -290,7 +301,7 @@ def assemble(
         # The published flow of n is trained on ridge solutions without spread.
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
-        reference=inputs.latents.trials(inputs.fold.train).samples(),
+        reference=reference,
         projection_regularizer=connectivity.projection_regularizer,
         flow_steps=connectivity.flow.steps,
         seed=options.seed,
