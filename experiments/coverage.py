@@ -38,6 +38,8 @@ from connector.types import Latents, Loadings, Recording
 LEVELS = (0.5, 0.8, 0.95)
 ALPHA = 0.1
 RATE_NOISE = 0.3
+COUNT_SCALE = 0.1  # expected spikes in a bin where softplus is 1: 10 Hz, bins of 10 ms
+READOUT_OFFSET = 1.0  # of spikes of networks without a bias: neurons without input fire at 13 Hz
 
 
 @dataclass
@@ -256,6 +258,7 @@ class Task:
     loadings_noise: float = 0.0
     propagate: bool = True
     rate_noise: float | None = None
+    spikes: bool = False
     options: tuple[tuple[str, object], ...] = ()
 
 
@@ -287,29 +290,42 @@ def simulate(population: Population, network: Network, visited: str, noise: floa
     return Latents(z, torch.full((len(z),), samples), ALPHA * stride, u)
 
 
-def infer_from_rates(latents: Latents, rows: Tensor, population: Population, task: Task, shape, g: torch.Generator):
-    """Latents, loadings and their covariances as the lrRNN stage finds them in noisy rates, in the true gauge."""
+def infer(latents: Latents, rows: Tensor, population: Population, task: Task, shape, g: torch.Generator):
+    """Latents, loadings and their covariances as the lrRNN stage finds them in noisy rates or spikes, in the true gauge.
+
+    Spikes are Poisson counts of softplus neurons, whatever phi of the network; their offset is the bias of a network that
+    has one.
+    """
     every = Loadings.unstack(rows, *shape)
-    rates = get_activation(population.activation)(potentials(every, latents.z, latents.inputs))
-    activity = (rates + task.rate_noise * randn(g, *rates.shape)).float()
-    recording = Recording(
-        activity, "rates", latents.lengths, latents.alpha, population.activation, inputs=latents.inputs
-    )
-    model = RateModel(len(rows), *shape, alpha=latents.alpha, activation=population.activation)
+    rank, n_inputs, has_bias = shape
+    h, trials = potentials(every, latents.z, latents.inputs), torch.arange(len(latents.z))
+    if task.spikes:
+        activation, has_bias = "softplus", True
+        h = h if shape[2] else h + READOUT_OFFSET
+        activity = torch.poisson(COUNT_SCALE * get_activation(activation)(h), generator=g) / COUNT_SCALE
+    else:
+        activation = population.activation
+        rates = get_activation(activation)(h)
+        activity = rates + task.rate_noise * randn(g, *rates.shape)
+    recording = Recording(activity.float(), "rates", latents.lengths, latents.alpha, activation, inputs=latents.inputs)
+    count_scale = COUNT_SCALE if task.spikes else None
+    model = RateModel(len(rows), rank, n_inputs, has_bias, latents.alpha, activation, count_scale=count_scale)
     model.initialise(recording)
-    found, loadings, covariance, readings = connectivity_inputs(model, recording, torch.arange(len(activity)))
-    gauge = Gauge.fit(found.z, latents.z, latents.lengths, affine=population.has_bias)
-    moved = gauge.loadings_covariance(covariance, population.n_inputs)
+    found, loadings, covariance, readings = connectivity_inputs(model, recording, trials)
+    gauge = Gauge.fit(found.z, latents.z, latents.lengths, affine=has_bias)
+    stacked, moved = gauge.loadings(loadings).stack(), gauge.loadings_covariance(covariance, n_inputs)
+    if has_bias and not shape[2]:  # the offset of the spikes is no bias of the network
+        stacked, moved = stacked[:, :-1], moved[:, :-1, :-1]
     readings = None if readings is None else gauge.readings(*readings)
-    return replace(latents, z=gauge.latents(found.z)), gauge.loadings(loadings).stack(), moved, readings
+    return replace(latents, z=gauge.latents(found.z)), stacked, moved, readings
 
 
 def run(task: Task) -> dict:
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(task.seed)
     population = (KINDS | UNSEEN)[task.kind](g)
-    k = pick(g, (300, 1000))
-    fraction, noise = pick(g, (1.0, 0.5, 0.1)), pick(g, (0.0, 0.01, 0.03))
+    k = pick(g, (1000,) if task.spikes else (300, 1000))
+    fraction, noise = pick(g, (1.0, 0.5, 0.3 if task.spikes else 0.1)), pick(g, (0.0, 0.01, 0.03))
     visited, stride = pick(g, ("grid", "twenty", "near")), pick(g, (1, 3))
     rows, n = population.sample(k, g)
     shape = (population.rank, population.n_inputs, population.has_bias)
@@ -319,8 +335,8 @@ def run(task: Task) -> dict:
     recorded = rows[: round(fraction * k)]
     covariance = readings = None
     start = time.process_time()
-    if task.rate_noise is not None:
-        latents, recorded, covariance, readings = infer_from_rates(latents, recorded, population, task, shape, g)
+    if task.rate_noise is not None or task.spikes:
+        latents, recorded, covariance, readings = infer(latents, recorded, population, task, shape, g)
     inference_seconds = time.process_time() - start
     if task.loadings_noise:
         recorded = recorded + task.loadings_noise * randn(g, *recorded.shape)
@@ -352,6 +368,7 @@ def run(task: Task) -> dict:
         "loadings_noise": task.loadings_noise,
         "propagated": covariance is not None,
         "rate_noise": task.rate_noise,
+        "spikes": task.spikes,
         "inference_seconds": inference_seconds,
         "n_neurons": k,
         "recorded_fraction": fraction,
@@ -435,6 +452,12 @@ def main() -> None:
         default=0,
         help="data sets whose latents and loadings are inferred from rates with noise of sd .3",
     )
+    parser.add_argument(
+        "--spikes",
+        type=int,
+        default=0,
+        help="data sets whose latents and loadings are inferred from Poisson spikes (300 to 1000 neurons)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first data set")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default="coverage.json")
@@ -457,12 +480,16 @@ def main() -> None:
     inferred = [
         replace(task, rate_noise=RATE_NOISE) for task in tasks(KINDS, arguments.inferred, arguments.seed + 300_000)
     ]
+    spikes = [replace(task, spikes=True) for task in tasks(KINDS, arguments.spikes, arguments.seed + 400_000)]
     console = Console(width=150)
-    results = collect(run, known + unseen + uncertain + inferred, arguments.workers, console)
+    results = collect(run, known + unseen + uncertain + inferred + spikes, arguments.workers, console)
     seen = results[: len(known)]
     other = results[len(known) : len(known) + len(unseen)]
     rest = results[len(known) + len(unseen) :][: len(uncertain)]
-    from_rates = results[len(results) - len(inferred) :]
+    inferences = {
+        "rates with noise of sd .3": results[len(results) - len(inferred) - len(spikes) :][: len(inferred)],
+        "Poisson spikes": results[len(results) - len(spikes) :] if spikes else [],
+    }
     tables = show("coverage of the intervals of nu", {"known kinds": seen, "unseen kinds": other}, console)
     groups = {}
     for key in ("kind", "n_neurons", "recorded_fraction", "noise", "visited", "stride"):
@@ -482,12 +509,14 @@ def main() -> None:
             for propagated in (True, False)
         }
         tables |= show("errors in the loadings", names, console)
-    if from_rates:
-        tables |= show("inferred from rates with noise of sd .3", {"all": from_rates}, console)
+    for source, found in inferences.items():
+        if not found:
+            continue
+        tables |= show(f"inferred from {source}", {source: found}, console)
         groups = {}
         for key in ("kind", "n_neurons", "recorded_fraction", "visited", "stride"):
-            groups |= by(from_rates, key)
-        tables |= show("by condition, inferred", groups, console)
+            groups |= {f"{source}: {name}": rows for name, rows in by(found, key).items()}
+        tables |= show(f"by condition, inferred from {source}", groups, console)
     with open(arguments.out, "w") as file:
         json.dump({"tables": tables, "results": results}, file, indent=1)
 
