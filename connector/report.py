@@ -301,10 +301,16 @@ ESTIMATE: dict[str, tuple[str, str]] = {
     "n_kernels": ("kernels averaged", "how many kernels have a noticeable posterior probability"),
     "n_components": ("components averaged", "kernels with settings of their amplitudes, over which nu is averaged"),
     "evidence": ("log evidence", "nats; compares models of the same data only"),
-    "amplitude_linear": ("prior variance, linear part", "of nu, per unit of standardised loading"),
-    "amplitude_curved": ("prior variance, curved part", "of nu, beyond a linear function"),
+    "amplitude_linear": ("prior variance, linear part", "of nu, where the latents are such that m has unit covariance"),
+    "amplitude_curved": (
+        "prior variance, curved part",
+        "of nu beyond a linear function, in the same units as the linear part",
+    ),
     "own_variance": ("neurons' own variance of n", "of n about nu among the recorded neurons, as far as it acts"),
-    "noise_variance": ("noise variance", "of the drive, that no output weights explain"),
+    "noise_variance": (
+        "noise variance",
+        "of the drive, that no output weights explain, in units where m has unit covariance",
+    ),
     "noise_sd": ("noise", "standard deviation in each latent dimension, from the trajectories' residuals"),
     "difference_noise_sd": (
         "noise between neighbours",
@@ -320,11 +326,11 @@ ESTIMATE: dict[str, tuple[str, str]] = {
     "n_modes": ("combinations considered", "weighted sums of output weights that the recorded states tell apart"),
     "determined_modes": (
         "combinations determined",
-        "how many of the combinations considered the data fix, per latent dimension",
+        "how many of the combinations considered the data rather than the prior fix, per latent dimension",
     ),
     "function_modes": (
         "degrees of freedom of nu",
-        "how many coefficients of the function nu the data fix, per latent dimension",
+        "coefficients of nu itself that the data fix under its fitted prior; another way to count, which need not agree",
     ),
     "predicted_error": (
         "expected squared error of nu, recorded neurons",
