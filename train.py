@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import difflib
 import os
 import signal
 import sys
@@ -28,6 +28,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from connector.errors import UserError
 from connector.run_directory import register_resolvers
+from connector.sweep import close_sweep
 
 register_resolvers()
 
@@ -78,15 +79,13 @@ def refused_override(error: Exception) -> str:
         from connector.config import unknown_option
 
         return str(unknown_option(cause.full_key))
+    if isinstance(error, MissingConfigException) and error.options:
+        # experiment/nope; the group of hydra's own choices keeps its slash: hydra/launcher/nope
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        near = difflib.get_close_matches(name, error.options, n=1)
+        remedy = f"the nearest is {group}={near[0]}" if near else f"choose one with {group}=NAME"
+        return str(UserError(f"{group} among {', '.join(error.options)}", repr(name), remedy))
     lines = [line.strip() for line in str(error).splitlines()]
-    if isinstance(error, MissingConfigException):
-        rest = lines[1:]
-        head = [i for i, line in enumerate(rest) if line.startswith("Available options")]
-        names = (
-            itertools.takewhile(lambda line: not line.startswith("Config search"), rest[head[0] + 1 :]) if head else ()
-        )
-        found = ", ".join(names)
-        return lines[0] + (f"\nThere are: {found}" if found else "")
     if isinstance(cause, OmegaConfBaseException):
         lines = [lines[0], str(cause).splitlines()[0]]
     return "\n".join(lines[:2])
@@ -112,6 +111,8 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         return 1
+    finally:
+        close_sweep()
     return 0
 
 

@@ -21,16 +21,16 @@ from connector.store import write_text
 _REFRESH_S = 0.2
 
 
-def stage_progress(console: Console) -> Progress:
-    """The progress bar of a stage: epochs, time, and the monitored loss."""
+def stage_progress(console: Console, unit: str = "epochs") -> Progress:
+    """The progress bar of a stage: epochs or other steps, time, and the monitored loss or the step at hand."""
     return Progress(
         TextColumn("[bold]{task.description:<9}"),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
-        TextColumn("epochs"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
     )
@@ -51,7 +51,7 @@ class StageProgress(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.console.is_terminal:
             self._bar = stage_progress(self.console)
-            self._task = self._bar.add_task(self.stage, total=trainer.max_epochs, loss="")
+            self._task = self._bar.add_task(self.stage, total=trainer.max_epochs, note="")
             self._bar.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -60,7 +60,7 @@ class StageProgress(Callback):
         self._last = time.monotonic()
         value = trainer.callback_metrics.get(self.monitor)
         shown = "" if value is None else f"{self.monitor.split('/')[-1].replace('_', ' ')} {float(value):.4g}"
-        self._bar.update(self._task, completed=trainer.current_epoch + 1, loss=shown)
+        self._bar.update(self._task, completed=trainer.current_epoch + 1, note=shown)
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -74,6 +74,41 @@ class StageProgress(Callback):
         self._stop()
 
 
+class StepProgress:
+    """One line of progress for work in named steps, as :class:`StageProgress` shows for epochs; a context manager.
+
+    Args:
+        name: what to call the work; console: where to show it, nothing where that is None or not a terminal.
+    """
+
+    def __init__(self, name: str, console: Console | None):
+        self._bar = None
+        self._started = False
+        if console is not None and console.is_terminal:
+            self._bar = stage_progress(console, unit="steps")
+            self._task = self._bar.add_task(name, total=None, note="")
+
+    def __enter__(self) -> StepProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def expect(self, n_steps: int) -> None:
+        """How many steps there are in all, as soon as it is known."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=n_steps)
+
+    def start(self, step: str) -> None:
+        """The step before is done, this one begins."""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=int(self._started), note=step, refresh=True)
+        self._started = True
+
+
 class LearningCurves(Callback):
     """The epoch-wise metrics of a stage, in a csv file; part of the checkpoint, so that a resumed run has them whole.
 
@@ -84,9 +119,16 @@ class LearningCurves(Callback):
     def __init__(self, path: Path):
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(float(v))}
+        if not self._validated:  # Lightning keeps the values of the last validation
+            row = {k: v for k, v in row.items() if "/val_" not in k}
+        self._validated = False
         if row:
             self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **row})
 

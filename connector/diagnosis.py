@@ -48,20 +48,27 @@ class Diagnosis:
         """(K, R) whether the interval excludes zero."""
         return (self.low > 0) | (self.high < 0)
 
+    @property
+    def open_share(self) -> float:
+        """Share of the loadings at which the uncertainty of nu exceeds half its typical size."""
+        return float((self.certainty < _UNDETERMINED).double().mean())
+
     def sentences(self) -> list[str]:
         """The diagnosis in plain words."""
         percent = f"{100 * self.level:g} %"
         said = [
-            f"The data fix about {self.determined_modes:.3g} combinations of the output weights; all else about nu comes "
-            "from the prior, that nu is smooth in the loadings. Expected squared error of nu: "
-            f"{self.predicted_error:.2g} of its size."
+            f"The data fix about {self.determined_modes:.3g} combinations of the output weights in each latent dimension: "
+            "weighted sums in which every neuron has a part. All else about nu comes from the prior, that nu is smooth "
+            f"in the loadings. Expected squared error of nu: {self.predicted_error:.2g} of its mean square."
         ]
         shares = self.sign_determined.double().mean(0)
         parts = ", ".join(f"nu_{i + 1} at {100 * float(share):.0f} %" for i, share in enumerate(shares))
         said.append(
-            f"Required by the data: the sign of {parts} of the loadings (the {percent} interval there excludes zero)."
+            f"Required by the data and that smoothness together: the sign of {parts} of the loadings (the {percent} "
+            "interval there excludes zero). These signs follow from the few combinations above, neurons with like "
+            "loadings sharing one; they are not so many separate findings."
         )
-        loose = float((self.certainty < _UNDETERMINED).double().mean())
+        loose = self.open_share
         if loose > 0.005:
             said.append(
                 f"Only the prior: at {100 * loose:.0f} % of the loadings the uncertainty exceeds half the typical size of "

@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -179,7 +180,7 @@ def flow_field(
     columns = min(max_columns, len(fields))
     rows = math.ceil(len(fields) / columns)
     height = 0.9 + 3.0 * rows + 0.45 * bool(title)
-    figure = Figure(figsize=(0.6 + 3.1 * columns, height), layout="compressed")
+    figure = Figure(figsize=(1.2 + 3.1 * columns, height), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     plane = _Plane.of(visited)
     flat = plane.down(visited)
@@ -203,6 +204,10 @@ def flow_field(
             axis.tick_params(labelbottom=True)
     if colour is not None:
         figure.colorbar(arrows, ax=axes, label=colour_label, shrink=0.7, aspect=28, ticks=[-1, -0.5, 0, 0.5, 1])
+    else:
+        shades = ScalarMappable(PowerNorm(0.5, 0, speed_cap), SPEED)
+        label = r"speed (latent units per $\tau$)"
+        figure.colorbar(shades, ax=axes, label=label, shrink=0.7, aspect=28, extend="max")
     _flow_legend(figure, bool(fixed_points), any(p is not None for p in paths.values()))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -422,7 +427,7 @@ def loadings_scatter(
             np.zeros(len(reads), dtype=int) if labels is None or key not in labels else _array(labels[key]).astype(int)
         )
         fade = None if certainty is None or key not in certainty else np.clip(_array(certainty[key]), 0, 1)
-        part.suptitle(f"{key} ({len(reads)} neurons)", fontsize=10)
+        part.suptitle(f"{key}, {len(reads)} neurons", fontsize=10)
         _scatter_block(part, reads, drives, names, (x_limits, y_limits), group, fade, max_points)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -432,7 +437,7 @@ def loadings_scatter(
 def _scatter_block(part, reads, drives, names, limits, group, fade, max_points) -> None:
     rank, n_columns = drives.shape[1], len(names)
     axes = part.subplots(
-        rank + 1, n_columns + 1, squeeze=False, sharex="col", sharey="row",
+        rank + 1, n_columns + 1, squeeze=False,
         gridspec_kw={"width_ratios": [1] * n_columns + [0.28], "height_ratios": [0.28] + [1] * rank},
     )  # fmt: skip
     axes[0, -1].remove()
@@ -447,7 +452,10 @@ def _scatter_block(part, reads, drives, names, limits, group, fade, max_points) 
                 reads[shown, column], drives[shown, row], s=size, c=colours[shown], linewidths=0, rasterized=True
             )
             axis.set(xlim=limits[0][column], ylim=limits[1][row])
-            axis.xaxis.set_major_locator(MaxNLocator(5))
+            # Few enough ticks for labels such as -0.15 to stand beside each other.
+            axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axis.yaxis.set_major_locator(MaxNLocator(5))
+            axis.tick_params(labelbottom=row == rank - 1, labelleft=column == 0)
             if row == rank - 1:
                 axis.set_xlabel(names[column])
             if column == 0:
@@ -480,7 +488,8 @@ def _density(axis: Axes, values: np.ndarray, limit, group: np.ndarray, upright: 
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, labelbottom=False, labelleft=False)
-    (axis.set_xlim if upright else axis.set_ylim)(0, None)
+    # Each density to its own height: they are shapes, and a narrow one would run out of the others' range.
+    axis.set(xlim=(0, None), ylim=limit) if upright else axis.set(xlim=limit, ylim=(0, None))
 
 
 @_styled
@@ -555,7 +564,7 @@ def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> 
     """
     values, a, b = _array(nu), _array(low), _array(high)
     rank = values.shape[1]
-    figure = Figure(figsize=(0.6 + 2.9 * rank, 3.0), layout="constrained")
+    figure = Figure(figsize=(max(3.9, 0.6 + 2.9 * rank), 3.2), layout="constrained")
     axes = figure.subplots(1, rank, squeeze=False)[0]
     shown = _thin(len(values), 1500)
     for i, axis in enumerate(axes):
@@ -566,8 +575,8 @@ def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> 
         axis.plot(share, values[order, i], color=INFERRED, linewidth=1.2, label="estimate")
         axis.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
         axis.set(xlim=(0, 100), ylim=_limits(a[:, i], b[:, i]), xlabel="neurons, ascending (%)",
-                 ylabel=rf"$\nu_{{{i + 1}}}$")  # fmt: skip
-    axes[0].legend(loc="upper left")
+                 ylabel=rf"mean output weight $\nu_{{{i + 1}}}$")  # fmt: skip
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -671,35 +680,66 @@ def dissimilarity_matrices(matrices: Mapping[str, Tensor], rows: Sequence[str], 
 
 
 @_styled
-def losses(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], title: str = "") -> Figure:
+def losses(
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    changes: Mapping[str, tuple[float, str]] | None = None,
+    levels: Mapping[str, tuple[float, str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    title: str = "",
+) -> Figure:
     """Losses against epochs, one panel per stage.
 
     Args:
         curves: stage -> {"training" or "validation" or another name: (epochs, values)}.
+        changes: stage -> (first epoch with another training objective, what changes there): marked by a line, and the
+            training curve is broken there, since the values on its two sides are of different quantities.
+        levels: stage -> (value, name): a level line, such as the loss of a start that was kept.
+        units: stage -> unit of its loss.
         title: over all panels.
     """
     columns = min(3, max(1, len(curves)))
     rows = math.ceil(max(1, len(curves)) / columns)
-    figure = Figure(figsize=(0.4 + 3.4 * columns, 0.2 + 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(0.4 + 3.4 * columns, 0.6 + 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     shades = {"training": MUTED, "validation": INFERRED}
+    handles = {}
     for axis, (stage, series) in zip(axes.flat, curves.items()):
         seen = []
+        change, level = (changes or {}).get(stage), (levels or {}).get(stage)
         for name, (x, y) in series.items():
             x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
             keep = np.isfinite(y)
-            seen.append(y[keep])
-            mark = "o" if keep.sum() < 3 else None
-            axis.plot(x[keep], y[keep], color=shades.get(name, ACCENT), label=name, marker=mark, linewidth=1.4)
+            x, y = x[keep], y[keep]
+            seen.append(y)
+            pieces = [np.ones(len(x), dtype=bool)]
+            if change is not None and name == "training":
+                pieces = [x < change[0], x >= change[0]]
+            # Many noisy values would hide what is drawn with them.
+            style = {"linewidth": 0.6, "alpha": 0.45, "zorder": 1} if len(y) > 300 else {"linewidth": 1.4}
+            for piece in pieces:
+                mark = {"marker": "o", "markersize": 4} if piece.sum() < 3 else {}
+                axis.plot(x[piece], y[piece], color=shades.get(name, ACCENT), **style, **mark)
+            handles.setdefault(name, Line2D([], [], color=shades.get(name, ACCENT), label=name))
+        if level is not None:
+            seen.append(np.array([level[0]]))
+            line = {"color": ACCENT, "linewidth": 1.2, "linestyle": (0, (4, 2))}
+            axis.axhline(level[0], **line)
+            handles.setdefault(level[1], Line2D([], [], label=level[1], **line))
+        if change is not None:
+            line = {"color": INK, "linewidth": 1.0, "linestyle": (0, (1, 1.5))}
+            axis.axvline(change[0] - 0.5, **line)
+            handles.setdefault(change[1], Line2D([], [], label=change[1], **line))
         values = np.concatenate([*seen, np.zeros(0)])
         if values.size and values.min() > 0 and values.max() > 10 * values.min():
             axis.set_yscale("log")
-        axis.set(title=stage, xlabel="epoch", ylabel="loss")
+        unit = (units or {}).get(stage)
+        axis.set(title=stage, xlabel="epoch", ylabel="loss" if unit is None else f"loss ({unit})")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if series:
-            axis.legend(loc="upper right")
     for axis in axes.flat[len(curves) :]:
         axis.remove()
+    if handles:  # below the panels, where it lies over no curve
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(len(handles), 2 * columns))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -719,6 +759,7 @@ def rate_fit(
     lengths: Tensor | None = None,
     neurons: Sequence[int] | None = None,
     trials: Sequence[int] | None = None,
+    trial_numbers: Sequence[int] | None = None,
     neuron_names: Sequence[str] = (),
     title: str = "Recorded and fitted rates",
 ) -> Figure:
@@ -729,6 +770,7 @@ def rate_fit(
         step: time between samples; ``time_unit``: "tau", "s" or "samples".
         lengths: (trials,) samples recorded of each trial.
         neurons, trials: indices drawn; neurons spread over the range of variances, evenly spaced trials otherwise.
+        trial_numbers: of all trials given, counted from 1, as the panels name them; their places by default.
         neuron_names: K names.
         title: of the figure.
     """
@@ -750,7 +792,7 @@ def rate_fit(
             axis.plot(time[valid], model[trial, valid, neuron], color=ACCENT, linewidth=1.2, label="fitted")
             axis.yaxis.set_major_locator(MaxNLocator(3))
             if row == 0:
-                axis.set_title(f"trial {trial + 1}")
+                axis.set_title(f"trial {trial + 1 if trial_numbers is None else trial_numbers[trial]}")
         name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron + 1}"
         axes[row, 0].set_ylabel(f"{name}\nrate")
     for axis in axes[-1]:
@@ -778,12 +820,13 @@ def psths(
     neurons: Sequence[int] | None = None,
     neuron_names: Sequence[str] = (),
     r2: Tensor | None = None,
+    time_unit: str = "s",
     title: str = "Responses by evidence, held-out trials",
 ) -> Figure:
     """Peri-stimulus time histograms of example neurons, observed (faint) and model (strong), by group of trials.
 
     Args:
-        time: (T,) seconds.
+        time: (T,) in ``time_unit``: "s", or "samples" where time has no unit; then rates are counts per sample.
         observed, model: (groups, T, K) rates, Hz; NaN where a group has no trial.
         group_names: one per group; ``group_values``: their signed evidence or choice, which sets the colours.
         neurons: indices drawn; the nine of strongest modulation otherwise.
@@ -810,12 +853,12 @@ def psths(
         axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.set_ylim(bottom=0)
     for axis in axes[:, 0]:
-        axis.set_ylabel("rate (Hz)")
+        axis.set_ylabel("rate (Hz)" if time_unit == "s" else "spikes per sample")
     for index, axis in enumerate(axes.flat):
         if index >= len(neurons):
             axis.remove()
         elif index + columns >= len(neurons):
-            axis.set_xlabel("time from stimulus onset (s)")
+            axis.set_xlabel("time from stimulus onset (s)" if time_unit == "s" else f"time ({time_unit})")
             axis.tick_params(labelbottom=True)
     handles = [Line2D([], [], color=c, linewidth=1.8, label=name) for c, name in zip(colours, group_names)]
     handles += [Line2D([], [], color=MUTED, alpha=0.4, linewidth=2.6, label="observed")]

@@ -7,6 +7,7 @@ import html
 import io
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,166 +35,153 @@ class Metric(NamedTuple):
     direction: str = ""
 
 
+# Labels and explanations stand alone: a table shows the rows that a run has, each closed until it is opened.
 METRICS: dict[str, Metric] = {
     "connectivity/dissimilarity": Metric(
         "Dissimilarity D to the true connectivity",
-        "",
-        "How far the inferred distribution of weights is from the one that generated the data: distance between the "
-        "loadings plus squared error of the output weights. 0 is perfect; the finite number of neurons alone gives "
+        "squared weights",
+        "How far the inferred distribution of weights is from the one that generated the data: Sinkhorn divergence of "
+        "the loadings plus squared error of the output weights. 0 is perfect; the finite number of neurons alone gives "
         "about 0.005 to 0.01. It can be had only where the truth is known, that is for simulated data.",
         "lower",
     ),
     "connectivity/sinkhorn": Metric(
-        "Distance of the loadings (Sinkhorn divergence)",
-        "",
+        "Sinkhorn divergence of the loadings from the true ones",
+        "squared weights",
         "Optimal-transport distance between true and inferred loadings, averaged over fresh draws of true neurons. "
-        "Compare it with the floor in the next row; it says nothing about the output weights.",
+        "Compare it with the Sinkhorn divergence between two samples of the truth; it says nothing about the output "
+        "weights.",
         "lower",
     ),
     "connectivity/sinkhorn_floor": Metric(
-        "Floor of that distance",
-        "",
-        "What two fresh samples of true neurons give between themselves. A distance near the floor cannot be told from "
-        "perfect with this many neurons.",
+        "Sinkhorn divergence between two samples of the true loadings",
+        "squared weights",
+        "What two fresh samples of true neurons give between themselves. Inferred loadings as near to the true ones as "
+        "that cannot be told from perfect with this many neurons.",
     ),
     "connectivity/squared_error": Metric(
-        "Squared error of the output weights",
-        "",
+        "Squared error of the mean output weights",
+        "squared weights",
         "Mean squared difference between true and inferred conditional mean of the output weights, per neuron and "
         "dimension, in squared units of n. Read it against the spread of n: 0.01 with n around 2 is an error of 5 %.",
         "lower",
     ),
     "connectivity/valente_dissimilarity": Metric(
         "Dissimilarity after Valente et al. 2022",
-        "",
-        "One minus the correlation of the sorted entries of the two connectivity matrices. Small for almost any two "
-        "networks of similar weights: it is blind to how the weights are arranged, and given for comparison only.",
+        "1 − correlation",
+        "One minus the correlation of the sorted entries of the true and the inferred connectivity matrix. Small for "
+        "almost any two networks of similar weights: it is blind to how the weights are arranged, and given for "
+        "comparison only.",
         "lower",
     ),
     "connectivity/determined_modes": Metric(
-        "Modes of the output weights fixed by the data",
-        "modes",
-        "In how many independent directions the recorded states pin down the output weights. Whatever structure lies "
-        "outside of them is the prior speaking.",
+        "Combinations of the output weights fixed by the data",
+        "per latent dimension",
+        "How many independent weighted sums of the neurons' output weights the recorded states pin down, for each "
+        "latent dimension. Every neuron has a part in each of them; whatever structure lies outside of them is the "
+        "prior speaking.",
     ),
     "connectivity/predicted_error": Metric(
-        "Predicted error of the output weights",
-        "of variance",
-        "The error that the posterior itself expects, relative to the variance of the output weights. 0 means pinned "
-        "down, 1 means unknown. It relies on the recorded loadings being right.",
+        "Expected squared error of the mean output weights, sampled neurons",
+        "of their mean square",
+        "The squared error that the posterior itself expects at the loadings of the sampled network, relative to the "
+        "mean square of nu. 0 means pinned down, 1 means unknown. It relies on the recorded loadings being right.",
         "lower",
     ),
-    "connectivity/determined_fraction": Metric(
-        "Share of the output weights' variance that is determined",
-        "",
-        "How much of the inferred spread of output weights is required by the dynamics rather than filled in by the "
-        "prior. It does not rank single neurons.",
-        "higher",
-    ),
     "connectivity/entropy": Metric(
-        "Entropy of the inferred distribution",
+        "Entropy of the inferred distribution of weights",
         "nats per neuron",
-        "How spread out the inferred distribution of weights is. It depends on the units of the latents and on sigma, "
-        "so it compares runs on the same data only.",
+        "How spread out the inferred distribution of (m, b, d, n) is. It depends on the units of the latents and on "
+        "sigma, so it compares runs on the same data only.",
     ),
     "connectivity/cell_types_p": Metric(
-        "Cell types in the loadings, p-value",
-        "",
+        "Test for cell types in the loadings",
+        "p-value",
         "How often a population without cell types looks at least as clustered as the recorded one. Below 0.05 counts "
         "as evidence. A large value does not prove that there are none: few neurons, or overlapping types, hide them.",
     ),
     "dynamics/attractors_kept": Metric(
-        "Sampled networks that keep the true attractors",
+        "Sampled networks, projected, that keep the true attractors",
         "share",
-        "In what share of networks sampled from the inferred distribution (projected) the fixed points, the cycle or "
+        "In what share of networks sampled from the inferred distribution and projected the fixed points, the cycle or "
         "the ring of the truth are found again near their places. 1 is best.",
         "higher",
     ),
     "dynamics/attractors_kept_unprojected": Metric(
-        "The same without projection",
+        "Sampled networks, not projected, that keep the true attractors",
         "share",
-        "Finite networks lose delicate attractors by chance, even when sampled from the truth.",
+        "In what share of networks sampled from the inferred distribution, left as they were drawn, the true "
+        "attractors are found again. Finite networks lose delicate attractors by chance, even when sampled from the "
+        "truth.",
         "higher",
     ),
     "dynamics/field_error": Metric(
-        "Error of the flow field, infinite network",
-        "of its rms",
+        "Error of the vector field, infinitely many sampled neurons",
+        "of the field's rms",
         "Root-mean-square error of the inferred distribution's vector field at held-out states, relative to the size "
         "of the field there, for so many neurons that chance plays no part, against the recorded network's field. Where "
         "most states rest near fixed points the field itself is small and this ratio is strict.",
         "lower",
     ),
     "dynamics/field_error_mean_field": Metric(
-        "The same against the teacher's mean field",
-        "of its rms",
+        "Error of the vector field, infinitely many sampled neurons against the teacher's mean field",
+        "of the field's rms",
         "The recorded network is finite, and so its field differs by chance from that of infinitely many neurons of its "
-        "teacher. Who reproduces the one misses the other by about that difference, which is the next line.",
+        "teacher. Who reproduces the recorded network misses the mean field by about that difference, which has a "
+        "measure of its own.",
         "lower",
     ),
     "dynamics/field_error_finite_size": Metric(
-        "Recorded network against the teacher's mean field",
-        "of its rms",
+        "Recorded network's vector field against its teacher's mean field",
+        "of the field's rms",
         "What the finite number of neurons does to the field of the recorded network; no error of any estimate.",
         "",
     ),
     "dynamics/drive_error": Metric(
-        "The same error beside the recurrent drive",
-        "of its rms",
-        "The same difference of fields, relative to the size of the recurrent drive F = field + z, which does not "
-        "vanish at fixed points as the field does.",
+        "Error of the vector field relative to the recurrent drive",
+        "of the drive's rms",
+        "The root-mean-square error of the vector field of infinitely many sampled neurons, relative to the size of the "
+        "recurrent drive F = field + z, which does not vanish at fixed points as the field does.",
         "lower",
     ),
     "dynamics/field_error_projected": Metric(
-        "Error of the flow field, sampled and projected",
-        "of its rms",
-        "The same after the smallest change of the output weights that restores the observed field. Small values show "
-        "that the sampled loadings can carry the dynamics; they do not show that the output weights are the true ones.",
-        "lower",
-    ),
-    "dynamics/field_error_large": Metric(
-        "Error of the flow field, very large network",
-        "of its rms",
-        "The same for a network so large that chance averages out: the error of the inferred distribution itself.",
+        "Error of the vector field, sampled network after projection",
+        "of the field's rms",
+        "Root-mean-square error at held-out states after the smallest change of the output weights that restores the "
+        "observed field at training states. Small values show that the sampled loadings can carry the dynamics; they "
+        "do not show that the output weights are the true ones.",
         "lower",
     ),
     "dynamics/drift_r2": Metric(
-        "Drift explained by the projected network",
+        "Drift explained by the sampled network after projection",
         "R²",
         "Share of the variance of the held-out drift that a sampled and projected network reproduces, worst dimension.",
         "higher",
     ),
-    "dynamics/stable_points": Metric(
-        "Stable fixed points of the fitted dynamics",
-        "",
-        "Fixed points without input that the flow leads to. In real recordings of short trials the count proves "
-        "nothing either way: what lies beyond the trials' duration is extrapolation.",
-    ),
     "lrrnn/val_loss": Metric(
         "Validation loss of the low-rank RNN",
-        "",
-        "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is a mean "
-        "squared error, for spikes a negative log-likelihood per bin and neuron. Compare it within one data set only.",
+        "squared rate, or nats per bin",
+        "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is the mean "
+        "squared error; for spikes the negative log-likelihood of all neurons' counts in a time bin, once bounded from "
+        "the posterior and once of the rollout from the inputs, added up. Compare it within one data set only.",
         "lower",
     ),
-    "lrrnn/test_loss": Metric(
-        "Test loss of the low-rank RNN", "", "The same on test trials, which took no part in any choice.", "lower"
-    ),
     "lrrnn/loadings_r2": Metric(
-        "Loadings recovered",
+        "True loadings recovered by the low-rank RNN",
         "R²",
         "Share of the variance of the true loadings that the fitted ones explain, after the latents are put into the "
         "true gauge. Known only for simulated data.",
         "higher",
     ),
     "lrrnn/latents_r2": Metric(
-        "Latents recovered",
+        "True latents recovered by the low-rank RNN",
         "R²",
         "Share of the variance of the true latents that the fitted ones explain after a linear map. Known only for "
         "simulated data.",
         "higher",
     ),
     "lrrnn/bits_per_spike": Metric(
-        "Spikes predicted, latents inferred from them",
+        "Spikes predicted, latents inferred from spikes and inputs",
         "bits per spike",
         "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, integrating over the "
         "latents (a lower bound). 0 is no better than the mean rate. Values near 0.1 are usual for single trials of "
@@ -203,8 +191,8 @@ METRICS: dict[str, Metric] = {
     "lrrnn/bits_per_spike_prior": Metric(
         "Spikes predicted from the inputs alone",
         "bits per spike",
-        "The same for latents that see the inputs but none of the trial's spikes: what the dynamics explain "
-        "by themselves.",
+        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, with latents that see the "
+        "inputs but none of the trial's spikes: what the dynamics explain by themselves.",
         "higher",
     ),
     "lrrnn/psth_r2_evidence": Metric(
@@ -217,7 +205,8 @@ METRICS: dict[str, Metric] = {
     "lrrnn/psth_r2_choice": Metric(
         "Mean responses by choice",
         "R², median neuron",
-        "The same for trials grouped by the animal's choice, which the model has to predict from inputs and spikes.",
+        "How well the model predicts each neuron's mean response on held-out trials grouped by the animal's choice, "
+        "which it has to predict from inputs and spikes.",
         "higher",
     ),
     "lrrnn/psth_r2_evidence_noise_free": Metric(
@@ -236,37 +225,39 @@ METRICS: dict[str, Metric] = {
     "lrrnn/choice_auc_prior": Metric(
         "Choice read from the final state of the rollout",
         "AUC",
-        "The same with latents simulated from the inputs alone, without the trial's own spikes.",
+        "Chance that the final state of latents simulated from the inputs alone, without the trial's own spikes, ranks "
+        "a right-choice trial above a left-choice one.",
         "higher",
     ),
     "lrrnn/click_difference_auc": Metric(
         "Choice read from the difference of clicks", "AUC", "What the stimulus alone says about the choice."
     ),
     "loadings/tail_advantage": Metric(
-        "Student-t over normal base of that flow",
+        "Student-t over normal base of the flow of the loadings",
         "nats per neuron",
         "Held-out log-likelihood of an elliptical Student-t over a normal density. Where it is above zero by twice its "
         "standard error, the flow starts from the Student-t, so that heavy tails are in reach.",
         "",
     ),
     "loadings/val_loss": Metric(
-        "Validation loss of the flow of the loadings",
-        "",
-        "Flow-matching loss on neurons held out. Its lowest possible value is not zero; what counts is that it has "
-        "stopped falling and has not risen again.",
+        "Flow-matching loss of the loadings",
+        "squared velocity",
+        "On the training neurons, in standardised units, with random numbers that stay the same. Its lowest possible "
+        "value is not zero; what counts is that it has stopped falling.",
         "lower",
     ),
     "loadings/log_likelihood": Metric(
         "Held-out log-likelihood of the loadings",
         "nats per neuron",
-        "How probable the flow finds loadings of neurons it was not trained on. It compares models of the "
-        "same neurons.",
+        "How probable the flow finds loadings of neurons it was not trained on. It compares models of the same neurons "
+        "only.",
         "higher",
     ),
     "outputs/val_loss": Metric(
-        "Validation loss of the flow of the output weights",
-        "",
-        "Flow-matching loss for p(n | m, b, d) on fresh neurons.",
+        "Flow-matching loss of the output weights",
+        "squared velocity",
+        "For p(n | m, b, d), on drawn neurons held out, in standardised units. Its lowest possible value is not zero; "
+        "what counts is that it has stopped falling.",
         "lower",
     ),
     "timing/lrrnn_seconds": Metric("Time for the low-rank RNN", "s", "Wall-clock seconds of this stage."),
@@ -274,9 +265,19 @@ METRICS: dict[str, Metric] = {
     "timing/outputs_seconds": Metric("Time for the output weights", "s", "Wall-clock seconds of this stage."),
 }
 
+# What each neuron is granted beside the latent state, as ``lrrnn.baseline`` names it.
+BASELINES = {
+    "standard": "slow drift across the session, where trial times are known, and the course within the trial",
+    "local": "the standard baseline, scaled to the neuron's count in neighbouring training trials",
+}
+
 # The same quantity under the other baseline.
 METRICS |= {
-    f"{key}_{baseline}": METRICS[key]._replace(label=f"{METRICS[key].label} ({baseline} baseline)")
+    f"{key}_{baseline}": METRICS[key]._replace(
+        label=f"{METRICS[key].label}, {baseline} baseline",
+        explanation=f"{METRICS[key].explanation} Here the fitted model is scored with the {baseline} baseline in place "
+        f"of the one it was fitted with: {BASELINES[baseline]}.",
+    )
     for key in (
         "lrrnn/bits_per_spike",
         "lrrnn/bits_per_spike_prior",
@@ -287,7 +288,57 @@ METRICS |= {
         "lrrnn/click_difference_auc",
         "lrrnn/psth_r2_evidence_noise_free",
     )
-    for baseline in ("standard", "local")
+    for baseline in BASELINES
+}
+
+# What an estimate of nu says of itself: key of its ``summary`` -> what it is called, what it means.
+ESTIMATE: dict[str, tuple[str, str]] = {
+    "estimator": ("estimator", "how nu was estimated, as connectivity.estimator names it"),
+    "estimand": ("estimand", "mean: nu itself; folded: its odd part, all that acts under an odd nonlinearity"),
+    "kernel": ("kernel", "family of smooth functions that fits best; none: a linear function"),
+    "width": ("width of the kernel", "length over which nu may bend, in standard deviations of the loadings"),
+    "kernel_weight": ("weight of that kernel", "its posterior probability among all kernels tried"),
+    "n_kernels": ("kernels averaged", "how many kernels have a noticeable posterior probability"),
+    "n_components": ("components averaged", "kernels with settings of their amplitudes, over which nu is averaged"),
+    "evidence": ("log evidence", "nats; compares models of the same data only"),
+    "amplitude_linear": ("prior variance, linear part", "of nu, where the latents are such that m has unit covariance"),
+    "amplitude_curved": (
+        "prior variance, curved part",
+        "of nu beyond a linear function, in the same units as the linear part",
+    ),
+    "own_variance": ("neurons' own variance of n", "of n about nu among the recorded neurons, as far as it acts"),
+    "noise_variance": (
+        "noise variance",
+        "of the drive, that no output weights explain, in units where m has unit covariance",
+    ),
+    "noise_sd": ("noise", "standard deviation in each latent dimension, from the trajectories' residuals"),
+    "difference_noise_sd": (
+        "noise between neighbours",
+        "standard deviation in each latent dimension, from neighbouring samples alone",
+    ),
+    "residual_autocorrelation": (
+        "correlation of successive residuals",
+        "0 for independent noise; of no concern where the noise is negligible",
+    ),
+    "n_samples": ("samples used", "latent states in the trajectories' likelihood"),
+    "n_dropped_segments": ("segments left out", "pieces of trajectories that the fit could not follow"),
+    "lambda": ("regularizer lambda", "noise over prior variance of n, in the units of connectivity.regularizer"),
+    "n_modes": ("combinations considered", "weighted sums of output weights that the recorded states tell apart"),
+    "determined_modes": (
+        "combinations determined",
+        "how many of the combinations considered the data rather than the prior fix, per latent dimension",
+    ),
+    "function_modes": (
+        "degrees of freedom of nu",
+        "coefficients of nu itself that the data fix under its fitted prior; another way to count, which need not agree",
+    ),
+    "predicted_error": (
+        "expected squared error of nu, recorded neurons",
+        "of its mean square, at the loadings of recorded neurons instead of sampled ones",
+    ),
+    "validation_r2": ("drive explained", "R² on validation trials by n = nu, worst latent dimension"),
+    "converged": ("converged", "whether the fit to the trajectories settled"),
+    "odd": ("odd", "yes: nu(-m) = -nu(m) was imposed, since an even part would not act"),
 }
 
 
@@ -335,7 +386,9 @@ def format_number(value: object) -> str:
     return f"{mantissa} × 10^{int(exponent)}"
 
 
-def write_report(path: Path | str, title: str, summary: Sequence[str], sections: Sequence[Section]) -> Path:
+def write_report(
+    path: Path | str, title: str, summary: Sequence[str], sections: Sequence[Section], opening: Sequence[str] = ()
+) -> Path:
     """Writes one self-contained HTML file: no script, no font, no image from elsewhere.
 
     It is written aside and then renamed, so that a reader finds the old report or the new one, never half of one.
@@ -345,12 +398,13 @@ def write_report(path: Path | str, title: str, summary: Sequence[str], sections:
         title: heading of the page.
         summary: lines under it, plain text.
         sections: in order.
+        opening: what was found, in a few sentences, before all else.
 
     Returns:
         the path.
     """
     path = Path(path)
-    page = render_report(title, summary, sections)
+    page = render_report(title, summary, sections, opening)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -366,13 +420,14 @@ def write_report(path: Path | str, title: str, summary: Sequence[str], sections:
     return path
 
 
-def render_report(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
+def render_report(title: str, summary: Sequence[str], sections: Sequence[Section], opening: Sequence[str] = ()) -> str:
     """The HTML of :func:`write_report` as a string."""
     contents = "".join(
         f'<li><a href="#section-{i}">{_escape(section.title)}</a></li>' for i, section in enumerate(sections, 1)
     )
     body = "".join(_section(i, section) for i, section in enumerate(sections, 1))
     lines = "".join(f"<li>{_escape(line)}</li>" for line in summary)
+    found = "".join(f"<li>{_escape(line)}</li>" for line in opening)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -380,6 +435,7 @@ def render_report(title: str, summary: Sequence[str], sections: Sequence[Section
         f"<title>{_escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
         f'<header><p class="brand">Connector</p><h1>{_escape(title)}</h1>'
         f"{f'<ul class=summary>{lines}</ul>' if lines else ''}</header>\n"
+        f"{f'<section class=opening><h2>In short</h2><ul>{found}</ul></section>' if found else ''}\n"
         f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>{body}</main>\n</body>\n</html>\n'
     )
 
@@ -426,9 +482,7 @@ def _metric_table(metrics: Mapping[str, float]) -> str:
 
 def _number(value: object) -> str:
     text = _escape(format_number(value))
-    if "× 10^" in text:
-        mantissa, exponent = text.split("10^")
-        return f"{mantissa}10<sup>{exponent.replace('-', '−')}</sup>"
+    text = re.sub(r"× 10\^(-?\d+)", lambda found: f"× 10<sup>{found[1].replace('-', '−')}</sup>", text)
     return text.replace("-", "−") if isinstance(value, int | float) else text
 
 
@@ -487,6 +541,9 @@ h2{margin:0 0 .7rem;font-size:1.25rem;font-weight:650}
 p{max-width:46rem;margin:.5rem 0;overflow-wrap:anywhere}
 .summary{margin:0;padding:0;list-style:none;color:var(--soft)}
 .summary li{overflow-wrap:anywhere}
+.opening{border-left:4px solid var(--accent)}
+.opening ul{margin:0;padding-left:1.1rem;max-width:48rem}
+.opening li{margin:.35rem 0;overflow-wrap:anywhere}
 nav{margin:1.4rem 0 .4rem;padding:.7rem 1rem;background:var(--wash);border-radius:8px}
 nav ol{margin:0;padding:0;list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.4rem}
 a{color:var(--accent);text-underline-offset:.2em}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from connector import figures
-from connector.callbacks import read_learning_curves
+from connector.callbacks import StepProgress, read_learning_curves
 from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
 from connector.connectivity import ConnectivityDistribution
@@ -29,8 +29,9 @@ from connector.measures import (
     reference_attractors,
     valente_dissimilarity,
 )
-from connector.report import Section, TableData, figure_png, write_report
+from connector.report import BASELINES, ESTIMATE, Section, TableData, figure_png, format_number, write_report
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
+from connector.summary import LEVEL, Findings, opening, relative_sigma
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
@@ -39,6 +40,7 @@ _MAX_STATES = 8000
 _MAX_STATES_LARGE = 800
 _OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 _NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
+_NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
 
 
 class Results:
@@ -72,24 +74,99 @@ class Results:
         keep = torch.linspace(0, len(z) - 1, min(n_states, len(z))).long()
         return z[keep], None if u is None else u[keep], y[keep]
 
+    def measures(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """What is measured -> the function that returns its metrics; a quantity that is not defined for this run is
+        left out."""
+        steps = {"vector field": self._field_errors, "projected network": self._of_projected}
+        if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
+            steps["entropy"] = lambda: {"connectivity/entropy": self.distribution.entropy(n_samples=500)[0]}
+        if self.data.teacher is not None:
+            steps["distance to the truth"] = self._against_teacher
+        if self.reference is not None:
+            steps["attractors"] = self._attractors
+        steps["cell types"] = self._cell_types
+        return steps
+
     def metrics(self) -> dict[str, float]:
-        """All measures; a quantity that is not defined for this run is left out."""
+        """All of :meth:`measures`."""
+        return {key: value for measure in self.measures().values() for key, value in measure().items()}
+
+    def _of_projected(self) -> dict[str, float]:
         held_out = self.held_out()
         found = {
-            **self._field_errors(),
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
             "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
             "connectivity/determined_modes": self.distribution.mean.determined_modes,
         }
         if self.diagnosis is not None:
             found["connectivity/predicted_error"] = self.diagnosis.predicted_error
-        if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
-            found["connectivity/entropy"] = self.distribution.entropy(n_samples=500)[0]
-        if self.data.teacher is not None:
-            found |= self._against_teacher()
-        with contextlib.suppress(UserError):  # too few neurons for a test
-            found["connectivity/cell_types_p"] = cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value
         return found
+
+    def _cell_types(self) -> dict[str, float]:
+        with contextlib.suppress(UserError):  # too few neurons for a test
+            return {"connectivity/cell_types_p": cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value}
+        return {}
+
+    def findings(self, metrics: Mapping[str, float]) -> Findings:
+        """What the report's opening speaks of; ``metrics`` of the stages and of :meth:`measures`."""
+        recording, fold = self.data.recording, self.inputs.fold
+        baseline = other = None
+        if recording.kind == "spikes" and "lrrnn/bits_per_spike" in metrics:
+            # Without trial times the local baseline is the standard one, and there is no other to score.
+            scored = [name for name in BASELINES if f"lrrnn/bits_per_spike_{name}" in metrics]
+            other = scored[0] if scored else None
+            baseline = next(name for name in BASELINES if name != other) if other else "standard"
+        return Findings(
+            kind=recording.kind,
+            rank=self.inputs.latents.rank,
+            n_neurons=recording.n_neurons,
+            n_trials=recording.n_trials,
+            n_test=len(fold.test),
+            n_sampled=N_NEURONS,
+            sigma=self.sigma,
+            spread=self.spread,
+            given="lrrnn/val_loss" not in metrics,
+            metrics=metrics,
+            explained=self._explained() if recording.kind == "rates" else None,
+            baseline=baseline,
+            other_baseline=other,
+            n_networks=N_NETWORKS,
+            unprojected_error=field_error(self._drawn_at_sigma(), *self.held_out()),
+            diagnosis=self.diagnosis,
+            b_different=self._input_weights_different(),
+            odd=self._only_odd(),
+        )
+
+    @property
+    def spread(self) -> float:
+        """Root-mean-square deviation of nu from its mean over the sampled neurons, all dimensions together."""
+        n = self.distribution.conditional_mean(self.network.loadings)
+        return float((n - n.mean(0)).square().mean().sqrt())
+
+    def _explained(self) -> float:
+        """Share of the variance of the recorded rates on test trials that latents and loadings explain."""
+        trials = self.inputs.fold.test
+        latents, recorded = self.inputs.latents.trials(trials), self.data.recording.activity[trials].double()
+        fitted = activation(self.inputs.activation)(potentials(self.inputs.loadings, latents.z, latents.inputs))
+        recorded, fitted = recorded[latents.mask], fitted.double()[latents.mask]
+        return 1 - float((recorded - fitted).square().sum() / (recorded - recorded.mean(0)).square().sum())
+
+    def _input_weights_different(self) -> float | None:
+        """Share of the input weights whose 95 % interval, as the low-rank RNN's fit leaves it, excludes zero."""
+        b, covariance = self.inputs.loadings.b, self.inputs.loadings_covariance
+        if b is None or covariance is None:
+            return None
+        rank = self.inputs.latents.rank
+        sd = covariance.diagonal(dim1=1, dim2=2)[:, rank : rank + b.shape[1]].sqrt()
+        return float((b.abs() > _NORMAL_95 * sd).double().mean())
+
+    def _only_odd(self) -> bool:
+        """Whether a neuron (m, n) acts like (-m, -n), so that an even part of nu does not act."""
+        loadings = self.inputs.loadings
+        return activation(self.inputs.activation).odd and loadings.b is None and loadings.d is None
+
+    def _drawn_at_sigma(self) -> Network:
+        return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
 
     def cautions(self) -> list[str]:
         """What a reader should know before believing the rest; plain sentences."""
@@ -126,54 +203,61 @@ class Results:
     def _against_teacher(self) -> dict[str, float]:
         teacher = self.data.teacher
         distance = dissimilarity(teacher, self.network, seed=self.options.seed)
-        found = {
+        return {
             "connectivity/sinkhorn": distance.sinkhorn,
             "connectivity/sinkhorn_floor": distance.floor,
             "connectivity/squared_error": distance.squared_error,
             "connectivity/dissimilarity": distance.total,
             "connectivity/valente_dissimilarity": valente_dissimilarity(self.data.truth, self.network),
         }
-        if self.reference is not None:
-            kept = kept_unprojected = 0
-            for i in range(N_NETWORKS):
-                net = self.distribution.sample(N_NEURONS, self.sigma, seed=1000 + i)
-                kept_unprojected += attractors_kept(net, self.reference)
-                kept += attractors_kept(self.distribution.project(net), self.reference)
-            found["dynamics/attractors_kept"] = kept / N_NETWORKS
-            found["dynamics/attractors_kept_unprojected"] = kept_unprojected / N_NETWORKS
-        return found
+
+    def _attractors(self) -> dict[str, float]:
+        kept = kept_unprojected = 0
+        for i in range(N_NETWORKS):
+            net = self.distribution.sample(N_NEURONS, self.sigma, seed=1000 + i)
+            kept_unprojected += attractors_kept(net, self.reference)
+            kept += attractors_kept(self.distribution.project(net), self.reference)
+        return {
+            "dynamics/attractors_kept": kept / N_NETWORKS,
+            "dynamics/attractors_kept_unprojected": kept_unprojected / N_NETWORKS,
+        }
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
-    def figures(self) -> dict[str, tuple[str, Figure]]:
-        """name -> (caption, figure)."""
-        drawn = {"flow_field": self._flow_field(), "loadings": self._loadings()}
+    def figures(self) -> dict[str, Callable[[], tuple[str, Figure]]]:
+        """name -> the function that draws it, returning caption and figure."""
+        drawn = {"flow_field": self._flow_field, "loadings": self._loadings}
         if self.data.teacher is not None:
-            nu = self.data.teacher.conditional_mean(self.network.loadings)
-            caption, half_width = (
-                "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
-                None,
-            )
-            if self.diagnosis is not None:
-                caption, half_width = f"{caption} Bars: 95 % intervals.", (self.diagnosis.high - self.diagnosis.low) / 2
-            drawn["conditional_mean"] = (
-                caption,
-                figures.conditional_mean_fit(nu, self.network.n, half_width=half_width),
-            )
+            drawn["conditional_mean"] = self._conditional_mean
         if self.diagnosis is not None:
-            found = self.diagnosis
-            drawn["intervals"] = (
-                "What the data determine: the mean output weight at each loading with its interval, in the order of the "
-                "estimate. Where the band is as wide as the whole range, the curve shows the prior.",
-                figures.intervals(found.nu, found.low, found.high, level=found.level),
-            )
-        drawn["tails"] = self._tails()
+            drawn["intervals"] = self._intervals
+        drawn["tails"] = self._tails
         if self.data.recording.kind == "rates":
-            drawn["rates"] = self._rates()
+            drawn["rates"] = self._rates
         else:
-            drawn |= self._responses()
-        drawn["losses"] = self._losses()
+            if (self.store.path / "responses.npz").exists():
+                drawn["psths"] = self._psths
+            drawn["latents"] = self._latents
+        drawn["losses"] = self._losses
         return drawn
+
+    def _conditional_mean(self) -> tuple[str, Figure]:
+        nu = self.data.teacher.conditional_mean(self.network.loadings)
+        caption, half_width = (
+            "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
+            None,
+        )
+        if self.diagnosis is not None:
+            caption, half_width = f"{caption} Bars: 95 % intervals.", (self.diagnosis.high - self.diagnosis.low) / 2
+        return caption, figures.conditional_mean_fit(nu, self.network.n, half_width=half_width)
+
+    def _intervals(self) -> tuple[str, Figure]:
+        found = self.diagnosis
+        caption = (
+            "What the data determine: the mean output weight at each loading with its interval, in the order of the "
+            "estimate. Where the band is as wide as the whole range, the curve shows the prior."
+        )
+        return caption, figures.intervals(found.nu, found.low, found.high, level=found.level)
 
     def _flow_field(self) -> tuple[str, Figure]:
         z, u, _ = self.held_out()
@@ -200,8 +284,8 @@ class Results:
             inside = found[0].norm(dim=1) < 2.5 * scale * self.inputs.latents.rank**0.5
             points[name] = (found[0][inside], found[1][inside])
         caption = (
-            "The vector field on the region that the latents visit, with example trajectories of held-out trials. "
-            + ("" if ring else "Filled points are stable fixed points, open ones are not.")
+            "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
+            "of held-out trials. " + ("" if ring else "Filled points are stable fixed points, open ones are not.")
         )
         if ring:
             caption += "States on a ring hardly move; which of its points rest exactly is chance in a finite network."
@@ -210,7 +294,8 @@ class Results:
                 " Inputs are held at their mean. Fixed points that differ between panels, or lie beyond what trials of "
                 "this length reach, are no findings."
             )
-        shown = self.inputs.latents.trials(self.inputs.fold.test[:16])
+        test = self.inputs.fold.test
+        shown = self.inputs.latents.trials(test[torch.linspace(0, len(test) - 1, min(16, len(test))).long()])
         trajectories = shown.z.masked_fill(~shown.mask[..., None], float("nan"))
         return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points)
 
@@ -222,7 +307,7 @@ class Results:
         populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
         if self.diagnosis is not None:
             certainty["inferred, sigma = 0"] = self.diagnosis.certainty
-        drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
+        drawn = self._drawn_at_sigma()
         populations[f"inferred, sigma = {self.sigma:g}"] = (drawn.loadings, drawn.n)
         if self.data.teacher is not None:
             labels = {name: self.data.teacher.components(loadings) for name, (loadings, _) in populations.items()}
@@ -230,9 +315,13 @@ class Results:
                 labels = {}
         caption = (
             "Output weights n against loadings. At sigma = 0 each n is the mean that the dynamics ask for; the spread "
-            "at the larger sigma is chosen, not inferred: dynamics do not determine it. Neurons whose mean the data leave "
-            "open are faded."
+            "at the larger sigma is chosen, not inferred: dynamics do not determine it. "
         )
+        if certainty:
+            caption += "At sigma = 0 neurons whose mean the data leave open are faded. "
+        if labels:
+            caption += "Colours: the population of the teacher that a neuron most likely belongs to. "
+        caption += "At the margins the densities, each to its own height."
         names = self.data.recording.input_names
         return caption, figures.loadings_scatter(
             populations, labels=labels or None, certainty=certainty or None, input_names=names
@@ -242,7 +331,7 @@ class Results:
         entries = {}
         if self.data.truth is not None:
             entries["true"] = connectivity_entries(self.data.truth)
-        drawn = self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
+        drawn = self._drawn_at_sigma()
         entries[f"inferred, sigma = {self.sigma:g}"] = connectivity_entries(drawn)
         caption = "How often connection weights of a given size occur. Far tails rest on few neurons."
         return caption, figures.tails(entries)
@@ -254,76 +343,129 @@ class Results:
         observed = self.data.recording.activity[trials]
         caption = "Rates of example neurons on held-out trials, recorded and read out of the inferred latents."
         return caption, figures.rate_fit(
-            observed, fitted, step=self.inputs.latents.alpha, lengths=latents.lengths, trials=range(len(trials))
+            observed,
+            fitted,
+            step=self.inputs.latents.alpha,
+            lengths=latents.lengths,
+            trials=range(len(trials)),
+            trial_numbers=(trials + 1).tolist(),
         )
 
-    def _responses(self) -> dict[str, tuple[str, Figure]]:
-        file, recording = self.store.path / "responses.npz", self.data.recording
-        drawn = {}
-        if file.exists():
-            arrays = read_npz(file)
-            observed, model = (torch.from_numpy(arrays[k]) for k in ("observed", "model"))
-            time = torch.arange(observed.shape[1]) * float(arrays["step"])
-            drawn["psths"] = (
-                "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from the "
-                "inputs alone (average over noisy rollouts).",
-                figures.psths(
-                    time, observed, model, list(map(str, arrays["groups"])), neuron_names=recording.neuron_names
-                ),
-            )
-        signed = recording.click_difference if recording.click_difference is not None else recording.choices
-        if signed is None:
-            groups, names = torch.zeros(recording.n_trials, dtype=torch.int64), ["all trials"]
-        else:
-            edges = torch.quantile(signed.double().nan_to_num(), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-            groups = torch.bucketize(signed.double().nan_to_num(), edges)
-            names = ["most left", "left", "right", "most right"]
-        step = recording.bin_s or self.inputs.latents.alpha
-        drawn["latents"] = (
-            "Latent trajectories, mean over the trials of each quarter of the click difference (or choice).",
-            figures.latent_trajectories(
-                self.inputs.latents.z,
-                groups,
-                names,
-                step=step,
-                time_unit="s" if recording.bin_s else "tau",
-                lengths=recording.lengths,
-            ),
+    def _psths(self) -> tuple[str, Figure]:
+        arrays = read_npz(self.store.path / "responses.npz")
+        observed, model = (torch.from_numpy(arrays[k]) for k in ("observed", "model"))
+        groups = list(map(str, arrays["groups"]))
+        caption = (
+            "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from the inputs "
+            "alone (average over noisy rollouts)."
         )
-        return drawn
+        by = groups[0].split()[0] if len(groups) > 1 else None
+        return caption, figures.psths(
+            torch.arange(observed.shape[1]) * float(arrays["step"]),
+            observed,
+            model,
+            groups,
+            neuron_names=self.data.recording.neuron_names,
+            title="Responses, held-out trials" if by is None else f"Responses by {by}, held-out trials",
+            time_unit="s" if self.data.recording.bin_s else "samples",
+        )
+
+    def _latents(self) -> tuple[str, Figure]:
+        recording = self.data.recording
+        if recording.click_difference is not None:
+            signed = recording.click_difference.double().nan_to_num()
+            edges = torch.quantile(signed, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+            groups, names = torch.bucketize(signed, edges), ["most left", "left", "right", "most right"]
+            of = "the trials of each quarter of the click difference"
+        elif recording.choices is not None:
+            # a trial without a choice belongs to neither
+            groups, names, of = (
+                recording.choices.nan_to_num(-1.0).long(),
+                ["left", "right"],
+                "the trials of each choice",
+            )
+        else:
+            groups, names, of = torch.zeros(recording.n_trials, dtype=torch.int64), ["all trials"], "all trials"
+        step = recording.bin_s or self.inputs.latents.alpha
+        return f"Latent trajectories, mean over {of}; bands: standard error of the mean.", figures.latent_trajectories(
+            self.inputs.latents.z,
+            groups,
+            names,
+            step=step,
+            time_unit="s" if recording.bin_s else "tau",
+            lengths=recording.lengths,
+        )
 
     def _losses(self) -> tuple[str, Figure]:
-        curves = {}
+        curves, changes, levels, finished, with_bound = {}, {}, {}, self.store.stages(), False
         for stage in STAGES:
+            kept = finished.get(stage, {}).get("metrics", {}).get(f"{stage}/val_loss")
+            if kept is None:  # not trained; the curves that may lie there are of other options
+                continue
             read = read_learning_curves(self.store.path / "logs" / f"{stage}.csv")
             series = {"training": read.get(f"{stage}/train_loss"), "validation": read.get(f"{stage}/val_loss")}
             series = {name: values for name, values in series.items() if values}
             if series:
                 curves[stage] = series
-        caption = "Learning curves. A stage that was reused or solved in closed form shows its last training."
-        return caption, figures.losses(curves)
+            bound = read.get(f"{stage}/train_bound_nats")
+            with_bound = with_bound or bool(bound)
+            if bound and bound[0][0] > series["training"][0][0]:
+                changes[stage] = (bound[0][0], "the evidence bound joins the rollout in the training loss")
+            # Better than every epoch: the start itself was kept.
+            if "validation" in series and kept < min(series["validation"][1]):
+                levels[stage] = (kept, "validation loss of the start, which was kept")
+        of_rates = self.data.recording.kind == "rates"
+        units = {"lrrnn": "squared rate" if of_rates else "nats per time bin"}
+        units |= dict.fromkeys(("loadings", "outputs"), "squared velocity")
+        caption = "Learning curves of each stage's last training."
+        if changes:
+            caption += (
+                " Training starts with the likelihood of the input-driven rollout alone; where the evidence bound joins "
+                "it, the training loss becomes another quantity, and its jump there is no loss of quality. The "
+                "validation loss holds both throughout."
+            )
+        if with_bound:
+            caption += " At first the weight of the bound's divergence grows, which raises the training loss by itself."
+        if levels:
+            caption += " Where no epoch improved on the start, the start was kept, and training changed nothing."
+        return caption, figures.losses(curves, changes=changes, levels=levels, units=units)
 
 
 def summarise(
-    options: Options, store: RunStore, data: RecordingDataModule, stage_metrics: Mapping[str, float], lines: list[str]
+    options: Options,
+    store: RunStore,
+    data: RecordingDataModule,
+    stage_metrics: Mapping[str, float],
+    lines: list[str],
+    progress: StepProgress | None = None,
 ) -> tuple[dict[str, float], dict[str, Path], list[str]]:
     """Measure, write network.npz and figures/, write report.html.
 
     Args:
         stage_metrics: of the stages, for the report; lines: about the recording, for its head.
+        progress: told of each step.
 
     Returns:
         the metrics, the figures' files by name, and cautions for the reader.
     """
+    progress = StepProgress("results", None) if progress is None else progress
+    progress.start("networks")
     results = Results(options, store, data)
+    measures, figures_due = results.measures(), results.figures()
+    progress.expect(len(measures) + len(figures_due) + 2)
     write_network(store.path / "network.npz", results.network, 0.0)
-    metrics = results.metrics()
-    drawn = {name: (caption, figure_png(figure)) for name, (caption, figure) in results.figures().items()}
-    files = {}
-    for name, (_, png) in drawn.items():
+    metrics, drawn, files = {}, {}, {}
+    for name, measure in measures.items():
+        progress.start(name)
+        metrics |= measure()
+    for name, draw in figures_due.items():
+        progress.start(f"figure {name}")
+        caption, figure = draw()
+        drawn[name] = caption, figure_png(figure)
         files[name] = store.figures / f"{name}.png"
         with atomic(files[name]) as aside:
-            aside.write_bytes(png)
+            aside.write_bytes(drawn[name][1])
+    progress.start("report")
     _report(results, {**stage_metrics, **metrics}, drawn, lines)
     return metrics, files, results.cautions()
 
@@ -334,6 +476,7 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
     def part(prefix: str) -> dict[str, float]:
         return {key: value for key, value in metrics.items() if key.startswith(prefix)}
 
+    found = results.findings(metrics)
     sections = [
         Section("Dynamics", _dynamics_text(results), [drawn["flow_field"]], metrics=part("dynamics/")),
         Section(
@@ -353,14 +496,31 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
         ),
         Section(
             "Fit to the activity",
-            "",
+            _fit_text(found),
             [drawn[name] for name in ("rates", "psths", "latents") if name in drawn],
             metrics=part("lrrnn/"),
         ),
         Section("Training", "", [drawn["losses"]], metrics=part("timing/") | part("loadings/") | part("outputs/")),
     ]
     head = [*lines, *results.cautions()]
-    write_report(store.path / "report.html", f"Connectivity of {options.experiment_name}", head, sections)
+    title = f"Connectivity of {options.experiment_name}"
+    write_report(store.path / "report.html", title, head, sections, opening(found))
+
+
+def _fit_text(found: Findings) -> str:
+    if found.baseline is None:
+        return ""
+    said = (
+        "A baseline is what each neuron fires apart from the latent state; it enters the model beside it. This run "
+        f"fitted with the {found.baseline} baseline: {BASELINES[found.baseline]}."
+    )
+    if found.other_baseline is not None:
+        said += (
+            f" Measures named after the {found.other_baseline} baseline score the same fitted model with it instead: "
+            f"{BASELINES[found.other_baseline]}. Compare models on equal baselines only: the local one uses that test "
+            "trials lie between training trials."
+        )
+    return said
 
 
 def _dynamics_text(results: Results) -> str:
@@ -390,20 +550,19 @@ def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
     said = [
         "The dynamics fix the distribution of the loadings, read off the recorded neurons, and the mean output weight "
         "nu of a neuron with given loadings. They say nothing about the spread of n around nu: wherever a figure shows "
-        "a spread, it is the stated sigma, the maximum-entropy choice."
+        "a spread, it is the stated sigma, the maximum-entropy choice. "
+        f"Here {relative_sigma(results.sigma, results.spread)}."
     ]
-    phi = activation(results.inputs.activation)
-    loadings = results.inputs.loadings
-    if phi.odd and loadings.b is None and loadings.d is None:
+    if results._only_odd():
         said.append(
-            f"With the odd nonlinearity {phi.name}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
+            f"With the odd nonlinearity {results.inputs.activation}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
             "only the odd part of nu can be estimated, and what is reported is the odd one. An even part would be invisible."
         )
     p = metrics.get("connectivity/cell_types_p")
     if p is not None:
         verdict = (
             "the loadings are not those of one Gaussian or Student-t population: there is evidence for cell types"
-            if p < 0.05
+            if p < LEVEL
             else "the loadings give no evidence for more than one population"
         )
         said.append(
@@ -414,7 +573,14 @@ def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
 
 
 def _estimate_table(results: Results) -> TableData:
-    summary = {k: v for k, v in results.distribution.summary.items() if isinstance(v, (int, float, str, bool))}
-    return TableData(
-        ("quantity", "value"), [(key.replace("_", " "), value) for key, value in summary.items()], "The estimate of nu"
+    rows = []
+    for key, value in results.distribution.summary.items():
+        if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+            value = ", ".join(format_number(x) for x in value)
+        if isinstance(value, int | float | str):
+            label, meaning = ESTIMATE.get(key, (key.replace("_", " "), ""))
+            rows.append((label, value, meaning))
+    caption = (
+        "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
     )
+    return TableData(("quantity", "value", "what it is"), rows, caption)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from connector import launch
+from connector.callbacks import StepProgress
 from connector.config import STAGES, AttractorData, NpzData, Options, RatData
 from connector.connectivity_stages import train_loadings, train_outputs
 from connector.data.modules import AttractorDataModule, NpzDataModule, RatDataModule, RecordingDataModule
@@ -284,7 +285,12 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
         metrics = all_metrics(store, {})
         if "outputs" in store.stages():
             say("results: measuring sampled networks, drawing figures")
-            results, figures, cautions = summarise(options, store, data, metrics, describe(data.recording))
+            started = time.monotonic()
+            with StepProgress("results", console if options.trainer.progress else None) as progress:
+                results, figures, cautions = summarise(
+                    options, store, data, metrics, describe(data.recording), progress
+                )
+            say(f"results: done in {time.monotonic() - started:.1f} s")
             for line in cautions:
                 say(line)
             metrics = all_metrics(store, results)

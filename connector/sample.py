@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
+from connector.connectivity import ConnectivityDistribution
 from connector.errors import UserError
 from connector.store import load_run, write_network
 
 
-def main(arguments: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """Options with the defaults of :meth:`ConnectivityDistribution.sample`, so that both give the same network."""
+    default = {name: p.default for name, p in inspect.signature(ConnectivityDistribution.sample).parameters.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m connector.sample", description="Sample a network from a finished run's connectivity."
+        prog="python -m connector.sample",
+        description="Sample a network from a finished run's connectivity, as run.connectivity.sample does.",
     )
     parser.add_argument("run", type=Path, help="a run directory")
-    parser.add_argument("--neurons", type=int, default=1000, help="neurons of the network (default 1000)")
-    parser.add_argument("--sigma", type=float, default=0.0, help="sd of n around its conditional mean (default 0)")
-    parser.add_argument("--project", action="store_true", help="correct n so that the observed field is restored")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same network (default 0)")
+    parser.add_argument(
+        "--neurons", type=int, default=default["n_neurons"], help="neurons of the network (default %(default)s)"
+    )
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        default=default["sigma"],
+        help="sd of n around its conditional mean (default %(default)s)",
+    )
+    parser.add_argument(
+        "--project",
+        action=argparse.BooleanOptionalAction,
+        default=default["project"],
+        help="correct n so that the observed field is restored (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default["seed"], help="same seed, same network (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the npz to write: m b d n alpha activation sigma")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = build_parser().parse_args(arguments)
     try:
         if given.neurons < 1:
             raise UserError("--neurons of 1 or more", str(given.neurons))

@@ -53,12 +53,13 @@ class StageModule(pl.LightningModule):
         for name, value in {"loss": loss.detach(), **extra}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
+        # With the last batch and not in on_train_epoch_end: callbacks' hook of that name runs before the module's, so
+        # that they would find the epoch before.
+        if self.trainer.is_last_batch:
+            means = {f"{self.stage}/train_{name}": value / self._count for name, value in self._sums.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
+            self._sums, self._count = {}, 0
         return loss
-
-    def on_train_epoch_end(self) -> None:
-        means = {f"{self.stage}/train_{name}": value / self._count for name, value in self._sums.items()}
-        self.log_dict(means, sync_dist=self.trainer.world_size > 1)
-        self._sums, self._count = {}, 0
 
     def validation_step(self, batch, batch_index: int) -> None:
         loss, extra = self.losses(batch, -1 - batch_index, training=False)
@@ -128,11 +129,9 @@ def fit(
         dirpath=aside, filename="best", monitor=monitor, mode="min", save_last=True, every_n_epochs=every,
         enable_version_counter=False,
     )  # fmt: skip
-    watch = [
-        best,
-        LearningCurves(store.path / "logs" / f"{stage}.csv"),
-        StageProgress(stage, monitor, context.console),
-    ]
+    watch = [best, LearningCurves(store.path / "logs" / f"{stage}.csv")]
+    if options.trainer.progress:
+        watch.append(StageProgress(stage, monitor, context.console))
     trainer = pl.Trainer(
         accelerator=options.trainer.accelerator,
         devices=options.trainer.devices,

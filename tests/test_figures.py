@@ -1,6 +1,7 @@
 """Every figure draws what it was given, with labelled axes, without warnings and without global pyplot state."""
 
 import io
+import itertools
 import subprocess
 import sys
 import warnings
@@ -8,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from connector import figures
@@ -38,8 +40,15 @@ def render(figure: Figure) -> int:
     return buffer.tell()
 
 
+def drawn_by(figure: Figure):
+    """The renderer of the figure as it is laid out, to ask where things are."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
 def all_axes(figure: Figure):
-    return [axis for axis in figure.axes if axis.has_data()]
+    return [axis for axis in figure.axes if axis.has_data() and axis.get_label() != "<colorbar>"]
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -61,6 +70,15 @@ def test_flow_field_in_any_rank(rank):
     assert axes[0].get_ylabel()
     assert axes[0].get_xlim() == axes[1].get_xlim()
     assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_shades_of_a_flow_field_have_a_colour_bar_of_the_speed_in_its_unit():
+    states = 2 * normal(500, 2)
+    figure = figures.flow_field({"leak": lambda z: -z}, states)
+    bar = next(axis for axis in figure.axes if axis.get_label() == "<colorbar>")
+    assert bar.get_ylabel() == r"speed (latent units per $\tau$)"
+    # -z is as fast as it is far: the darkest speed is near the largest distance of a state.
+    assert 0.5 < bar.get_ylim()[1] / float(states.norm(dim=1).max()) <= 1.1
 
 
 def test_flow_field_marks_stability_and_phase_line_finds_its_zeros():
@@ -122,6 +140,25 @@ def test_loadings_scatter_names_every_column_and_shares_axes(rank, n_inputs, bia
     assert fades[0] < 0.1 < 0.6 < fades[-1]
 
 
+def test_densities_fit_their_panels_and_tick_labels_stand_apart():
+    loadings = Loadings(m=normal(400, 2) * torch.tensor([0.5, 0.01]), b=normal(400, 2) * 0.13, d=normal(400))
+    n = 40 * normal(400, 2, seed=4)
+    figure = figures.loadings_scatter({"a": (loadings, n), "b": (loadings, n)}, input_names=("left", "right"))
+    assert render(figure) > 5000
+    renderer = drawn_by(figure)
+    margins = [axis for axis in figure.axes if axis.lines and not axis.get_xlabel() and not axis.get_ylabel()]
+    assert len(margins) == 2 * (5 + 2)
+    for axis in margins:
+        for line in axis.lines:
+            assert line.get_xdata().max() <= axis.get_xlim()[1]
+            assert line.get_ydata().max() <= axis.get_ylim()[1]
+    for axis in figure.axes:
+        labels = [text.get_window_extent(renderer) for text in axis.get_xticklabels() if text.get_visible()]
+        inside = [box for box in labels if axis.bbox.x0 - 20 <= box.x0 and box.x1 <= axis.bbox.x1 + 20]
+        for left, right in itertools.pairwise(inside):
+            assert left.x1 + 2 < right.x0
+
+
 def test_loading_names_use_the_inputs_names():
     loadings = Loadings(m=torch.zeros(3, 1), b=torch.zeros(3, 2), d=torch.zeros(3))
     assert figures.loading_names(loadings, ("left", "right")) == [
@@ -161,6 +198,32 @@ def test_losses_log_axis_only_where_it_helps():
     assert render(figures.losses({})) > 100
 
 
+def test_losses_break_where_the_objective_changes_and_show_a_start_that_was_kept():
+    epochs = list(range(1, 11))
+    figure = figures.losses(
+        {
+            "lrrnn": {"training": (epochs, [1.0] * 4 + [2.0] * 6), "validation": (epochs, [3.0] * 10)},
+            "outputs": {"training": (epochs, [1.0] * 10)},
+        },
+        changes={"lrrnn": (5, "the objective changes")},
+        levels={"outputs": (0.5, "start")},
+        units={"lrrnn": "nats"},
+    )
+    assert render(figure) > 3000
+    first, second = figure.axes
+    drawn = [list(line.get_xdata()) for line in first.lines]
+    assert drawn == [[1, 2, 3, 4], [5, 6, 7, 8, 9, 10], epochs, [4.5, 4.5]]
+    assert [line.get_ydata()[0] for line in second.lines] == [1.0, 0.5]
+    assert (first.get_ylabel(), second.get_ylabel()) == ("loss (nats)", "loss")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "training", "validation", "the objective changes", "start",
+    ]  # fmt: skip
+    renderer = drawn_by(figure)
+    for axis in figure.axes:  # over no curve
+        assert not legend.get_window_extent(renderer).overlaps(axis.bbox)
+
+
 def test_mixture_spectrum_conditional_mean_and_matrices():
     k = torch.arange(1, 10)
     figure = figures.mixture_likelihood(k, -1.0 / k, 0.1 / k, null=-2.0 / k + normal(4, 9), elbow=3, note="no evidence")
@@ -185,7 +248,9 @@ def test_mixture_spectrum_conditional_mean_and_matrices():
 def test_rate_fit_respects_lengths_and_units():
     rates = normal(6, 50, 7)
     lengths = torch.tensor([50, 10, 50, 30, 50, 20])
-    figure = figures.rate_fit(rates, rates, step=0.01, time_unit="s", lengths=lengths, neurons=[2, 4], trials=[0, 1])
+    options = {"neurons": [2, 4], "trials": [0, 1], "trial_numbers": [7, 19, 23, 31, 32, 40]}
+    figure = figures.rate_fit(rates, rates, step=0.01, time_unit="s", lengths=lengths, **options)
+    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["trial 7", "trial 19"]
     axes = figure.axes
     assert len(axes) == 4
     assert axes[-1].get_xlabel() == "time (s)"

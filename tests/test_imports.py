@@ -11,9 +11,9 @@ ORDER = [
     "errors", "config", "run_directory", "types", "dynamics",
     "data.attractors", "data.preprocessing", "data.recordings", "data.folds", "data.modules",
     "observation", "lrrnn", "baselines", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
-    "measures", "spike_measures", "clusters", "figures", "report",
+    "measures", "spike_measures", "clusters", "figures", "report", "summary",
     "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",
-    "launch", "run",
+    "launch", "sweep", "run",
 ]  # fmt: skip
 AT_THE_RIM = {
     "pytorch_lightning": {
@@ -26,7 +26,7 @@ AT_THE_RIM = {
         "launch",
     },
     "lightning_fabric": {"launch"},
-    "hydra": {"launch"},
+    "hydra": {"launch", "sweep"},
     "wandb": {"run_logger"},
 }
 

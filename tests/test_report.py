@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from connector import figures, report
-from connector.report import METRICS, Section, TableData, format_number, render_report, write_report
+from connector.conditional_mean import fit_conditional_mean
+from connector.dynamics import Network
+from connector.report import ESTIMATE, METRICS, Section, TableData, format_number, render_report, write_report
+from connector.trajectory_likelihood import fit_trajectories
+from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 CONTRACT = (
@@ -60,7 +64,14 @@ def sections():
             figures=[('Caption with "quotes" & <tags>', figure)],
             metrics={"connectivity/dissimilarity": 0.0123, "dynamics/attractors_kept": 1.0, "own/measure": 3e-7},
         ),
-        Section("Tables", tables=[TableData(("name", "rate (Hz)"), [("a<b", 1.5), ("c", -2e-6)], "A caption")]),
+        Section(
+            "Tables",
+            tables=[
+                TableData(
+                    ("name", "rate (Hz)"), [("a<b", 1.5), ("c", -2e-6), ("1.00 × 10^-5, 2.00 × 10^3", 1.0)], "A caption"
+                )
+            ],
+        ),
     ]
 
 
@@ -107,6 +118,7 @@ def test_metrics_come_with_label_unit_and_explanation_and_unknown_ones_with_thei
         assert METRICS[key].explanation in text
     assert "0.0123" in text
     assert "own/measure" in text
+    assert "1.00 × 10<sup>−5</sup>, 2.00 × 10<sup>3</sup>" in page
     assert "3.00 × 10" in text
 
 
@@ -119,6 +131,50 @@ def test_every_promised_metric_is_explained():
         assert metric.label[0].isupper()
     labels = [metric.label for metric in METRICS.values()]
     assert len(labels) == len(set(labels))
+
+
+def test_metrics_stand_by_themselves_and_have_units():
+    for key, metric in METRICS.items():
+        assert metric.unit, key
+        for text in (metric.label, metric.explanation):
+            assert not re.search(r"^The same\b|\b(next|previous) (row|line)\b|\brow above\b", text), key
+        assert not re.search(r"\b(of that|this|same|above)\b", metric.label), key
+    for name in report.BASELINES:
+        assert report.BASELINES[name] in METRICS[f"lrrnn/bits_per_spike_{name}"].explanation
+
+
+def recording_of_a_line():
+    """Latents that relax along one dimension, read by a few neurons: enough for every estimator of nu."""
+    generator = torch.Generator().manual_seed(0)
+    m = torch.randn(60, 1, generator=generator, dtype=torch.float64)
+    network = Network(m, 1.2 * m, alpha=0.1, activation="tanh")
+    z = network.simulate(torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None], 30)
+    return Latents(z, torch.full((20,), z.shape[1]), 0.1), network.loadings
+
+
+def test_every_quantity_of_an_estimate_of_nu_is_explained():
+    latents, loadings = recording_of_a_line()
+    z, u, y = latents.samples()
+    fits = [
+        fit_conditional_mean(z, u, y, loadings, activation="tanh", alpha=0.1, estimator=estimator, regularizer=given,
+                             validation=(z, u, y))
+        for estimator in ("ridge", "gaussian_process") for given in (None, "validation")
+    ]  # fmt: skip
+    fits.append(fit_trajectories(latents, loadings, activation="tanh"))
+    found = set().union(*(fit.summary for fit in fits))
+    assert {"estimator", "determined_modes", "predicted_error", "validation_r2"} <= found
+    assert found - {"warnings"} <= set(ESTIMATE)
+    labels = [label for label, _ in ESTIMATE.values()]
+    assert len(labels) == len(set(labels))
+    # Two numbers of one name would be read as a contradiction.
+    assert not set(labels) & {metric.label for metric in METRICS.values()}
+
+
+def test_the_opening_stands_before_the_contents():
+    page = render_report("Run", ["400 trials"], [Section("Part")], ["It fits <well>.", "p = 0.4."])
+    text = Page(page).text
+    assert "It fits <well>." in text
+    assert page.index("p = 0.4.") < page.index("<nav")
 
 
 def test_light_and_dark_and_phone(page):

@@ -1,6 +1,7 @@
 """The command line, run for real on small sizes: files, exit codes, reuse, repeatability."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from connector import load_run
 from connector.store import read_npz
+from connector.summary import percent
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -55,6 +57,25 @@ def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
         metrics["connectivity/sinkhorn"] + metrics["connectivity/squared_error"]
     )
     assert str(directory / "report.html") in done.stdout
+    seconds = re.search(r"^results: done in (\d+\.\d) s$", done.stdout, re.MULTILINE)
+    assert float(seconds[1]) > 0
+    assert not any(key.startswith("timing/results") for key in metrics)  # of stages only
+
+
+def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
+    directory, _ = finished
+    page = (directory / "report.html").read_text()
+    metrics = json.loads((directory / "metrics.json").read_text())
+    said = re.findall(r"<li>(.*?)</li>", re.search(r"In short</h2><ul>(.*?)</ul>", page)[1])
+    assert 3 <= len(said) <= 6
+    assert "rates of 200 neurons in 64 trials" in said[0]
+    assert f"error {percent(metrics['dynamics/field_error'])} of" in said[1]
+    assert f"{round(20 * metrics['dynamics/attractors_kept'])} of 20 projected networks" in said[1]
+    assert f"{metrics['connectivity/determined_modes']:.3g} combinations" in said[2]
+    network = load_run(directory).network  # at sigma 0: nu itself
+    spread = float((network.n - network.n.mean(0)).square().mean().sqrt())
+    assert f"sigma = 1 is a choice, {percent(1 / spread)} of the spread" in said[-1]
+    assert page.count(f"sigma = 1 is a choice, {percent(1 / spread)} of the spread") == 2  # and with the figure
 
 
 def test_the_saved_network_is_the_conditional_mean_at_its_loadings(finished):
@@ -85,7 +106,10 @@ def test_sampling_from_the_command_line(finished, tmp_path):
     command = [sys.executable, "-m", "connector.sample", finished[0], "--neurons", "37", "--out", out]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert read_npz(out)["n"].shape == (37, 2)
+    written = read_npz(out)
+    assert written["n"].shape == (37, 2)
+    assert written["sigma"] == 0
+    assert (written["n"] == load_run(finished[0]).connectivity.sample(37).n.numpy()).all()  # Python's defaults
 
 
 def npz(path, **arrays):
@@ -119,9 +143,26 @@ def test_a_wrong_file_ends_with_2_a_short_message_and_nothing_left_behind(case, 
     assert not list((tmp_path / "runs").rglob("*.*")) if (tmp_path / "runs").exists() else True
 
 
-@pytest.mark.parametrize("option", ["lrrnn.rnak=3", "+lrr=3", "seed=abc", "data=nothing", "lrrnn.rank=-1"])
-def test_a_wrong_option_ends_with_2_and_a_short_message(option, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("lrrnn.rnak=3", "got lrrnn.rnak.\nThe nearest is lrrnn.rank."),
+        ("+lrr=3", "got lrr."),
+        ("seed=abc", "abc"),
+        ("data=nothing", "expected data among"),
+        ("lrrnn.rank=-1", "got -1."),
+        (
+            "experiment=nope",
+            "expected experiment among bistable, heavy_tailed, limit_cycle, quadstable, rat, ring; got 'nope'",
+        ),
+        ("experiment=quadstabel", "got 'quadstabel'.\nThe nearest is experiment=quadstable."),
+        ("hydra/launcher=joblb", "The nearest is hydra/launcher=joblib."),
+    ],
+)
+def test_a_wrong_option_ends_with_2_and_a_short_message(option, words, tmp_path):
     done = train(option, cwd=tmp_path)
     assert done.returncode == 2
+    assert words in done.stderr
+    assert "Could not find" not in done.stderr
     assert "Traceback" not in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3

@@ -1,0 +1,205 @@
+"""The opening of a report: what was fitted, how good it is, what the data support and what not, in a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from connector.diagnosis import Diagnosis
+from connector.report import BASELINES
+
+LEVEL = 0.05  # below it a p-value counts as evidence
+# Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
+_CLOSE, _LARGE = 0.1, 0.25
+# Shares of the input weights that differ from zero: chance alone gives 0.05.
+_UNSUPPORTED, _SUPPORTED = 0.2, 0.8
+# sigma over the spread of nu
+_SMALL, _COMPARABLE = 0.2, 0.7
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the opening speaks of; None where a run does not have it.
+
+    Attributes:
+        kind: "rates" or "spikes"; rank, n_neurons, n_trials, n_test: of the fit.
+        given: latents and loadings came with the file.
+        metrics: of the run, as in ``metrics.json``.
+        explained: share of the variance of the test trials' rates that the latents explain.
+        baseline: of the spikes, as fitted: "local" or "standard"; other_baseline: the other one, where it was scored.
+        n_sampled: neurons of the sampled networks; n_networks: those in which the attractors were looked for.
+        unprojected_error: field error of a sampled network before projection, at held-out states.
+        diagnosis: what the data determine about nu at the sampled loadings.
+        b_different: share of the input weights whose 95 % interval excludes zero.
+        sigma: stated spread of n about nu; spread: root-mean-square deviation of nu from its mean over neurons.
+        odd: only the odd part of nu acts.
+    """
+
+    kind: str
+    rank: int
+    n_neurons: int
+    n_trials: int
+    n_test: int
+    n_sampled: int
+    sigma: float
+    spread: float
+    given: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    explained: float | None = None
+    baseline: str | None = None
+    other_baseline: str | None = None
+    n_networks: int = 0
+    unprojected_error: float | None = None
+    diagnosis: Diagnosis | None = None
+    b_different: float | None = None
+    odd: bool = False
+
+
+def percent(share: float) -> str:
+    """A share as a person says it; never rounded up to all, nor down to nothing."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "less than 0.1 %"
+    if 99.95 <= value < 100:
+        return "more than 99.9 %"
+    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+
+
+def opening(found: Findings) -> list[str]:
+    """Three to six sentences."""
+    said = [_fit(found), _dynamics(found), _determined(found), _cell_types(found), _input_weights(found), _open(found)]
+    return [sentence for sentence in said if sentence]
+
+
+def _fit(f: Findings) -> str:
+    data = f"{f.kind} of {f.n_neurons} neurons in {f.n_trials} trials"
+    if f.given:
+        said = (
+            f"Latents of rank {f.rank} and the loadings were taken as given with the {data}, no low-rank RNN was fitted"
+        )
+    else:
+        said = f"A low-rank RNN of rank {f.rank} was fitted to the {data}"
+    quality = []
+    if f.explained is not None:
+        quality.append(f"{'explain' if f.given else 'explains'} {percent(f.explained)} of the variance of the rates")
+    bits = "lrrnn/bits_per_spike"
+    if bits in f.metrics:
+        text = f"predicts spikes {_gain(f.metrics[bits])} than each neuron's mean rate"
+        if f"{bits}_prior" in f.metrics:
+            text += f" ({_gain(f.metrics[f'{bits}_prior'])} from the inputs alone)"
+        if f.baseline is not None:
+            text += f" with the {f.baseline} baseline ({BASELINES[f.baseline]}"
+            other = f.metrics.get(f"{bits}_{f.other_baseline}")
+            text += ")" if other is None else f"; with the {f.other_baseline} one {_gain(other)})"
+        quality.append(text)
+    if "lrrnn/psth_r2_evidence" in f.metrics:
+        quality.append(
+            f"gives mean responses by evidence with a median R² of {f.metrics['lrrnn/psth_r2_evidence']:.2f}"
+        )
+    if quality:
+        subject = "the given states" if f.given else "it"
+        said += f"; on the {f.n_test} test trials {subject} {' and '.join(quality)}"
+    return said + "."
+
+
+def _gain(bits: float) -> str:
+    return f"{abs(bits):.3f} bits per spike {'better' if bits > 0 else 'worse'}"
+
+
+def _dynamics(f: Findings) -> str:
+    error = f.metrics.get("dynamics/field_error")
+    if error is None:
+        return ""
+    verdict = "closely" if error < _CLOSE else ("roughly" if error < _LARGE else "poorly")
+    said = (
+        f"With infinitely many neurons the inferred connectivity reproduces the vector field at held-out states {verdict} "
+        f"(error {percent(error)} of the field's size)"
+    )
+    size = []
+    if f.unprojected_error is not None:
+        size.append(f"by {percent(f.unprojected_error)} as drawn")
+    if "dynamics/field_error_projected" in f.metrics:
+        size.append(f"by {percent(f.metrics['dynamics/field_error_projected'])} after projection")
+    if size:
+        said += f"; a sampled network of {f.n_sampled} neurons, being finite, misses it {', '.join(size)}"
+    if "dynamics/field_error_finite_size" in f.metrics:
+        said += (
+            f" (the recorded network itself misses its teacher's by "
+            f"{percent(f.metrics['dynamics/field_error_finite_size'])})"
+        )
+    kept = f.metrics.get("dynamics/attractors_kept")
+    if kept is not None and f.n_networks:
+        said += f"; {round(kept * f.n_networks)} of {f.n_networks} projected networks keep the true attractors"
+    return said + "."
+
+
+def _determined(f: Findings) -> str:
+    if f.diagnosis is None:
+        return (
+            "What the data support in the output weights is left open: the published ridge makes no statement about its "
+            "error."
+        )
+    shares = f.diagnosis.sign_determined.double().mean(0)
+    signs = ", ".join(f"nu_{i + 1} at {percent(float(share))}" for i, share in enumerate(shares))
+    said = (
+        f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
+        "latent dimension; each involves all neurons, and as nu is taken to be smooth in the loadings they suffice to "
+        f"fix the sign of {signs} of the neurons, jointly and not neuron by neuron"
+    )
+    if not f.diagnosis.calibrated:
+        said += ", by intervals whose coverage has not been measured"
+    if f.diagnosis.warnings:
+        said += "; all that only as far as the fit goes, which shows signs of misfit (see the cautions)"
+    return said + "."
+
+
+def _cell_types(f: Findings) -> str:
+    p = f.metrics.get("connectivity/cell_types_p")
+    if p is None:
+        return ""
+    verdict = (
+        "The loadings support more than one population of neurons"
+        if p < LEVEL
+        else "The loadings give no evidence for more than one population of neurons"
+    )
+    return f"{verdict} (test for cell types: p = {p:.2g})."
+
+
+def _input_weights(f: Findings) -> str:
+    if f.b_different is None:
+        return ""
+    if f.b_different < _UNSUPPORTED:
+        verdict = "are not supported by the data, and neither is structure of n along them"
+    elif f.b_different < _SUPPORTED:
+        verdict = "are supported in part"
+    else:
+        verdict = "are supported by the data"
+    return (
+        f"The input weights b {verdict}: {percent(f.b_different)} of them differ from zero by their 95 % interval, where "
+        "chance alone gives up to 5 %."
+    )
+
+
+def _open(f: Findings) -> str:
+    said = f"Not supported is any spread of n about nu: {relative_sigma(f.sigma, f.spread)}"
+    if f.diagnosis is not None:
+        loose = f.diagnosis.open_share
+        if loose > 0:
+            said += f"; nor nu itself at {percent(loose)} of the neurons, where its uncertainty exceeds half its typical size"
+    if f.odd:
+        said += "; nor an even part of nu, which cannot act"
+    return said + "."
+
+
+def relative_sigma(sigma: float, spread: float) -> str:
+    """What sigma is relative to the spread of nu over neurons, in words; no full stop."""
+    if not spread > 0:
+        return f"sigma = {sigma:g} is a choice, and nu is the same for all neurons"
+    ratio = sigma / spread
+    if ratio < _SMALL:
+        verdict = "so small that samples hardly differ from nu, which is no finding either"
+    elif ratio < _COMPARABLE:
+        verdict = "enough to blur nu visibly in a sample"
+    else:
+        verdict = "as large as what is inferred, so that a sample shows the choice as much as nu"
+    return f"sigma = {sigma:g} is a choice, {percent(ratio)} of the spread of nu over neurons ({spread:.3g}), {verdict}"

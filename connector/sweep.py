@@ -1,0 +1,191 @@
+"""What a sweep says: a line before each job, at the end one table of all jobs, and the same as jobs.csv.
+
+A Hydra callback (conf/train.yaml names it). Jobs may run in processes of their own, as the joblib launcher has them:
+each leaves a small record in the sweep's directory when it starts and when it ends, and the process that started the
+sweep reads the records, and the metrics from the jobs' directories.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from connector.errors import UserError
+from connector.store import write_json, write_text
+
+# Shown, as far as jobs have them; jobs.csv holds all.
+MAIN_METRICS = (
+    "connectivity/dissimilarity",
+    "dynamics/attractors_kept",
+    "dynamics/field_error",
+    "dynamics/field_error_projected",
+    "lrrnn/bits_per_spike",
+    "lrrnn/bits_per_spike_prior",
+    "lrrnn/val_loss",
+)
+_SHOWN = 5
+_RECORDS = ".jobs"
+_NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
+
+_open: SweepReport | None = None  # of the sweep that this process started
+
+
+def count_jobs(overrides: list[str]) -> int | None:
+    """Jobs that Hydra's own sweeper makes of these overrides; None where that cannot be told beforehand."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        return math.prod(len(list(o.sweep_string_iterator())) for o in parsed if o.is_sweep_override())
+    except Exception:  # glob() needs the configuration's files; a count is not worth an error
+        return None
+
+
+def _expected_jobs(config: DictConfig) -> int | None:
+    trials = OmegaConf.select(config, "hydra.sweeper.n_trials")  # Optuna
+    if trials is not None:
+        return int(trials)
+    if "basic_sweeper" not in str(OmegaConf.select(config, "hydra.sweeper._target_")):
+        return None
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return count_jobs([f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task))
+
+
+def _shortest(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def end_state(error: BaseException | None) -> str:
+    """How a job ended, with its exit code had it run alone and the first line of what it said."""
+    if error is None:
+        return "done"
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UserError):
+        return f"mistake (2): {line}"
+    return f"failed (1): {type(error).__name__}{f': {line}' if line else ''}"
+
+
+class SweepReport(Callback):
+    """Header lines and the closing table of a sweep; nothing in a single run."""
+
+    def __init__(self):
+        self.directory: Path | None = None
+        self.n_jobs: int | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        global _open
+        self.directory = Path(str(config.hydra.sweep.dir)).resolve()
+        self.n_jobs = _expected_jobs(config)
+        shutil.rmtree(self.directory / _RECORDS, ignore_errors=True)  # of an earlier sweep that was killed
+        _open = self
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or self.directory is None:
+            return
+        number, directory = int(config.hydra.job.num) + 1, Path(config.hydra.runtime.output_dir)
+        overrides = list(config.hydra.overrides.task)
+        total = "" if self.n_jobs is None else f"/{self.n_jobs}"
+        print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {_shortest(directory)}", flush=True)
+        record = {"job": number, "overrides": overrides, "directory": str(directory), "state": _NOT_ENDED}
+        write_json(self._record(number), record)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or self.directory is None:
+            return
+        file = self._record(int(config.hydra.job.num) + 1)
+        # The property return_value raises what the job raised, and prints.
+        value = job_return._return_value
+        error = value if isinstance(value, BaseException) else None
+        write_json(file, json.loads(file.read_text()) | {"state": end_state(error)})
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        close_sweep()
+
+    def _record(self, number: int) -> Path:
+        return self.directory / _RECORDS / f"{number:05d}.json"
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The records of the jobs so far, each with the metrics in its directory."""
+        found = []
+        for file in sorted((self.directory / _RECORDS).glob("*.json")):
+            job = json.loads(file.read_text())
+            metrics = Path(job["directory"]) / "metrics.json"
+            # A job that failed may stand where an earlier one had finished: those metrics are not its own.
+            job["metrics"] = json.loads(metrics.read_text()) if job["state"] == "done" and metrics.exists() else {}
+            found.append(job)
+        return found
+
+
+def close_sweep(console: Console | None = None) -> None:
+    """Print and write the table of the sweep that this process started, if there is one and it is still open.
+
+    Hydra calls its callbacks' on_multirun_end only where every job ended well, so that the command line calls this, too.
+    """
+    global _open
+    sweep, _open = _open, None
+    if sweep is None:
+        return
+    jobs = sweep.jobs()
+    shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
+    if not jobs:
+        return
+    write_text(sweep.directory / "jobs.csv", _csv(jobs))
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a log file has no right margin
+            console = Console(width=250)
+    shared = shared_overrides(jobs)
+    if shared:
+        console.print(f"All jobs: {' '.join(shared)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_table(jobs, shared))
+    done = sum(job["state"] == "done" for job in jobs)
+    line = f"Sweep: {done} of {len(jobs)} jobs done"
+    if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
+        line += f", {sweep.n_jobs - len(jobs)} never started"
+    console.print(f"{line}; {_shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
+
+
+def shared_overrides(jobs: list[dict[str, Any]]) -> list[str]:
+    """Overrides that all of several jobs have, which tell none of them from another."""
+    if len(jobs) < 2:
+        return []
+    return [override for override in jobs[0]["overrides"] if all(override in job["overrides"] for job in jobs)]
+
+
+def _table(jobs: list[dict[str, Any]], shared: list[str]) -> Table:
+    shown = [key for key in MAIN_METRICS if any(key in job["metrics"] for job in jobs)][:_SHOWN]
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("job", justify="right")
+    table.add_column("overrides", overflow="fold")
+    for key in shown:
+        table.add_column(key.split("/")[1].replace("_", " "), justify="right")
+    table.add_column("state", overflow="fold")
+    for job in jobs:
+        values = [f"{job['metrics'][key]:.4g}" if key in job["metrics"] else "" for key in shown]
+        own = " ".join(override for override in job["overrides"] if override not in shared)
+        text = [cell.replace("[", "\\[") for cell in (own, job["state"])]  # else brackets are read as markup
+        table.add_row(str(job["job"]), text[0], *values, text[1])
+    return table
+
+
+def _csv(jobs: list[dict[str, Any]]) -> str:
+    keys = sorted({key for job in jobs for key in job["metrics"]})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", "overrides", "directory", "state", *keys])
+    for job in jobs:
+        about = [job["job"], " ".join(job["overrides"]), job["directory"], job["state"]]
+        writer.writerow([*about, *(job["metrics"].get(key, "") for key in keys)])
+    return text.getvalue()

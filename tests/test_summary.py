@@ -1,0 +1,132 @@
+"""The opening of a report says what its numbers say, in three to six sentences."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from connector.diagnosis import Diagnosis
+from connector.report import BASELINES
+from connector.summary import Findings, opening, percent, relative_sigma
+
+
+def diagnosis(signs, certainty, calibrated=True):
+    """Of ten neurons in one latent dimension, of which ``signs`` have a determined sign."""
+    low = torch.full((10, 1), -1.0)
+    low[:signs] = 0.5
+    return Diagnosis(
+        loadings=torch.zeros(10, 1), nu=low + 1, low=low, high=low + 2, certainty=torch.tensor(certainty).expand(10),
+        level=0.95, determined_modes=2.54, predicted_error=0.06, calibrated=calibrated, estimand="mean", warnings=(),
+    )  # fmt: skip
+
+
+def spikes(**changes):
+    metrics = {
+        "lrrnn/val_loss": 12.0, "lrrnn/bits_per_spike": 0.0902, "lrrnn/bits_per_spike_prior": 0.0777,
+        "lrrnn/bits_per_spike_standard": 0.0841, "lrrnn/psth_r2_evidence": 0.556, "dynamics/field_error": 0.28,
+        "dynamics/field_error_projected": 0.168, "connectivity/cell_types_p": 0.4,
+    }  # fmt: skip
+    values = {
+        "kind": "spikes", "rank": 2, "n_neurons": 76, "n_trials": 664, "n_test": 133, "n_sampled": 1000, "sigma": 1.0,
+        "spread": 37.0, "metrics": metrics, "baseline": "local", "other_baseline": "standard",
+        "unprojected_error": 2.5, "diagnosis": diagnosis(8, 0.9, calibrated=False), "b_different": 0.079,
+    }  # fmt: skip
+    return Findings(**{**values, **changes})
+
+
+def rates(**changes):
+    metrics = {
+        "lrrnn/val_loss": 1e-9, "dynamics/field_error": 0.01, "dynamics/field_error_projected": 0.003,
+        "dynamics/field_error_finite_size": 0.048, "dynamics/attractors_kept": 0.95, "connectivity/cell_types_p": 0.01,
+    }  # fmt: skip
+    values = {
+        "kind": "rates", "rank": 2, "n_neurons": 1000, "n_trials": 400, "n_test": 80, "n_sampled": 1000, "sigma": 1.0,
+        "spread": 2.17, "metrics": metrics, "explained": 0.99999, "n_networks": 20, "unprojected_error": 0.2,
+        "diagnosis": diagnosis(10, 0.99), "odd": True,
+    }  # fmt: skip
+    return Findings(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        spikes(), rates(), rates(diagnosis=None), rates(given=True, metrics={"dynamics/field_error": 0.02}),
+        spikes(metrics={}, b_different=None, baseline=None, other_baseline=None),
+    ],
+)  # fmt: skip
+def test_three_to_six_sentences(found):
+    said = opening(found)
+    assert 3 <= len(said) <= 6
+    for sentence in said:
+        assert re.fullmatch(r"[A-Z].*\.", sentence)
+        assert not re.search(r"\.\s+[A-Z]", sentence), sentence  # one sentence each
+        assert "nan" not in sentence.lower()
+
+
+def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
+    text = " ".join(opening(spikes()))
+    for part in (
+        "spikes of 76 neurons in 664 trials", "0.090 bits per spike better", "0.078 bits per spike better from the inputs alone", "local baseline",
+        BASELINES["local"], "standard one 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn",
+        "17 % after projection", "2.54 combinations", "nu_1 at 80 %", "jointly and not neuron by neuron",
+        "coverage has not been measured", "no evidence for more than one population", "p = 0.4",
+        "input weights b are not supported", "7.9 %", "2.7 % of the spread of nu",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_a_model_worse_than_mean_rates_is_called_worse():
+    metrics = {**spikes().metrics, "lrrnn/bits_per_spike": -0.021}
+    said = opening(spikes(metrics=metrics))[0]
+    assert "0.021 bits per spike worse than each neuron's mean rate" in said
+
+
+def test_signs_of_misfit_qualify_what_is_supported():
+    warned = replace(diagnosis(8, 0.9), warnings=("Trajectories miss the samples.",))
+    assert "signs of misfit" in " ".join(opening(rates(diagnosis=warned)))
+    assert "misfit" not in " ".join(opening(rates()))
+
+
+def test_a_simulated_recording_is_told_with_its_truth():
+    text = " ".join(opening(rates()))
+    for part in (
+        "more than 99.9 % of the variance", "closely (error 1 %", "teacher's by 4.8 %", "19 of 20 projected networks",
+        "support more than one population", "p = 0.01", "46 % of the spread", "even part of nu",
+    ):  # fmt: skip
+        assert part in text, part
+    for absent in ("coverage has not been measured", "input weights", "bits per spike", "baseline"):
+        assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.05, "are not supported by"), (0.19, "are not supported by"), (0.5, "in part"), (0.9, "are supported by")],
+)
+def test_input_weights_are_judged_by_how_many_differ_from_zero(share, words):
+    assert words in " ".join(opening(spikes(b_different=share)))
+
+
+@pytest.mark.parametrize(("certainty", "said"), [(0.4, True), (0.6, False)])
+def test_neurons_left_open_are_named_only_where_there_are_some(certainty, said):
+    assert ("uncertainty exceeds half" in " ".join(opening(rates(diagnosis=diagnosis(10, certainty))))) is said
+
+
+@pytest.mark.parametrize(
+    ("sigma", "spread", "words"),
+    [(1.0, 40.0, "2.5 % of the spread of nu over neurons (40), so small"), (1.0, 2.0, "50 %"), (1.0, 2.0, "blur"),
+     (1.0, 1.0, "as large as what is inferred"), (1.0, 0.0, "nu is the same for all neurons")],
+)  # fmt: skip
+def test_sigma_is_put_beside_the_spread_of_nu(sigma, spread, words):
+    said = relative_sigma(sigma, spread)
+    assert words in said
+    assert said.startswith("sigma = 1 is a choice")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100 %"), (0.99999, "more than 99.9 %"), (0.0, "0 %"), (1e-5, "less than 0.1 %"), (0.076, "7.6 %"),
+     (0.644, "64 %"), (2.48, "248 %")],
+)  # fmt: skip
+def test_percent(share, text):
+    assert percent(share) == text

@@ -1,0 +1,133 @@
+"""A sweep says which job begins, and ends with a table of all jobs, also where some failed, in one process or many."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from connector import sweep
+from connector.errors import UserError
+from connector.sweep import SweepReport, close_sweep, count_jobs, end_state
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "data.n_neurons=60", "data.n_grid=5", "data.n_steps=20", "lrrnn.max_epochs=1", "trainer.threads=1", "stages=lrrnn",
+]  # fmt: skip
+
+
+def swept(directory, *arguments):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, f"hydra.sweep.dir={directory}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def check(directory, done, seeds):
+    for number, seed in enumerate(seeds, 1):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"[{number}/{len(seeds)}] "))
+        assert f"seed={seed}" in line
+        assert re.search(rf" -> \S*seed={seed}$", line)
+    assert done.stdout.count("] data.n_neurons=60") == len(seeds)
+    with (directory / "jobs.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["job"] for row in rows] == [str(n) for n in range(1, len(seeds) + 1)]
+    assert f"All jobs: {' '.join(SMALL)}" in done.stdout
+    table = done.stdout[done.stdout.rindex("overrides") :]
+    for row, seed in zip(rows, seeds):
+        assert f"seed={seed}" in row["overrides"]
+        if row["state"] == "done":
+            metrics = json.loads((Path(row["directory"]) / "metrics.json").read_text())
+            assert float(row["lrrnn/val_loss"]) == metrics["lrrnn/val_loss"]
+            assert f"{metrics['lrrnn/val_loss']:.4g}" in table
+        assert row["state"] in table
+    assert not (directory / ".jobs").exists()
+    return [row["state"] for row in rows]
+
+
+def test_a_sweep_with_a_failing_job_still_ends_with_the_table_of_all(tmp_path):
+    done = swept(tmp_path / "sweep", "seed=1,-1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    states = check(tmp_path / "sweep", done, (1, -1))
+    assert states[0] == "done"
+    assert states[1].startswith("mistake (2): expected seed")
+    assert "Sweep: 1 of 2 jobs done" in done.stdout
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_their_own_end_in_one_table(tmp_path):
+    done = swept(tmp_path / "sweep", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert check(tmp_path / "sweep", done, (1, 2)) == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["seed=1,2,3", "lrrnn.rank=2"], 3),
+        (["seed=range(4)", "lrrnn.rank=choice(1,2)"], 8),
+        ([], 1),
+        (["a=glob(*)"], None),
+    ],
+)
+def test_jobs_are_counted_before_they_run(overrides, count):
+    assert count_jobs(overrides) == count
+
+
+def test_end_states_hold_exit_code_and_first_line():
+    assert end_state(None) == "done"
+    assert end_state(UserError("a file", "none", "give one")) == "mistake (2): expected a file; got none."
+    assert end_state(RuntimeError("out of memory\nmore")) == "failed (1): RuntimeError: out of memory"
+
+
+def configuration(directory, number, mode=RunMode.MULTIRUN):
+    return OmegaConf.create(
+        {
+            "hydra": {
+                "mode": mode,
+                "job": {"num": number},
+                "runtime": {"output_dir": str(directory / f"job{number}")},
+                "overrides": {"task": [f"seed={number}", "stages=[lrrnn]"]},
+                "sweep": {"dir": str(directory)},
+                "sweeper": {"n_trials": 4},
+            }
+        }
+    )
+
+
+def test_a_killed_job_is_told_apart_and_takes_no_metrics_of_an_earlier_run(tmp_path, capsys):
+    report = SweepReport()
+    report.on_multirun_start(configuration(tmp_path, 0))
+    for number in (0, 1):
+        config = configuration(tmp_path, number)
+        (tmp_path / f"job{number}").mkdir()
+        (tmp_path / f"job{number}" / "metrics.json").write_text('{"dynamics/field_error": 0.125}')
+        report.on_job_start(config)
+        if number == 0:
+            report.on_job_end(config, SimpleNamespace(_return_value=0.5))
+    assert "[2/4] seed=1 stages=[lrrnn] -> " in capsys.readouterr().out
+    console = Console(file=io.StringIO(), width=200)
+    close_sweep(console)
+    close_sweep(console)  # once only
+    said = console.file.getvalue()
+    assert said.count("0.125") == 1
+    assert said.count("ended early") == 1
+    assert said.count("stages=[lrrnn]") == 1  # of all jobs
+    assert said.count("seed=1") == 1
+    assert "1 of 2 jobs done, 2 never started" in said
+
+
+def test_a_single_run_says_and_writes_nothing(tmp_path, capsys):
+    report = SweepReport()
+    report.on_job_start(configuration(tmp_path, 0, RunMode.RUN))
+    report.on_job_end(configuration(tmp_path, 0, RunMode.RUN), SimpleNamespace(_return_value=None))
+    close_sweep()
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+    assert sweep._open is None
