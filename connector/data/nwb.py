@@ -132,6 +132,8 @@ def load_nwb(
             notes,
         )
         grid = _Grid(begin, lengths, bin_s)
+        if unchanged and stop_s is None and until is None:  # padding past the longest trial, too
+            grid.n_steps = int(noted.get("n_steps", grid.n_steps))
         cells = _Table(path, nwb, "units")
         chosen_units = _filter_units(cells, nwb, units or {}, notes)
         _check_memory(grid, len(chosen_units), max_gigabytes)
@@ -150,7 +152,7 @@ def load_nwb(
         ]
         stacked = np.concatenate([values for values, _ in parts], axis=2) if parts else None
         names = tuple(label for _, labels in parts for label in labels)
-        if inputs is None and len(noted.get("input_names", ())) == len(names):
+        if inputs is None and parts and "input_names" in noted:
             names = tuple(noted["input_names"])
         times = (
             trial_times if trial_times is not None else noted.get("trial_times", chosen("align", align, "start_time"))
@@ -183,7 +185,7 @@ def load_nwb(
             else _per_trial(table, noted.get("choices"), kept),
             trial_times_s=_per_trial(table, times, kept),
             baseline_hz=_baseline(table, chosen("baseline_hz", baseline_hz), kept, kept_units, len(cells)),
-            neuron_names=_unit_names(cells, nwb, kept_units),
+            neuron_names=() if noted and "unit_name" not in cells.columns else _unit_names(cells, nwb, kept_units),
             name=name or path.stem,
             notes=tuple(notes),
             **of_trials,
@@ -472,7 +474,7 @@ def _describe(
         notes.insert(0, f"units: {counted}")
     notes.insert(
         0,
-        f"{grid.n_trials} trials of {int(grid.lengths.min())} to {grid.n_steps} bins of {1000 * grid.bin_s:g} ms; "
+        f"{grid.n_trials} trials of {int(grid.lengths.min())} to {int(grid.lengths.max())} bins of {1000 * grid.bin_s:g} ms; "
         f"{n_units} units, mean rate in trials {rate_hz:.2g} Hz",
     )
 
@@ -670,6 +672,7 @@ def export_nwb(
     )
     noted = {
         "bin_s": recording.bin_s,
+        "n_steps": recording.n_steps,
         "alpha": recording.alpha,
         "activation": recording.activation,
         "align": "start_time",
@@ -784,7 +787,7 @@ def _add_series(nwb, recording: Recording, start: np.ndarray, noted: dict[str, A
         names = recording.input_names
         if len(names) != recording.n_inputs:
             names = tuple(f"input {i + 1}" for i in range(recording.n_inputs))
-        noted["input_names"], noted["inputs"] = list(names), []
+        noted["input_names"], noted["inputs"] = list(recording.input_names), []
         for i, name in enumerate(names):
             safe = name.replace("/", "-").replace(":", "-")
             if not safe or safe in noted["inputs"] or safe in noted.values():
