@@ -147,8 +147,8 @@ class NwbData(FileData):
     click_difference: str | None = MISSING
     baseline_hz: str | None = MISSING
     trial_times: str | None = MISSING
-    units: dict[str, Any] | None = MISSING
-    trials: dict[str, Any] | None = MISSING
+    units: Any = MISSING
+    trials: Any = MISSING
     min_rate_hz: float | None = MISSING
     max_gigabytes: float = MISSING
 
@@ -157,6 +157,9 @@ class NwbData(FileData):
         _positive(self, "data", "bin_s tau max_gigabytes")
         _not_negative(self, "data", "min_rate_hz")
         _one_of(self, "data", "event_times", ("session", "align"))
+        for name in ("units", "trials"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
         if self.stop_s is not None:
             _check(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
         if self.choice_values is not None:

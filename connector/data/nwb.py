@@ -669,6 +669,7 @@ def export_nwb(
         session_description=description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
         identifier=recording.name,
         session_start_time=session_start or datetime(1970, 1, 1, tzinfo=timezone.utc),
+        notes="\n".join(recording.notes) or None,
     )
     noted = {
         "bin_s": recording.bin_s,
