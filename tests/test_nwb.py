@@ -1,5 +1,6 @@
 """NWB files: planted events come out in the bins they were planted in, and what is exported comes back exactly."""
 
+import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -44,7 +45,7 @@ def nwb_file():
         )  # fmt: skip
     for name, index in (
         ("go_time", False), ("choice", False), ("rewarded", False), ("signed_choice", False), ("coherence", False),
-        ("block", False), ("left_clicks", True), ("relative_clicks", True),
+        ("block", False), ("left_clicks", True), ("relative_clicks", True), ("bouts", 2),
     ):  # fmt: skip
         nwb.add_trial_column(name, "x", index=index)
     for i in range(4):
@@ -59,6 +60,7 @@ def nwb_file():
             block=(1, 1, 2, 2)[i],
             left_clicks=LEFT[i],
             relative_clicks=list(np.array(LEFT[i]) - START[i]),
+            bouts=[[1.0], [2.0, 3.0]],
         )
     ramp = np.arange(10 * SERIES_HZ, dtype=float)
     nwb.add_acquisition(
@@ -219,6 +221,7 @@ def test_filters_of_trials(path):
         ({"start_s": 5.0}, ["at least 2 bins", "4 trials shorter"]),
         ({"inputs": ["clicks"]}, ["'clicks'", "left_clicks", "running", "late"]),
         ({"inputs": ["choice"]}, ["one number", "'choice'"]),
+        ({"inputs": ["bouts"]}, ["'bouts'", "lists of lists"]),
         ({"inputs": ["late"]}, ["'late'", "1 trials", "data.trials"]),
         ({"inputs": ["coherence"], "stop_s": 0.1}, ["'coherence'", "1 trials"]),
         ({"event_times": "trial"}, ["data.event_times", "session, align"]),
@@ -248,6 +251,13 @@ def test_mistakes_name_what_there_is(path, options, words):
     message = str(refused.value)
     assert all(word in message for word in words), message
     assert len(message.splitlines()) <= 2
+
+
+def test_without_pynwb_the_message_says_what_to_install(path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynwb", None)
+    for action in (lambda: load_nwb(path), lambda: export_nwb(a_recording(), tmp_path / "a.nwb")):
+        with pytest.raises(UserError, match=r"pynwb(?s:.*)pip install"):
+            action()
 
 
 def test_files_without_the_tables_or_cut_short(tmp_path, path):

@@ -125,10 +125,8 @@ def test_export_takes_the_options_of_the_reader(tmp_path, capsys):
     ("option", "kind", "words"),
     [
         ("experiment=rat", "npz", "data=npz"),
-        ("data=nwb", "nlb", "data=nlb"),
         ("data=nwb", "truncated", "whole"),
         ("data=nlb", "mat", "data=rat"),
-        ("data=npz", "nwb", "data=nwb"),
     ],
 )
 def test_a_wrong_file_ends_with_2_and_says_what_to_do(option, kind, words, tmp_path):

@@ -12,7 +12,7 @@ from matlab73 import write_matlab73
 from scipy.io import loadmat, savemat
 
 from connector.data.formats import recognise_format
-from connector.data.nwb import same_recording
+from connector.data.nwb import export_nwb, same_recording
 from connector.data.preprocessing import adapt_clicks
 from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat, read_recording, source_of
 from connector.errors import UserError
@@ -520,6 +520,15 @@ def test_public_sessions(name, trials, neurons):
     rates = recording.activity.sum((0, 1)) / recording.lengths.sum() / recording.bin_s
     assert torch.corrcoef(torch.stack([rates, recording.baseline_hz.mean(0)]))[0, 1] > 0.7
     assert float(recording.inputs.max()) <= 2
+
+
+@needs_sessions
+def test_a_public_session_exported_to_nwb_comes_back_exactly(tmp_path):
+    pytest.importorskip("pynwb", reason="writing NWB needs the extra `nwb`")
+    recording = load_rat(SESSIONS / "T176_2018_05_03.mat")
+    export_nwb(recording, tmp_path / "a.nwb")
+    assert same_recording(recording, read_recording(tmp_path / "a.nwb")) == []
+    assert recording.activity.sum() == 292291
 
 
 @needs_sessions

@@ -269,6 +269,8 @@ class _Table:
             )
         value = self.table[column]
         if hasattr(value, "target"):  # ragged: an index into the data of all rows
+            if hasattr(value.target, "target"):
+                raise UserError(f"a {self.name} column of values or lists", f"{column!r}, which holds lists of lists")
             ends = np.asarray(value.data[:], dtype=np.int64)
             data = value.target.data[:]
             return [np.asarray(data[a:b]) for a, b in zip(np.r_[0, ends[:-1]], ends)]
