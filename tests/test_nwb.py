@@ -121,6 +121,22 @@ def test_planted_spikes_lie_in_their_bins(path):
         assert words in said, said
 
 
+def test_edges_of_bins_hold_late_in_a_session_where_times_are_rounded(tmp_path):
+    bins = np.arange(50)
+    starts = 3_123_456.7 + 1.3 * np.arange(200)
+    nwb = pynwb.NWBFile("late", "late", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb.add_trial_column("clicks", "x", index=True)
+    for start in starts:
+        nwb.add_trial(start_time=start, stop_time=start + 0.5, clicks=start + 0.01 * bins)
+    nwb.add_unit(spike_times=np.concatenate([start + 0.01 * bins for start in starts]))
+    with pynwb.NWBHDF5IO(str(tmp_path / "late.nwb"), "w") as io:
+        io.write(nwb)
+    recording = load_nwb(tmp_path / "late.nwb", inputs=["clicks"])
+    assert recording.lengths.tolist() == [50] * 200
+    assert (recording.activity == 1).all()  # one spike at the start of every bin
+    assert (recording.inputs == 1).all()
+
+
 def test_another_event_and_window(path):
     recording = load_nwb(path, align="go_time", start_s=-0.05, stop_s=0.2, bin_s=0.025, tau_s=0.05)
     assert recording.lengths.tolist() == [10, 10, 10]  # the third trial has no such event
