@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -430,6 +431,15 @@ def test_other_tools_read_an_exported_file(tmp_path):
             assert np.all(np.diff(times) > 0)
         first = nwb.stimulus["left clicks"]
         assert np.array_equal(np.sort(first.data[:]), np.sort(recording.inputs[:, :, 0][recording.mask].numpy()))
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[1]", '{"bin_s": 0.01}', '{"bin_s": 0.01, "alpha": 0}'])
+def test_a_damaged_note_of_how_to_read_the_file_is_refused(tmp_path, text):
+    export_nwb(a_recording(), tmp_path / "a.nwb")
+    with h5py.File(tmp_path / "a.nwb", "r+") as file:
+        file["scratch/connector_reading"][()] = text
+    with pytest.raises(UserError, match="scratch entry connector_reading"):
+        load_nwb(tmp_path / "a.nwb")
 
 
 def test_what_cannot_be_exported(tmp_path):

@@ -109,17 +109,9 @@ def load_nwb(
             return given if given is not None else noted.get(key, default)
 
         unchanged = bin_s is None and align is None and start_s == 0
-        alpha = noted.get("alpha") if bin_s is None and tau_s is None else None
-        if tau_s is None:
-            tau_s = noted["bin_s"] / noted["alpha"] if noted else 0.1
-        bin_s = chosen("bin_s", bin_s, 0.01)
+        bin_s, alpha = _time_step(noted, bin_s, tau_s)
         activation = chosen("activation", activation, "softplus")
         activation_named(activation)
-        if not _SHORTEST_BIN_S <= bin_s <= tau_s * (1 + 1e-9):
-            raise UserError(
-                "a bin of at least a microsecond and at most the time constant",
-                f"data.bin_s {bin_s:g} s, data.tau {tau_s:g} s",
-            )
         table, notes = _Table(path, nwb, "trials"), []
         kept, begin, lengths, aligned = _windows(
             table,
@@ -133,7 +125,7 @@ def load_nwb(
         )
         grid = _Grid(begin, lengths, bin_s)
         if unchanged and stop_s is None and until is None:  # padding past the longest trial, too
-            grid.n_steps = int(noted.get("n_steps", grid.n_steps))
+            grid.n_steps = max(grid.n_steps, int(noted.get("n_steps", 0)))
         cells = _Table(path, nwb, "units")
         chosen_units = _filter_units(cells, nwb, units or {}, notes)
         _check_memory(grid, len(chosen_units), max_gigabytes)
@@ -172,11 +164,11 @@ def load_nwb(
             activity=activity[:, :, torch.from_numpy(active)],
             kind="spikes",
             lengths=lengths,
-            alpha=float(bin_s / tau_s if alpha is None else alpha),
+            alpha=alpha,
             activation=activation,
             inputs=None if stacked is None else torch.from_numpy(stacked.astype(np.float32)),
             input_names=names,
-            bin_s=float(bin_s),
+            bin_s=bin_s,
             latents=latents,
             loadings=loadings,
             n=n,
@@ -227,11 +219,30 @@ def _noted_reading(path: Path, nwb) -> dict[str, Any]:
     text = nwb.scratch[_NOTED].data
     try:
         noted = json.loads(text if isinstance(text, str) else np.asarray(text).item())
-        return {**noted, "bin_s": float(noted["bin_s"]), "alpha": float(noted["alpha"])}
+        noted = {**noted, "bin_s": float(noted["bin_s"]), "alpha": float(noted["alpha"])}
+        if not (noted["bin_s"] > 0 and 0 < noted["alpha"] <= 1):
+            raise ValueError(f"bin_s {noted['bin_s']:g}, alpha {noted['alpha']:g}")
+        return noted
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable(
             path, f"an NWB file whose scratch entry {_NOTED} is JSON with bin_s and alpha", error
         ) from error
+
+
+def _time_step(noted: dict[str, Any], bin_s: float | None, tau_s: float | None) -> tuple[float, float]:
+    """Bin width, seconds, and alpha; an exported file keeps its time constant where only the bin is given."""
+    if bin_s is None and tau_s is None and noted:
+        return noted["bin_s"], noted["alpha"]
+    if tau_s is None:
+        tau_s = noted["bin_s"] / noted["alpha"] if noted else 0.1
+    if bin_s is None:
+        bin_s = noted.get("bin_s", 0.01)
+    if not _SHORTEST_BIN_S <= bin_s <= tau_s:
+        raise UserError(
+            "a bin of at least a microsecond and at most the time constant",
+            f"data.bin_s {bin_s:g} s, data.tau {tau_s:g} s",
+        )
+    return float(bin_s), float(bin_s / tau_s)
 
 
 class _Table:
