@@ -89,6 +89,11 @@ class FileData(DataOptions):
         super().check()
         _check(bool(self.path), "data.path", "naming a file", self.path)
 
+    def reading(self) -> dict[str, Any]:
+        """The options of the format's reader, by their names there."""
+        names = [f.name for f in fields(self) if f.name not in {g.name for g in fields(FileData)}]
+        return {"tau_s" if name == "tau" else name: getattr(self, name) for name in names}
+
 
 @dataclass
 class NpzData(FileData):
@@ -125,7 +130,60 @@ class RatData(FileData):
         _not_negative(self, "data", "min_rate_hz adaptation_phi")
 
 
-DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData}
+@dataclass
+class NwbData(FileData):
+    bin_s: float | None = MISSING
+    tau: float | None = MISSING
+    activation: str | None = MISSING
+    align: str | None = MISSING
+    start_s: float = MISSING
+    stop_s: float | None = MISSING
+    until: str | None = MISSING
+    inputs: list[str] | None = MISSING
+    event_times: str = MISSING
+    choices: str | None = MISSING
+    choice_values: list[Any] | None = MISSING
+    evidence: str | None = MISSING
+    click_difference: str | None = MISSING
+    baseline_hz: str | None = MISSING
+    trial_times: str | None = MISSING
+    units: Any = MISSING
+    trials: Any = MISSING
+    min_rate_hz: float | None = MISSING
+    max_gigabytes: float = MISSING
+
+    def check(self) -> None:
+        super().check()
+        _positive(self, "data", "bin_s tau max_gigabytes")
+        _not_negative(self, "data", "min_rate_hz")
+        _one_of(self, "data", "event_times", ("session", "align"))
+        for name in ("units", "trials"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
+        if self.stop_s is not None:
+            _check(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
+        if self.choice_values is not None:
+            _check(len(self.choice_values) == 2, "data.choice_values", "as [LEFT,RIGHT]", self.choice_values)
+
+
+@dataclass
+class NlbData(FileData):
+    group: str | None = MISSING
+    split: str = MISSING
+    heldout: bool | None = MISSING
+    bin_s: float = MISSING
+    rebin: int = MISSING
+    tau: float = MISSING
+    activation: str | None = MISSING
+    max_gigabytes: float = MISSING
+
+    def check(self) -> None:
+        super().check()
+        _positive(self, "data", "bin_s rebin tau max_gigabytes")
+        _one_of(self, "data", "split", ("train", "eval", "all"))
+
+
+DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData, "nwb": NwbData, "nlb": NlbData}
 
 
 @dataclass
@@ -315,28 +373,43 @@ def _refuse(error: OmegaConfBaseException, keys: list[str]) -> UserError:
     return UserError(f"a valid value of {key}" if key else "a valid configuration", first_line)
 
 
+def checked_data(plain: dict[str, Any]) -> DataOptions:
+    """The options of a data set, typed and in their ranges; ``source`` among them names it.
+
+    Raises:
+        UserError: an unknown key, a missing or ill-typed value, a value out of range.
+    """
+    source = plain.get("source")
+    if source not in DATA_TYPES:
+        raise UserError(f"data.source among {', '.join(DATA_TYPES)}", repr(source), "choose a data set with data=NAME")
+    data_type = DATA_TYPES[source]
+    try:
+        # Nested, so that errors name their key as the user types it.
+        merged = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain})
+        options = OmegaConf.to_object(merged)["data"]
+    except OmegaConfBaseException as error:
+        raise _refuse(error, _known_keys(data_type, "data.")) from error
+    options.check()
+    return options
+
+
 def checked(config: DictConfig) -> Options:
     """The composed configuration as typed options.
 
     Raises:
         UserError: an unknown key, a missing or ill-typed value, a value out of range.
     """
-    source = OmegaConf.select(config, "data.source")
-    if source not in DATA_TYPES:
-        raise UserError(f"data.source among {', '.join(DATA_TYPES)}", repr(source), "choose a data set with data=NAME")
-    data_type = DATA_TYPES[source]
-    keys = _known_keys(Options) + _known_keys(data_type, "data.")
     try:
         plain = OmegaConf.to_container(config, resolve=True)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"a value for {missing[0]}", "none", f"give one with {missing[0]}=VALUE")
-        data = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain.pop("data")})
+        data = checked_data(plain.pop("data"))
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
         rest.data = None
         options = OmegaConf.to_object(rest)
-        options.data = OmegaConf.to_object(data)["data"]
+        options.data = data
     except OmegaConfBaseException as error:
-        raise _refuse(error, keys) from error
+        raise _refuse(error, _known_keys(Options)) from error
     _check_ranges(options)
     return options

@@ -16,9 +16,16 @@ from rich.table import Table
 
 from connector import launch
 from connector.callbacks import StepProgress
-from connector.config import STAGES, AttractorData, NpzData, Options, RatData
+from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import train_loadings, train_outputs
-from connector.data.modules import AttractorDataModule, NpzDataModule, RatDataModule, RecordingDataModule
+from connector.data.modules import (
+    AttractorDataModule,
+    NlbDataModule,
+    NpzDataModule,
+    NwbDataModule,
+    RatDataModule,
+    RecordingDataModule,
+)
 from connector.errors import UserError
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
@@ -30,24 +37,7 @@ from connector.types import Recording
 
 _log = logging.getLogger("connector")
 
-# The options of each file's reader, by their names there.
-_READERS = {
-    NpzData: (NpzDataModule, ("activation", "alpha", "tau_s", "bin_s", "range_tolerance", "max_gigabytes")),
-    RatData: (
-        RatDataModule,
-        (
-            "tau_s",
-            "brain_areas",
-            "min_rate_hz",
-            "include_photostimulated",
-            "include_stereo_click",
-            "click_adaptation",
-            "adaptation_phi",
-            "adaptation_rate_hz",
-            "across_sides",
-        ),
-    ),
-}
+_FILE_MODULES = {NpzData: NpzDataModule, RatData: RatDataModule, NwbData: NwbDataModule, NlbData: NlbDataModule}
 
 
 def build_data(options: Options) -> RecordingDataModule:
@@ -83,9 +73,7 @@ def build_data(options: Options) -> RecordingDataModule:
         return AttractorDataModule(data.name, simulation=simulation, data_seed=options.seed, **common)
     if not Path(data.path).is_file():
         raise UserError("data.path naming a file that exists", data.path)
-    module, names = _READERS[type(data)]
-    renamed = {"tau_s": data.tau, **asdict(data)}
-    return module(data.path, reading={name: renamed[name] for name in names}, **common)
+    return _FILE_MODULES[type(data)](data.path, reading=data.reading(), **common)
 
 
 @dataclass(frozen=True)

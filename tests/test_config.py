@@ -1,5 +1,6 @@
 """The real configuration files compose and pass the check; what is wrong is refused in a line."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.config import DATA_TYPES, checked
+from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.errors import UserError
 from connector.run_directory import register_resolvers
 
@@ -27,6 +29,31 @@ def test_experiments_compose_and_pass(experiment):
     options = checked(composed(f"experiment={experiment}", *(["data.path=x.mat"] if experiment == "rat" else [])))
     assert options.data.name == experiment
     assert isinstance(options.data, DATA_TYPES[options.data.source])
+
+
+@pytest.mark.parametrize(
+    ("source", "reader"), [("npz", load_npz), ("rat", load_rat), ("nwb", load_nwb), ("nlb", load_nlb)]
+)
+def test_options_of_files_are_those_of_their_reader_with_the_same_defaults(source, reader):
+    options = checked(composed(f"data={source}", "data.path=x")).data
+    assert type(options) is DATA_TYPES[source]
+    parameters = inspect.signature(reader).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name not in ("path", "name", "rank")}
+    assert options.reading() == defaults
+
+
+def test_options_that_hold_lists_and_columns():
+    reading = checked(
+        composed(
+            "data=nwb", "data.path=x", "data.units={quality:good,location:[V1,CA1]}", "data.trials={block:[1,2]}",
+            "data.inputs=[left_clicks,contrast]", "data.choice_values=[-1,1]", "data.stop_s=0.5", "data.start_s=-0.25",
+        )
+    ).data.reading()  # fmt: skip
+    assert reading["units"] == {"quality": "good", "location": ["V1", "CA1"]}
+    assert reading["trials"] == {"block": [1, 2]}
+    assert reading["inputs"] == ["left_clicks", "contrast"]
+    assert reading["choice_values"] == [-1, 1]
+    assert (reading["start_s"], reading["stop_s"]) == (-0.25, 0.5)
 
 
 @pytest.mark.parametrize("group", ["lrrnn", "connectivity"])
@@ -51,6 +78,14 @@ def test_no_option_equals_the_main_experiment():
         (["data.fold=6"], ["data.fold", "5", "6"]),
         (["stages=[lrn]"], ["stages", "lrn"]),
         (["data=npz"], ["data.path"]),
+        (["data=nwb", "data.path=x", "data.start_s=1", "data.stop_s=0.5"], ["data.stop_s", "0.5"]),
+        (["data=nwb", "data.path=x", "data.bin_s=0"], ["data.bin_s", "0"]),
+        (["data=nwb", "data.path=x", "data.units=good"], ["data.units", "good", "{COLUMN:VALUE}"]),
+        (["data=nwb", "data.path=x", "data.event_times=trial"], ["data.event_times", "trial"]),
+        (["data=nwb", "data.path=x", "data.choice_values=[1]"], ["data.choice_values", "[1]"]),
+        (["data=nlb", "data.path=x", "data.split=test"], ["data.split", "test"]),
+        (["data=nlb", "data.path=x", "data.rebin=0"], ["data.rebin", "0"]),
+        (["data=nlb", "data.path=x", "+data.heldot=true"], ["data.heldot", "data.heldout"]),
         (["data.source=hdf"], ["data.source", "hdf"]),
         (["connectivity.regularizer=1", "connectivity.regularizer_published=1"], ["regularizer_published", "both"]),
     ],

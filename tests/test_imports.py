@@ -9,7 +9,8 @@ PACKAGE = ROOT / "connector"
 # A module may import only from those above it.
 ORDER = [
     "errors", "config", "run_directory", "types", "dynamics",
-    "data.attractors", "data.preprocessing", "data.recordings", "data.folds", "data.modules",
+    "data.attractors", "data.preprocessing", "data.formats", "data.matlab", "data.nlb", "data.nwb", "data.recordings",
+    "data.folds", "data.modules", "export",
     "observation", "lrrnn", "baselines", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
     "measures", "spike_measures", "clusters", "figures", "report", "summary",
     "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",

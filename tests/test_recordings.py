@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
+from matlab73 import write_matlab73
+from scipy.io import loadmat, savemat
 
+from connector.data.formats import recognise_format
+from connector.data.nwb import export_nwb, same_recording
 from connector.data.preprocessing import adapt_clicks
-from connector.data.recordings import load_npz, load_rat, read_recording, recognise_format
+from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat, read_recording, source_of
 from connector.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,39 +274,80 @@ def test_damaged_npz(tmp_path):
         load_npz(tmp_path / "b.npz")
 
 
-def test_formats_are_recognised_by_content(tmp_path):
+READERS = {"npz": load_npz, "rat": load_rat, "nwb": load_nwb, "nlb": load_nlb}
+
+
+def files_of_every_format(folder: Path) -> dict[str, Path]:
+    """By format: one file each, under names that say something else."""
     import h5py
 
-    _save(tmp_path / "a.npz", rates=_rates()).rename(tmp_path / "npz.dat")
-    np.save(tmp_path / "npy.npz", _rates())
-    savemat(tmp_path / "matlab5.h5", {"x": 1.0})
-    (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "unknown").write_text("rates")
-    for name, key in (("nwb", None), ("nlb", "train_spikes_heldin"), ("hdf5", "x")):
-        with h5py.File(tmp_path / name, "w") as file:
-            if key is None:
-                file.attrs["nwb_version"] = "2.6.0"
-            else:
-                file[key] = np.zeros(3)
-    with h5py.File(tmp_path / "matlab73", "w", userblock_size=512) as file:
-        file["x"] = 1.0
-    with open(tmp_path / "matlab73", "r+b") as file:
-        file.write(b"MATLAB 7.3 MAT-file")
-    for path in tmp_path.iterdir():
-        assert recognise_format(path) == path.name.split(".")[0]
-        if path.name != "npz.dat":
-            with pytest.raises(UserError):
-                read_recording(path)
-    assert read_recording(tmp_path / "npz.dat", alpha=0.3).alpha == 0.3
+    paths = {
+        name: folder / f"{i}.npz"
+        for i, name in enumerate(
+            ("npz", "npy", "matlab5", "matlab73", "nwb", "nwb1", "nlb", "hdf5", "lfs", "html", "empty", "unknown")
+        )
+    }
+    _save(folder / "a.npz", rates=_rates()).rename(paths["npz"])
+    np.save(folder / "b.npy", _rates())
+    (folder / "b.npy").rename(paths["npy"])
+    savemat(folder / "c.mat", {"x": 1.0})
+    (folder / "c.mat").rename(paths["matlab5"])
+    write_matlab73(paths["matlab73"], {"x": np.float64(1)})
+    with h5py.File(paths["nwb"], "w") as file:
+        file.attrs["nwb_version"] = "2.6.0"
+    for name, key in (("nwb1", "nwb_version"), ("nlb", "mc_maze/train_spikes_heldin"), ("hdf5", "x")):
+        with h5py.File(paths[name], "w") as file:
+            file[key] = np.zeros(3)
+    paths["lfs"].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    paths["html"].write_text("\n<!DOCTYPE html><html></html>")
+    paths["empty"].write_bytes(b"")
+    paths["unknown"].write_text("rates")
+    return paths
+
+
+def test_formats_are_recognised_by_content(tmp_path):
+    paths = files_of_every_format(tmp_path)
+    for name, path in paths.items():
+        assert recognise_format(path) == name
+    assert read_recording(paths["npz"], alpha=0.3).alpha == 0.3
+    assert read_recording(paths["npz"], "npz").n_trials == TRIALS
     with pytest.raises(UserError, match="options"):
-        read_recording(tmp_path / "npz.dat", alhpa=0.3)
-    with pytest.raises(UserError, match="-v7"):
-        load_rat(tmp_path / "matlab73")
-    with pytest.raises(UserError, match="data=npz"):
-        load_rat(tmp_path / "npz.dat")
-    for absent in (tmp_path / "absent.npz", tmp_path):
-        with pytest.raises(UserError):
-            load_npz(absent)
+        read_recording(paths["npz"], alhpa=0.3)
+    with pytest.raises(UserError, match="a format among"):
+        read_recording(paths["npz"], "mat")
+    for reader in READERS.values():
+        for absent in (tmp_path / "absent.npz", tmp_path):
+            with pytest.raises(UserError, match="a file to read"):
+                reader(absent)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_of_another_format_is_refused_with_the_data_set_that_reads_it(tmp_path, reader):
+    words = {
+        "npz": "data=npz", "npy": "savez", "matlab5": "data=rat", "matlab73": "data=rat", "nwb": "data=nwb",
+        "nwb1": "NWB 2", "nlb": "data=nlb", "hdf5": "data=npz", "lfs": "git lfs pull", "html": "download",
+        "empty": "again", "unknown": "data=npz",
+    }  # fmt: skip
+    own = {"npz": {"npz"}, "rat": {"matlab5", "matlab73"}, "nwb": {"nwb"}, "nlb": {"nlb"}}[reader]
+    for name, path in files_of_every_format(tmp_path).items():
+        with pytest.raises(UserError) as refused:
+            READERS[reader](path) if reader != "npz" or name != "npz" else load_npz(path, rank=0, alpha=2)
+        assert len(str(refused.value).splitlines()) <= 2
+        if name not in own:
+            assert words[name].lower() in str(refused.value).lower(), name
+            assert path.name in str(refused.value)
+
+
+def test_truncated_hdf5_is_refused_whatever_it_was(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "whole", "w") as file:
+        file["train_spikes_heldin"] = np.ones((4, 5, 3))
+    whole = (tmp_path / "whole").read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="whole"):
+            load_nlb(tmp_path / "cut")
 
 
 # --- sessions of the clicks task ----------------------------------------------------------------------------------
@@ -315,8 +359,8 @@ def _cells(items: list) -> np.ndarray:
     return cells
 
 
-def _session(path: Path, **changes) -> Path:
-    """Three trials of two neurons, written as the public sessions are."""
+def _session(path: Path, version: str = "cells", **changes) -> Path:
+    """Three trials of two neurons, written as the public sessions are: v5 "cells", "v7.3 cells" or "v7.3 structs"."""
     clicks = [
         {"L": np.array([0.0, 0.015]), "R": np.array([0.0, 0.031, 0.05])},
         {"L": 0, "R": np.array([0.0, 0.02])},  # one click alone is a number
@@ -340,8 +384,13 @@ def _session(path: Path, **changes) -> Path:
     ]
     neurons = [{"brainarea": area, "neuronindex": i + 3} for i, area in enumerate(areas)]
     content = {"trials": _cells(trials), "neurons": _cells(neurons)} | changes
-    savemat(path, {key: value for key, value in content.items() if value is not None})
-    return path
+    content = {key: value for key, value in content.items() if value is not None}
+    if version == "cells":
+        savemat(path, content)
+        return path
+    if version == "v7.3 structs":
+        content = {key: list(value.ravel()) for key, value in content.items()}
+    return write_matlab73(path, content)
 
 
 def test_a_session_by_hand(tmp_path):
@@ -363,6 +412,39 @@ def test_a_session_by_hand(tmp_path):
     assert recording.inputs[0, :, 0].tolist() == pytest.approx([0, magnitude[1], 0, 0, 0, 0])
     assert recording.inputs[0, :, 1].tolist() == pytest.approx([0, 0, 0, magnitude[2], 0, magnitude[3]])
     assert recording.inputs[1, :, 0].tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("version", ["v7.3 cells", "v7.3 structs"])
+def test_sessions_saved_as_v73_are_the_same(tmp_path, version):
+    one = load_rat(_session(tmp_path / "s.mat"), include_photostimulated=True)
+    path = _session(tmp_path / "t.mat", version)
+    assert recognise_format(path) == "matlab73"
+    assert source_of(path) == "rat"
+    other = load_rat(path, include_photostimulated=True, name="s")
+    assert same_recording(one, other) == []
+    assert one.notes == other.notes
+
+
+def test_the_summary_of_a_session(tmp_path):
+    path = _session(tmp_path / "s.mat")
+    said = "\n".join(load_rat(path).notes)
+    for words in (
+        "2 trials of 5 to 6 bins of 10 ms; 1 mPFC, 1 dStr", "1 of 3 trials with optogenetic stimulation left out",
+        "0 % of the choices to the right", "within and across sides (to 0.001 of their strength, recovery 100 per s)",
+        "the stereo click is no input", "right minus left -1 to 1",
+    ):  # fmt: skip
+        assert words in said, said
+    said = "\n".join(
+        load_rat(
+            path, include_photostimulated=True, include_stereo_click=True, across_sides=False, brain_areas="dStr"
+        ).notes
+    )
+    for words in (
+        "3 trials", "; 1 dStr", "1 of 3 trials with optogenetic stimulation, kept", "33 % of the choices", "an input",
+        "within each side", "1 neurons outside dStr left out",
+    ):  # fmt: skip
+        assert words in said, said
+    assert "clicks of magnitude 1" in "\n".join(load_rat(path, click_adaptation=False).notes)
 
 
 def test_options_of_sessions(tmp_path):
@@ -393,6 +475,22 @@ def test_files_that_are_no_session(tmp_path):
     lacking = _cells([{"choice": 1.0}])
     with pytest.raises(UserError, match="clicktimes"):
         load_rat(_session(tmp_path / "lacking.mat", trials=lacking))
+    for field, wrong, words in (
+        ("choice", "left", "numbers in the field choice"),
+        ("clicktimes", {"L": 0.0}, "L and R"),
+        ("clicktimes", 3.0, "L and R"),
+        ("baseline_hz", np.ones(3), "baseline_hz with one rate for each of 2 neurons"),
+        ("ntimesteps", 7, "spike trains of 7 bins"),
+        ("spiketrains", np.ones((2, 6)), "spike trains of 6 bins"),
+    ):
+        path = _session(tmp_path / "s.mat")
+        trials = [dict(zip(t.dtype.names, t.item())) for t in loadmat(path)["trials"].ravel()]
+        trials[0][field] = wrong
+        with pytest.raises(UserError, match=words):
+            load_rat(_session(tmp_path / "wrong.mat", trials=_cells(trials)))
+    areas = _cells([{"brainarea": 1.0}, {"brainarea": 2.0}])
+    with pytest.raises(UserError, match="brainarea as characters"):
+        load_rat(_session(tmp_path / "areas.mat", neurons=areas))
     whole = _session(tmp_path / "s.mat").read_bytes()
     for cut in (60, 130, len(whole) // 2, len(whole) - 3):
         (tmp_path / "cut.mat").write_bytes(whole[:cut])
@@ -422,6 +520,15 @@ def test_public_sessions(name, trials, neurons):
     rates = recording.activity.sum((0, 1)) / recording.lengths.sum() / recording.bin_s
     assert torch.corrcoef(torch.stack([rates, recording.baseline_hz.mean(0)]))[0, 1] > 0.7
     assert float(recording.inputs.max()) <= 2
+
+
+@needs_sessions
+def test_a_public_session_exported_to_nwb_comes_back_exactly(tmp_path):
+    pytest.importorskip("pynwb", reason="writing NWB needs the extra `nwb`")
+    recording = load_rat(SESSIONS / "T176_2018_05_03.mat")
+    export_nwb(recording, tmp_path / "a.nwb")
+    assert same_recording(recording, read_recording(tmp_path / "a.nwb")) == []
+    assert recording.activity.sum() == 292291
 
 
 @needs_sessions

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher, simulate_recording, teacher
 from connector.data.folds import Fold, fold
-from connector.data.recordings import load_npz, load_rat
+from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.types import DataSizes, Recording, TrialBatch
@@ -296,40 +296,53 @@ class AttractorDataModule(RecordingDataModule):
         return recording
 
 
-class NpzDataModule(RecordingDataModule):
-    """A user's npz file.
+class FileDataModule(RecordingDataModule):
+    """A recording read from a file. Subclasses name the reader.
 
     Args:
         path: of the file.
-        reading: keyword arguments of :func:`connector.data.recordings.load_npz`.
-        fold_options: keyword arguments of RecordingDataModule; their ``rank`` also serves to read `MBD`.
+        reading: keyword arguments of the reader.
+        fold_options: keyword arguments of RecordingDataModule.
     """
+
+    reader: Callable[..., Recording]
 
     def __init__(self, path: str, *, reading: dict | None = None, **fold_options):
         super().__init__(**fold_options)
         self.path, self.reading = path, dict(reading or {})
 
     def load(self) -> Recording:
-        recording = load_npz(self.path, **{"rank": self.rank, **self.reading})
+        recording = type(self).reader(self.path, **self.reading)
         self.truth = _known_network(recording)
         return recording
 
 
-class RatDataModule(RecordingDataModule):
-    """A session of the Poisson-clicks task.
+class NpzDataModule(FileDataModule):
+    """A user's npz file, see :func:`connector.data.recordings.load_npz`; ``rank`` also serves to read `MBD`."""
 
-    Args:
-        path: of the .mat file.
-        reading: keyword arguments of :func:`connector.data.recordings.load_rat`.
-        fold_options: keyword arguments of RecordingDataModule.
-    """
-
-    def __init__(self, path: str, *, reading: dict | None = None, **fold_options):
-        super().__init__(**fold_options)
-        self.path, self.reading = path, dict(reading or {})
+    reader = staticmethod(load_npz)
 
     def load(self) -> Recording:
-        return load_rat(self.path, **self.reading)
+        self.reading = {"rank": self.rank, **self.reading}
+        return super().load()
+
+
+class RatDataModule(FileDataModule):
+    """A session of the Poisson-clicks task, see :func:`connector.data.recordings.load_rat`."""
+
+    reader = staticmethod(load_rat)
+
+
+class NwbDataModule(FileDataModule):
+    """Units and trials of an NWB file, see :func:`connector.data.nwb.load_nwb`."""
+
+    reader = staticmethod(load_nwb)
+
+
+class NlbDataModule(FileDataModule):
+    """A file of the Neural Latents Benchmark, see :func:`connector.data.nlb.load_nlb`."""
+
+    reader = staticmethod(load_nlb)
 
 
 def _known_network(recording: Recording) -> Network | None:

@@ -14,6 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from connector.data.formats import check_size, require_format, unreadable
+from connector.data.matlab import read_matlab
+from connector.data.nlb import load_nlb
+from connector.data.nwb import load_nwb
 from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, range_excess
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
@@ -31,87 +35,6 @@ NPZ_KEYS = (
     "choices",
     "times",
 )
-_FORMAT_NAMES = {
-    "npz": "an npz file",
-    "matlab5": "a MATLAB v5 file",
-    "matlab73": "a MATLAB v7.3 file",
-    "nwb": "an NWB file",
-    "nlb": "a Neural Latents Benchmark file",
-    "hdf5": "an HDF5 file",
-    "npy": "a single .npy array",
-    "empty": "an empty file",
-    "unknown": "a file of unknown format",
-}
-
-
-# --- which format ------------------------------------------------------------------------------------------------
-
-
-def recognise_format(path: str | os.PathLike) -> str:
-    """What a file is by its first bytes and, for HDF5, its keys: a key of _FORMAT_NAMES.
-
-    Raises:
-        UserError: no such file, a directory, no permission to read.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError("a file to read", f"no file {path}", "check data.path; paths are relative to where you start")
-    if not path.is_file():
-        raise UserError("a file to read", f"{path}, which is not a file")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise UserError("a file that can be read", f"{path} ({error.strerror})") from error
-    if not head:
-        return "empty"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "npz"
-    if head.startswith(b"MATLAB 7.3"):
-        return "matlab73"
-    if head.startswith(b"MATLAB 5.0"):
-        return "matlab5"
-    if head.startswith(b"\x93NUMPY"):
-        return "npy"
-    if b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520]):
-        return _recognise_hdf5(path)
-    return "unknown"
-
-
-def _recognise_hdf5(path: Path) -> str:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            if "nwb_version" in file.attrs:
-                return "nwb"
-            names = set(file.keys())
-            for group in [file[name] for name in names]:
-                if isinstance(group, h5py.Group):
-                    names |= set(group.keys())
-            return "nlb" if any("spikes_heldin" in name for name in names) else "hdf5"
-    except OSError as error:
-        raise _unreadable(path, "an HDF5 file that is whole", error) from error
-
-
-def _require_format(path: Path, wanted: str) -> None:
-    found = recognise_format(path)
-    if found == wanted:
-        return
-    remedy = {
-        "npz": "use data=npz",
-        "matlab5": "use data=rat for a session of the Poisson-clicks task; otherwise save the arrays with numpy.savez",
-        "nwb": "use data=nwb",
-        "nlb": "use data=nlb",
-        "matlab73": "in MATLAB save it again with -v7, or save the arrays with numpy.savez",
-        "npy": "name the arrays: numpy.savez(FILE, rates=...)",
-    }.get(found, "save the arrays with numpy.savez(FILE, rates=...)")
-    raise UserError(_FORMAT_NAMES[wanted], f"{path.name}, {_FORMAT_NAMES[found]}", remedy)
-
-
-def _unreadable(path: Path, expected: str, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(expected, f"{path.name}, which cannot be read ({reason})", "copy or write the file again")
 
 
 def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> Recording:
@@ -119,18 +42,15 @@ def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> 
 
     Args:
         path: the file.
-        format: "auto" (by content), "npz" or "rat".
-        options: of load_npz or load_rat.
+        format: "auto" (by content), "npz", "rat", "nwb" or "nlb".
+        options: of load_npz, load_rat, load_nwb or load_nlb.
 
     Raises:
         UserError: a file that no reader understands, or what the reader raises.
     """
-    readers = {"npz": load_npz, "rat": load_rat}
+    readers = {"npz": load_npz, "rat": load_rat, "nwb": load_nwb, "nlb": load_nlb}
     if format == "auto":
-        found = recognise_format(path)
-        format = {"npz": "npz", "matlab5": "rat"}.get(found, "")
-        if not format:
-            _require_format(Path(path), "npz")
+        format = source_of(path)
     if format not in readers:
         raise UserError(f"a format among auto, {', '.join(readers)}", repr(format))
     try:
@@ -139,6 +59,16 @@ def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> 
         if "unexpected keyword" in str(error):
             raise UserError(f"options that the {format} reader has", str(error)) from error
         raise
+
+
+def source_of(path: str | os.PathLike) -> str:
+    """Which ``data=`` reads a file: "npz", "rat", "nwb" or "nlb", by its content.
+
+    Raises:
+        UserError: none does.
+    """
+    sources = {"npz": "npz", "matlab5": "rat", "matlab73": "rat", "nwb": "nwb", "nlb": "nlb"}
+    return sources[require_format(Path(path), *sources)]
 
 
 # --- npz ---------------------------------------------------------------------------------------------------------
@@ -180,7 +110,7 @@ def load_npz(
         UserError: a file that is no npz, too large, truncated, or arrays that cannot be a recording.
     """
     path = Path(path)
-    _require_format(path, "npz")
+    require_format(path, "npz")
     arrays = _read_arrays(path, max_gigabytes)
     notes = []
     ignored = sorted(set(arrays.ignored))
@@ -232,7 +162,7 @@ def load_npz(
         latents=None if latents is None else torch.from_numpy(latents),
         loadings=loadings,
         n=n,
-        choices=_per_trial(arrays, "choices", len(activity)),
+        choices=_choices(arrays, len(activity), notes),
         trial_times_s=_trial_times(arrays, activity.shape, notes),
         name=name or path.stem,
         notes=tuple(notes),
@@ -257,18 +187,15 @@ def _read_arrays(path: Path, max_gigabytes: float) -> _Arrays:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
             used = {name: member for name, member in members.items() if name in NPZ_KEYS}
             unpacked = sum(member.file_size for member in used.values())
-            if unpacked > max_gigabytes * 1e9:
-                raise UserError(
-                    f"arrays of at most {max_gigabytes:g} GB unpacked",
-                    f"{unpacked / 1e9:.1f} GB in {path.name}",
-                    "raise data.max_gigabytes if the memory is there, or save fewer trials",
-                )
+            check_size(
+                unpacked / 1e9, max_gigabytes, "raise data.max_gigabytes if the memory is there, or save fewer trials"
+            )
             for name, member in used.items():
                 _check_header(archive, name, member)
         with np.load(path, allow_pickle=False) as file:
             values = {name: np.asarray(file[name]) for name in used}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise _unreadable(path, "an npz file that is whole", error) from error
+        raise unreadable(path, "an npz file that is whole", error) from error
     return _Arrays(path.name, values, tuple(set(members) - set(used)))
 
 
@@ -393,6 +320,13 @@ def _per_trial(arrays: _Arrays, key: str, trials: int) -> Tensor | None:
     return torch.from_numpy(value.reshape(trials).astype(np.float64))
 
 
+def _choices(arrays: _Arrays, trials: int, notes: list[str]) -> Tensor | None:
+    choices = _per_trial(arrays, "choices", trials)
+    if choices is not None and not (torch.isnan(choices) | (choices == 0) | (choices == 1)).all():
+        notes.append("choices other than 0 (left), 1 (right) and NaN (none): trials with them count for neither side")
+    return choices
+
+
 def _trial_times(arrays: _Arrays, shape: tuple[int, ...], notes: list[str]) -> Tensor | None:
     value = arrays.get("times")
     if value is None or value.size == shape[0]:
@@ -488,7 +422,7 @@ def load_rat(
     across_sides: bool = True,
     name: str | None = None,
 ) -> Recording:
-    """A session of rats doing the Poisson-clicks task (Luo, Kim et al. 2025; MATLAB v5 files).
+    """A session of rats doing the Poisson-clicks task (Luo, Kim et al. 2025; MATLAB v5 or v7.3 files).
 
     Counts in bins of 10 ms from the stereo click to the end of the trial. Inputs (trials, time, 2), left and right:
     the summed magnitude of the clicks in each bin, which acts from that sample to the next. ``evidence`` is the log
@@ -511,18 +445,21 @@ def load_rat(
         UserError: a file that is no such session, or options that leave no trial or no neuron.
     """
     path = Path(path)
-    _require_format(path, "matlab5")
     if not tau_s >= _RAT_BIN_S:
-        raise UserError(f"a time constant of at least one bin, {_RAT_BIN_S} s", f"{tau_s} s")
+        raise UserError(f"a time constant of at least one bin, {_RAT_BIN_S} s", f"{tau_s} s", "raise data.tau")
     trials, areas, neuron_names = _read_session(path)
     total = len(trials)
     notes = []
-    stimulated = np.array([np.isfinite(_scalar(t["photostimulus_incline_on_s"])) for t in trials])
+    stimulated = np.array([np.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials])
     if stimulated.any() and not include_photostimulated:
         trials = [t for t, s in zip(trials, stimulated) if not s]
         notes.append(f"{int(stimulated.sum())} of {total} trials with optogenetic stimulation left out")
+    elif stimulated.any():
+        notes.append(f"{int(stimulated.sum())} of {total} trials with optogenetic stimulation, kept")
     if not trials:
-        raise UserError("trials without optogenetic stimulation", f"none among {total}", "include_photostimulated=true")
+        raise UserError(
+            "trials without optogenetic stimulation", f"none among {total}", "set data.include_photostimulated=true"
+        )
 
     counts, lengths = pad_trials([_counts(t, len(areas), path) for t in trials])
     activity, lengths = torch.from_numpy(counts), torch.from_numpy(lengths)
@@ -530,14 +467,16 @@ def load_rat(
     kept = _choose_neurons(rates, areas, brain_areas, min_rate_hz, notes)
     adaptation = (adaptation_phi, adaptation_rate_hz, across_sides) if click_adaptation else None
     inputs, difference = _click_inputs(trials, lengths.tolist(), counts.shape[1], adaptation, include_stereo_click)
-    baseline = np.stack([np.asarray(t["baseline_hz"], dtype=np.float32).ravel() for t in trials])
+    baseline = _baseline(trials, len(areas), path)
 
     def scalars(field: str) -> Tensor:
-        return torch.tensor([_scalar(t[field]) for t in trials], dtype=torch.float64)
+        return torch.tensor([_scalar(t, field) for t in trials], dtype=torch.float64)
 
+    choices = scalars("choice")
     summary = ", ".join(f"{count} {area}" for area, count in Counter(areas[i] for i in kept.tolist()).items())
     notes.insert(0, f"{len(trials)} trials of {int(lengths.min())} to {int(lengths.max())} bins of 10 ms; {summary}")
-    notes.append(f"mean rate in trials {float(rates[kept].mean()):.2g} Hz")
+    notes.append(f"mean rate in trials {float(rates[kept].mean()):.2g} Hz; {_chosen(choices)}")
+    notes.append(_clicks_note(difference, len(trials), adaptation, include_stereo_click))
     return Recording(
         activity=activity[:, :, kept],
         kind="spikes",
@@ -547,7 +486,7 @@ def load_rat(
         inputs=inputs,
         input_names=("left clicks", "right clicks"),
         bin_s=_RAT_BIN_S,
-        choices=scalars("choice"),
+        choices=choices,
         evidence=scalars("gamma"),
         click_difference=difference,
         trial_times_s=scalars("stereoclick_time_s"),
@@ -558,16 +497,39 @@ def load_rat(
     )
 
 
-def _read_session(path: Path) -> tuple[list, list[str], list[str]]:
-    """Trials (records of fields), each neuron's brain area, each neuron's name."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
+def _chosen(choices: Tensor) -> str:
+    made = choices[torch.isfinite(choices)]
+    return (
+        f"{100 * float((made == 1).double().mean()):.0f} % of the choices to the right" if len(made) else "no choices"
+    )
 
-    try:
-        content = loadmat(path, variable_names=["trials", "neurons"])
-    # A truncated or damaged file surfaces from scipy's parser as any of these.
-    except (MatReadError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
-        raise _unreadable(path, "a MATLAB v5 file that is whole", error) from error
+
+def _clicks_note(difference: Tensor, n_trials: int, adaptation: tuple | None, include_stereo_click: bool) -> str:
+    if adaptation is None:
+        how = "clicks of magnitude 1"
+    else:
+        phi, rate_hz, across_sides = adaptation
+        sides = "within and across sides" if across_sides else "within each side"
+        how = f"clicks adapted {sides} (to {phi:g} of their strength, recovery {rate_hz:g} per s)"
+    stereo = "an input" if include_stereo_click else "no input"
+    spread = f"right minus left {int(difference.min())} to {int(difference.max())}"
+    return f"{how}; the stereo click is {stereo}; {spread}"
+
+
+def _baseline(trials: list[dict], n_neurons: int, path: Path) -> np.ndarray:
+    """(trials, K) firing rate before each trial, Hz."""
+    rows = [_flat(t, "baseline_hz").astype(np.float32) for t in trials]
+    if any(len(row) != n_neurons for row in rows):
+        raise UserError(
+            f"baseline_hz with one rate for each of {n_neurons} neurons in every trial",
+            f"a trial in {path.name} with {next(len(row) for row in rows if len(row) != n_neurons)}",
+        )
+    return np.stack(rows)
+
+
+def _read_session(path: Path) -> tuple[list[dict], list[str], list[str]]:
+    """Trials (by field), each neuron's brain area, each neuron's name."""
+    content = read_matlab(path, ("trials", "neurons"))
     missing = [key for key in ("trials", "neurons") if key not in content]
     if missing:
         raise UserError(
@@ -578,42 +540,50 @@ def _read_session(path: Path) -> tuple[list, list[str], list[str]]:
     trials, neurons = _records(content["trials"]), _records(content["neurons"])
     if not trials or not neurons:
         raise UserError("a session with trials and neurons", f"{len(trials)} trials, {len(neurons)} neurons")
-    absent = [field for field in _RAT_FIELDS if field not in (trials[0].dtype.names or ())]
-    if absent or "brainarea" not in (neurons[0].dtype.names or ()):
-        raise UserError(
-            f"trials with the fields {', '.join(_RAT_FIELDS)} and neurons with brainarea",
-            f"{path.name} without {', '.join(absent) or 'brainarea'}",
-        )
-    sides = np.asarray(trials[0]["clicktimes"]).dtype.names or ()
-    if not {"L", "R"} <= set(sides):
-        raise UserError("clicktimes with the fields L and R", f"{', '.join(sides) or 'no fields'} in {path.name}")
-    areas = [str(np.asarray(n["brainarea"]).ravel()[0]) for n in neurons]
-    has_index = "neuronindex" in neurons[0].dtype.names
-    numbers = [int(_scalar(n["neuronindex"])) if has_index else i for i, n in enumerate(neurons)]
+    for what, records, wanted in (("trials", trials, _RAT_FIELDS), ("neurons", neurons, ("brainarea",))):
+        absent = [field for field in wanted if not all(field in record for record in records)]
+        if absent:
+            raise UserError(
+                f"{what} with the fields {', '.join(wanted)}",
+                f"{path.name}, some or all of whose {what} lack {', '.join(absent)}",
+            )
+    if not all(isinstance(t["clicktimes"], dict) and {"L", "R"} <= set(t["clicktimes"]) for t in trials):
+        raise UserError("clicktimes with the fields L and R", f"other fields in {path.name}")
+    areas = [n["brainarea"] for n in neurons]
+    if not all(isinstance(area, str) for area in areas):
+        raise UserError("brainarea as characters (MATLAB's char)", f"another class in {path.name}")
+    numbers = [int(_scalar(n, "neuronindex")) if "neuronindex" in n else i for i, n in enumerate(neurons)]
     return trials, areas, [f"{area} {number}" for area, number in zip(areas, numbers)]
 
 
-def _records(value: np.ndarray) -> list:
-    """A MATLAB struct array, or a cell array of structs, as a list of records."""
-    items = value.ravel()
-    if value.dtype != object:
-        return list(items)
-    return [np.asarray(x).ravel()[0] for x in items if np.asarray(x).size]
+def _records(value) -> list[dict]:
+    """A struct, a struct array or a cell array of structs as a list of records."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, dict)]
 
 
-def _scalar(value: np.ndarray) -> float:
+def _flat(record: dict, field: str) -> np.ndarray:
+    """The numbers of a MATLAB field, (n,) float."""
+    try:
+        return np.asarray(record[field], dtype=float).ravel()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"numbers in the field {field}", "text, cells or a struct") from error
+
+
+def _scalar(record: dict, field: str) -> float:
     """The one number of a MATLAB field; NaN where the field is empty."""
-    flat = np.asarray(value, dtype=float).ravel()
+    flat = _flat(record, field)
     return float(flat[0]) if len(flat) else math.nan
 
 
-def _counts(trial, n_neurons: int, path: Path) -> np.ndarray:
-    """(time, K) spike counts of one trial; stored as bytes, so cast before any arithmetic."""
-    trains = [np.asarray(x).ravel() for x in np.asarray(trial["spiketrains"]).ravel()]
-    steps = int(_scalar(trial["ntimesteps"]))
+def _counts(trial: dict, n_neurons: int, path: Path) -> np.ndarray:
+    """(time, K) spike counts of one trial; stored as bytes, cast before any arithmetic."""
+    stored = trial["spiketrains"]
+    trains = [_flat({"spiketrains": x}, "spiketrains") for x in (stored if isinstance(stored, list) else [stored])]
+    steps = _scalar(trial, "ntimesteps")
     if len(trains) != n_neurons or any(len(x) != steps for x in trains):
         raise UserError(
-            f"spike trains of {steps} bins for each of {n_neurons} neurons in every trial",
+            f"spike trains of {steps:g} bins for each of {n_neurons} neurons in every trial",
             f"a trial in {path.name} with {len(trains)} spike trains of {sorted({len(x) for x in trains})} bins",
         )
     return np.stack(trains, axis=1).astype(np.float32)
@@ -653,9 +623,9 @@ def _click_inputs(
     inputs = np.zeros((len(trials), n_steps, 2), dtype=np.float32)
     difference = np.zeros(len(trials))
     for i, (trial, length) in enumerate(zip(trials, lengths)):
-        clicks = trial["clicktimes"].ravel()[0]
+        clicks = trial["clicktimes"]
         # One click alone is stored as a number, not as a list; none at all as an empty array.
-        times = [np.sort(np.asarray(clicks[side], dtype=float).ravel()) for side in ("L", "R")]
+        times = [np.sort(_flat(clicks, side)) for side in ("L", "R")]
         if adaptation is None:
             magnitudes = [np.ones(len(x)) for x in times]
         else:

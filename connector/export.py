@@ -1,0 +1,79 @@
+"""Write a recording of spikes as an NWB file: python -m connector.export SESSION.mat --out FILE.nwb [data.OPTION=VALUE]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from connector.config import FileData, checked_data
+from connector.data.nwb import export_nwb, load_nwb, same_recording
+from connector.data.recordings import read_recording, source_of
+from connector.errors import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def file_options(path: Path, given: list[str]) -> FileData:
+    """The options of the ``data=`` that reads the file: the defaults of conf/data/, changed by ``given``.
+
+    Args:
+        path: the file; its format decides which options there are.
+        given: as on the command line of train.py, ``data.min_rate_hz=1``.
+
+    Raises:
+        UserError: an option that does not exist, or a value of the wrong kind.
+    """
+    source = source_of(path)
+    wrong = [text for text in given if not text.startswith("data.") or "=" not in text]
+    if wrong:
+        raise UserError("options of the form data.OPTION=VALUE", wrong[0])
+    defaults = OmegaConf.merge(*(OmegaConf.load(CONF / "data" / f"{name}.yaml") for name in ("folds", source)))
+    defaults.pop("defaults")
+    try:
+        changes = OmegaConf.from_dotlist(given).get("data", {})
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError("options of the form data.OPTION=VALUE", " ".join(given)) from error
+    changes = {"path": str(path), **OmegaConf.to_container(OmegaConf.create(changes))}
+    return checked_data({**OmegaConf.to_container(defaults), **changes})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m connector.export",
+        description="Write a recording of spikes as an NWB file, which `data=nwb data.path=FILE` reads back exactly.",
+    )
+    parser.add_argument("recording", type=Path, help="a file that data=npz, rat, nwb or nlb reads")
+    parser.add_argument("--out", type=Path, required=True, help="the NWB file to write")
+    parser.add_argument(
+        "options",
+        nargs="*",
+        help="options of the reader as in train.py, such as data.min_rate_hz=1",
+        metavar="data.X=Y",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        options = file_options(given.recording, given.options)
+        recording = read_recording(given.recording, options.source, **options.reading())
+        if given.out.resolve() == given.recording.resolve():
+            raise UserError("--out naming another file than the recording", str(given.out))
+        export_nwb(recording, given.out)
+        lost = same_recording(recording, load_nwb(given.out))
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if lost:
+        print(f"Error: {given.out} does not read back the same: {', '.join(lost)} differ.", file=sys.stderr)
+        return 1
+    spikes = int(recording.activity.sum())
+    print(
+        f"{given.out}: {recording.n_trials} trials, {recording.n_neurons} units, {spikes} spikes; reads back the same"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
