@@ -51,12 +51,12 @@ TYPED = [
 
 
 def table(head):
-    """Rows of the table whose first column is headed so: lists of cells."""
+    """Rows of the table whose head begins so: lists of cells."""
     lines = README[README.index(f"| {head} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-OPTIONS = {row[0].strip("`"): row[1:] for row in table("option")}
+OPTIONS = {row[0].strip("`"): row[1:] for row in table("option | default | meaning | unit")}
 
 
 def composed(*overrides):
