@@ -69,10 +69,14 @@ class Results:
             self.reference = reference_attractors(data.teacher)
 
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
-        """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread)."""
+        """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread).
+
+        A simulated network's own drive, which is free of noise and of the stride; else what successive latents show.
+        """
         z, u, y = self.inputs.latents.trials(self.inputs.fold.test).samples()
         keep = torch.linspace(0, len(z) - 1, min(n_states, len(z))).long()
-        return z[keep], None if u is None else u[keep], y[keep]
+        z, u = z[keep], None if u is None else u[keep]
+        return z, u, y[keep] if self.data.teacher is None else self.data.truth.drive(z, u).to(y)
 
     def measures(self) -> dict[str, Callable[[], dict[str, float]]]:
         """What is measured -> the function that returns its metrics; a quantity that is not defined for this run is
@@ -185,8 +189,6 @@ class Results:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
         also against its mean field, from which the recorded network's finite size keeps both."""
         z, u, y = self.held_out(_MAX_STATES_LARGE)
-        if self.data.teacher is not None:
-            y = self.data.truth.drive(z, u)  # free of noise and of the stride
         if self.distribution.outputs == "flow":
             large = self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs="flow")
         else:
