@@ -28,7 +28,7 @@ def activity(observation, h, generator):
     return torch.where(up, high, low).to(h)
 
 
-@pytest.mark.parametrize("activation, noise", CASES)
+@pytest.mark.parametrize(("activation", "noise"), CASES)
 def test_score_is_minus_half_the_gradient_of_the_loss(activation, noise):
     observation = Observation.of(activation, noise, scale=0.3)
     h = torch.linspace(-2.0, 2.0, 41, dtype=torch.float64).requires_grad_()
@@ -39,7 +39,7 @@ def test_score_is_minus_half_the_gradient_of_the_loss(activation, noise):
     assert torch.allclose(residual, y - observation.phi(h.detach()))
 
 
-@pytest.mark.parametrize("activation, noise", [case for case in CASES if case[1] != "gaussian"])
+@pytest.mark.parametrize(("activation", "noise"), [case for case in CASES if case[1] != "gaussian"])
 def test_weight_is_the_variance_of_the_score(activation, noise):
     """Fisher information, so that inverse normal matrices are covariances as they stand."""
     observation = Observation.of(activation, noise, scale=2.0)
