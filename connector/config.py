@@ -236,7 +236,7 @@ class ConnectivityOptions:
     max_states: int = MISSING
     sigma: float = MISSING
     outputs: str = MISSING
-    projection_regularizer: float = MISSING
+    projection_regularizer: float | None = MISSING
     flow: FlowOptions = MISSING
     early_stopping: bool = MISSING
     match_moments: bool = MISSING

@@ -17,6 +17,7 @@ from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
+from connector.measures import drift_r2
 from connector.store import StageInputs
 from connector.tilt import DriveTilt, fit_drive_tilt
 from connector.training import StageContext, StageModule, fit
@@ -26,6 +27,8 @@ from connector.types import Loadings
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _TILT_POINTS = 8192  # of the flow, in the means that its tilt sets
+PROJECTION_REGULARIZER = 1e-5  # of sampled networks where the recorded drive is known
+_KEPT_DRIFT, _PROJECTED_NEURONS = 0.98, 1000
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
@@ -302,10 +305,28 @@ def assemble(
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
         reference=reference,
-        projection_regularizer=connectivity.projection_regularizer,
+        projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
         flow_steps=connectivity.flow.steps,
         seed=options.seed,
     )
+
+
+def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs: StageInputs, seed: int) -> float:
+    """The largest lambda at which a projected network explains ``_KEPT_DRIFT`` of the drift of validation trials in every
+    latent dimension; else the best of those tried.
+
+    Drift that is small beside what cancels in it (of a fitted model, driven by inputs) needs a smaller lambda, hence a larger
+    change of n, than the drive of a network that is seen whole.
+    """
+    z, u, y = inputs.latents.trials(inputs.fold.validation).samples()
+    net = distribution.sample(_PROJECTED_NEURONS, sigma=distribution.sigma, seed=seed)
+    found = {}
+    for power in range(0, 6):
+        distribution.projection_regularizer = regularizer = PROJECTION_REGULARIZER * 10.0**-power
+        found[regularizer] = float(drift_r2(distribution.project(net), z, u, y).min())
+        if found[regularizer] >= _KEPT_DRIFT:
+            return regularizer
+    return max(found, key=found.get)
 
 
 def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
@@ -351,6 +372,12 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
     if trainer.is_global_zero:
         tilt = drive_tilt(options, inputs, loadings_flow, mean)
         distribution = assemble(options, inputs, loadings_flow, tilt, mean, module.flow.eval())
+        if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
+            chosen = choose_projection_regularizer(distribution, inputs, options.seed)
+            distribution.projection_regularizer = chosen
+            context.say(
+                f"outputs: projection with lambda {chosen:.0e}, the largest that keeps the drift of validation trials"
+            )
         store.write_module(store.connectivity_file, distribution.save)
     trainer.strategy.barrier()
     return {"outputs/val_loss": float(trainer.checkpoint_callback.best_model_score)}

@@ -428,7 +428,6 @@ def distribution() -> ConnectivityDistribution:
         activation="tanh",
         outputs_flow=Flow(rank, rank, **shape),
         reference=inputs.latents.trials(inputs.fold.train).samples(),
-        projection_regularizer=options.connectivity.projection_regularizer,
         flow_steps=flow.steps,
     )
 
