@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from connector.baselines import Baseline, fit_baseline
+from connector.closed_form import bias_supported
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
-from connector.lrrnn import Gauge, RateModel, bias_supported
-from connector.lrrnn import connectivity_inputs as rate_inputs
+from connector.gauge import Gauge
+from connector.rate_model import RateModel
+from connector.rate_model import connectivity_inputs as rate_inputs
 from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
 from connector.spike_smoother import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.spikes import SpikeModel, trial_batch
@@ -35,7 +37,7 @@ class LowRankRNNModule(StageModule):
     """A low-rank RNN fitted to rates or spikes.
 
     Args:
-        kind: "rates" (:class:`connector.lrrnn.RateModel`) or "spikes" (:class:`connector.spikes.SpikeModel`).
+        kind: "rates" (:class:`connector.rate_model.RateModel`) or "spikes" (:class:`connector.spikes.SpikeModel`).
         model: constructor arguments of that model.
         one_cycle: one-cycle schedule (spikes) instead of a constant learning rate.
     """

@@ -1,6 +1,6 @@
 """Spikes of many neurons: the low-rank RNN in closed form, and the smoother that inverts it.
 
-Where a bin holds enough spikes, each bin says by itself where the latent state is, and :class:`connector.lrrnn.RateModel`
+Where a bin holds enough spikes, each bin says by itself where the latent state is, and :class:`connector.rate_model.RateModel`
 with Poisson counts finds loadings, latents and dynamics without gradient descent. Its units are the recorded neurons with
 softplus(m.z + b.u + d); it stands for a :class:`connector.spikes.SpikeModel` whose encoder is the smoother, so that
 everything that scores one scores the other.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from connector.baselines import Baseline
-from connector.lrrnn import Posterior as StatePosterior
-from connector.lrrnn import RateModel
+from connector.rate_model import Posterior as StatePosterior
+from connector.rate_model import RateModel
 from connector.spikes import Posterior, SpikeModel, trial_batch
 from connector.types import Recording, TrialBatch
 

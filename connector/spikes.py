@@ -27,7 +27,8 @@ from torch.autograd.function import once_differentiable
 from connector.baselines import Baseline, poisson_regression
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.lrrnn import LowRankRNN, read_states
+from connector.latents import read_states
+from connector.lrrnn import LowRankRNN
 from connector.observation import Observation
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
@@ -839,7 +840,7 @@ def connectivity_inputs(
 def read_counts(
     batch: TrialBatch, guide: Tensor, loadings: Loadings, scale: float, baseline_mean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the spikes of each bin say of the state by themselves: :func:`connector.lrrnn.read_states` of counts.
+    """What the spikes of each bin say of the state by themselves: :func:`connector.latents.read_states` of counts.
 
     Args:
         batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
-from connector.lrrnn import Gauge, RateModel, connectivity_inputs
+from connector.gauge import Gauge
+from connector.rate_model import RateModel, connectivity_inputs
 from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Latents, Loadings, Recording
 

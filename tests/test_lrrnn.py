@@ -5,20 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from connector.closed_form import fit_rates_closed_form
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.lrrnn import (
-    Gauge,
-    LowRankRNN,
-    RateModel,
-    connectivity_inputs,
-    fit_rates_closed_form,
-    least_squares_latents,
-    ridge_output_weights,
-    smooth_latents,
-)
+from connector.gauge import Gauge
+from connector.latents import least_squares_latents
+from connector.lrrnn import LowRankRNN
 from connector.observation import Observation
+from connector.output_weights import ridge_output_weights
+from connector.rate_model import RateModel, connectivity_inputs
+from connector.smoother import smooth_latents
 from connector.types import Loadings, Recording, TrialBatch, valid_mask
 
 GAIN = {"tanh": 1.0, "relu": 1.0, "softplus": 1.2, "sigmoid": 4.0}

@@ -5,7 +5,8 @@ import torch
 
 from connector.baselines import fit_baseline
 from connector.data.attractors import simulate_recording, teacher
-from connector.lrrnn import Gauge, RateModel, connectivity_inputs
+from connector.gauge import Gauge
+from connector.rate_model import RateModel, connectivity_inputs
 from connector.spike_smoother import SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.spikes import trial_batch
 

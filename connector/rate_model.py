@@ -1,0 +1,299 @@
+"""A low-rank RNN fitted to recorded rates, or counts, through its dynamics (LINT: Valente, Pillow, Ostojic 2022).
+
+It starts from the closed form (:mod:`connector.closed_form`), which on clean rates leaves nothing to gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from connector.activity_samples import ActivitySamples
+from connector.closed_form import (
+    ClosedFormFit,
+    check_rates,
+    double,
+    fit_rates_closed_form,
+    loadings_covariance,
+    with_noise_seen,
+)
+from connector.dynamics import potentials
+from connector.errors import UserError
+from connector.latents import inverse_of_normal, least_squares_latents, read_states
+from connector.lrrnn import LowRankRNN
+from connector.observation import Observation
+from connector.smoother import smooth_latents
+from connector.types import Latents, Loadings, Recording, TrialBatch
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Latents of some trials given their activity.
+
+    Attributes:
+        z: (trials, time, R), zero past a trial's end; covariance: (trials, time, R, R); float64.
+    """
+
+    z: Tensor
+    covariance: Tensor
+
+
+class LeastSquares(NamedTuple):
+    """z (trials, time, R); normal (trials, time, R, R); error: as :func:`least_squares_latents` returns them."""
+
+    z: Tensor
+    normal: Tensor
+    error: float
+
+    def trials(self, index: Tensor) -> LeastSquares:
+        """Those of some trials; ``error`` stays that of all."""
+        return LeastSquares(self.z[index], self.normal[index], self.error)
+
+
+class RateModel(nn.Module):
+    """A low-rank RNN fitted to recorded rates, or to counts over their scale, through its dynamics.
+
+    The recorded neurons are the units of the network. A trial's initial state is read out of its first samples
+    through the loadings (least squares, then smoothed with the dynamics), so held-out trials need no parameters
+    of their own; it is recomputed for every batch and carries no gradient.
+
+    Args:
+        n_neurons: K; rank: R; n_inputs: U; has_bias, alpha, activation: as in :class:`LowRankRNN`.
+        init: "closed_form" (:func:`fit_rates_closed_form`) or "random" (normal, ``init_std``), used by
+            :meth:`initialise`.
+        init_std: standard deviation of the random start; 2 as published for LINT.
+        weight_penalty: times the sum of the parameter tensors' norms is added to the training loss. Published: 1e-5.
+            Zero by default: beside a closed-form start it only biases, since the loss there is below it.
+        start_samples: samples at a trial's start that its initial state is read from.
+        count_scale: expected count where phi is 1, for Poisson counts: activity is counts / count_scale then. None: rates
+            (with Gaussian noise, or two-valued where all lie at the ends of the range of phi).
+
+    Raises:
+        UserError: for an unknown start, and whatever LowRankRNN raises.
+    """
+
+    def __init__(
+        self,
+        n_neurons: int,
+        rank: int,
+        n_inputs: int = 0,
+        has_bias: bool = False,
+        alpha: float = 0.1,
+        activation: str = "tanh",
+        init: str = "closed_form",
+        init_std: float = 2.0,
+        weight_penalty: float = 0.0,
+        start_samples: int = 10,
+        count_scale: float | None = None,
+    ):
+        super().__init__()
+        if init not in ("closed_form", "random"):
+            raise UserError("init closed_form or random", repr(init))
+        if start_samples < 1:
+            raise UserError("at least one sample to read the initial state from", str(start_samples))
+        self.rnn = LowRankRNN(n_neurons, rank, n_inputs, has_bias, alpha, activation, init_std)
+        self.init, self.weight_penalty, self.start_samples = init, float(weight_penalty), start_samples
+        self.count_scale = count_scale
+        width = rank + n_inputs + int(has_bias)
+        self.register_buffer("residual_variance", torch.ones((), dtype=torch.float64))
+        self.register_buffer("process_covariance", torch.eye(rank, dtype=torch.float64))
+        self.register_buffer("loadings_covariance", torch.zeros(n_neurons, width, width, dtype=torch.float64))
+        self.register_buffer("two_valued", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def observation(self) -> Observation:
+        """phi and the noise about it."""
+        if self.count_scale is not None:
+            return Observation.of(self.rnn.activation, "poisson", self.count_scale)
+        return Observation.of(self.rnn.activation, "two_valued" if bool(self.two_valued) else "gaussian")
+
+    def initialise(self, recording: Recording, offset: Tensor | None = None) -> ClosedFormFit | None:
+        """Start from training trials: parameters by the closed form, unless the start is random; noise levels.
+
+        Args:
+            offset: (trials, time, K), a known part of the neurons' potentials that is no part of the network.
+
+        Returns:
+            the closed form, or None for a random start.
+        """
+        if self.init == "random":
+            check_rates(recording, self.rnn.rank)
+            self.calibrate(recording, offset=offset)
+            return None
+        observation = None if self.count_scale is None else self.observation
+        fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias, observation=observation, offset=offset)
+        self.rnn.set_network(fit.network)
+        self.two_valued.fill_(fit.observation.noise == "two_valued")
+        self.residual_variance.fill_(fit.residual_sd**2)
+        self.process_covariance.copy_(fit.process_covariance)
+        self.loadings_covariance.copy_(fit.loadings_covariance)
+        return fit
+
+    @torch.no_grad()
+    def calibrate(self, recording: Recording, found: LeastSquares | None = None, offset: Tensor | None = None) -> None:
+        """Re-estimate noise levels and the loadings' covariance for the present parameters; after training.
+
+        Args:
+            found: :meth:`least_squares` of the recording, where it is at hand.
+            offset: as in :meth:`initialise`.
+        """
+        loadings = self.loadings()
+        samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs, offset)
+        if self.count_scale is None:
+            self.two_valued.fill_(with_noise_seen(samples, self.observation).noise == "two_valued")
+        if found is None:
+            found = self.least_squares(recording.activity, recording.mask, recording.inputs, offset)
+        self.residual_variance.fill_(found.error)
+        z = found.z
+        if self.is_noisy(found, recording.mask):
+            z, _, q = smooth_latents(
+                z, found.normal / self.dispersion, self.rnn.network(), recording.lengths, recording.inputs
+            )
+            self.process_covariance.copy_(q)
+        x = samples.design(z.reshape(-1, self.rnn.rank)[samples.rows], self.rnn.has_bias)
+        theta = loadings.stack().double()
+        covariance = loadings_covariance(samples, x, theta, self.observation, self.dispersion)
+        self.loadings_covariance.copy_(covariance)
+
+    @property
+    def dispersion(self) -> float:
+        """Variance that one unit of weight in the normal equations stands for."""
+        return self.observation.dispersion(max(float(self.residual_variance), 1e-14))
+
+    def loadings(self) -> Loadings:
+        """Loadings of the recorded neurons, detached."""
+        return self.rnn.loadings().map(Tensor.detach)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """One group for the optimizer."""
+        return [{"params": list(self.rnn.parameters()), "lr": lr}]
+
+    def initial_states(self, batch: TrialBatch) -> Tensor:
+        """States at the first sample (B, R), float32, without gradient."""
+        cut = slice(0, min(self.start_samples, batch.activity.shape[1]))
+        u, offset = (None if x is None else x[:, cut] for x in (batch.inputs, batch.baseline))
+        mask = batch.mask[:, cut]
+        found = self.least_squares(batch.activity[:, cut], mask, u, offset)
+        return self.posterior_from(found, mask, u).z[:, 0].to(self.rnn.m.dtype)
+
+    def rollout(self, batch: TrialBatch) -> Tensor:
+        """Trajectories of the network from the initial states, (B, time, R); gradients flow into the parameters."""
+        return self.rnn.simulate(self.initial_states(batch), batch.activity.shape[1], batch.inputs)
+
+    def validation_loss(self, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the rates along the noise-free rollout, over recorded samples and neurons.
+
+        Of counts, twice the mean negative log likelihood up to a constant.
+        """
+        h = potentials(self.rnn.loadings(), self.rollout(batch), batch.inputs)
+        if batch.baseline is not None:
+            h = h + batch.baseline
+        observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
+        error = (observation.loss(batch.activity, h) * batch.mask[..., None]).sum()
+        loss = error / (batch.mask.sum() * batch.activity.shape[-1])
+        return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
+
+    def loss(
+        self, batch: TrialBatch, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training objective: the error of :meth:`validation_loss` plus the weight penalty.
+
+        ``progress`` and ``generator`` belong to the common interface; nothing here depends on them.
+        """
+        loss, parts = self.validation_loss(batch)
+        if self.weight_penalty:
+            penalty = self.weight_penalty * sum(p.norm() for p in self.rnn.parameters())
+            loss, parts = loss + penalty, parts | {"weight_penalty": penalty.detach()}
+        return loss, parts
+
+    @torch.no_grad()
+    def infer(self, data: TrialBatch | Recording, method: str = "smooth") -> Tensor:
+        """Latents (trials, time, R), float64, of any trials.
+
+        Args:
+            method: "smooth", the posterior mean given activity and dynamics; "least_squares", each sample on its own,
+                with errors independent between samples; "rollout", the noise-free trajectory.
+        """
+        if method == "rollout":
+            batch = _as_batch(data)
+            return self.rollout(batch).double() * batch.mask[..., None]
+        return self.posterior(data, method).z
+
+    @torch.no_grad()
+    def posterior(self, data: TrialBatch | Recording, method: str = "smooth") -> Posterior:
+        """Latents with their covariance; ``method`` is "smooth" or "least_squares"."""
+        if method not in ("smooth", "least_squares"):
+            raise UserError("a method among smooth, least_squares, rollout", repr(method))
+        batch = _as_batch(data)
+        found = self.least_squares(batch.activity, batch.mask, batch.inputs, batch.baseline)
+        return self.posterior_from(found, batch.mask, batch.inputs, smooth=method == "smooth")
+
+    @torch.no_grad()
+    def least_squares(
+        self, activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None
+    ) -> LeastSquares:
+        """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
+        return LeastSquares(*least_squares_latents(activity, mask, self.loadings(), self.observation, inputs, offset))
+
+    def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
+        """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
+        variance = inverse_of_normal(found.normal[mask]).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
+        return bool(variance > 1e-8 * found.z[mask].square().mean())
+
+    @torch.no_grad()
+    def posterior_from(
+        self, found: LeastSquares, mask: Tensor, inputs: Tensor | None, smooth: bool = True
+    ) -> Posterior:
+        """Latents with their covariance from the sample-wise ones; ``smooth``: with the dynamics, where these help."""
+        covariance = torch.where(mask[..., None, None], inverse_of_normal(found.normal) * self.dispersion, 0.0)
+        if not smooth or mask.shape[1] < 2 or not self.is_noisy(found, mask):
+            return Posterior(found.z, covariance)
+        z, covariance, _ = smooth_latents(
+            found.z, found.normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
+        )
+        return Posterior(z, covariance)
+
+
+class ConnectivityInputs(NamedTuple):
+    """What a fit to rates hands to the estimate of the connectivity.
+
+    Attributes:
+        latents: smoothed by the fitted dynamics.
+        loadings: of the recorded neurons; loadings_covariance: (K, P, P) of their errors.
+        readings: (trials, time, R) states read from each sample's activity, and the covariance (trials, time, R, R) of
+            their errors, which are independent between samples (see :func:`read_states`); None where the rates are so
+            clean that the latents are known.
+    """
+
+    latents: Latents
+    loadings: Loadings
+    loadings_covariance: Tensor
+    readings: tuple[Tensor, Tensor] | None
+
+
+def connectivity_inputs(
+    model: RateModel, recording: Recording, train: Tensor, offset: Tensor | None = None
+) -> ConnectivityInputs:
+    """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
+    mask = recording.mask
+    found = model.least_squares(recording.activity, mask, recording.inputs, offset)  # the dear part, once
+    model.calibrate(recording.trials(train), found.trials(train), None if offset is None else offset[train])
+    posterior = model.posterior_from(found, mask, recording.inputs)
+    z = posterior.z * mask[..., None]
+    latents = Latents(z, recording.lengths, recording.alpha, double(recording.inputs))
+    loadings = model.loadings().map(Tensor.double)
+    readings = None
+    if model.is_noisy(found, mask):
+        readings = read_states(
+            recording.activity, mask, z, loadings, model.observation, model.dispersion, recording.inputs, offset
+        )
+    return ConnectivityInputs(latents, loadings, model.loadings_covariance, readings)
+
+
+def _as_batch(data: TrialBatch | Recording) -> TrialBatch:
+    if isinstance(data, TrialBatch):
+        return data
+    return TrialBatch(data.activity, data.mask, torch.arange(data.n_trials), data.inputs)

@@ -1,0 +1,158 @@
+"""Latents from sample-wise estimates and the dynamics: an iterated Rauch-Tung-Striebel smoother that learns its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from connector.activity_samples import CHUNK_ELEMENTS
+from connector.dynamics import Network, potentials
+from connector.dynamics import activation as activation_named
+from connector.latents import _PRIOR_SD
+from connector.observation import value_and_slope
+from connector.types import valid_mask
+
+# Factors tried on the covariance of process noise in every iteration of the smoother.
+_Q_SCALES = (1e-3, 1e-1, 0.3, 1.0, 3.0)
+
+
+def smooth_latents(
+    z: Tensor,
+    information: Tensor,
+    network: Network,
+    lengths: Tensor,
+    inputs: Tensor | None = None,
+    process_covariance: Tensor | None = None,
+    iterations: int = 3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents from sample-wise estimates and the network's dynamics: an iterated Rauch-Tung-Striebel smoother.
+
+    Model: z[t+1] = step(z[t], u[t]) + N(0, Q); the estimate z[t] has the Fisher information given. The step is
+    linearised about the last iterate; all trials run side by side, time is the only loop.
+
+    Args:
+        z: (trials, time, R) sample-wise estimates; information: (trials, time, R, R), zero where nothing was seen.
+        lengths: (trials,); inputs: (trials, time, U) or None.
+        process_covariance: Q (R, R); None estimates it, at first from the moments of the one-step errors and then by
+            maximum likelihood along the iterations.
+
+    Returns:
+        smoothed z (trials, time, R), posterior covariances (trials, time, R, R), Q. Float64.
+    """
+    network, z, information = network.double(), z.double(), information.double()
+    u = None if inputs is None else inputs.double()
+    valid = valid_mask(lengths, z.shape[1])
+    pairs = (valid[:, 1:] & valid[:, :-1])[..., None]
+    learn, q, reference = process_covariance is None, process_covariance, z
+    for _ in range(iterations):
+        following, jacobian = linearised_step(network, reference, u, valid)
+        if q is None:
+            q = moment_covariance(z, information, following, jacobian, pairs[..., 0])
+        # Expectation maximisation alone would need very many steps where Q is near zero: scale by the likelihood.
+        scales = _Q_SCALES if learn else (1.0,)
+        forward = [_filter(z, information, following, jacobian, reference, scale * q) for scale in scales]
+        chosen = max(range(len(scales)), key=lambda i: forward[i].log_likelihood)
+        mean, covariance, lagged = _smooth_back(forward[chosen], jacobian)
+        q = scales[chosen] * q
+        if learn:
+            moved = torch.einsum("ntij,ntj->nti", jacobian[:, :-1], mean[:, :-1] - reference[:, :-1])
+            error = torch.where(pairs, mean[:, 1:] - following[:, :-1] - moved, 0.0)
+            a = jacobian[:, :-1]
+            spread = covariance[:, 1:] - a @ lagged - (a @ lagged).mT + a @ covariance[:, :-1] @ a.mT
+            total = torch.einsum("nti,ntj->ij", error, error) + (spread * pairs[..., None]).sum((0, 1))
+            q = _positive(total / pairs.sum())
+        settled = float((mean - reference)[valid].abs().max()) < 1e-7
+        reference = torch.where(valid[..., None], mean, 0.0)
+        if settled:
+            break
+    return reference, covariance, q
+
+
+def _positive(matrix: Tensor, floor: float = 1e-12) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return (vectors * values.clamp_min(floor)[..., None, :]) @ vectors.mT
+
+
+def linearised_step(network: Network, z: Tensor, u: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """step(z, u) (trials, time, R) and its Jacobian (trials, time, R, R); the identity where nothing was recorded."""
+    phi, rank, k = activation_named(network.activation), network.rank, network.n_neurons
+    following = z.clone()
+    jacobian = torch.eye(rank, dtype=z.dtype, device=z.device).repeat(*z.shape[:2], 1, 1)
+    rows = valid.reshape(-1).nonzero()[:, 0]
+    flat_z, flat_u = z.reshape(-1, rank), None if u is None else u.reshape(-1, u.shape[-1])
+    low = network.loadings.map(lambda x: x.float())
+    n, pairs = network.n.float() / k, (network.n[:, :, None] * network.m[:, None, :]).flatten(1).float() / k
+    drive, slopes = z.new_empty(len(rows), rank), z.new_empty(len(rows), rank * rank)
+    size = max(1, CHUNK_ELEMENTS // k)
+    for start in range(0, len(rows), size):
+        at = slice(start, start + size)
+        h = potentials(low, flat_z[rows[at]].float(), None if flat_u is None else flat_u[rows[at]].float())
+        value, slope = value_and_slope(phi, h)
+        drive[at], slopes[at] = (value @ n).double(), (slope @ pairs).double()
+    keep, alpha = valid.reshape(-1), network.alpha
+    following.view(-1, rank)[keep] = (1 - alpha) * flat_z[rows] + alpha * drive
+    eye = torch.eye(rank, dtype=z.dtype, device=z.device)
+    jacobian.view(-1, rank, rank)[keep] = (1 - alpha) * eye + alpha * slopes.reshape(-1, rank, rank)
+    return following, jacobian
+
+
+def moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, pairs: Tensor) -> Tensor:
+    """Q from the one-step errors of the estimates, less what the estimates' own noise contributes to them."""
+    error = (z[:, 1:] - following[:, :-1])[pairs]
+    noise = torch.linalg.pinv(information, hermitian=True)
+    a = jacobian[:, :-1][pairs]
+    own = noise[:, 1:][pairs] + a @ noise[:, :-1][pairs] @ a.mT
+    total = error.T @ error / len(error)
+    return _positive(total - own.mean(0), floor=max(1e-12, 1e-2 * float(total.diagonal().mean())))
+
+
+@dataclass(frozen=True)
+class _Filtered:
+    """Means and covariances after and before each sample, time first, and the log likelihood up to a constant."""
+
+    filtered: list[tuple[Tensor, Tensor]]
+    predicted: list[tuple[Tensor, Tensor]]
+    log_likelihood: float
+
+
+def _filter(
+    z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor
+) -> _Filtered:
+    """Kalman filter of the linearised model; an estimate without information leaves the prediction as it is."""
+    trials, steps, rank = z.shape
+    eye = torch.eye(rank, dtype=z.dtype, device=z.device)
+    mean, covariance = z.new_zeros(trials, rank), (_PRIOR_SD**2 * eye).expand(trials, rank, rank)
+    filtered, predicted, total = [], [], z.new_zeros(())
+    for t in range(steps):
+        if t:
+            a = jacobian[:, t - 1]
+            mean = following[:, t - 1] + torch.einsum("nij,nj->ni", a, mean - reference[:, t - 1])
+            covariance = a @ covariance @ a.mT + q
+            predicted.append((mean, covariance))
+        mixing = eye + covariance @ information[:, t]
+        seen = torch.linalg.solve(mixing, covariance)
+        covariance = (seen + seen.mT) / 2
+        error = z[:, t] - mean
+        pull = torch.einsum("nij,nj->ni", information[:, t], error)
+        move = torch.einsum("nij,nj->ni", covariance, pull)
+        # S^-1 = L - L P' L with the information L and the filtered covariance P'; det S = det(1 + P L) / det L
+        total = total - (pull * error).sum()
+        total = total + (pull * move).sum() - torch.linalg.slogdet(mixing)[1].sum()
+        mean = mean + move
+        filtered.append((mean, covariance))
+    return _Filtered(filtered, predicted, 0.5 * float(total))
+
+
+def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Smoothed means, covariances, and Cov(z[t], z[t+1]) (trials, time - 1, R, R)."""
+    mean, covariance = forward.filtered[-1]
+    means, covariances, lagged = [mean], [covariance], []
+    for t in range(len(forward.predicted) - 1, -1, -1):
+        (at, spread), (ahead, ahead_spread) = forward.filtered[t], forward.predicted[t]
+        gain = torch.linalg.solve(ahead_spread, jacobian[:, t] @ spread).mT
+        lagged.append(gain @ covariances[-1])
+        means.append(at + torch.einsum("nij,nj->ni", gain, means[-1] - ahead))
+        covariances.append(spread + gain @ (covariances[-1] - ahead_spread) @ gain.mT)
+    return tuple(torch.stack(x[::-1], dim=1) for x in (means, covariances, lagged))
