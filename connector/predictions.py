@@ -15,7 +15,7 @@ from torch import Tensor
 
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
-from connector.measures import contributions
+from connector.measures import normalised_difference
 from connector.spike_measures import choice_conditions, fit_choice_axis, psths
 from connector.spikes import last_states
 from connector.types import Loadings, valid_mask
@@ -83,10 +83,28 @@ def stable_points(network: Network, starts: Tensor, reach: float) -> tuple[Tenso
 # --- contributions of cell types ---------------------------------------------------------------------------------------
 
 
-def drive_shares(network: Network, labels: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
-    """|F_c| / sum_c |F_c|, the share of each cell type in the drive at each state, (C, T)."""
-    size = contributions(network, labels, z, u).norm(dim=-1)
-    return size / size.sum(0).clamp_min(1e-12)
+@torch.no_grad()
+def first_against_rest(network: Network, first: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
+    """(|F_A| - |F_B|) / (|F_A| + |F_B|) at each state, F_A the drive by group A of neurons and F_B that by all others.
+
+    Args:
+        first: (J, K) boolean, J choices of group A, such as a cell type and shuffles of it.
+        z (T, R), u (T, U) or None.
+
+    Returns:
+        (J, T), in [-1, 1].
+    """
+    parts = first[:, :, None] * network.n  # (J, K, R)
+    rates = network.rates(z, u)
+    of_first = torch.einsum("tk,jkr->jtr", rates, parts) / network.n_neurons
+    rest = rates @ network.n / network.n_neurons - of_first
+    return normalised_difference(of_first.flatten(0, 1), rest.flatten(0, 1)).view(len(first), len(z))
+
+
+def shuffles(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """The labels (K,) in random order, ``count`` times: (count, K)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([labels[torch.randperm(len(labels), generator=generator)] for _ in range(count)])
 
 
 # --- silencing -------------------------------------------------------------------------------------------------------

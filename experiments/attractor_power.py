@@ -3,10 +3,10 @@
     python experiments/attractor_power.py --data-sets 5
     python experiments/attractor_power.py --data-sets 5 --trials 3
 
-A truth keeps what was fitted to the recording (how neurons read the latents, what inputs do, noise, baseline, trials with
-their lengths and inputs) but for the dynamics without input along the axis from left to right at trial end: one slow
-point (time constant drawn between .7 and 2 s) or two attractors (as far apart as the trials end, times .7 to 1.3).
-Each data set is simulated anew, fitted by the same training, and measured like the recording:
+A truth keeps what was fitted to the recording (how neurons read the latents, noise, baseline; trials with their lengths
+and inputs), but its dynamics without input are simple: one slow point (time constant drawn between .7 and 2 s) or two
+attractors (at .7 to 1.3 times the spread of the latents), along the axis on which clicks act. Clicks act so strongly that
+the noise-free latents spread as far as those fitted to the recording. Each data set is simulated anew, fitted by the same training, and measured like the recording:
 
 separation   of left and right trials 2 s after their end, without input, relative to that at their end: how often it
              tells the two kinds apart;
@@ -65,42 +65,76 @@ REACH = 2.5  # fixed points count within so many times the range of the latents
 
 @dataclass(frozen=True)
 class Truth:
-    """Dynamics without input, -relaxation along the axis of the choice and across it.
+    """Latent dynamics along the axis on which inputs act, and relaxation across it.
 
     Attributes:
-        kind: of KINDS; centre, axis: (R,), the axis of length 1.
+        kind: of KINDS; axis: (R,), of length 1.
         time_s: time constant of the slow point, or of the growth between the attractors.
         width: half the distance of the attractors, latent units; 0 for one point.
-        tau_s: time constant of the network.
+        tau_s, alpha: time constant and Euler step of the network.
+        push: (U,) effect of each input along the axis, latent units per tau.
+        slope: of the log odds of choosing right on the position along the axis at trial end.
     """
 
     kind: str
-    centre: Tensor
     axis: Tensor
     time_s: float
     width: float
     tau_s: float
+    alpha: float
+    push: Tensor
+    slope: float
 
     def field(self, z: Tensor) -> Tensor:
         """dz/dt without input at z (..., R), units 1 / tau."""
-        x = (z - self.centre) @ self.axis
-        along = x[..., None] * self.axis
-        across = -(self.tau_s / _ACROSS_S) * (z - self.centre - along)
+        x = (z @ self.axis)[..., None]
+        across = -(self.tau_s / _ACROSS_S) * (z - x * self.axis)
         rate = self.tau_s / self.time_s
         if self.kind == KINDS[0]:
-            return across - rate * along
+            return across - rate * x * self.axis
         c = self.width / _FIXED
-        return across + (rate / (_GAIN - 1) * (-x + c * torch.tanh(_GAIN * x / c)))[..., None] * self.axis
+        return across + rate / (_GAIN - 1) * (-x + c * torch.tanh(_GAIN * x / c)) * self.axis
+
+    def run(self, start: Tensor, inputs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """States (B, time, R) from start (B, R) under inputs (B, time, U); noise (time, B, R) added in each step."""
+        z = [start]
+        for t in range(inputs.shape[1] - 1):
+            drift = self.field(z[-1]) + (inputs[:, t] @ self.push)[:, None] * self.axis
+            z.append(z[-1] + self.alpha * drift + (0.0 if noise is None else noise[t]))
+        return torch.stack(z, 1)
 
 
-def draw_truth(kind: str, ends: Tensor, choices: Tensor, tau_s: float, generator: torch.Generator) -> Truth:
-    """A truth of that kind for trials that end at ``ends`` (B, R) with ``choices`` (B,) 0, 1 or NaN."""
-    left, right = ends[choices == 0].double().mean(0), ends[choices == 1].double().mean(0)
-    half = (right - left) / 2
+@torch.no_grad()
+def draw_truth(kind: str, run: SpikeRun, generator: torch.Generator) -> Truth:
+    """A truth of that kind for the recording and the fit of ``run``."""
+    recording, model, latents = run.recording, run.model, run.latents
+    network, mask = model.rnn.network().double(), recording.mask
+    if recording.n_inputs != 2:
+        raise UserError("two inputs, to the left and to the right", str(recording.n_inputs))
+    inputs = recording.inputs.double()
+    # The axis: where a click on the right moves the state, less where one on the left does, on average.
+    states = latents.z[mask][:: max(1, int(mask.sum()) // 500)]
+    unit = torch.eye(2, dtype=torch.float64) * float(inputs[inputs > 0].mean())
+    moved = [network.drive(states, one.expand(len(states), -1)).mean(0) for one in unit]
+    axis = (moved[1] - moved[0]) / (moved[1] - moved[0]).norm()
+    fitted = model.infer(trial_batch(recording, None, run.baseline), rollout=True).double()[mask]
+    spread = float(torch.linalg.eigvalsh(torch.cov(fitted.T))[-1].sqrt())
+    ends = last_states(latents.z, recording.lengths)
+    slope = float(ChoiceReadout.fit(ends[run.fold.train], recording.choices[run.fold.train]).axis.norm())
     first, second = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     low, high = _SLOW_S if kind == KINDS[0] else _GROWTH_S
-    width = 0.0 if kind == KINDS[0] else float(half.norm()) * (_WIDTH[0] + second * (_WIDTH[1] - _WIDTH[0]))
-    return Truth(kind, (left + right) / 2, half / half.norm(), low + first * (high - low), width, tau_s)
+    width = 0.0 if kind == KINDS[0] else spread * (_WIDTH[0] + second * (_WIDTH[1] - _WIDTH[0]))
+    mean = inputs[mask].mean(0)
+    balanced = torch.stack([-mean[1] / mean[0], torch.ones((), dtype=torch.float64)])  # no drift to either side
+    tau_s = recording.bin_s / latents.alpha
+    truth = Truth(kind, axis, low + first * (high - low), width, tau_s, latents.alpha, balanced, slope)
+    start = torch.zeros(recording.n_trials, model.rank, dtype=torch.float64)
+    weak, strong = 1e-3, 1e3
+    for _ in range(30):  # the spread grows with the strength of the inputs
+        gain = math.sqrt(weak * strong)
+        x = replace(truth, push=gain * balanced).run(start, inputs)[mask] @ axis
+        weak, strong = (gain, strong) if float(x.std()) < spread else (weak, gain)
+    return replace(truth, push=gain * balanced)
 
 
 @torch.no_grad()
@@ -109,33 +143,28 @@ def simulate_session(
     model: SpikeModel,
     baseline: Baseline,
     truth: Truth,
-    readout: ChoiceReadout,
     repeats: int,
     generator: torch.Generator,
 ) -> Recording:
-    """A recording like ``recording``, each trial ``repeats`` times, whose dynamics without input are those of ``truth``.
+    """A recording like ``recording``, each trial ``repeats`` times, with the dynamics of ``truth``.
 
-    Inputs act as in ``model``, F(z, u) - F(z, 0); so do noise, readout and baseline. Choices are drawn from ``readout``.
+    The noise, the spread of the states at trial start, readout and baseline are those of ``model``.
     """
     again = torch.arange(recording.n_trials).repeat_interleave(repeats)
     session = recording.trials(again)
-    network, alpha, rank = model.rnn.network().double(), model.alpha, model.rank
-    inputs = None if session.inputs is None else session.inputs.double()
-    normal = torch.randn(session.n_steps, session.n_trials, rank, generator=generator, dtype=torch.float64)
-    factor = model.noise_factor.double().T
-    z = [model.start_mean.double() + normal[0] @ model.start_factor.double().T]
-    for t in range(session.n_steps - 1):
-        drift = truth.field(z[-1])
-        if inputs is not None:
-            drift = drift + network.drive(z[-1], inputs[:, t]) - network.drive(z[-1])
-        z.append(z[-1] + alpha * drift + math.sqrt(alpha) * normal[t + 1] @ factor)
-    z = torch.stack(z, 1)
+    shape = (session.n_steps, session.n_trials, model.rank)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noise = math.sqrt(truth.alpha) * normal[1:] @ model.noise_factor.double().T
+    z = truth.run(normal[0] @ model.start_factor.double().T, session.inputs.double(), noise)
     argument = z @ model.readout.double().T + model.bias.double() + baseline.argument[again].double()
     counts = torch.poisson(model.scale * F.softplus(argument), generator=generator) * session.mask[..., None]
-    ends = last_states(z, session.lengths)
-    choices = torch.bernoulli(readout(ends), generator=generator)
+    odds = truth.slope * last_states(z, session.lengths) @ truth.axis
     return replace(
-        session, activity=counts.float(), choices=choices, latents=z * session.mask[..., None], name=truth.kind
+        session,
+        activity=counts.float(),
+        choices=torch.bernoulli(torch.sigmoid(odds), generator=generator),
+        latents=z * session.mask[..., None],
+        name=truth.kind,
     )
 
 
@@ -193,10 +222,8 @@ def measure(run: SpikeRun, kind: str, seed: int, repeats: int, options: Options)
     began = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     recording, alpha, tau_s = run.recording, run.latents.alpha, run.recording.bin_s / run.latents.alpha
-    train, ends = run.fold.train, last_states(run.latents.z, recording.lengths)
-    truth = draw_truth(kind, ends[train], recording.choices[train], tau_s, generator)
-    readout = ChoiceReadout.fit(ends[train], recording.choices[train])
-    session = simulate_session(recording, run.model, run.baseline, truth, readout, repeats, generator)
+    truth = draw_truth(kind, run, generator)
+    session = simulate_session(recording, run.model, run.baseline, truth, repeats, generator)
     model, z = refit(session, options)
     network = model.rnn.network().double()
     points, eigenvalues = found_points(network, z, session.mask)

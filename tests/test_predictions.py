@@ -11,7 +11,7 @@ from connector.clusters import CellTypes
 from connector.data.attractors import teacher
 from connector.dynamics import Network, simulate
 from connector.errors import UserError
-from connector.measures import find_attractors
+from connector.measures import contributions, find_attractors, normalised_difference
 from connector.predictions import NO_EFFECT, ChoiceReadout, Effect, Readouts, Trials
 from connector.types import Loadings
 
@@ -188,13 +188,22 @@ def test_stable_points_of_a_known_system():
 # --- contributions and labels ---
 
 
-def test_shares_of_the_drive_sum_to_one_and_follow_the_weights():
-    net = leaky()
+def test_first_against_rest_is_the_normalised_difference_of_contributions():
+    net, z, u = leaky(), normal(9, 2, seed=3), normal(9, 2, seed=4)
     labels = torch.arange(40) % 2
-    shares = predictions.drive_shares(net, labels, normal(9, 2, seed=3))
-    torch.testing.assert_close(shares.sum(0), torch.ones(9).double())
+    parts = contributions(net, labels, z, u)
+    found = predictions.first_against_rest(net, torch.stack([labels == 0, labels == 1]), z, u)
+    torch.testing.assert_close(found[0], normalised_difference(parts[0], parts[1]))
+    torch.testing.assert_close(found[1], -found[0])
     alone = replace(net, n=net.n * (labels == 0)[:, None])
-    torch.testing.assert_close(predictions.drive_shares(alone, labels, normal(9, 2, seed=3))[0], torch.ones(9).double())
+    assert predictions.first_against_rest(alone, (labels == 0)[None], z).min() == pytest.approx(1.0)
+
+
+def test_shuffles_keep_the_sizes_of_the_types():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    found = predictions.shuffles(labels, 50)
+    assert torch.equal(found.sort(dim=1).values, labels.expand(50, -1))
+    assert len(found.unique(dim=0)) > 10
 
 
 def test_cell_types_label_other_populations_alike():
