@@ -16,7 +16,7 @@ from torch import Tensor
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
 from connector.measures import normalised_difference
-from connector.spike_measures import choice_conditions, fit_choice_axis, psths
+from connector.spike_measures import fit_choice_axis, psths, sign_conditions
 from connector.spikes import last_states
 from connector.types import Loadings, valid_mask
 
@@ -154,7 +154,7 @@ class Trials:
     @property
     def sides(self) -> Tensor:
         """(B,) 0 evidence left, 1 right, -1 neither."""
-        return choice_conditions((self.evidence.sign() + 1).nan_to_num(1.0) / 2)
+        return sign_conditions(self.evidence)
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,12 @@ class Prediction(NamedTuple):
     @property
     def robust(self) -> bool:
         """The networks agree on the direction, and random neurons do not do the same."""
-        return self.one_sign and self.p_value <= LEVEL
+        return self.one_sign and self.beyond_random
+
+    @property
+    def beyond_random(self) -> bool:
+        """Random neurons do not do the same."""
+        return self.p_value <= LEVEL and not self.null_low <= self.value <= self.null_high
 
 
 def predict(effects: Tensor, random: Tensor, no_effect: float = 0.0, n_draws: int = 1999, seed: int = 0) -> Prediction:
@@ -350,6 +355,5 @@ def _median(values: Tensor) -> Tensor:
 
 def single(network: Network) -> Network:
     """The network in single precision, in which long simulations of many trials take half the time."""
-    return replace(
-        network, **{k: v.float() for k in ("m", "n", "b", "d") if (v := getattr(network, k)) is not None}
-    )  # fmt: skip
+    parts = {k: getattr(network, k) for k in ("m", "n", "b", "d")}
+    return replace(network, **{k: None if v is None else v.float() for k, v in parts.items()})

@@ -194,9 +194,7 @@ def refit(recording: Recording, options: Options) -> tuple[SpikeModel, Tensor]:
     )
     data.setup()
     with tempfile.TemporaryDirectory() as directory:
-        context = StageContext(
-            options, RunStore(directory), NoRun(), Console(quiet=True), say=lambda line: None
-        )  # fmt: skip
+        context = StageContext(options, RunStore(directory), NoRun(), Console(quiet=True), lambda line: None)
         model, baseline, _ = fit_spike_model(context, data, "power")
     model = model.eval().requires_grad_(False)
     return model, model.infer(trial_batch(recording, None, baseline)).double()
@@ -256,10 +254,9 @@ def told_apart(one: list[float], two: list[float]) -> tuple[int, int]:
 
 def boundary(sets: list[dict]) -> float:
     """Midway between the mean true separations of the two kinds: fixed by the truths, not by the fits."""
-    means = [
-        torch.tensor([s["separation_true"] for s in sets if s["kind"] == kind]).double().mean() for kind in KINDS
-    ]  # fmt: skip
-    return float((means[0] + means[1]) / 2)
+    true = {kind: [s["separation_true"] for s in sets if s["kind"] == kind] for kind in KINDS}
+    means = [sum(values) / len(values) for values in true.values()]
+    return sum(means) / 2
 
 
 def verdict(sets: list[dict], value: float | None = None) -> list[str]:

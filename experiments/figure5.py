@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from panels import letter, mixture_curve
 from rich.console import Console
 from rich.table import Table
@@ -517,7 +517,7 @@ def show(run: SpikeRun, found: dict, console: Console) -> None:
     console.print(
         "Remaining selectivity: 1 all, 0 none, negative reversed. Trials that leave end farther out than any intact one: there "
         "the prediction is extrapolated. Robust: all but 5 % of the networks agree on the direction and random neurons "
-        "do not do the same (p <= .05); no correction for the number of rows.",
+        "do not do the same (p <= .05, outside of their band); no correction for the number of rows.",
         highlight=False,
     )
     console.print(
@@ -529,7 +529,7 @@ def show(run: SpikeRun, found: dict, console: Console) -> None:
 
 def _cells(one: Prediction, sign_matters: bool = True) -> list[str]:
     # An rms is above zero whatever happens: only the comparison with random neurons says anything.
-    robust = one.robust if sign_matters else one.p_value <= LEVEL
+    robust = one.robust if sign_matters else one.beyond_random
     return [f"{one.value:.2g}", f"{one.low:.2g} to {one.high:.2g}", f"{one.null_low:.2g} to {one.null_high:.2g}",
             f"{one.p_value:.2g}", "yes" if robust else "no"]  # fmt: skip
 
@@ -778,7 +778,7 @@ def draw_psychometric(axis: Axes, trials: Trials, silenced: list[SilencingEffect
         axis.fill_between(x, low, high, color=shade, alpha=0.2, linewidth=0)
         axis.plot(x, mid, color=shade, marker="o", markersize=3, label=name)
     axis.set(ylim=(-0.02, 1.02), xlabel="right minus left clicks", ylabel="P(right)")
-    axis.legend(fontsize=7, loc="upper left", handlelength=1.2)
+    axis.legend(fontsize=7, loc="lower right", handlelength=1.2)
 
 
 def draw_effects(axis: Axes, effects: dict[str, Prediction]) -> None:
@@ -791,7 +791,12 @@ def draw_effects(axis: Axes, effects: dict[str, Prediction]) -> None:
         axis.plot(one.value, row, "o", color=face, markeredgecolor=INFERRED, markersize=6)
         axis.plot([one.no_effect] * 2, [row - 0.38, row + 0.38], color=MUTED, linewidth=1.0, linestyle=(0, (2, 1.5)))
     axis.set_yticks(range(len(_SHOWN)), ["change of\nP(right)", "change of\nP(correct)", "remaining\nselectivity"])
-    axis.set_xscale("symlog", linthresh=1.0)
+    seen = [v for name in _SHOWN for v in effects[name][:5]]
+    if max(map(abs, seen)) > 4:  # a network without bounds would hide all else
+        axis.set_xscale("symlog", linthresh=1.0)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+    room = 0.06 * (max(*seen, 1.0) - min(seen))
+    axis.set_xlim(min(seen) - room, max(*seen, 1.0) + room)
     axis.set(ylim=(len(_SHOWN) - 0.4, -0.6))
     axis.grid(axis="y", visible=False)
 
