@@ -281,9 +281,12 @@ def verdict(sets: list[dict], value: float | None = None) -> list[str]:
         + ".",
     ]
     if value is not None:
-        inside = [kind for kind, of in ranges.items() if min(of) <= value <= max(of)]
-        where = " and ".join(inside) if inside else "neither kind"
-        said.append(f"The recording's {value:.2f} lies in the range of {where}.")
+        low = {kind: wilson(sum(x <= value for x in of), len(of)) for kind, of in ranges.items()}
+        said.append(
+            f"As small as the recording's {value:.2f}: "
+            + "; ".join(f"{kind} {text}" for kind, text in low.items())
+            + "."
+        )
     return said
 
 

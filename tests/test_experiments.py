@@ -243,7 +243,7 @@ def test_what_data_sets_say():
     assert "in 3 of 4 pairs" in said
     assert "0.60, puts 3 of 4" in said
     assert "two attractors 1 of 2" in said
-    assert "the range of one slow point and two attractors" in said
+    assert "As small as the recording's 0.45: one slow point 1 of 2" in said
     assert power.wilson(8, 10) == "8 of 10 (95 % interval 0.49 to 0.94)"
     assert "Both kinds" in power.verdict(sets[:2])[0]
 
