@@ -280,6 +280,13 @@ def verdict(sets: list[dict], value: float | None = None) -> list[str]:
         )
         + ".",
     ]
+    better = binomtest(right, len(sets)).proportion_ci(0.95, method="wilson").low > 0.5
+    said.append(
+        "So the separation tells the two kinds apart more often than chance."
+        if better
+        else "So it is not shown that the separation tells the two kinds apart, and from a recording like this neither "
+        "attractors nor their absence can be concluded."
+    )
     if value is not None:
         low = {kind: wilson(sum(x <= value for x in of), len(of)) for kind, of in ranges.items()}
         said.append(

@@ -243,6 +243,9 @@ def test_what_data_sets_say():
     assert "in 3 of 4 pairs" in said
     assert "0.60, puts 3 of 4" in said
     assert "two attractors 1 of 2" in said
+    assert "it is not shown that the separation tells the two kinds apart" in said
+    clear = [{**one, "separation": one["separation_true"]} for one in 4 * sets]
+    assert "tells the two kinds apart more often than chance" in " ".join(power.verdict(clear))
     assert "As small as the recording's 0.45: one slow point 1 of 2" in said
     assert power.wilson(8, 10) == "8 of 10 (95 % interval 0.49 to 0.94)"
     assert "Both kinds" in power.verdict(sets[:2])[0]
