@@ -546,7 +546,8 @@ def draw_raster(axis: Axes, counts: Tensor, inputs: Tensor | None, bin_s: float,
         for side, colour in enumerate(group_colours([-1, 1])[: inputs.shape[1]]):
             at = torch.nonzero(inputs[:, side] > 0)[:, 0].numpy() * bin_s
             axis.plot(at, np.full(len(at), top * (1.06 + 0.07 * side)), "|", color=colour, markersize=4.5)
-    axis.set(title=title, xlim=(0, len(counts) * bin_s), ylim=(-1, top * 1.2), xlabel="time (s)")
+    axis.set_title(title, fontsize=9)
+    axis.set(xlim=(0, len(counts) * bin_s), ylim=(-1, top * 1.2), xlabel="time (s)")
     axis.grid(False)
 
 
@@ -589,10 +590,12 @@ def _draw_recording(part, run: SpikeRun, responses: Responses) -> None:
                 f"{recording.name}: {recording.n_neurons} neurons, {recording.n_trials} trials",
                 (0, 1), xycoords="axes fraction", xytext=(-20, 22), textcoords="offset points", fontsize=8.5, color=MUTED,
             )  # fmt: skip
-    axes[0, 3].annotate(
-        "Test trials. Faint: recorded, strong: model driven by the clicks alone; blue: left, red: right",
-        (0, 1), xycoords="axes fraction", xytext=(-20, 22), textcoords="offset points", fontsize=8.5, color=MUTED,
-    )  # fmt: skip
+    lines = [Line2D([], [], color=c, label=side) for c, side in zip(group_colours([-1, 1]), ("left", "right"))]
+    lines += [
+        Line2D([], [], color=MUTED, alpha=0.4, linewidth=2.4, label="recorded, test trials"),
+        Line2D([], [], color=MUTED, linewidth=1.2, label="model, driven by the clicks alone"),
+    ]
+    part.legend(handles=lines, loc="outside upper right", ncols=4)
     time = np.arange(recording.n_steps) * recording.bin_s
     evident = responses.observed["evidence"]
     both = responses.valid["evidence"].all(0)
