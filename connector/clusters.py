@@ -364,6 +364,43 @@ def assign_cell_types(
     return rename[labels]
 
 
+class CellTypes:
+    """Cell types as the components of a Gaussian mixture fitted to one population, to label others by.
+
+    Neurons of networks that are sampled from one distribution are labelled alike, and no mixture is fitted to a sample
+    as large as one pleases. Components are numbered from the largest to the smallest.
+
+    Args:
+        x: (K, D), for instance features(loadings) of the recorded neurons.
+        k: number of components.
+        seed: of the starts.
+
+    Attributes:
+        weights: (k,) shares of the components.
+    """
+
+    def __init__(self, x: Tensor, k: int, seed: int = 0):
+        x = x.detach().double().cpu()
+        if k < 1 or len(x) < 2 * k:
+            raise UserError(f"at least two neurons for each of {k} cell types", f"{len(x)} neurons")
+        self._centre, self._size = x.mean(0), x.std(0).clamp_min(1e-12)
+        data = ((x - self._centre) / self._size).numpy()
+        self._model = GaussianMixture(k, n_init=10, reg_covar=1e-3, random_state=seed).fit(data)
+        order = np.lexsort((self._model.means_[:, 0], -self._model.weights_))
+        self._rank = torch.empty(k, dtype=torch.long)
+        self._rank[torch.from_numpy(order.copy())] = torch.arange(k)
+        self.weights = torch.from_numpy(self._model.weights_[order])
+
+    @property
+    def k(self) -> int:
+        return len(self.weights)
+
+    def labels(self, x: Tensor) -> Tensor:
+        """The most probable type of each neuron, (K,) 0..k-1."""
+        data = (x.detach().double().cpu() - self._centre) / self._size
+        return self._rank[torch.from_numpy(self._model.predict(data.numpy())).long()]
+
+
 def cluster_centres(x: Tensor, labels: Tensor, k: int | None = None) -> Tensor:
     """Mean of each cluster, (k, D) float64; zeros for an empty one."""
     x = x.detach().double().cpu()

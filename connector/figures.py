@@ -71,6 +71,7 @@ STYLE = {
 }
 
 Field = Callable[[Tensor], Tensor]
+_VISITED = 0.04  # of the axes' length: a place nearer than this to a visited state counts as visited
 
 
 def _styled(draw):
@@ -246,6 +247,49 @@ def draw_flow_field(
     return cap
 
 
+@_styled
+def draw_contrast_field(
+    axis: Axes,
+    field: Field,
+    states: Tensor,
+    colour: Callable[[Tensor], Tensor],
+    *,
+    paths: Sequence[Tensor] = (),
+    path_values: Sequence[float] | None = None,
+    fixed_points: tuple[Tensor, Tensor] | None = None,
+    n_grid: int = 24,
+) -> ScalarMappable:
+    """A flow field as arrows on the visited region alone, coloured by a contrast in [-1, 1], inside a dotted line.
+
+    Args:
+        field, states: as for :func:`flow_field`; colour: states (P, R) -> (P,).
+        paths: (S, R) mean trajectories of groups of trials; path_values: their signed evidence, which sets the colours.
+        fixed_points: points (F, R), eigenvalues (F, R).
+        n_grid: arrows along each axis.
+
+    Returns:
+        the arrows, for a colour bar.
+    """
+    visited = _array(states)
+    visited = visited[_thin(len(visited), 20_000)]
+    plane = _Plane.of(visited)
+    flat = plane.down(visited)
+    limits = [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
+    arrows = _arrows(axis, field, plane, flat, limits, n_grid, colour)
+    x, y, points = _grid(limits, 120)
+    distance = _distance(points, flat, limits).reshape(120, 120)
+    axis.contour(x, y, distance, levels=[_VISITED], colors=MUTED, linestyles="dotted", linewidths=1.1, zorder=1)
+    colours = group_colours(np.linspace(-1, 1, len(paths)) if path_values is None else path_values)
+    for path, shade in zip(paths, colours):
+        down = plane.down(_array(path))
+        axis.plot(*down.T, color="white", linewidth=3.6, zorder=2)
+        axis.plot(*down.T, color=shade, linewidth=2.2, zorder=3)
+        axis.plot(*down[-1], "o", color=shade, markersize=4.5, zorder=3)
+    _over_field(axis, plane, limits, None, fixed_points, 0)
+    axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
+    return arrows
+
+
 def _over_field(axis: Axes, plane: _Plane, limits, trajectories, fixed_points, max_trajectories: int) -> None:
     """Trajectories and fixed points on a field, and the axes' limits."""
     if trajectories is not None:
@@ -286,7 +330,7 @@ def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
 
 def _arrows(axis, field, plane, flat, limits, n_grid, colour):
     _, _, points = _grid(limits, n_grid)
-    points = points[_distance(points, flat, limits) < 0.04]
+    points = points[_distance(points, flat, limits) < _VISITED]
     states = plane.up(points)
     flow = _evaluate(field, states) @ plane.basis
     # The root of the speed keeps slow regions readable.

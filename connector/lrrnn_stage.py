@@ -209,6 +209,25 @@ def _train_on_spikes(
         found = _solve_spikes(context, data, mark)
         if found is not None:
             return found
+    model, baseline, loss = fit_spike_model(context, data, mark)
+    latents, loadings, covariance, readings = spike_inputs(
+        model, recording, fold.train, baseline, b_penalty=choice.b_penalty
+    )
+    if readings is None:
+        context.say(
+            "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
+        )
+    metrics = {"lrrnn/val_loss": loss}
+    metrics |= spike_scores(model, recording, fold, baseline, options.seed)
+    if not is_child_rank():
+        write_responses(context.store, model, recording, fold, baseline)
+    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
+
+
+def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str) -> tuple[SpikeModel, Baseline, float]:
+    """Train the model of single trials of spikes; in a reproducible gauge, with its baseline and validation loss."""
+    options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
+    choice = options.lrrnn
     baseline = fit_baseline(recording, fold.train, choice.baseline)
     context.say(f"lrrnn: baseline {baseline.description}")
     data.baseline = baseline.argument
@@ -230,18 +249,7 @@ def _train_on_spikes(
     epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     module.model.fix_gauge(trial_batch(recording, fold.train, baseline), _train_choices(recording, fold))
-    latents, loadings, covariance, readings = spike_inputs(
-        module.model, recording, fold.train, baseline, b_penalty=choice.b_penalty
-    )
-    if readings is None:
-        context.say(
-            "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
-        )
-    metrics = {"lrrnn/val_loss": float(trainer.checkpoint_callback.best_model_score)}
-    metrics |= spike_scores(module.model, recording, fold, baseline, options.seed)
-    if not is_child_rank():
-        write_responses(context.store, module.model, recording, fold, baseline)
-    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
+    return module.model, baseline, float(trainer.checkpoint_callback.best_model_score)
 
 
 def _smoother_chosen(inference: str, recording: Recording, rank: int) -> bool:

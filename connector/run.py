@@ -108,7 +108,8 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     return Plan(requested, marks, given_latents)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Silence what Lightning says of itself, and its warnings that ask for nothing."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*tensorboardX.*"):
@@ -238,7 +239,7 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
     Raises:
         UserError: a mistake the user can mend; nothing is written then, unless a stage had already finished.
     """
-    _quiet()
+    quiet()
     if options.trainer.threads is not None:
         torch.set_num_threads(options.trainer.threads)
     console = Console(stderr=False, quiet=is_child_rank())

@@ -26,13 +26,18 @@ from rich.console import Console
 from torch import Tensor
 
 from connector import figures
-from connector.config import AttractorData
+from connector.baselines import Baseline, fit_baseline
+from connector.config import AttractorData, checked_data
 from connector.data.attractors import Teacher
+from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.lrrnn_stage import LowRankRNNModule
 from connector.run import build_data
 from connector.run_directory import run_directory
+from connector.spikes import SpikeModel, trial_batch
 from connector.store import Run
+from connector.types import Recording
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
 LINT = ("lrrnn=published",)
@@ -223,6 +228,85 @@ class AttractorRun(Run):
         if error > 0.5:
             said += " It has not learned the dynamics (too few epochs?): what is drawn of it is no example of LINT."
         return said
+
+
+class SpikeRun(Run):
+    """A run on recorded spikes: what was learned, the recording itself, and the fitted model of single trials."""
+
+    @cached_property
+    def _data(self):
+        plain = OmegaConf.to_container(self.config.data)
+        data = build_data(SimpleNamespace(data=checked_data(plain), lrrnn=self.config.lrrnn, seed=self.config.seed))
+        data.setup()
+        if data.recording.kind != "spikes":
+            raise UserError("a run on spike counts", f"{data.recording.kind} in {self.path}")
+        return data
+
+    @property
+    def recording(self) -> Recording:
+        return self._data.recording
+
+    @property
+    def fold(self) -> Fold:
+        return self.stage_inputs.fold
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        return fit_baseline(self.recording, self.fold.train, self.config.lrrnn.baseline)
+
+    @cached_property
+    def model(self) -> SpikeModel:
+        """The fitted model, in the gauge of the run's latents."""
+        return fitted_model(self, self.recording, self.baseline)
+
+
+def fitted_model(run: Run, recording: Recording, baseline: Baseline) -> SpikeModel:
+    """The low-rank RNN that the stage ``lrrnn`` of ``run`` fitted to ``recording``, in the gauge of its latents.
+
+    Raises:
+        UserError: no checkpoint, or one of another model than the encoder's.
+    """
+    file = run.store.checkpoints / "lrrnn.ckpt"
+    if not file.exists():
+        raise UserError(f"the fitted low-rank RNN {file}", "no such file", "run the stage lrrnn again with force=true")
+    model = LowRankRNNModule.load_from_checkpoint(file, map_location="cpu", weights_only=True).model.eval()
+    if not isinstance(model, SpikeModel):
+        raise UserError("a model of single trials of spikes (lrrnn.inference=encoder)", "another one", "train it anew")
+    train = run.stage_inputs.fold.train
+    # Training ends in any gauge; the run's latents are in a reproducible one.
+    model.fix_gauge(
+        trial_batch(recording, train, baseline), None if recording.choices is None else recording.choices[train]
+    )
+    return model.requires_grad_(False)
+
+
+def spike_run(arguments: argparse.Namespace) -> SpikeRun:
+    """The run on rat recordings that ``arguments`` (of :func:`recording_arguments`) name, or the only one there is.
+
+    Raises:
+        MissingRuns: with the command that makes it; UserError: several runs to choose from.
+    """
+    if arguments.run is not None:
+        return SpikeRun(arguments.run)
+    runs, options = Path(arguments.runs), tuple(arguments.options)
+    path = arguments.data or "T176_2018_05_03.mat"
+    wanted = Wanted("rat", (f"data.path={path}", *options))
+    found = [wanted.directory(runs)] if arguments.data or options else sorted((runs / "rat").glob("*"))
+    found = [directory for directory in found if wanted._finished(directory)]
+    if not found:
+        raise MissingRuns(f"1 run is missing in {runs}. To make:\n{wanted.command(runs)}")
+    if len(found) > 1:
+        names = ", ".join(str(directory) for directory in found)
+        raise UserError("one run on rat recordings", names, "choose with --run DIRECTORY")
+    return SpikeRun(found[0])
+
+
+def recording_arguments(doc: str) -> argparse.ArgumentParser:
+    """The parser of scripts that draw from a run on a rat recording."""
+    parser = arguments_of(doc)
+    parser.add_argument("--run", metavar="DIR", help="the run's directory, wherever it lies")
+    parser.add_argument("--data", metavar="FILE", help="data.path of the run, as it was typed")
+    return parser
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

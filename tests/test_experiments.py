@@ -2,9 +2,11 @@
 
 import csv
 import importlib
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -13,8 +15,11 @@ import connector.run
 from connector import ConnectivityDistribution, figures, load_run
 from connector.config import checked
 from connector.data.attractors import grid_of_states
+from connector.dynamics import leading_fixed_points
+from connector.errors import UserError
 from connector.measures import field_error
 from connector.run_directory import register_resolvers
+from connector.spikes import trial_batch
 from connector.store import write_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +65,38 @@ def runs(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def spike_run(tmp_path_factory):
+    """A small run on spikes of a leaky integrator of two inputs, whose choices follow its final state."""
+    directory, patch = tmp_path_factory.mktemp("spikes"), pytest.MonkeyPatch()
+    patch.setattr(connector.run, "summarise", only_the_network)
+    rng = np.random.default_rng(0)
+    trials, steps, neurons = 60, 40, 64
+    evidence = rng.choice([-1.0, 1.0], trials)
+    chance = 0.15 * (1 + 0.8 * np.stack([-evidence, evidence], 1))
+    inputs = (rng.random((trials, steps, 2)) < chance[:, None]).astype(float)
+    z = np.zeros((trials, steps, 2))
+    for t in range(steps - 1):
+        push = inputs[:, t, 1] - inputs[:, t, 0]
+        z[:, t + 1] = 0.95 * z[:, t] + 0.15 * push[:, None] * [1.0, 0.3] + 0.05 * rng.normal(size=(trials, 2))
+    lengths = rng.integers(steps // 2, steps + 1, trials)
+    rates = np.log1p(np.exp(z @ (2 * rng.normal(size=(2, neurons))) + rng.normal(size=neurons)))
+    choices = (z[np.arange(trials), lengths - 1, 0] > 0).astype(float)
+    spikes = rng.poisson(0.2 * rates) * (np.arange(steps) < lengths[:, None])[..., None]
+    np.savez(directory / "clicks.npz", spikes=spikes, externalinputs=inputs, lengths=lengths, choices=choices,
+             times=np.arange(trials) * 2.0)  # fmt: skip
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["data=npz", f"data.path={directory / 'clicks.npz'}", "experiment_name=clicks", "lrrnn.max_epochs=2",
+                     "lrrnn.inference=encoder", "connectivity.loadings_epochs=20", "connectivity.outputs_epochs=2",
+                     "connectivity.outputs_loadings=512", "connectivity.max_states=800",
+                     "connectivity.regularizer=0.01", "trainer.threads=1"]  # fmt: skip
+        config = compose("train", overrides=overrides)
+    connector.run.run(checked(config), config, directory / "run")
+    patch.undo()
+    return directory / "run"
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Fewer systems, neurons, mixtures and pixels than the scripts have by themselves."""
@@ -71,6 +108,8 @@ def _quick(monkeypatch):
     monkeypatch.setattr(script("figure4"), "SYSTEMS", ("quadstable", "ring"))
     monkeypatch.setattr(script("figure4"), "NAMES", ("quadstable", "ring"))
     monkeypatch.setattr(script("supplementary"), "COMPONENTS", (1, 2))
+    for name, value in (("COMPONENTS", (1, 2)), ("N_NEURONS", 300), ("N_STATES", 60), ("N_SEEDS", 2)):
+        monkeypatch.setattr(script("figure5"), name, value)
     monkeypatch.setattr(script("supplementary"), "SYSTEMS", {"ring": "Ring"})
 
 
@@ -137,7 +176,99 @@ def test_identifiability(tmp_path, monkeypatch):
     assert all(float(row["lower"]) <= float(row["median"]) <= float(row["upper"]) for row in rows)
 
 
-@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "supplementary", "heavy_tails"])
+def test_figure_5_and_the_power_of_its_measures(spike_run, tmp_path, capsys):
+    nowhere, power = tmp_path / "nowhere", tmp_path / "attractor_power.json"
+    sets = ("--run", spike_run, "--data-sets", 1, "--epochs", 1)
+    assert drawn("attractor_power", nowhere, tmp_path, *sets) == 0
+    first = power.read_bytes()
+    assert {one["kind"] for one in json.loads(first)["data_sets"]} == set(script("attractor_power").KINDS)
+    assert "95 % interval" in capsys.readouterr().out
+    # Finished data sets are not made again.
+    assert drawn("attractor_power", nowhere, tmp_path, *sets) == 0
+    assert power.read_bytes() == first
+    assert "data set 1 of 1" not in capsys.readouterr().out
+    few = ("--networks", 2, "--random", 3, "--null-draws", 1, "--bootstrap", 9, "--types", 3)
+    assert drawn("figure5", nowhere, tmp_path, "--run", spike_run, *few) == 0
+    check_figure(tmp_path, "figure5")
+    check_figure(tmp_path, "figure5_predictions")
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("the test on the loadings of the 64 recorded neurons", "what states do later is extrapolation", "3 (",
+                  "Power, trials x 1, 1 epochs", "Robust: all but 5 %", "P(side of the evidence)"):  # fmt: skip
+        assert words in said
+
+
+def test_the_fitted_spike_model_is_in_the_gauge_of_the_latents(spike_run):
+    run = script("saved_runs").SpikeRun(spike_run)
+    batch = trial_batch(run.recording, None, run.baseline)
+    torch.testing.assert_close(run.model.infer(batch).double(), run.latents.z, rtol=0, atol=1e-4)
+    z, u, y = run.latents.samples()
+    assert field_error(run.model.rnn.network().double(), z, u, y) < 1e-6
+
+
+def test_truths_have_the_points_they_are_named_after(spike_run):
+    power = script("attractor_power")
+    run = script("saved_runs").SpikeRun(spike_run)
+    for seed, kind in enumerate(power.KINDS):
+        generator = torch.Generator().manual_seed(seed)
+        truth = power.draw_truth(kind, run, generator)
+        starts = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+        points, eigenvalues = leading_fixed_points(truth.field, starts)
+        stable = points[(eigenvalues.real < 0).all(1)]
+        assert len(stable) == seed + 1
+        if kind == "two attractors":
+            assert sorted((stable @ truth.axis).tolist()) == pytest.approx([-truth.width, truth.width], rel=1e-3)
+        else:
+            assert float(-truth.tau_s / eigenvalues.real.max()) == pytest.approx(truth.time_s, rel=1e-4)
+        session = power.simulate_session(run.recording, run.model, run.baseline, truth, 3, generator)
+        assert session.n_trials == 3 * run.recording.n_trials
+        assert torch.equal(session.lengths[::3], run.recording.lengths)
+        assert float(session.activity[~session.mask].sum()) == 0
+        # the noise-free states spread as far as the fitted ones
+        start = torch.zeros(run.recording.n_trials, 2, dtype=torch.float64)
+        x = truth.run(start, run.recording.inputs.double())[run.recording.mask] @ truth.axis
+        fitted = run.model.infer(trial_batch(run.recording, None, run.baseline), rollout=True)[run.recording.mask]
+        assert float(x.std()) == pytest.approx(
+            float(torch.linalg.eigvalsh(torch.cov(fitted.double().T))[-1].sqrt()), rel=1e-3
+        )
+
+
+def test_what_data_sets_say():
+    power = script("attractor_power")
+    sets = [{"kind": kind, "separation_true": true, "separation": value, "points": points}
+            for kind, true, value, points in (("one slow point", 0.1, 0.2, 1), ("one slow point", 0.3, 0.5, 1),
+                                              ("two attractors", 0.9, 0.4, 1), ("two attractors", 1.1, 0.8, 2))]  # fmt: skip
+    assert power.told_apart([0.2, 0.5], [0.4, 0.8]) == (3, 4)
+    assert power.boundary(sets) == pytest.approx(0.6)
+    said = " ".join(power.verdict(sets, 0.45))
+    assert "in 3 of 4 pairs" in said
+    assert "0.60, puts 3 of 4" in said
+    assert "two attractors 1 of 2" in said
+    assert "it is not shown that the separation tells the two kinds apart" in said
+    clear = [{**one, "separation": one["separation_true"]} for one in 4 * sets]
+    assert "tells the two kinds apart more often than chance" in " ".join(power.verdict(clear))
+    assert "As small as the recording's 0.45: one slow point 1 of 2" in said
+    assert power.wilson(8, 10) == "8 of 10 (95 % interval 0.49 to 0.94)"
+    assert "Both kinds" in power.verdict(sets[:2])[0]
+
+
+def test_the_run_on_recordings_is_found_or_asked_for(spike_run, tmp_path, capsys):
+    assert drawn("figure5", tmp_path / "runs", tmp_path) == 2
+    assert "python train.py experiment=rat data.path=T176_2018_05_03.mat" in capsys.readouterr().err
+    assert drawn("attractor_power", tmp_path / "runs", tmp_path, "--data", "a/b.mat") == 2
+    assert "data.path=a/b.mat" in capsys.readouterr().err
+    saved = script("saved_runs")
+    for name in ("a", "b"):
+        (tmp_path / "runs" / "rat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "rat" / f"data.path={name}.mat").symlink_to(spike_run)
+    parser = saved.recording_arguments("")
+    at = ["--runs", str(tmp_path / "runs")]
+    assert saved.spike_run(parser.parse_args([*at, "--data", "b.mat"])).path.name == "data.path=b.mat"
+    with pytest.raises(UserError, match="--run DIRECTORY"):
+        saved.spike_run(parser.parse_args(at))
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "figure5", "attractor_power", "supplementary",
+                                  "heavy_tails"])  # fmt: skip
 def test_a_missing_run_ends_with_2_and_the_command_that_makes_it(name, tmp_path, capsys):
     assert drawn(name, tmp_path / "runs", tmp_path / "figures") == 2
     said = capsys.readouterr().err
