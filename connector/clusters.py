@@ -270,12 +270,15 @@ def _mixture_gains(x: Tensor, components: tuple[int, ...], generator: torch.Gene
 
 
 def _fit_mixtures(
-    x: Tensor, products: Tensor, k: int, generator: torch.Generator, n_starts: int = 4, trial: int = 8, steps: int = 40
+    x: Tensor, products: Tensor, k: int, generator: torch.Generator, trial: int = 8, steps: int = 40
 ) -> Tensor:
-    """Log-likelihood per neuron of k-component mixtures fitted to all populations at once, (B,)."""
-    batch, _, dim = x.shape
+    """Log-likelihood per neuron of k-component mixtures fitted to all populations at once, (B,).
+
+    The best of several starts; of more in small populations, where there are more local maxima and each costs less.
+    """
+    batch, count, dim = x.shape
     best, chosen = None, None
-    for _ in range(n_starts):
+    for _ in range(max(4, min(20, 2000 // count))):
         resp = torch.softmax(-torch.cdist(x, _spread_points(x, k, generator)).square() / 2, dim=2)
         for _ in range(trial):
             resp, fit = _log_likelihood(products, *_m_step(resp, products, dim))
