@@ -564,17 +564,14 @@ def draw_psth(axis: Axes, time: np.ndarray, observed: Tensor, model: Tensor, val
 
 def _draw_recording(part, run: SpikeRun, responses: Responses) -> None:
     recording, test = run.recording, run.fold.test
-    axes = part.subplots(2, 6, gridspec_kw={"width_ratios": [1, 1, 1, 1, 1, 1]})
-    grid = axes[0, 0].get_gridspec()
-    for axis in axes[:, :3].flat:
-        axis.remove()
-    inner = grid[:, :3].subgridspec(1, 2)
+    rasters, histograms = part.subfigures(1, 2)
+    pair, axes = rasters.subplots(1, 2), histograms.subplots(2, 3)
     order = run.loadings.m[:, 0].argsort()
     score = evidence_of(recording)[test] * (recording.lengths[test] > recording.lengths[test].double().median())
     for column, (trial, side) in enumerate(((int(score.argmin()), "left"), (int(score.argmax()), "right"))):
         number = int(test[trial])
         length = int(recording.lengths[number])
-        axis = part.add_subplot(inner[0, column])
+        axis = pair[column]
         draw_raster(
             axis,
             recording.activity[number, :length],
@@ -602,7 +599,7 @@ def _draw_recording(part, run: SpikeRun, responses: Responses) -> None:
     strongest = (evident[1] - evident[0])[both].square().mean(0).argsort(descending=True)[:3]
     for row, name in enumerate(("evidence", "choice")):
         for column, neuron in enumerate(strongest.tolist()):
-            axis = axes[row, 3 + column]
+            axis = axes[row, column]
             own = recording.neuron_names[neuron] if recording.neuron_names else f"neuron {neuron + 1}"
             draw_psth(axis, time, responses.observed[name][..., neuron], responses.model[name][..., neuron],
                       responses.valid[name], f"{own}, by {name}")  # fmt: skip
