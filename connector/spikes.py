@@ -271,20 +271,31 @@ class SpikeModel(nn.Module):
 
     # ---- the pieces of the objective
 
-    def encode(self, batch: TrialBatch) -> Posterior:
-        """The encoder on what the baseline does not explain of the counts, and on the inputs."""
+    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+        """The encoder on what the baseline does not explain of the counts, and on the inputs.
+
+        Args:
+            seen: (K_obs,) False for neurons whose spikes are kept from the encoder; None: it sees all. The feature of
+                such a neuron is zero, as if it had fired what its baseline expects: the encoder then takes absence for
+                an uninformative count, and errs towards the prior.
+        """
         offset = self.bias.detach() if batch.baseline is None else batch.baseline
         expected = self.scale * F.softplus(offset)
         features = (batch.activity - expected) / self.count_sd
+        if seen is not None:
+            features = torch.where(seen, features, 0.0)
         if batch.inputs is not None and self.rnn.n_inputs:
             features = torch.cat([features, batch.inputs / self.input_sd], -1)
         return self.encoder(features * batch.mask[..., None], batch.mask)
 
-    def posterior(self, batch: TrialBatch) -> Posterior:
-        """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows."""
+    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+        """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows.
+
+        ``seen``: as in :meth:`encode`; the refinement uses the likelihood of these neurons alone.
+        """
         with torch.no_grad():
-            encoded = self.encode(batch)
-        return self.refine(batch, encoded, self.refine_steps) if self.refine_steps else encoded
+            encoded = self.encode(batch, seen)
+        return self.refine(batch, encoded, self.refine_steps, seen=seen) if self.refine_steps else encoded
 
     def refine(
         self,
@@ -294,6 +305,7 @@ class SpikeModel(nn.Module):
         lr: float = 0.1,
         n_samples: int = 2,
         seed: int = 0,
+        seen: Tensor | None = None,
     ) -> Posterior:
         """Each trial's posterior brought nearer its best bound by gradient steps, the model held fixed.
 
@@ -302,6 +314,7 @@ class SpikeModel(nn.Module):
         Args:
             steps, lr: Adam steps on mean, log_sd and correction, and their first size (cosine decay).
             n_samples: fresh samples per step.
+            seen: (K_obs,) False for neurons whose likelihood does not count; None: all count.
         """
         generator = torch.Generator(device=batch.mask.device).manual_seed(seed)
         free = [x.detach().clone().requires_grad_() for x in posterior]
@@ -312,7 +325,8 @@ class SpikeModel(nn.Module):
             for _ in range(steps):
                 now = Posterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
                 paths, _ = self.paths(batch, now, n_samples, generator=generator)
-                bound = self._nats(batch, paths.posterior)[0].sum() / n_samples - now.divergence(self.alpha).sum()
+                nats, _ = self._nats(batch, paths.posterior, seen)
+                bound = nats.sum() / n_samples - now.divergence(self.alpha).sum()
                 gradients = torch.autograd.grad(-bound, free)
                 for x, gradient in zip(free, gradients):
                     x.grad = gradient
@@ -375,15 +389,20 @@ class SpikeModel(nn.Module):
         counts = (batch.activity * batch.mask[..., None]).sum((1, 2))
         return (counts * math.log(self.scale)).repeat(len(nats), 1).index_add_(1, trial, nats)
 
-    def _nats(self, batch: TrialBatch, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of each recorded sample (S, N), less counts * log(scale), and the trial it belongs to (N,)."""
+    def _nats(self, batch: TrialBatch, z: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of each recorded sample (S, N), less counts * log(scale), and the trial it belongs to (N,).
+
+        ``seen`` (K_obs,) False leaves a neuron out.
+        """
         inside = batch.mask.T.flatten().nonzero()[:, 0]
         trials = len(batch.mask)
         z = z.transpose(0, 1).flatten(1, 2)[:, inside]
         step, trial = inside // trials, inside % trials
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline[trial, step]
-        offset = offset.expand(len(inside), -1)
-        return _PoissonNats.apply(z, self.readout, offset, batch.activity[trial, step], self.scale), trial
+        offset, readout, counts = offset.expand(len(inside), -1), self.readout, batch.activity[trial, step]
+        if seen is not None:
+            offset, readout, counts = offset[:, seen], readout[seen], counts[:, seen]
+        return _PoissonNats.apply(z, readout, offset, counts, self.scale), trial
 
     # ---- what a training loop calls
 
@@ -470,6 +489,27 @@ class SpikeModel(nn.Module):
             start = self.posterior(piece) if self.rollout_start == "encoder" else Posterior(zero, zero, still)
             prior = Posterior(start.mean, start.log_sd, still)
             paths, _ = self.paths(piece, prior, n_samples, generator=generator)
+            return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+
+        return self._in_chunks(batch, n_samples, averaged)
+
+    @torch.no_grad()
+    def posterior_counts(
+        self,
+        batch: TrialBatch,
+        seen: Tensor | None = None,
+        n_samples: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Expected counts (B, time, K_obs) of all neurons given the inputs and the spikes of the neurons seen.
+
+        Args:
+            seen: (K_obs,) as in :meth:`encode`; None: all.
+            n_samples: samples of the posterior that expected counts are averaged over.
+        """
+
+        def averaged(piece: TrialBatch) -> Tensor:
+            paths, _ = self.paths(piece, self.posterior(piece, seen), n_samples, generator=generator)
             return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
 
         return self._in_chunks(batch, n_samples, averaged)

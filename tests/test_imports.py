@@ -12,7 +12,7 @@ ORDER = [
     "data.attractors", "data.preprocessing", "data.formats", "data.matlab", "data.nlb", "data.nwb", "data.recordings",
     "data.folds", "data.modules", "export",
     "observation", "lrrnn", "baselines", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
-    "measures", "spike_measures", "clusters", "figures", "report", "summary",
+    "measures", "spike_measures", "spike_nulls", "clusters", "figures", "report", "summary",
     "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",
     "launch", "sweep", "run",
 ]  # fmt: skip
