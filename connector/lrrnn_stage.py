@@ -326,7 +326,7 @@ def write_responses(
     """responses.npz: what the model says of test trials, to be drawn, and to be pooled over folds.
 
     ``observed`` and ``model`` (C, time, K) are smoothed PSTHs by evidence (else choice, else all) in Hz, ``groups`` the C
-    names, ``step`` the bin in s. For pooling, by "evidence" and by "choice", where they are known, 0 left and 1 right:
+    names, ``step`` the bin in s, ``smooth_sd_bins`` the sd of the smoothing. For pooling, by "evidence" and by "choice", where they are known, 0 left and 1 right:
     ``CONDITION_trials`` (2, time) trials that still last, ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
     ``CONDITION_null_NAMESUFFIX`` (2, time, K) counts summed over them, observed, of the noise-averaged rollout and of each
     null; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
@@ -343,12 +343,14 @@ def write_responses(
     conditions = torch.zeros(len(test), dtype=torch.int64) if shown is None else known[shown]
     names = ("all trials",) if shown is None else (f"{shown} left", f"{shown} right")
     per_second = 1.0 if recording.bin_s is None else 1.0 / recording.bin_s
-    observed, predicted = (psths(x, mask, conditions, **smoothing_of(recording))[0] for x in (counts, first.expected))
+    smoothing = smoothing_of(recording)
+    observed, predicted = (psths(x, mask, conditions, **smoothing)[0] for x in (counts, first.expected))
     arrays = {
         "observed": observed * per_second,
         "model": predicted * per_second,
         "groups": np.array(names),
         "step": recording.bin_s or 1.0,
+        "smooth_sd_bins": smoothing["smooth_sd_bins"],
         "baseline": np.array(baseline.kind),
         "trials": test,
         "spikes": int((counts * mask[..., None]).sum()),

@@ -343,8 +343,8 @@ def score_spike_model(
 
 
 def smoothing_of(recording: Recording) -> dict[str, float]:
-    """The sd of the causal Gaussian of PSTHs, 0.1 s, in bins of the recording; the default where bins have no width."""
-    return {} if recording.bin_s is None else {"smooth_sd_bins": 0.1 / recording.bin_s}
+    """The sd of the causal Gaussian of PSTHs, in bins of the recording: 0.1 s, or 10 bins where they have no width."""
+    return {"smooth_sd_bins": 10.0 if recording.bin_s is None else 0.1 / recording.bin_s}
 
 
 def response_conditions(recording: Recording, trials: Tensor) -> dict[str, Tensor]:
