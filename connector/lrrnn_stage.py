@@ -14,6 +14,7 @@ from connector.baselines import Baseline, fit_baseline
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
+from connector.errors import UserError
 from connector.lrrnn import Gauge, RateModel, bias_supported
 from connector.lrrnn import connectivity_inputs as rate_inputs
 from connector.spike_measures import (
@@ -87,10 +88,22 @@ def _double(x: Tensor | None) -> Tensor | None:
 
 
 def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> dict[str, float]:
-    """Stage ``lrrnn``: fit the low-rank RNN to the activity; hand over latents and the recorded neurons' loadings."""
+    """Stage ``lrrnn``: fit the low-rank RNN to the activity; hand over latents and the recorded neurons' loadings.
+
+    Raises:
+        UserError: another rank than that of known latents, with stages to follow, where truth and estimate are compared.
+    """
+    truth, rank, stages = data.recording.latents, data.sizes.rank, context.options.stages
+    comparable = truth is not None and truth.shape[2] == rank
+    if truth is not None and not comparable and (stages == "auto" or set(stages) != {"lrrnn"}):
+        raise UserError(
+            f"the rank of the known latents, {truth.shape[2]}, which connectivity is compared with",
+            f"lrrnn.rank={rank}",
+            "fit another rank by itself, with stages=[lrrnn]",
+        )
     fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
     inputs, metrics = fitted(context, data, mark)
-    if data.recording.latents is not None:
+    if comparable:
         inputs, more = in_true_gauge(inputs, data)
         metrics |= more
     if not is_child_rank():

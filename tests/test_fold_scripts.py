@@ -318,6 +318,23 @@ def test_missing_ranks_end_with_2_and_the_command(ranks, tmp_path, capsys):
     assert not (tmp_path / "figures").exists()
 
 
+def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_validation_loss(tmp_path, capsys):
+    small = [
+        "experiment=quadstable", "data.n_neurons=60", "data.n_grid=5", "data.n_steps=30", "data.observation_noise=0.1",
+        "data.n_folds=3", "lrrnn.max_epochs=1", "trainer.threads=1",
+    ]  # fmt: skip
+    done = train("-m", *small, "lrrnn.rank=1,2", "data.fold=1,2,3", "stages=[lrrnn]", "hydra.sweep.dir=s", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran("rank_selection", tmp_path / "s", "--out", tmp_path / "figures") == 0
+    said = capsys.readouterr().out
+    assert METRICS[LOSS].label in said
+    assert "One-standard-error choice: rank 2" in said  # the teacher's
+    refused = train(*small, "lrrnn.rank=1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "stages=[lrrnn]" in refused.stderr
+    assert not list((tmp_path / "runs").rglob("lrrnn.csv"))  # said before training, not after
+
+
 # --- from training to the table ------------------------------------------------------------------------------------
 
 
