@@ -5,9 +5,10 @@
     y[t,k] ~ Poisson(scale * softplus(C_k . z[t] + d_k + baseline[t,k]))
 
 F is the drive of a low-rank RNN with units of its own (equation 1 of :mod:`connector.dynamics`); C, d read the
-recorded neurons off its latent state. The encoder, a bidirectional GRU on spikes and inputs, gives the mean and
-spread of z[0] and a correction e[t] of the drift, z[t+1] += alpha L e[t], under the same noise, so that the
-Kullback-Leibler divergence of a step is alpha |e[t]|^2 / 2. Training minimises
+recorded neurons off its latent state. The encoder, a bidirectional GRU on what the spikes say beyond the noise-free
+rollout, and on the inputs, gives the mean and spread of z[0] and a correction e[t] of the drift,
+z[t+1] += alpha L e[t], under the same noise, so that the Kullback-Leibler divergence of a step is
+alpha |e[t]|^2 / 2. Training minimises
 
     - (evidence lower bound) - rollout_weight * (log-likelihood of the noise-free rollout),
 
@@ -212,6 +213,7 @@ class SpikeModel(nn.Module):
         readout: (K_obs, R) C; bias: (K_obs,) d.
         start_mean: (R,) mu; start_factor: (R, R) S; noise_factor: (R, R) L.
         baseline_mean: (K_obs,) mean baseline of the training trials: what ``loadings`` adds to the bias.
+        count_sd: (K_obs,), input_sd: (U,), score_map: (R, R): what brings the encoder's features to about unit size.
     """
 
     # Adam with a one-cycle schedule; chosen on validation trials of a rat recording.
@@ -251,7 +253,8 @@ class SpikeModel(nn.Module):
         self.refine_steps = default_steps if refine_steps is None else int(refine_steps)
         self.init_seed = int(init_seed)
         self.rnn = LowRankRNN(n_units, rank, n_inputs, True, alpha, unit_activation)
-        self.encoder = Encoder(n_neurons + n_inputs, rank, encoder_hidden, encoder_window)
+        width = rank if self.reads_scores else n_neurons
+        self.encoder = Encoder(width + n_inputs, rank, encoder_hidden, encoder_window)
         self.readout = nn.Parameter(torch.zeros(n_neurons, rank))
         self.bias = nn.Parameter(torch.zeros(n_neurons))
         self.start_mean = nn.Parameter(torch.zeros(rank))
@@ -260,6 +263,12 @@ class SpikeModel(nn.Module):
         self.register_buffer("baseline_mean", torch.zeros(n_neurons))
         self.register_buffer("count_sd", torch.ones(n_neurons))
         self.register_buffer("input_sd", torch.ones(n_inputs))
+        self.register_buffer("score_map", torch.eye(rank))
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the encoder reads the likelihood's gradient at the rollout instead of single neurons."""
+        return self.rollout_start == "prior"
 
     @property
     def rank(self) -> int:
@@ -272,21 +281,42 @@ class SpikeModel(nn.Module):
     # ---- the pieces of the objective
 
     def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
-        """The encoder on what the baseline does not explain of the counts, and on the inputs.
+        """The encoder on what the spikes say beyond what is expected anyway, and on the inputs.
+
+        Where rollouts start from the prior it reads :meth:`score` along the noise-free rollout: R numbers a bin that hold,
+        to first order, all that the spikes say of the state there. It generalises to other trials better than one that
+        reads every neuron. Otherwise it reads each neuron's count less what the baseline expects, over ``count_sd``.
 
         Args:
-            seen: (K_obs,) False for neurons whose spikes are kept from the encoder; None: it sees all. The feature of
-                such a neuron is zero, as if it had fired what its baseline expects: the encoder then takes absence for
-                an uninformative count, and errs towards the prior.
+            seen: (K_obs,) False for neurons whose spikes are kept from the encoder; None: it sees all. Such a neuron adds
+                nothing, as if it had fired just what is expected: the encoder takes its absence for an uninformative
+                count, and errs towards the prior.
         """
-        offset = self.bias.detach() if batch.baseline is None else batch.baseline
-        expected = self.scale * F.softplus(offset)
-        features = (batch.activity - expected) / self.count_sd
-        if seen is not None:
-            features = torch.where(seen, features, 0.0)
+        if self.reads_scores:
+            features = self.score(batch, seen) @ self.score_map
+        else:
+            offset = self.bias.detach() if batch.baseline is None else batch.baseline
+            features = (batch.activity - self.scale * F.softplus(offset)) / self.count_sd
+            if seen is not None:
+                features = torch.where(seen, features, 0.0)
         if batch.inputs is not None and self.rnn.n_inputs:
             features = torch.cat([features, batch.inputs / self.input_sd], -1)
         return self.encoder(features * batch.mask[..., None], batch.mask)
+
+    @torch.no_grad()
+    def score(self, batch: TrialBatch, seen: Tensor | None = None) -> Tensor:
+        """Gradient of each bin's log-likelihood with respect to its state at the noise-free rollout: (B, time, R).
+
+        No gradient flows back from it. ``seen`` (K_obs,) False leaves a neuron out.
+        """
+        z = self.paths(batch, None)[0].rollout.transpose(0, 1)
+        offset = self.bias if batch.baseline is None else self.bias + batch.baseline
+        x = z @ self.readout.T + offset
+        rate = F.softplus(x).clamp_min(_RATE_FLOOR)
+        slope = torch.expm1(-rate).neg_().mul_(batch.activity / rate - self.scale)  # sigmoid(x) = 1 - exp(-softplus(x))
+        if seen is not None:
+            slope = torch.where(seen, slope, 0.0)
+        return slope @ self.readout
 
     def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
         """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows.
@@ -589,6 +619,9 @@ class SpikeModel(nn.Module):
             self._start_from_trials(evident, mask, information.sqrt() * self.count_sd / slope[mask].mean(0))
         self.readout.div_(information.sqrt()[:, None])
         self.bias.div_(information.sqrt())
+        if self.reads_scores:  # one block's sum of independent scores
+            size = self.score(trial_batch(recording, train, baseline))[mask].std(0) * self.encoder.window**0.5
+            self.score_map.copy_(torch.diag(1 / (size + 1e-6)))
         return self
 
     def _check(self, recording: Recording, baseline: Baseline) -> None:
@@ -710,7 +743,7 @@ class SpikeModel(nn.Module):
         for parameter, left in ((self.rnn.m, None), (self.readout, None), (self.rnn.n, a), (self.start_mean, a)):
             value = parameter.double()
             parameter.copy_(value @ inverse if left is None else value @ left.T)
-        for parameter in (self.start_factor, self.noise_factor):
+        for parameter in (self.start_factor, self.noise_factor, self.score_map):  # scores move by the inverse of a
             parameter.copy_(a @ parameter.double())
         return a
 

@@ -331,6 +331,19 @@ def test_refit_recovers_loadings_where_the_latents_are_exact():
     assert sd[:, 0].mean() < 0.2 * (m / size).abs().mean()
 
 
+def test_scores_are_the_gradient_of_the_likelihood_at_the_rollout(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(8), baseline)
+    assert model.reads_scores
+    z = model.infer(batch, rollout=True)
+    z = torch.where(batch.mask[..., None], z, 0.0).requires_grad_()
+    for seen in (None, torch.tensor([True, False, True, True, False, True])):
+        rate = model.expected_counts(batch, z)
+        nats = (batch.activity * rate.log() - rate)[..., slice(None) if seen is None else seen]
+        known = torch.autograd.grad((nats * batch.mask[..., None]).sum(), z)[0]
+        torch.testing.assert_close(model.score(batch, seen)[batch.mask], known[batch.mask], rtol=1e-4, atol=1e-5)
+
+
 def constant_states(n_trials, n_neurons, n_steps=40, gain=1.5):
     """Counts of neurons that read a state z ~ N(0, 1), constant in each trial; and the rates at a grid of states.
 
