@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,9 +124,9 @@ def draw(curves: Sequence[Curve]) -> Figure:
         axis.plot(curve.choice, curve.mean[chosen], "o", markersize=12, fillstyle="none", color=ACCENT)
         metric = METRICS[curve.key]
         axis.set(xlabel="rank", ylabel=metric.unit, xticks=curve.ranks)
-        axis.set_title(f"{metric.label}\nchoice: rank {curve.choice}")
+        axis.set_title(f"{textwrap.fill(metric.label, 42)}\nchoice: rank {curve.choice}")
     said = (
-        "Points: mean over folds ± standard error; thin lines: folds; dotted: the best mean less its standard error; "
+        "Points: mean over folds ± standard error; thin lines: folds; dotted: one standard error worse than the best; "
     )
     note(figure, f"{said}ring: the one-standard-error choice. {CAVEAT}")
     return figure
