@@ -151,7 +151,7 @@ def _ridge_by_leave_one_out(basis: Tensor, target: Tensor) -> Tensor:
     return chosen
 
 
-def _drift(recording: Recording, train: Tensor, n_bumps: int) -> Tensor | None:
+def session_drift(recording: Recording, train: Tensor, n_bumps: int) -> Tensor | None:
     """Expected count per bin of each trial and neuron from slow drift alone, (trials, K); None where none is known."""
     if recording.trial_times_s is None or len(train) < 2 * n_bumps:
         return None
@@ -170,7 +170,7 @@ def _drift(recording: Recording, train: Tensor, n_bumps: int) -> Tensor | None:
     return drift * (counts[train].sum(0) / expected)
 
 
-def _local_factor(counts: Tensor, predicted: Tensor, train: Tensor, sd_trials: float, pseudo_count: float) -> Tensor:
+def local_factor(counts: Tensor, predicted: Tensor, train: Tensor, sd_trials: float, pseudo_count: float) -> Tensor:
     """(obs + p) / (pred + p) for each trial and neuron: Gaussian sums over training trials, the trial itself left out.
 
     Args:
@@ -268,7 +268,7 @@ def fit_baseline(
     rate = mean.expand(recording.n_trials, -1)
     course, said = mean.new_zeros(recording.n_steps, 1), ["mean rate"]
     if kind != "constant":
-        drift = _drift(recording, train, n_drift)
+        drift = session_drift(recording, train, n_drift)
         if drift is not None:
             rate, said = drift.clamp_min(1e-6), ["drift across the session"]
         course = _course(recording, train, _SOFTPLUS.inverse(rate / scale), scale, n_course, course_penalty)
@@ -278,7 +278,7 @@ def fit_baseline(
         kind = "standard"
     if kind == "local":
         expected = scale * F.softplus(argument)
-        factor = _local_factor(
+        factor = local_factor(
             counts.sum(1), (expected * mask[..., None]).sum(1), train, local_sd_trials, local_pseudo_count
         )
         argument = _SOFTPLUS.inverse((expected * factor[:, None] / scale).clamp_min(1e-6))

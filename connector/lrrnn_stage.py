@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,19 @@ from connector.closed_form import bias_supported
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
+from connector.errors import UserError
 from connector.gauge import Gauge
 from connector.rate_model import RateModel
 from connector.rate_model import connectivity_inputs as rate_inputs
-from connector.spike_measures import choice_conditions, psths, score_spike_model, sign_conditions
+from connector.spike_measures import (
+    ResponseSums,
+    SpikeScores,
+    psths,
+    response_conditions,
+    score_spike_model,
+    smoothing_of,
+)
+from connector.spike_nulls import null_bits, null_counts
 from connector.spike_smoother import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.spikes import SpikeModel, trial_batch
 from connector.spikes import connectivity_inputs as spike_inputs
@@ -80,10 +90,22 @@ def _double(x: Tensor | None) -> Tensor | None:
 
 
 def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> dict[str, float]:
-    """Stage ``lrrnn``: fit the low-rank RNN to the activity; hand over latents and the recorded neurons' loadings."""
+    """Stage ``lrrnn``: fit the low-rank RNN to the activity; hand over latents and the recorded neurons' loadings.
+
+    Raises:
+        UserError: another rank than that of known latents, with stages to follow, where truth and estimate are compared.
+    """
+    truth, rank, stages = data.recording.latents, data.sizes.rank, context.options.stages
+    comparable = truth is not None and truth.shape[2] == rank
+    if truth is not None and not comparable and (stages == "auto" or set(stages) != {"lrrnn"}):
+        raise UserError(
+            f"the rank of the known latents, {truth.shape[2]}, which connectivity is compared with",
+            f"lrrnn.rank={rank}",
+            "fit another rank by itself, with stages=[lrrnn]",
+        )
     fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
     inputs, metrics = fitted(context, data, mark)
-    if data.recording.latents is not None:
+    if comparable:
         inputs, more = in_true_gauge(inputs, data)
         metrics |= more
     if not is_child_rank():
@@ -218,9 +240,7 @@ def _train_on_spikes(
             "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
         )
     metrics = {"lrrnn/val_loss": loss}
-    metrics |= spike_scores(model, recording, fold, baseline, options.seed)
-    if not is_child_rank():
-        write_responses(context.store, model, recording, fold, baseline)
+    metrics |= _scored(context, model, recording, fold, baseline)
     return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
 
 
@@ -290,9 +310,7 @@ def _solve_spikes(
     fit(context, "lrrnn", module, data, mark, 0, "lrrnn/val_loss")
     latents, loadings, covariance, readings = rate_inputs(module.model, rates, fold.train, offset)
     model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
-    metrics |= spike_scores(model, recording, fold, baseline, options.seed)
-    if not is_child_rank():
-        write_responses(context.store, model, recording, fold, baseline)
+    metrics |= _scored(context, model, recording, fold, baseline)
     return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
 
 
@@ -300,44 +318,76 @@ def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:
     return None if recording.choices is None else recording.choices[fold.train]
 
 
-def spike_scores(
-    model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline, seed: int
+def _scored(
+    context: StageContext, model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline
 ) -> dict[str, float]:
-    """All scores on test trials with the chosen baseline, and again with the other one, its name as the suffix."""
+    """Scores on test trials with the chosen baseline, and again with the other one, its name as the suffix."""
     other = fit_baseline(recording, fold.train, "standard" if baseline.kind == "local" else "local")
-    scores = {}
+    metrics, scores, nulls = {}, {}, {}
     for used, suffix in ((baseline, ""), (other, f"_{other.kind}")):
         if suffix and other.kind == baseline.kind:  # no local baseline without trial times
             continue
-        found = score_spike_model(model, recording, fold.train, fold.test, used, seed=seed)
-        scores |= {f"lrrnn/{name}{suffix}": float(value) for name, value in found.items()}
-    return scores
+        scores[suffix] = score_spike_model(model, recording, fold.train, fold.test, used, seed=context.options.seed)
+        nulls[suffix] = null_counts(recording, fold.train, used.kind)
+        found = dict(scores[suffix].measures)
+        for name, expected in nulls[suffix].items():
+            found[f"bits_per_spike_null_{name}"] = null_bits(recording, fold.test, expected, used.null_counts)
+        metrics |= {f"lrrnn/{name}{suffix}": float(value) for name, value in found.items()}
+    if not is_child_rank():
+        write_responses(context.store, recording, fold, baseline, scores, nulls)
+    return metrics
 
 
-def write_responses(store: RunStore, model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline) -> None:
-    """responses.npz: PSTHs of the test trials by evidence (else choice, else all), observed and model, in Hz."""
-    test = fold.test
-    batch = trial_batch(recording, test, baseline)
-    if recording.evidence is not None:
-        conditions, names = sign_conditions(recording.evidence[test]), ("evidence left", "evidence right")
-    elif recording.choices is not None:
-        conditions, names = choice_conditions(recording.choices[test]), ("choice left", "choice right")
-    else:
-        conditions, names = torch.zeros(len(test), dtype=torch.int64), ("all trials",)
+def write_responses(
+    store: RunStore,
+    recording: Recording,
+    fold: Fold,
+    baseline: Baseline,
+    scores: Mapping[str, SpikeScores],
+    nulls: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """responses.npz: what the model says of test trials, to be drawn, and to be pooled over folds.
+
+    ``observed`` and ``model`` (C, time, K) are smoothed PSTHs by evidence (else choice, else all) in Hz, ``groups`` the C
+    names, ``step`` the bin in s, ``smooth_sd_bins`` the sd of the smoothing. For pooling, by "evidence" and by "choice", where they are known, 0 left and 1 right:
+    ``CONDITION_trials`` (2, time) trials that still last, ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
+    ``CONDITION_null_NAMESUFFIX`` (2, time, K) counts summed over them, observed, of the noise-averaged rollout and of each
+    null; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
+    (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
+    ``spikes`` is their number of spikes.
+
+    Args:
+        scores, nulls: suffix -> scores of the model, null -> expected counts of all trials.
+    """
+    test, first = fold.test, scores[""]
+    counts, mask = recording.activity[test], recording.mask[test]
+    known = response_conditions(recording, test)
+    shown = next(iter(known), None)
+    conditions = torch.zeros(len(test), dtype=torch.int64) if shown is None else known[shown]
+    names = ("all trials",) if shown is None else (f"{shown} left", f"{shown} right")
     per_second = 1.0 if recording.bin_s is None else 1.0 / recording.bin_s
-    options = {"n_conditions": len(names)} | (
-        {} if recording.bin_s is None else {"smooth_sd_bins": 0.1 / recording.bin_s}
-    )
-    observed = psths(batch.activity, batch.mask, conditions, **options)[0]
-    predicted = psths(
-        model.rollout_counts(batch, 32, torch.Generator().manual_seed(0)), batch.mask, conditions, **options
-    )[0]
-    write_npz(
-        store.path / "responses.npz",
-        {
-            "observed": observed * per_second,
-            "model": predicted * per_second,
-            "groups": np.array(names),
-            "step": recording.bin_s or 1.0,
-        },
-    )
+    smoothing = smoothing_of(recording)
+    observed, predicted = (psths(x, mask, conditions, **smoothing)[0] for x in (counts, first.expected))
+    arrays = {
+        "observed": observed * per_second,
+        "model": predicted * per_second,
+        "groups": np.array(names),
+        "step": recording.bin_s or 1.0,
+        "smooth_sd_bins": smoothing["smooth_sd_bins"],
+        "baseline": np.array(baseline.kind),
+        "trials": test,
+        "spikes": int((counts * mask[..., None]).sum()),
+        "choices": None if recording.choices is None else recording.choices[test],
+        "click_difference": None if recording.click_difference is None else recording.click_difference[test],
+    }
+    for suffix, found in scores.items():
+        arrays[f"choice_log_odds{suffix}"] = found.choice_log_odds
+    for condition, of_trials in known.items():
+        sums = ResponseSums.of(counts, mask, of_trials)
+        arrays |= {f"{condition}_trials": sums.trials.float(), f"{condition}_observed": sums.counts.float()}
+        for suffix, found in scores.items():
+            expected = {"model": found.expected}
+            expected |= {f"null_{name}": x[test] for name, x in nulls[suffix].items()}
+            for name, x in expected.items():
+                arrays[f"{condition}_{name}{suffix}"] = ResponseSums.of(x, mask, of_trials).counts.float()
+    write_npz(store.path / "responses.npz", arrays)

@@ -195,6 +195,34 @@ METRICS: dict[str, Metric] = {
         "inputs but none of the trial's spikes: what the dynamics explain by themselves.",
         "higher",
     ),
+    "lrrnn/co_smoothing": Metric(
+        "Spikes of hidden neurons predicted from the other neurons (co-smoothing)",
+        "bits per spike",
+        "Gain in log-likelihood per spike over each neuron's mean rate when a fifth of the neurons is hidden and predicted, "
+        "on held-out trials, from the spikes of the others and the inputs; each neuron is hidden once. The model is not "
+        "trained anew: loadings of hidden neurons are those fitted on training trials. Unlike the bound for latents "
+        "inferred from all spikes, no neuron's own spikes help to predict it.",
+        "higher",
+    ),
+    "lrrnn/bits_per_spike_null_drift": Metric(
+        "Spikes predicted by slow drift alone",
+        "bits per spike",
+        "What each neuron's drift across the session predicts over its mean rate, without latents, inputs or a course "
+        "within the trial. A fitted model has to beat it to say anything about a trial.",
+    ),
+    "lrrnn/bits_per_spike_null_drift_psth": Metric(
+        "Spikes predicted by drift × mean response",
+        "bits per spike",
+        "What each neuron's drift across the session times its mean course within a trial (its PSTH over training trials) "
+        "predicts over its mean rate. Smoothing of the course was chosen on training trials.",
+    ),
+    "lrrnn/bits_per_spike_null_drift_evidence_psth": Metric(
+        "Spikes predicted by drift × mean response by evidence",
+        "bits per spike",
+        "What each neuron's drift across the session times its mean course within a trial, given the sign of the evidence, "
+        "predicts over its mean rate. It knows the trial's condition but nothing of its single clicks and spikes: what a "
+        "model predicts beyond it is about single trials.",
+    ),
     "lrrnn/psth_r2_evidence": Metric(
         "Mean responses by evidence",
         "R², median neuron",
@@ -272,15 +300,33 @@ BASELINES = {
 }
 
 # The same quantity under the other baseline.
+_SCORED = "Here the fitted model is scored with the {} baseline in place of the one it was fitted with: {}."
+_NULL = "Here it has what the {} baseline grants beside the course within the trial: {}."
+_GRANTED = {
+    "standard": "slow drift across the session, where trial times are known",
+    "local": "that drift, scaled to the neuron's count in neighbouring training trials",
+}
 METRICS |= {
     f"{key}_{baseline}": METRICS[key]._replace(
         label=f"{METRICS[key].label}, {baseline} baseline",
-        explanation=f"{METRICS[key].explanation} Here the fitted model is scored with the {baseline} baseline in place "
-        f"of the one it was fitted with: {BASELINES[baseline]}.",
+        explanation=f"{METRICS[key].explanation} {_NULL.format(baseline, _GRANTED[baseline])}",
+    )
+    for key in (
+        "lrrnn/bits_per_spike_null_drift",
+        "lrrnn/bits_per_spike_null_drift_psth",
+        "lrrnn/bits_per_spike_null_drift_evidence_psth",
+    )
+    for baseline in BASELINES
+}
+METRICS |= {
+    f"{key}_{baseline}": METRICS[key]._replace(
+        label=f"{METRICS[key].label}, {baseline} baseline",
+        explanation=f"{METRICS[key].explanation} {_SCORED.format(baseline, BASELINES[baseline])}",
     )
     for key in (
         "lrrnn/bits_per_spike",
         "lrrnn/bits_per_spike_prior",
+        "lrrnn/co_smoothing",
         "lrrnn/psth_r2_evidence",
         "lrrnn/psth_r2_choice",
         "lrrnn/choice_auc",

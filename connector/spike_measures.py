@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from connector.baselines import Baseline, fit_baseline
+from connector.baselines import Baseline
 from connector.errors import UserError
 from connector.spikes import SpikeModel, last_states, trial_batch
-from connector.types import Recording
+from connector.types import Recording, TrialBatch
 
 
 def poisson_log_likelihood(expected: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
@@ -64,6 +65,36 @@ def smooth_causal(x: Tensor, valid: Tensor, sd_bins: float) -> Tensor:
     return torch.where(weight[..., None] > 0, total / weight.clamp_min(1e-12)[..., None], 0.0)
 
 
+class ResponseSums(NamedTuple):
+    """Counts of trials summed by condition: what PSTHs of several folds' test trials are pooled from, by addition.
+
+    Attributes:
+        counts: (C, time, K) float64, counts per bin, observed or expected, summed over the trials that still last.
+        trials: (C, time) float64, how many those are.
+    """
+
+    counts: Tensor
+    trials: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor, mask: Tensor, conditions: Tensor, n_conditions: int | None = None) -> ResponseSums:
+        """
+        Args:
+            counts: (trials, time, K) counts per bin, observed or expected; mask: (trials, time).
+            conditions: (trials,) int64, 0, 1, ...; negative = left out.
+            n_conditions: default: the largest condition + 1.
+        """
+        n_conditions = int(conditions.max()) + 1 if n_conditions is None else n_conditions
+        member = torch.stack([(conditions == c).double() for c in range(n_conditions)])
+        total = torch.einsum("cn,ntk->ctk", member, torch.where(mask[..., None], counts.double(), 0.0))
+        return cls(total, member @ mask.double())
+
+    def psths(self, smooth_sd_bins: float = 10.0) -> Tensor:
+        """(C, time, K): mean counts per bin, smoothed by a causal Gaussian of this sd in bins; 0 with no trial so far."""
+        mean = self.counts / self.trials.clamp_min(1)[..., None]
+        return smooth_causal(mean, self.trials > 0, smooth_sd_bins)
+
+
 def psths(
     counts: Tensor, mask: Tensor, conditions: Tensor, *, smooth_sd_bins: float = 10.0, n_conditions: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,13 +110,8 @@ def psths(
     Returns:
         psth (C, time, K) counts per bin, number of trials (C, time), number of trials valid: (C, time) bool.
     """
-    n_conditions = int(conditions.max()) + 1 if n_conditions is None else n_conditions
-    member = torch.stack([(conditions == c).double() for c in range(n_conditions)])
-    trials = member @ mask.double()
-    valid = trials > 0
-    total = torch.einsum("cn,ntk->ctk", member, torch.where(mask[..., None], counts.double(), 0.0))
-    mean = total / trials.clamp_min(1)[..., None]
-    return smooth_causal(mean, valid, smooth_sd_bins), trials, valid
+    sums = ResponseSums.of(counts, mask, conditions, n_conditions)
+    return sums.psths(smooth_sd_bins), sums.trials, sums.trials > 0
 
 
 def psth_r2(
@@ -96,11 +122,7 @@ def psth_r2(
     *,
     smooth_sd_bins: float = 10.0,
 ) -> tuple[float, Tensor]:
-    """How well PSTHs are predicted: per neuron 1 - SS_res / SS_tot over time and conditions, and the median.
-
-    Both PSTHs are smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms), normalised at the edges; SS_tot is
-    about the mean pooled over time and conditions. Bins without a trial in a condition do not count. Pool the test
-    trials of all folds before calling, where there are several.
+    """How well PSTHs are predicted: :func:`psth_r2_of_sums` of these trials.
 
     Args:
         observed: (trials, time, K) counts; predicted: expected counts of the same trials.
@@ -113,10 +135,26 @@ def psth_r2(
     Raises:
         UserError: where no neuron varies.
     """
-    options = {"smooth_sd_bins": smooth_sd_bins, "n_conditions": int(conditions.max()) + 1}
-    truth, _, valid = psths(observed, mask, conditions, **options)
-    guess, _, _ = psths(predicted, mask, conditions, **options)
-    truth, guess = truth[valid], guess[valid]
+    n_conditions = int(conditions.max()) + 1
+    sums = (ResponseSums.of(counts, mask, conditions, n_conditions) for counts in (observed, predicted))
+    return psth_r2_of_sums(*sums, smooth_sd_bins=smooth_sd_bins)
+
+
+def psth_r2_of_sums(
+    observed: ResponseSums, predicted: ResponseSums, *, smooth_sd_bins: float = 10.0
+) -> tuple[float, Tensor]:
+    """Per neuron R^2 = 1 - SS_res / SS_tot of its PSTHs over time and conditions, and the median over neurons.
+
+        SS_res = sum over c, t of (P_c(t) - Q_c(t))^2,    SS_tot = sum over c, t of (P_c(t) - mean over c, t of P)^2
+
+    P is the observed, Q the predicted PSTH, both smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms),
+    normalised at the edges. Bins without a trial in a condition do not count. Sums of several folds' test trials are
+    added before, so that P has less noise, which no model can predict.
+
+    Returns and raises: as :func:`psth_r2`.
+    """
+    valid = observed.trials > 0
+    truth, guess = (sums.psths(smooth_sd_bins)[valid] for sums in (observed, predicted))
     total = ((truth - truth.mean(0)) ** 2).sum(0)
     r2 = torch.where(total > 0, 1 - ((truth - guess) ** 2).sum(0) / total, torch.nan)
     if torch.isnan(r2).all():
@@ -151,8 +189,8 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
 
 
-def fit_choice_axis(states: Tensor, choices: Tensor, penalty: float = 1e-3) -> Tensor:
-    """Weights (R,) of a logistic regression of the choice on standardised states, mapped back; Newton's method.
+def fit_choice_axis(states: Tensor, choices: Tensor, penalty: float = 1e-3) -> tuple[Tensor, float]:
+    """Weights (R,) and offset of a logistic regression of the choice on the states, standardised; Newton's method.
 
     Args:
         states: (N, R). choices: (N,) 0, 1 or NaN (left out).
@@ -175,7 +213,17 @@ def fit_choice_axis(states: Tensor, choices: Tensor, penalty: float = 1e-3) -> T
         weights = weights - move * torch.clamp(2.0 / move.norm().clamp_min(1e-12), max=1.0)
         if move.norm() < 1e-9:
             break
-    return weights[:-1] / size
+    axis = weights[:-1] / size
+    return axis, float(weights[-1] - centre @ axis)
+
+
+def choice_log_odds(train_states: Tensor, train_choices: Tensor, states: Tensor) -> Tensor:
+    """Log odds of a right choice, (N,), at states (N, R), by a logistic regression fitted on training trials.
+
+    Whatever the gauge of the states, so that log odds of several folds can be pooled.
+    """
+    axis, offset = fit_choice_axis(train_states, train_choices)
+    return states.double() @ axis + offset
 
 
 def choice_auc(train_states: Tensor, train_choices: Tensor, test_states: Tensor, test_choices: Tensor) -> float:
@@ -184,12 +232,56 @@ def choice_auc(train_states: Tensor, train_choices: Tensor, test_states: Tensor,
     Args:
         train_states, test_states: (N, R). Choices: (N,) 0 left, 1 right, NaN left out.
     """
-    axis = fit_choice_axis(train_states, train_choices)
-    return auc(test_states.double() @ axis, test_choices)
+    return auc(choice_log_odds(train_states, train_choices, test_states), test_choices)
 
 
 def _both(choices: Tensor | None, index: Tensor) -> bool:
     return choices is not None and bool((choices[index] == 0).any() and (choices[index] == 1).any())
+
+
+def groups_of_neurons(n_neurons: int, n_groups: int = 5, seed: int = 0) -> list[Tensor]:
+    """The neurons in random groups of equal size (up to one), each (size,) int64; fewer groups than asked for of so few."""
+    order = torch.randperm(n_neurons, generator=torch.Generator().manual_seed(seed))
+    return list(order.tensor_split(min(n_groups, n_neurons)))
+
+
+@torch.no_grad()
+def co_smoothed_counts(
+    model: SpikeModel, batch: TrialBatch, *, n_groups: int = 5, n_samples: int = 16, seed: int = 0
+) -> Tensor:
+    """Expected counts of each neuron given the inputs and the *other* neurons' spikes, (B, time, K).
+
+    A fifth of the neurons (a random group of ``n_groups``) is hidden from the encoder (from the smoother, where that is
+    what infers latents): see :meth:`SpikeModel.encode`. Latents are sampled given the others, and the expected counts of
+    the hidden ones averaged over ``n_samples``; then the next group is hidden. Nothing is trained anew: a hidden neuron's
+    loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too, so of
+    the trials predicted here its own spikes tell nothing. An encoder trained without the hidden neurons could do better.
+    """
+    predicted = torch.empty_like(batch.activity)
+    for hidden in groups_of_neurons(batch.activity.shape[2], n_groups, seed):
+        seen = torch.ones(batch.activity.shape[2], dtype=torch.bool)
+        seen[hidden] = False
+        generator = torch.Generator().manual_seed(seed)
+        predicted[..., hidden] = model.posterior_counts(batch, seen, n_samples, generator)[..., hidden]
+    return predicted
+
+
+def _both(choices: Tensor | None, index: Tensor) -> bool:
+    return choices is not None and bool((choices[index] == 0).any() and (choices[index] == 1).any())
+
+
+class SpikeScores(NamedTuple):
+    """Measures of a spike model on test trials, and what they are pooled from over folds.
+
+    Attributes:
+        measures: name -> value, see :func:`score_spike_model`.
+        expected: (test, time, K) expected counts of the noise-averaged rollout.
+        choice_log_odds: (test,) log odds of a right choice at the posterior z(T), or None without choices.
+    """
+
+    measures: dict[str, float]
+    expected: Tensor
+    choice_log_odds: Tensor | None
 
 
 @torch.no_grad()
@@ -202,7 +294,7 @@ def score_spike_model(
     *,
     n_samples: int = 32,
     seed: int = 0,
-) -> dict[str, float]:
+) -> SpikeScores:
     """All scores of a fitted model on test trials; what is not defined (no choices, no evidence) is left out.
 
     Args:
@@ -211,11 +303,12 @@ def score_spike_model(
         n_samples: samples of the importance-weighted bound, and of the noise-averaged rollout.
 
     Returns:
-        bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
-        rollout), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by choice),
-        psth_r2_evidence_noise_free, choice_auc (posterior z(T)), choice_auc_prior (rollout z(T)),
-        click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: pool
-        ``rollout_counts`` of all folds' test trials for :func:`psth_r2` to compare models.
+        measures bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
+        rollout), co_smoothing (bits per spike of neurons predicted from the others, :func:`co_smoothed_counts`; not with
+        a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
+        choice), psth_r2_evidence_noise_free, choice_auc (posterior z(T)), choice_auc_prior (rollout z(T)),
+        click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: to compare
+        models, pool the test trials of all folds (``experiments/folds.py``).
     """
     batch = trial_batch(recording, test, baseline)
     generator = torch.Generator().manual_seed(seed)
@@ -227,40 +320,38 @@ def score_spike_model(
         "bits_per_spike": bits(model.marginal_log_likelihood(batch, n_samples, generator)),
         "bits_per_spike_prior": bits(model.rollout_log_likelihood(batch)),
     }
+    if recording.n_neurons > 1:
+        predicted = co_smoothed_counts(model, batch, seed=seed)
+        scores["co_smoothing"] = bits(poisson_log_likelihood(predicted, batch.activity, batch.mask))
     averaged = model.rollout_counts(batch, n_samples, generator)
-    smooth = {} if recording.bin_s is None else {"smooth_sd_bins": 0.1 / recording.bin_s}
-    conditions = {
-        "evidence": None if recording.evidence is None else sign_conditions(recording.evidence[test]),
-        "choice": None if recording.choices is None else choice_conditions(recording.choices[test]),
-    }
-    for name, condition in conditions.items():
-        if condition is None or not ((condition == 0).any() and (condition == 1).any()):
-            continue
-        scores[f"psth_r2_{name}"] = psth_r2(batch.activity, averaged, batch.mask, condition, **smooth)[0]
+    smooth = smoothing_of(recording)
+    for name, conditions in response_conditions(recording, test).items():
+        scores[f"psth_r2_{name}"] = psth_r2(batch.activity, averaged, batch.mask, conditions, **smooth)[0]
         if name == "evidence":
             plain = model.rollout_counts(batch)
-            scores["psth_r2_evidence_noise_free"] = psth_r2(batch.activity, plain, batch.mask, condition, **smooth)[0]
+            scores["psth_r2_evidence_noise_free"] = psth_r2(batch.activity, plain, batch.mask, conditions, **smooth)[0]
+    log_odds = None
     if _both(recording.choices, train) and _both(recording.choices, test):
-        fitted = trial_batch(recording, train, baseline)
-        for name, rollout in (("choice_auc", False), ("choice_auc_prior", True)):
+        fitted, choices = trial_batch(recording, train, baseline), recording.choices
+        for name, rollout in (("choice_auc_prior", True), ("choice_auc", False)):
             ends = [last_states(model.infer(b, rollout), b.mask.sum(1)) for b in (fitted, batch)]
-            scores[name] = choice_auc(ends[0], recording.choices[train], ends[1], recording.choices[test])
+            log_odds = choice_log_odds(ends[0], choices[train], ends[1])
+            scores[name] = auc(log_odds, choices[test])
         if recording.click_difference is not None:
-            scores["click_difference_auc"] = auc(recording.click_difference[test], recording.choices[test])
-    return scores
+            scores["click_difference_auc"] = auc(recording.click_difference[test], choices[test])
+    return SpikeScores(scores, averaged, log_odds)
 
 
-def null_bits(recording: Recording, train: Tensor, test: Tensor, **options) -> dict[str, float]:
-    """Bits per spike of the baselines alone, {"standard": ..., "local": ...}, fitted on training trials.
+def smoothing_of(recording: Recording) -> dict[str, float]:
+    """The sd of the causal Gaussian of PSTHs, in bins of the recording: 0.1 s, or 10 bins where they have no width."""
+    return {"smooth_sd_bins": 10.0 if recording.bin_s is None else 0.1 / recording.bin_s}
 
-    ``options`` go to :func:`connector.baselines.fit_baseline`. A local baseline that is not to be had (no trial
-    times) is left out.
-    """
+
+def response_conditions(recording: Recording, trials: Tensor) -> dict[str, Tensor]:
+    """Conditions of PSTHs, "evidence" (its sign) and "choice" -> (trials,), where both sides occur in these trials."""
     found = {}
-    counts, mask = recording.activity[test], recording.mask[test]
-    for kind in ("standard", "local"):
-        baseline = fit_baseline(recording, train, kind, **options)
-        if baseline.kind == kind:
-            likelihood = poisson_log_likelihood(baseline.expected_counts()[test], counts, mask)
-            found[kind] = bits_per_spike(likelihood, counts, mask, baseline.null_counts)
-    return found
+    if recording.evidence is not None:
+        found["evidence"] = sign_conditions(recording.evidence[trials])
+    if recording.choices is not None:
+        found["choice"] = choice_conditions(recording.choices[trials])
+    return {name: c for name, c in found.items() if (c == 0).any() and (c == 1).any()}

@@ -81,14 +81,18 @@ class SmoothedSpikeModel(SpikeModel):
             spread = spread + 1e-4 * spread.diagonal().mean() * torch.eye(rnn.rank, dtype=spread.dtype)
             self.start_factor.copy_(torch.linalg.cholesky(spread))
 
-    def _smoothed(self, batch: TrialBatch) -> StatePosterior:
+    def _smoothed(self, batch: TrialBatch, seen: Tensor | None = None) -> StatePosterior:
         offset = None if batch.baseline is None else batch.baseline - self.baseline_mean
-        return self._fitted.posterior(batch._replace(activity=batch.activity / self.scale, baseline=offset))
+        batch = batch._replace(activity=batch.activity / self.scale, baseline=offset)
+        return self._fitted.posterior(batch, neurons=seen)
 
     @torch.no_grad()
-    def encode(self, batch: TrialBatch) -> Posterior:
-        """The smoother's answer: its path through the corrections, its uncertainty of z[0] along each whitened axis."""
-        smoothed = self._smoothed(batch)
+    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+        """The smoother's answer: its path through the corrections, its uncertainty of z[0] along each whitened axis.
+
+        ``seen`` (K_obs,): states are read from the neurons where it is True alone; None: from all.
+        """
+        smoothed = self._smoothed(batch, seen)
         z, network = smoothed.z, self.rnn.network().double()
         start, noise = self.start_factor.double(), self.noise_factor.double()
         white = torch.linalg.solve(start, (z[:, 0] - self.start_mean.double()).T).T

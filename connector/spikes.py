@@ -5,9 +5,10 @@
     y[t,k] ~ Poisson(scale * softplus(C_k . z[t] + d_k + baseline[t,k]))
 
 F is the drive of a low-rank RNN with units of its own (equation 1 of :mod:`connector.dynamics`); C, d read the
-recorded neurons off its latent state. The encoder, a bidirectional GRU on spikes and inputs, gives the mean and
-spread of z[0] and a correction e[t] of the drift, z[t+1] += alpha L e[t], under the same noise, so that the
-Kullback-Leibler divergence of a step is alpha |e[t]|^2 / 2. Training minimises
+recorded neurons off its latent state. The encoder, a bidirectional GRU on what the spikes say beyond the noise-free
+rollout, and on the inputs, gives the mean and spread of z[0] and a correction e[t] of the drift,
+z[t+1] += alpha L e[t], under the same noise, so that the Kullback-Leibler divergence of a step is
+alpha |e[t]|^2 / 2. Training minimises
 
     - (evidence lower bound) - rollout_weight * (log-likelihood of the noise-free rollout),
 
@@ -213,6 +214,7 @@ class SpikeModel(nn.Module):
         readout: (K_obs, R) C; bias: (K_obs,) d.
         start_mean: (R,) mu; start_factor: (R, R) S; noise_factor: (R, R) L.
         baseline_mean: (K_obs,) mean baseline of the training trials: what ``loadings`` adds to the bias.
+        count_sd: (K_obs,), input_sd: (U,), score_map: (R, R): what brings the encoder's features to about unit size.
     """
 
     # Adam with a one-cycle schedule; chosen on validation trials of a rat recording.
@@ -252,7 +254,8 @@ class SpikeModel(nn.Module):
         self.refine_steps = default_steps if refine_steps is None else int(refine_steps)
         self.init_seed = int(init_seed)
         self.rnn = LowRankRNN(n_units, rank, n_inputs, True, alpha, unit_activation)
-        self.encoder = Encoder(n_neurons + n_inputs, rank, encoder_hidden, encoder_window)
+        width = rank if self.reads_scores else n_neurons
+        self.encoder = Encoder(width + n_inputs, rank, encoder_hidden, encoder_window)
         self.readout = nn.Parameter(torch.zeros(n_neurons, rank))
         self.bias = nn.Parameter(torch.zeros(n_neurons))
         self.start_mean = nn.Parameter(torch.zeros(rank))
@@ -261,6 +264,12 @@ class SpikeModel(nn.Module):
         self.register_buffer("baseline_mean", torch.zeros(n_neurons))
         self.register_buffer("count_sd", torch.ones(n_neurons))
         self.register_buffer("input_sd", torch.ones(n_inputs))
+        self.register_buffer("score_map", torch.eye(rank))
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the encoder reads the likelihood's gradient at the rollout instead of single neurons."""
+        return self.rollout_start == "prior"
 
     @property
     def rank(self) -> int:
@@ -272,20 +281,52 @@ class SpikeModel(nn.Module):
 
     # ---- the pieces of the objective
 
-    def encode(self, batch: TrialBatch) -> Posterior:
-        """The encoder on what the baseline does not explain of the counts, and on the inputs."""
-        offset = self.bias.detach() if batch.baseline is None else batch.baseline
-        expected = self.scale * F.softplus(offset)
-        features = (batch.activity - expected) / self.count_sd
+    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+        """The encoder on what the spikes say beyond what is expected anyway, and on the inputs.
+
+        Where rollouts start from the prior it reads :meth:`score` along the noise-free rollout: R numbers a bin that hold,
+        to first order, all that the spikes say of the state there. It generalises to other trials better than one that
+        reads every neuron. Otherwise it reads each neuron's count less what the baseline expects, over ``count_sd``.
+
+        Args:
+            seen: (K_obs,) False for neurons whose spikes are kept from the encoder; None: it sees all. Such a neuron adds
+                nothing, as if it had fired just what is expected: the encoder takes its absence for an uninformative
+                count, and errs towards the prior.
+        """
+        if self.reads_scores:
+            features = self.score(batch, seen) @ self.score_map
+        else:
+            offset = self.bias.detach() if batch.baseline is None else batch.baseline
+            features = (batch.activity - self.scale * F.softplus(offset)) / self.count_sd
+            if seen is not None:
+                features = torch.where(seen, features, 0.0)
         if batch.inputs is not None and self.rnn.n_inputs:
             features = torch.cat([features, batch.inputs / self.input_sd], -1)
         return self.encoder(features * batch.mask[..., None], batch.mask)
 
-    def posterior(self, batch: TrialBatch) -> Posterior:
-        """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows."""
+    @torch.no_grad()
+    def score(self, batch: TrialBatch, seen: Tensor | None = None) -> Tensor:
+        """Gradient of each bin's log-likelihood with respect to its state at the noise-free rollout: (B, time, R).
+
+        No gradient flows back from it. ``seen`` (K_obs,) False leaves a neuron out.
+        """
+        z = self.paths(batch, None)[0].rollout.transpose(0, 1)
+        offset = self.bias if batch.baseline is None else self.bias + batch.baseline
+        x = z @ self.readout.T + offset
+        rate = F.softplus(x).clamp_min(_RATE_FLOOR)
+        slope = torch.expm1(-rate).neg_().mul_(batch.activity / rate - self.scale)  # sigmoid(x) = 1 - exp(-softplus(x))
+        if seen is not None:
+            slope = torch.where(seen, slope, 0.0)
+        return slope @ self.readout
+
+    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+        """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows.
+
+        ``seen``: as in :meth:`encode`; the refinement uses the likelihood of these neurons alone.
+        """
         with torch.no_grad():
-            encoded = self.encode(batch)
-        return self.refine(batch, encoded, self.refine_steps) if self.refine_steps else encoded
+            encoded = self.encode(batch, seen)
+        return self.refine(batch, encoded, self.refine_steps, seen=seen) if self.refine_steps else encoded
 
     def refine(
         self,
@@ -295,6 +336,7 @@ class SpikeModel(nn.Module):
         lr: float = 0.1,
         n_samples: int = 2,
         seed: int = 0,
+        seen: Tensor | None = None,
     ) -> Posterior:
         """Each trial's posterior brought nearer its best bound by gradient steps, the model held fixed.
 
@@ -303,6 +345,7 @@ class SpikeModel(nn.Module):
         Args:
             steps, lr: Adam steps on mean, log_sd and correction, and their first size (cosine decay).
             n_samples: fresh samples per step.
+            seen: (K_obs,) False for neurons whose likelihood does not count; None: all count.
         """
         generator = torch.Generator(device=batch.mask.device).manual_seed(seed)
         free = [x.detach().clone().requires_grad_() for x in posterior]
@@ -313,7 +356,8 @@ class SpikeModel(nn.Module):
             for _ in range(steps):
                 now = Posterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
                 paths, _ = self.paths(batch, now, n_samples, generator=generator)
-                bound = self._nats(batch, paths.posterior)[0].sum() / n_samples - now.divergence(self.alpha).sum()
+                nats, _ = self._nats(batch, paths.posterior, seen)
+                bound = nats.sum() / n_samples - now.divergence(self.alpha).sum()
                 gradients = torch.autograd.grad(-bound, free)
                 for x, gradient in zip(free, gradients):
                     x.grad = gradient
@@ -376,15 +420,20 @@ class SpikeModel(nn.Module):
         counts = (batch.activity * batch.mask[..., None]).sum((1, 2))
         return (counts * math.log(self.scale)).repeat(len(nats), 1).index_add_(1, trial, nats)
 
-    def _nats(self, batch: TrialBatch, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of each recorded sample (S, N), less counts * log(scale), and the trial it belongs to (N,)."""
+    def _nats(self, batch: TrialBatch, z: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of each recorded sample (S, N), less counts * log(scale), and the trial it belongs to (N,).
+
+        ``seen`` (K_obs,) False leaves a neuron out.
+        """
         inside = batch.mask.T.flatten().nonzero()[:, 0]
         trials = len(batch.mask)
         z = z.transpose(0, 1).flatten(1, 2)[:, inside]
         step, trial = inside // trials, inside % trials
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline[trial, step]
-        offset = offset.expand(len(inside), -1)
-        return _PoissonNats.apply(z, self.readout, offset, batch.activity[trial, step], self.scale), trial
+        offset, readout, counts = offset.expand(len(inside), -1), self.readout, batch.activity[trial, step]
+        if seen is not None:
+            offset, readout, counts = offset[:, seen], readout[seen], counts[:, seen]
+        return _PoissonNats.apply(z, readout, offset, counts, self.scale), trial
 
     # ---- what a training loop calls
 
@@ -475,6 +524,27 @@ class SpikeModel(nn.Module):
 
         return self._in_chunks(batch, n_samples, averaged)
 
+    @torch.no_grad()
+    def posterior_counts(
+        self,
+        batch: TrialBatch,
+        seen: Tensor | None = None,
+        n_samples: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Expected counts (B, time, K_obs) of all neurons given the inputs and the spikes of the neurons seen.
+
+        Args:
+            seen: (K_obs,) as in :meth:`encode`; None: all.
+            n_samples: samples of the posterior that expected counts are averaged over.
+        """
+
+        def averaged(piece: TrialBatch) -> Tensor:
+            paths, _ = self.paths(piece, self.posterior(piece, seen), n_samples, generator=generator)
+            return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+
+        return self._in_chunks(batch, n_samples, averaged)
+
     def expected_counts(self, batch: TrialBatch, z: Tensor) -> Tensor:
         """Expected counts per bin (B, time, K_obs) at latents z (B, time, R)."""
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline
@@ -550,6 +620,9 @@ class SpikeModel(nn.Module):
             self._start_from_trials(evident, mask, information.sqrt() * self.count_sd / slope[mask].mean(0))
         self.readout.div_(information.sqrt()[:, None])
         self.bias.div_(information.sqrt())
+        if self.reads_scores:  # one block's sum of independent scores
+            size = self.score(trial_batch(recording, train, baseline))[mask].std(0) * self.encoder.window**0.5
+            self.score_map.copy_(torch.diag(1 / (size + 1e-6)))
         return self
 
     def _check(self, recording: Recording, baseline: Baseline) -> None:
@@ -671,7 +744,7 @@ class SpikeModel(nn.Module):
         for parameter, left in ((self.rnn.m, None), (self.readout, None), (self.rnn.n, a), (self.start_mean, a)):
             value = parameter.double()
             parameter.copy_(value @ inverse if left is None else value @ left.T)
-        for parameter in (self.start_factor, self.noise_factor):
+        for parameter in (self.start_factor, self.noise_factor, self.score_map):  # scores move by the inverse of a
             parameter.copy_(a @ parameter.double())
         return a
 

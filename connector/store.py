@@ -33,7 +33,7 @@ from connector.errors import UserError
 from connector.types import Latents, Loadings
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
-FORMAT = 1
+FORMAT = 2
 
 
 @contextlib.contextmanager

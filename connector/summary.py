@@ -91,6 +91,9 @@ def _fit(f: Findings) -> str:
             text += f" with the {f.baseline} baseline ({BASELINES[f.baseline]}"
             other = f.metrics.get(f"{bits}_{f.other_baseline}")
             text += ")" if other is None else f"; with the {f.other_baseline} one {_gain(other)})"
+        null = f.metrics.get(f"{bits}_null_drift_evidence_psth")
+        if null is not None:
+            text += f", where drift and mean responses by evidence alone predict them {_gain(null)}"
         quality.append(text)
     if "lrrnn/psth_r2_evidence" in f.metrics:
         quality.append(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from connector.baselines import Baseline, _local_factor, fit_baseline, poisson_regression, raised_cosines
+from connector.baselines import Baseline, fit_baseline, local_factor, poisson_regression, raised_cosines
 from connector.errors import UserError
 from connector.types import Recording
 
@@ -116,10 +116,10 @@ def test_local_factor_leaves_the_trial_itself_out_and_follows_its_neighbours():
     train = torch.arange(60)
     counts = recording.activity.double().sum(1)
     predicted = counts.mean(0).expand(60, -1)
-    before = _local_factor(counts, predicted, train, 8.0, 40.0)
+    before = local_factor(counts, predicted, train, 8.0, 40.0)
     more = counts.clone()
     more[30] += 100
-    after = _local_factor(more, predicted, train, 8.0, 40.0)
+    after = local_factor(more, predicted, train, 8.0, 40.0)
     torch.testing.assert_close(after[30], before[30])
     assert (after[29] > before[29] + 0.1).all()
     by_hand = sum(math.exp(-0.5 * ((30 - j) / 8) ** 2) * counts[j] for j in range(60) if j != 30) + 40

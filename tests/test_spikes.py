@@ -11,6 +11,9 @@ from connector.baselines import fit_baseline
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.rate_model import RateModel
+from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
+from connector.spike_smoother import SmoothedSpikeModel, as_rates
 from connector.spikes import (
     Encoder,
     Posterior,
@@ -326,6 +329,106 @@ def test_refit_recovers_loadings_where_the_latents_are_exact():
     assert float((scores[:, [0, 3]] ** 2).mean()) < 2.0
     assert (scores.abs() < 4.5).all()
     assert sd[:, 0].mean() < 0.2 * (m / size).abs().mean()
+
+
+def test_scores_are_the_gradient_of_the_likelihood_at_the_rollout(small):
+    recording, model, baseline = small
+    batch = trial_batch(recording, torch.arange(8), baseline)
+    assert model.reads_scores
+    z = model.infer(batch, rollout=True)
+    z = torch.where(batch.mask[..., None], z, 0.0).requires_grad_()
+    for seen in (None, torch.tensor([True, False, True, True, False, True])):
+        rate = model.expected_counts(batch, z)
+        nats = (batch.activity * rate.log() - rate)[..., slice(None) if seen is None else seen]
+        known = torch.autograd.grad((nats * batch.mask[..., None]).sum(), z)[0]
+        torch.testing.assert_close(model.score(batch, seen)[batch.mask], known[batch.mask], rtol=1e-4, atol=1e-5)
+
+
+def constant_states(n_trials, n_neurons, n_steps=40, gain=1.5):
+    """Counts of neurons that read a state z ~ N(0, 1), constant in each trial; and the rates at a grid of states.
+
+    Returns:
+        recording, the grid (G,), expected counts per bin at each of its states (G, K).
+    """
+    generator = torch.Generator().manual_seed(0)
+    m = gain * torch.randn(n_neurons, generator=generator, dtype=torch.float64)
+    z = torch.randn(n_trials, generator=generator, dtype=torch.float64)
+    grid = torch.linspace(-4, 4, 401, dtype=torch.float64)
+    rate, rates = (0.1 * F.softplus(x[:, None] * m) for x in (z, grid))
+    counts = torch.poisson(rate.float()[:, None].expand(-1, n_steps, -1), generator=generator)
+    lengths = torch.full((n_trials,), n_steps)
+    recording = Recording(
+        activity=counts, kind="spikes", lengths=lengths, alpha=0.1, activation="softplus", bin_s=0.01
+    )  # fmt: skip
+    return recording, grid, rates
+
+
+def test_hidden_neurons_are_predicted_from_the_others_as_well_as_they_can_be():
+    """The best prediction, E[rate | spikes of the others] under the true parameters, by quadrature over z."""
+    recording, grid, rates = constant_states(n_trials=260, n_neurons=30)
+    train, test = torch.arange(200), torch.arange(200, 260)
+    model, baseline = fitted(recording, train, epochs=15)
+    batch = trial_batch(recording, test, baseline)
+    total = batch.activity.double().sum(1)
+    nats = torch.xlogy(total[:, None], rates) - recording.n_steps * rates  # (trials, grid, K)
+    best = torch.empty_like(total)
+    for hidden in groups_of_neurons(30):
+        others = torch.ones(30, dtype=torch.bool)
+        others[hidden] = False
+        weights = torch.softmax(nats[..., others].sum(2) - 0.5 * grid**2, 1)
+        best[:, hidden] = weights @ rates[:, hidden]
+
+    def bits(expected):
+        likelihood = poisson_log_likelihood(expected, batch.activity, batch.mask)
+        return bits_per_spike(likelihood, batch.activity, batch.mask, baseline.null_counts)
+
+    ideal = bits(best[:, None])
+    assert ideal > 0.2
+    assert 0.93 * ideal < bits(co_smoothed_counts(model, batch)) < 1.01 * ideal
+
+
+@pytest.mark.parametrize("with_inputs", [True, False])
+def test_a_hidden_neurons_own_spikes_do_not_influence_its_prediction(with_inputs, small):
+    recording, model, baseline = small
+    if not with_inputs:  # rollouts from the encoder's z[0], posteriors refined by the likelihood
+        recording, _, _ = constant_states(40, 6)
+        model, baseline = fitted(recording, torch.arange(30), rank=1)
+        assert model.refine_steps > 0
+    batch = trial_batch(recording, torch.arange(30, 36), baseline)
+    before = co_smoothed_counts(model, batch, n_groups=3, n_samples=4)
+    groups = groups_of_neurons(6, 3)
+    assert sorted(torch.cat(groups).tolist()) == list(range(6))
+    for hidden in groups:
+        changed = batch.activity.clone()
+        changed[..., hidden] = 7.0
+        after = co_smoothed_counts(model, batch._replace(activity=changed), n_groups=3, n_samples=4)
+        assert torch.equal(after[..., hidden], before[..., hidden])
+        others = [k for k in range(6) if k not in hidden]
+        assert not torch.allclose(after[..., others], before[..., others])
+
+
+def test_the_smoother_predicts_hidden_neurons_from_the_others_alone():
+    recording, _ = simulate_recording(
+        teacher("limit_cycle"), n_neurons=400, n_grid=6, n_steps=40, observation="spikes", rate_scale_hz=50.0
+    )
+    train, test = torch.arange(30), torch.arange(30, 36)
+    baseline = fit_baseline(recording, train, "constant")
+    closed = RateModel(400, 2, has_bias=True, activation="softplus", count_scale=baseline.scale)
+    closed.initialise(as_rates(recording, baseline.scale).trials(train))
+    model = SmoothedSpikeModel(closed, recording, train, baseline)
+    batch = trial_batch(recording, test, baseline)
+    before = co_smoothed_counts(model, batch, n_samples=4)
+    hidden = groups_of_neurons(400)[2]
+    changed = batch.activity.clone()
+    changed[..., hidden] = 7.0
+    after = co_smoothed_counts(model, batch._replace(activity=changed), n_samples=4)
+    assert torch.equal(after[..., hidden], before[..., hidden])
+    assert not torch.allclose(after, before)
+    assert torch.isfinite(before).all()
+    # A fifth hidden of many costs little: states are read from the other four.
+    seen_all = model.posterior_counts(batch, n_samples=4)
+    spread = seen_all[batch.mask].std(0).mean()
+    assert (before - seen_all)[batch.mask].square().mean().sqrt() < 0.2 * spread
 
 
 def test_autonomous_dynamics_are_recovered_without_inputs():
