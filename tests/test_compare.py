@@ -259,6 +259,15 @@ def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_n
         assert states[name][D] == ""
 
 
+def test_what_others_keep_beside_the_runs_is_no_run(sweep, compare):
+    n_runs = len(compare.find_runs([sweep]))
+    for place in ("wandb/offline-run-1/files", ".hidden", "rank=2,seed=1/checkpoints"):
+        written(sweep / place, {D: 0.0})
+    for name in ("circle", "other circle"):  # followed without end, two of them take for ever
+        (sweep / name).symlink_to(sweep)
+    assert len(compare.find_runs([sweep, sweep / "rank=2,seed=1"])) == n_runs
+
+
 def test_a_run_whose_stages_agree_with_its_measures_is_done(tmp_path, compare):
     metrics = {"lrrnn/val_loss": 0.5, "timing/lrrnn_seconds": 2.0}
     path = written(tmp_path / "a", metrics)
@@ -309,7 +318,7 @@ class Elements(html.parser.HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-HOSTILE = '<img src=x onerror="document.title=1">&amp; "q" </script>'
+HOSTILE = '<img src=x onerror="document.title=1">&amp; "q" </script x>'
 
 
 def page_written(compare, directory, out):
