@@ -478,7 +478,7 @@ def render_report(title: str, summary: Sequence[str], sections: Sequence[Section
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"<title>{_escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         f'<header><p class="brand">Connector</p><h1>{_escape(title)}</h1>'
         f"{f'<ul class=summary>{lines}</ul>' if lines else ''}</header>\n"
         f"{f'<section class=opening><h2>In short</h2><ul>{found}</ul></section>' if found else ''}\n"
@@ -516,7 +516,7 @@ def _metric_table(metrics: Mapping[str, float]) -> str:
             )
         mark = f'<abbr title="{meaning}">{arrow}</abbr>' if arrow else ""
         rows.append(
-            f'<tr><th scope="row">{name}</th><td class="number">{_number(metrics[key])}</td>'
+            f'<tr><th scope="row">{name}</th><td class="number">{number_html(metrics[key])}</td>'
             f"<td>{_escape(metric.unit)}</td><td>{mark}</td></tr>"
         )
     head = '<tr><th scope="col">measure</th><th scope="col" class="number">value</th><th scope="col">unit</th>'
@@ -526,7 +526,8 @@ def _metric_table(metrics: Mapping[str, float]) -> str:
     return f'<div class="scroll"><table class="metrics">{inside}</table></div>{note}'
 
 
-def _number(value: object) -> str:
+def number_html(value: object) -> str:
+    """:func:`format_number` as HTML; text is escaped."""
     text = _escape(format_number(value))
     text = re.sub(r"× 10\^(-?\d+)", lambda found: f"× 10<sup>{found[1].replace('-', '−')}</sup>", text)
     return text.replace("-", "−") if isinstance(value, int | float) else text
@@ -535,9 +536,9 @@ def _number(value: object) -> str:
 def _table(table: TableData) -> str:
     def cell(value: object) -> str:
         return (
-            f'<td class="number">{_number(value)}</td>'
+            f'<td class="number">{number_html(value)}</td>'
             if isinstance(value, int | float)
-            else f"<td>{_number(value)}</td>"
+            else f"<td>{number_html(value)}</td>"
         )
 
     numeric = [
@@ -572,7 +573,8 @@ def _figure(caption: str, figure: Figure | bytes) -> str:
     )
 
 
-_CSS = """
+# Of every page that is written here.
+CSS = """
 :root{--ink:#1f2430;--soft:#5b6474;--line:#dfe3e8;--page:#fbfbfa;--card:#ffffff;--accent:#0067a3;--wash:#eef3f8}
 @media (prefers-color-scheme:dark){:root{--ink:#e7e9ee;--soft:#a3abba;--line:#363c48;--page:#15181e;--card:#1d2129;
 --accent:#73b9ea;--wash:#232a35}}

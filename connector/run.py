@@ -29,7 +29,7 @@ from connector.data.modules import (
 from connector.errors import UserError
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
-from connector.results import summarise
+from connector.results import result_tables, summarise
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
 from connector.training import StageContext, is_child_rank
@@ -227,6 +227,7 @@ def _logger(options: Options, directory: Path, sweep_name: str | None, config: d
         job_type=options.data.name,
         config=config,
         directory=directory,
+        anew=options.force,
     )
 
 
@@ -264,6 +265,9 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
         logger = _logger(options, directory, sweep_name, plain)
         if isinstance(logger, WandbRun):
             say(logger.where)
+            # A simulation is a function of the seed, too.
+            seed = {"seed": options.seed} if data.teacher is not None else {}
+            logger.log_data(plain["data"] | seed, options.data.name)
         context = StageContext(options, store, logger, console, say)
         if not is_child_rank():
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
@@ -284,11 +288,15 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
                 say(line)
             metrics = all_metrics(store, results)
             store.write_metrics(metrics)
-            logger.log_results(
-                metrics, figures, {"network": directory / "network.npz", "connectivity": store.connectivity_file}
-            )
         else:
+            figures = {}
             store.write_metrics(metrics)
+        tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
+        logger.log_results(metrics, figures, tables)
+        logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
+        networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
+        if store.connectivity_file.exists():
+            logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
         show(console, metrics, store)
         failed = False
         return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))

@@ -13,6 +13,11 @@ _WITHOUT_EFFECT = re.compile(r"^(stages|force|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
 
 
+def without_effect(option: str) -> bool:
+    """Whether an option leaves a run's results as they are."""
+    return _WITHOUT_EFFECT.match(option) is not None
+
+
 def run_name(choices: Mapping[str, str | None]) -> str:
     """The experiment's name, or the data set's where no experiment is chosen."""
     experiment = choices.get("experiment")
@@ -35,7 +40,7 @@ def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], s
     kept = []
     for override in overrides:
         bare = override.lstrip("+~")
-        if _WITHOUT_EFFECT.match(bare):
+        if without_effect(bare):
             continue
         key, _, value = bare.partition("=")
         if key == "experiment" or (key == "data" and value == name):

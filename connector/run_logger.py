@@ -1,9 +1,16 @@
-"""Weights & Biases: one run a job for all its stages, finished with the right exit code whatever happens."""
+"""Weights & Biases: one run a run directory for all its stages, finished with the right exit code whatever happens.
+
+A run directory keeps the id of its W&B run, so that a job that goes on where an earlier one was interrupted, or that
+adds a stage, goes on in the same W&B run; ``force=true`` begins a new one. Offline, each job writes a log of its own
+under that id, and ``wandb sync`` joins them.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,10 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from connector.config import STAGES, LoggerOptions
+from connector.report import METRICS, TableData
+from connector.store import file_checksum, write_text
+
+ID_FILE = "wandb_run_id.txt"
 
 
 def _has_account() -> bool:
@@ -22,6 +33,11 @@ def _has_account() -> bool:
         return bool(wandb.Api().api_key)
     except Exception:  # the call raises where there is no key; which error depends on the version
         return False
+
+
+def _artifact_name(text: str) -> str:
+    """W&B takes letters, digits, dashes, underscores and dots."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:128]
 
 
 class StageLogger(WandbLogger):
@@ -47,14 +63,31 @@ class WandbRun:
         options: the logger's options; name: of the run; group: of the sweep or experiment; job_type: the data set.
         config: the resolved configuration, nested as in Hydra.
         directory: the run directory, named in the W&B configuration so that each finds the other.
+        anew: begin a new W&B run even where the directory has one.
     """
 
-    def __init__(self, options: LoggerOptions, *, name: str, group: str, job_type: str, config: dict, directory: Path):
+    def __init__(
+        self,
+        options: LoggerOptions,
+        *,
+        name: str,
+        group: str,
+        job_type: str,
+        config: dict,
+        directory: Path,
+        anew: bool = False,
+    ):
         mode = options.mode
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         Path(options.save_dir).mkdir(parents=True, exist_ok=True)
+        file = directory / ID_FILE
+        # An agent of a W&B sweep has chosen the id already.
+        of_agent = "WANDB_SWEEP_ID" in os.environ
+        known = file.read_text().strip() if file.exists() and not anew and not of_agent else None
         self.run = wandb.init(
+            id=known,
+            resume=None if of_agent else "allow",
             project=options.project,
             entity=options.entity,
             name=name,
@@ -67,6 +100,10 @@ class WandbRun:
             settings=wandb.Settings(silent=True),
             reinit="finish_previous",
         )
+        self._disabled = mode == "disabled"
+        if not self._disabled:
+            write_text(file, f"{self.run.id}\n")
+        self._artifacts: dict[str, wandb.Artifact] = {}
         self.where = f"W&B, {mode}"
         if mode == "offline":
             self.where += f": {Path(self.run.dir).parent} (send it with `wandb sync`)"
@@ -75,19 +112,67 @@ class WandbRun:
         for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self.run.define_metric(f"{stage}/val_loss", step_metric=f"{stage}/step", summary="min")
+            self.run.define_metric(f"{stage}/train_loss", step_metric=f"{stage}/step", summary="min")
+        for key, metric in METRICS.items():
+            if metric.direction:
+                stage = key.split("/")[0]
+                best = {"lower": "min", "higher": "max"}[metric.direction]
+                self.run.define_metric(key, step_metric=f"{stage}/step" if stage in STAGES else None, summary=best)
 
     def for_stage(self, stage: str) -> StageLogger:
         return StageLogger(stage, self.run)
 
-    def log_results(self, metrics: Mapping[str, float], figures: Mapping[str, Path], files: Mapping[str, Path]) -> None:
-        """Final metrics into the summary, figures as images, files as one artifact each."""
+    def log_results(
+        self, metrics: Mapping[str, float], figures: Mapping[str, Path], tables: Mapping[str, TableData]
+    ) -> None:
+        """Final metrics into the summary, under their names in metrics.json; figures as images; tables as tables."""
         self.run.summary.update(dict(metrics))
-        self.run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()})
-        for kind, path in files.items():
-            artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
-            artifact.add_file(str(path))
+        shown: dict[str, Any] = {f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()}
+        for name, table in tables.items():
+            shown[f"tables/{name}"] = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+        if shown:
+            self.run.log(shown)
+
+    def log_data(self, data: Mapping[str, Any], name: str) -> None:
+        """The data set as an artifact that this run uses: of a file a reference and its checksum, no copy."""
+        path = data.get("path")
+        artifact = wandb.Artifact(_artifact_name(f"data-{name}"), type="dataset", metadata={"options": dict(data)})
+        if path:
+            file = Path(path).resolve()
+            artifact.metadata["sha256"] = file_checksum(file)
+            artifact.add_reference(file.as_uri(), name=file.name)
+        else:
+            with artifact.new_file("data.json") as handle:
+                json.dump(dict(data), handle, sort_keys=True)
+        self._log(artifact, "dataset", given=True, used=True)
+
+    def log_artifact(self, kind: str, files: Sequence[Path], made_from: Sequence[str], used: bool = False) -> None:
+        """Files that exist as one artifact of this run.
+
+        Args:
+            kind: its type; made_from: types of artifacts of this run that it came from.
+            used: whether the run goes on to use it, so that it stands between data and result in the lineage.
+        """
+        there = [file for file in files if file.exists()]
+        if not there:
+            return
+        sources = [self._artifacts[source].name for source in made_from if source in self._artifacts]
+        artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind, metadata={"made_from": sources})
+        for file in there:
+            artifact.add_file(str(file))
+        self._log(artifact, kind, used=used)
+
+    def _log(self, artifact: wandb.Artifact, kind: str, *, given: bool = False, used: bool = False) -> None:
+        self._artifacts[kind] = artifact
+        if self._disabled:
+            return
+        # The public use_artifact refuses to work offline, and online waits for the upload; what it does itself works in
+        # both: the use is noted with the artifact, and takes place when that has arrived.
+        log = getattr(self.run, "_log_artifact", None)
+        if log is None:
             self.run.log_artifact(artifact)
+        else:
+            log(artifact, is_user_created=given, use_after_commit=used)
 
     def finish(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
@@ -100,6 +185,12 @@ class NoRun:
         return False
 
     def log_results(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log_data(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log_artifact(self, *_: Any, **__: Any) -> None:
         pass
 
     def finish(self, exit_code: int) -> None:
