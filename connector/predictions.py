@@ -126,15 +126,7 @@ class ChoiceReadout(NamedTuple):
     @staticmethod
     def fit(ends: Tensor, choices: Tensor) -> ChoiceReadout:
         """Logistic regression of the choices (B,) 0, 1 or NaN on the states at the end of the trials (B, R)."""
-        axis = fit_choice_axis(ends, choices)
-        known = (choices == 0) | (choices == 1)
-        score, right = ends[known].double() @ axis, choices[known].double()
-        low, high = -score.max() - 20, -score.min() + 20
-        for _ in range(80):  # the expected number of right choices grows with the offset
-            offset = (low + high) / 2
-            few = torch.sigmoid(score + offset).sum() < right.sum()
-            low, high = (offset, high) if few else (low, offset)
-        return ChoiceReadout(axis, float(offset))
+        return ChoiceReadout(*fit_choice_axis(ends, choices))
 
 
 @dataclass(frozen=True)
