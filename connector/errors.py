@@ -1,6 +1,9 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and how a script ends with it."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
@@ -24,3 +27,13 @@ class UserError(Exception):
 
     def __reduce__(self):  # sweeps send exceptions between processes
         return type(self), (self.expected, self.got, self.remedy)
+
+
+def exit_code(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
+    """Run a script's main: exit code 0, or 2 with a message for mistakes the user can mend."""
+    try:
+        main(arguments)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0

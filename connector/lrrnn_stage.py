@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from connector.baselines import Baseline, fit_baseline
-from connector.closed_form import bias_supported
+from connector.closed_form import bias_supported, double
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
@@ -35,12 +35,13 @@ from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank
 from connector.types import Latents, Recording, TrialBatch
 
-# Fine-tuning from the closed form: small steps, since there is little left to gain. It is left out where the noise-free
-# trajectories explain validation trials as well as free latents do, but for this fraction of the noise or of the power.
-_WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
-_TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
-_NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
+# Fine-tuning from the closed form: small steps, since there is little left to gain.
 _RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
+# It is left out where the noise-free trajectories explain validation trials as well as free latents do, but for this
+# fraction of the noise or of the power.
+_NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
+_TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
+_WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 
 
 class LowRankRNNModule(StageModule):
@@ -80,13 +81,9 @@ def given_stage_inputs(data: RecordingDataModule) -> StageInputs:
         recording.latents.double() * recording.mask[..., None],
         recording.lengths,
         recording.alpha,
-        _double(recording.inputs),
+        double(recording.inputs),
     )
     return StageInputs(latents, recording.loadings.map(Tensor.double), data.fold, recording.activation)
-
-
-def _double(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.double()
 
 
 def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> dict[str, float]:
@@ -181,8 +178,10 @@ def _train_on_rates(
     module = LowRankRNNModule("rates", arguments, options.seed, learning_rate)
     solved = module.model.initialise(recording.trials(data.fold.train)) is not None
     data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
-    epochs = choice.max_epochs or (0 if solved and _nothing_to_gain(module.model, data) else _RATES_MAX_EPOCHS)
-    metrics = _fit_unless_worse(context, module, data, mark, epochs)
+    before = _validation_loss(module.model, data)
+    idle = solved and _nothing_to_gain(module.model, data, before)
+    epochs = choice.max_epochs or (0 if idle else _RATES_MAX_EPOCHS)
+    metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
     latents, loadings, covariance, readings = rate_inputs(module.model, recording, data.fold.train)
     n = module.model.rnn.network().n.detach().double()
     return StageInputs(latents, loadings, data.fold, recording.activation, covariance, readings, n), metrics
@@ -197,20 +196,18 @@ def _validation_loss(model: RateModel, data: RecordingDataModule, rates: Recordi
         return float(model.validation_loss(batch)[0])
 
 
-def _nothing_to_gain(model: RateModel, data: RecordingDataModule) -> bool:
+def _nothing_to_gain(model: RateModel, data: RecordingDataModule, validation_loss: float) -> bool:
     noise = float(model.residual_variance)
     batch = data.batch(data.fold.train[:_TRIALS_OF_POWER])
     power = float(batch.activity[batch.mask].square().mean())
-    excess = _validation_loss(model, data) - noise
-    return excess <= max(_NOTHING_TO_GAIN["noise"] * noise, _NOTHING_TO_GAIN["power"] * power)
+    return validation_loss - noise <= max(_NOTHING_TO_GAIN["noise"] * noise, _NOTHING_TO_GAIN["power"] * power)
 
 
 def _fit_unless_worse(
-    context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int
+    context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int, before: float
 ) -> dict[str, float]:
-    """Train; where no epoch's validation beats the start, return to the start. No epochs: the start is kept."""
+    """Train; where no epoch's validation beats the start's, ``before``, return to the start. No epochs: it is kept."""
     start = {name: value.clone() for name, value in module.state_dict().items()}
-    before = _validation_loss(module.model, data)
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     if not epochs:
         context.say(f"lrrnn: the closed form leaves nothing to gain by training (validation loss {before:.3g})")
@@ -349,8 +346,9 @@ def write_responses(
     """responses.npz: what the model says of test trials, to be drawn, and to be pooled over folds.
 
     ``observed`` and ``model`` (C, time, K) are smoothed PSTHs by evidence (else choice, else all) in Hz, ``groups`` the C
-    names, ``step`` the bin in s, ``smooth_sd_bins`` the sd of the smoothing. For pooling, by "evidence" and by "choice", where they are known, 0 left and 1 right:
-    ``CONDITION_trials`` (2, time) trials that still last, ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
+    names, ``step`` the bin in s, ``smooth_sd_bins`` the sd of the smoothing. For pooling, by "evidence" and by "choice",
+    where they are known, 0 left and 1 right: ``CONDITION_trials`` (2, time) trials that still last,
+    ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
     ``CONDITION_null_NAMESUFFIX`` (2, time, K) counts summed over them, observed, of the noise-averaged rollout and of each
     null; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
     (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -143,7 +144,7 @@ class Results:
             odd=self._only_odd(),
         )
 
-    @property
+    @cached_property
     def spread(self) -> float:
         """Root-mean-square deviation of nu from its mean over the sampled neurons, all dimensions together."""
         n = self.distribution.conditional_mean(self.network.loadings)

@@ -35,7 +35,7 @@ from scipy.special import stdtrit
 
 from connector.callbacks import read_learning_curves
 from connector.config import STAGES
-from connector.errors import UserError
+from connector.errors import UserError, exit_code
 from connector.report import METRICS, Metric
 from connector.run_directory import without_effect
 from connector.store import write_text
@@ -588,13 +588,7 @@ def page_of(comparison: Comparison, out: Path) -> comparison_page.Page:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The script: exit code 0, or 2 with a message for mistakes the user can mend."""
-    try:
-        main(arguments)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(main, arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from connector.config import STAGES
-from connector.errors import UserError
+from connector.errors import UserError, exit_code
 from connector.report import METRICS
 from connector.store import write_text
 
@@ -138,13 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The script: exit code 0, or 2 with a message for mistakes the user can mend."""
-    try:
-        main(arguments)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(main, arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare import flatten
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -54,15 +55,8 @@ class FoldRun:
     def options(self, without: Sequence[str] = ()) -> dict[str, Any]:
         """What decides the fit of the low-rank RNN, flat; without the fold and the keys ``without``."""
         parts = {name: self.config[name] for name in ("data", "lrrnn", "seed")}
-        flat = _flat(parts)
+        flat = flatten(parts)
         return {key: value for key, value in flat.items() if key != "data.fold" and key not in without}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    inner = (_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items())
-    return {key: v for each in inner for key, v in each.items()}
 
 
 def find_runs(directories: Sequence[str | Path], usable: Callable[[FoldRun], bool]) -> list[FoldRun]:
@@ -159,7 +153,7 @@ def overrides_of(run: FoldRun) -> list[str]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [*words, *path, f"experiment_name={name}"])
     plain = OmegaConf.to_container(composed, resolve=True)
-    default = _flat({name: plain[name] for name in ("data", "lrrnn", "seed")})
+    default = flatten({name: plain[name] for name in ("data", "lrrnn", "seed")})
     changed = [f"{k}={_typed(v)}" for k, v in options.items() if k != "data.path" and default.get(k) != v]
     return [*words, *path, *changed]
 

@@ -31,7 +31,7 @@ from connector.config import AttractorData, checked_data
 from connector.data.attractors import Teacher
 from connector.data.folds import Fold
 from connector.dynamics import Network
-from connector.errors import UserError
+from connector.errors import UserError, exit_code
 from connector.lrrnn_stage import LowRankRNNModule
 from connector.run import build_data
 from connector.run_directory import run_directory
@@ -143,11 +143,10 @@ def finish(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str
     # Very many small operations: more threads cost more than they bring, most of all on a busy machine.
     torch.set_num_threads(1)
     try:
-        main(arguments)
-    except (MissingRuns, UserError) as error:
-        print(f"Error: {error}" if isinstance(error, UserError) else error, file=sys.stderr)
+        return exit_code(main, arguments)
+    except MissingRuns as missing:
+        print(missing, file=sys.stderr)
         return 2
-    return 0
 
 
 class AttractorRun(Run):

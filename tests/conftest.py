@@ -5,3 +5,20 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def experiments_importable():
+    """The scripts of experiments/ import one another by name; they may set the number of threads."""
+    import torch
+
+    folder, threads = str(Path(__file__).resolve().parent.parent / "experiments"), torch.get_num_threads()
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+    torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 import urllib.parse
 from pathlib import Path
@@ -28,22 +27,15 @@ T_2 = 4.302652729749464  # 97.5 % quantile of Student's t with 2 degrees of free
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    sys.path.insert(0, str(ROOT / "experiments"))
-    yield
-    sys.path.remove(str(ROOT / "experiments"))
-
-
 @pytest.fixture(scope="module")
-def compare():
+def compare(experiments_importable):
     import compare
 
     return compare
 
 
 @pytest.fixture(scope="module")
-def page_module():
+def page_module(experiments_importable):
     import comparison_page
 
     return comparison_page

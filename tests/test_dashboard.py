@@ -16,12 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def dashboard():
-    sys.path.insert(0, str(ROOT / "experiments"))
+def dashboard(experiments_importable):
     import dashboard
 
-    yield dashboard
-    sys.path.remove(str(ROOT / "experiments"))
+    return dashboard
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +29,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_importable():
-    sys.path.insert(0, str(ROOT / "experiments"))
-    threads = torch.get_num_threads()
-    yield
-    sys.path.remove(str(ROOT / "experiments"))
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("experiments_importable")
 
 
 def script(name):

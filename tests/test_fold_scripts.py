@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +36,7 @@ N_FOLDS, N_TRIALS = 4, 50
 BITS, LOSS = "lrrnn/bits_per_spike", "lrrnn/val_loss"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scripts_importable():
-    sys.path.insert(0, str(ROOT / "experiments"))
-    threads = torch.get_num_threads()
-    yield
-    sys.path.remove(str(ROOT / "experiments"))
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("experiments_importable")
 
 
 def script(name):

@@ -112,10 +112,11 @@ def load_nwb(
         bin_s, alpha = _time_step(noted, bin_s, tau_s)
         activation = chosen("activation", activation, "softplus")
         activation_named(activation)
+        event = chosen("align", align, "start_time")
         table, notes = _Table(path, nwb, "trials"), []
         kept, begin, lengths, aligned = _windows(
             table,
-            chosen("align", align, "start_time"),
+            event,
             start_s,
             stop_s,
             chosen("until", until, "stop_time" if stop_s is None else None),
@@ -146,9 +147,7 @@ def load_nwb(
         names = tuple(label for _, labels in parts for label in labels)
         if inputs is None and parts and "input_names" in noted:
             names = tuple(noted["input_names"])
-        times = (
-            trial_times if trial_times is not None else noted.get("trial_times", chosen("align", align, "start_time"))
-        )
+        times = chosen("trial_times", trial_times, event)
         of_trials = {
             key: _per_trial(table, chosen(key, column), kept)
             for key, column in (("evidence", evidence), ("click_difference", click_difference))
