@@ -14,6 +14,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.gauge import Gauge
 from connector.latents import DAMPING, inverse_of_normal, latents_of, limited_solve, update_latents
+from connector.least_squares import least_squares
 from connector.observation import Observation
 from connector.output_weights import (
     SEGMENT_SAMPLES,
@@ -169,13 +170,13 @@ def _principal_start(
     h, columns = full, samples.offset_columns(torch.float64, has_bias)
     if columns:
         known = torch.cat(columns, dim=1)
-        h = h - known @ torch.linalg.lstsq(known, h, driver="gelsd").solution
+        h = h - known @ least_squares(known, h)
     gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
     z = vectors if len(h) < h.shape[1] else h @ vectors
     z = z / z.square().mean(0).sqrt().clamp_min(1e-12)
     x = samples.design(z, has_bias)
-    return z, torch.linalg.lstsq(x, full, driver="gelsd").solution.T.contiguous()
+    return z, least_squares(x, full).T.contiguous()
 
 
 def with_noise_seen(samples: ActivitySamples, observation: Observation) -> Observation:
@@ -391,7 +392,7 @@ def _without_inputs(
         return z, theta
     rank, u = z.shape[1], samples.inputs[samples.rows].double()
     if jump is None:
-        jump = torch.linalg.lstsq(u, z, driver="gelsd").solution.T
+        jump = least_squares(u, z).T
     theta = theta.clone()
     theta[:, rank : rank + u.shape[1]] += theta[:, :rank] @ jump
     return z - u @ jump.T, theta

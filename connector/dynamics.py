@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from connector.errors import UserError
+from connector.least_squares import least_squares
 from connector.types import Loadings
 
 
@@ -133,7 +134,7 @@ def leading_fixed_points(
 
     reach = 3 * starts.abs().max() + 1
     for _ in range(newton_steps):
-        move = torch.linalg.lstsq(jacobians(z), -field(z)[..., None]).solution[..., 0]
+        move = least_squares(jacobians(z), -field(z)[..., None])[..., 0]
         length = move.norm(dim=1, keepdim=True)
         z = z + move * torch.clamp(0.5 / length.clamp_min(1e-12), max=1.0)
     good = torch.isfinite(z).all(1) & (field(z).norm(dim=1) < tolerance) & (z.norm(dim=1) < reach)

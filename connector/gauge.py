@@ -10,6 +10,7 @@ from torch import Tensor
 from connector.activity_samples import _SUBSET_SAMPLES, random_rows
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.least_squares import least_squares
 from connector.output_weights import ridge_output_weights
 from connector.types import Loadings, valid_mask
 
@@ -51,7 +52,7 @@ class Gauge:
         x, y = z[mask].double(), truth[mask].double()
         if affine:
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
+        solution = least_squares(x, y)
         matrix = solution[: z.shape[-1]].T
         shift = solution[-1] if affine else matrix.new_zeros(len(matrix))
         if not torch.linalg.cond(matrix) < 1e8:  # also for a zero matrix, whose condition is NaN

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from connector.dynamics import Network, leading_fixed_points, simulate
 from connector.errors import UserError
+from connector.least_squares import least_squares
 from connector.types import Loadings
 
 Field = Callable[[Tensor], Tensor]
@@ -145,7 +146,7 @@ def valente_dissimilarity(true: Network, inferred: Network, max_entries: int = 4
     entries = []
     for network in (true, inferred):
         net = network.double()
-        projected = net.m @ torch.linalg.lstsq(net.m, net.n).solution
+        projected = net.m @ least_squares(net.m, net.n)
         entries.append(connectivity_entries(replace(net, n=projected), max_entries, seed).sort().values)
     a, b = entries
     if len(a) != len(b):

@@ -195,9 +195,7 @@ class RunStore:
                 "add lrrnn to `stages`, or leave `stages=auto`",
             )
         arrays = read_npz(self.latents_file)
-        # Copied into torch's memory: numpy's may begin anywhere, products then take other paths, and two runs of one
-        # seed differ in their last digits.
-        tensors = {k: torch.tensor(v) for k, v in arrays.items() if v.ndim > 0}
+        tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
         return StageInputs(
             latents=Latents(
                 z=tensors["latents"],

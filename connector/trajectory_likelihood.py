@@ -45,6 +45,7 @@ from connector.conditional_mean import (
 from connector.dynamics import Activation, potentials
 from connector.dynamics import activation as get_activation
 from connector.errors import UserError
+from connector.least_squares import least_squares
 from connector.types import Latents, Loadings
 
 _CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
@@ -944,7 +945,7 @@ def _start(basis, prior: _Prior, segments, alpha, stride, noise: Tensor, generat
     variance = noise.diagonal().mean() * (1 + a**2) / (1 - a) ** 2 * float(_inverse_scale(prior.gauge))
     variance = variance + 1e-4 * targets.square().mean()
     gram, scores = b.T @ b / variance, b.T @ targets / variance
-    lead = torch.linalg.lstsq(b[:, :3], targets).solution.square().sum() / (prior.pool.size * rank)
+    lead = least_squares(b[:, :3], targets).square().sum() / (prior.pool.size * rank)
     _, curved = prior.curved("arcsine", 0.8)
     jitter = 1e-9 * torch.eye(len(gram)).to(gram)
     reference = prior.linear + curved + 0.3 * prior.white

@@ -56,6 +56,7 @@ from connector.data.attractors import teacher
 from connector.data.folds import fold
 from connector.errors import UserError
 from connector.flow import Flow
+from connector.least_squares import least_squares
 from connector.run_directory import register_resolvers
 from connector.store import RunStore, StageInputs, write_json, write_text
 from connector.trajectory_likelihood import fit_trajectories
@@ -382,7 +383,7 @@ def grow_rates(size: Size) -> tuple[Cost, float]:
         torch.tanh(z.float() @ loadings.m.float().T, out=out)
     recording = Recording(activity, "rates", latents.lengths, ALPHA, "tanh")
     fit, cost = cost_of(lambda: fit_rates_closed_form(recording, size.rank))
-    found = fit.loadings.m @ torch.linalg.lstsq(fit.loadings.m, loadings.m).solution
+    found = fit.loadings.m @ least_squares(fit.loadings.m, loadings.m)
     return cost, float((found - loadings.m).square().sum() / loadings.m.square().sum())
 
 

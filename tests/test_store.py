@@ -82,8 +82,6 @@ def test_the_hand_over_between_stages_comes_back(tmp_path, with_inputs):
     assert back.loadings.has_bias == with_inputs
     assert back.activation == inputs.activation
     assert torch.equal(back.fold.test, inputs.fold.test)
-    # where products take the same path in every process
-    assert all(x.data_ptr() % 64 == 0 for x in (back.latents.z, back.loadings.m, back.fold.train))
 
 
 def test_a_stage_is_current_only_with_its_fingerprint_and_its_files(tmp_path):

@@ -1,0 +1,30 @@
+"""Least squares: the answer of smallest norm, and the same one each time."""
+
+from pathlib import Path
+
+import torch
+
+from connector.least_squares import least_squares
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_design_short_of_full_rank_gets_the_answer_of_smallest_norm():
+    generator = torch.Generator().manual_seed(0)
+    half, targets = (torch.randn(3, 50, k, generator=generator, dtype=torch.float64) for k in (2, 4))
+    found = least_squares(torch.cat([half, half], dim=2), targets)
+    once = torch.linalg.inv(half.mT @ half) @ half.mT @ targets
+    torch.testing.assert_close(found, torch.cat([once, once], dim=1) / 2)
+
+
+def test_one_input_gives_one_answer():
+    generator = torch.Generator().manual_seed(0)
+    design = torch.randn(4000, 100, generator=generator, dtype=torch.float64)[:, :3]
+    targets = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    answers = {tuple(least_squares(design, targets).flatten().tolist()) for _ in range(500)}
+    assert len(answers) == 1  # torch.linalg.lstsq by its default gives two or more here
+
+
+def test_nothing_else_calls_the_solver_whose_answers_differ():
+    files = [*ROOT.glob("connector/**/*.py"), *ROOT.glob("experiments/*.py")]
+    assert [file.name for file in files if "linalg.lstsq(" in file.read_text()] == ["least_squares.py"]
