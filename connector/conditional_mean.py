@@ -132,25 +132,31 @@ class GaussianProcessMean(ConditionalMean):
         """(R, R) covariance of n around nu in the fitted population, as far as y shows it."""
         return (self.weights * self.amplitudes[:, 2]).sum() * self.gauge @ self.gauge
 
-    def _components(self, stacked: Tensor):
-        """Of each component: its weight, mean (K, R) and variance (K,), both in the whitened gauge."""
-        x = (stacked - self.location) @ self.whitening
-        odd = self.values["odd"]
+    def _of_components(self, stacked: Tensor, linear: Tensor, curved: Tensor):
+        """Of each component i: its number, the features (K, P), and features linear_i + k(., centres) curved_i."""
+        x, odd = (stacked - self.location) @ self.whitening, self.values["odd"]
         features = linear_features(x, odd)
         for i, (family, width) in enumerate(self.values["components"]):
-            mean, root = features @ self.linear_coefficients[i], features @ self.linear_factors[i]
-            prior = self.amplitudes[i, 0] * features.square().sum(1)
+            value = features @ linear[i]
             if family != "none":
-                k = kernel(x, self.centres, family, width, odd)
-                mean, root = mean + k @ self.coefficients[i], root + k @ self.factors[i]
-                prior = prior + self.amplitudes[i, 1] * kernel_diagonal(x, family, width, odd)
-            yield self.weights[i], mean, (prior - root.square().sum(1)).clamp_min(0)
+                value = value + kernel(x, self.centres, family, width, odd) @ curved[i]
+            yield i, x, features, value
 
     def _mean(self, stacked: Tensor) -> Tensor:
-        return sum(weight * mean for weight, mean, _ in self._components(stacked)) @ self.gauge
+        found = self._of_components(stacked, self.linear_coefficients, self.coefficients)
+        return sum(self.weights[i] * mean for i, _, _, mean in found) @ self.gauge
 
     def _variance(self, stacked: Tensor) -> Tensor:
-        parts = [(w, mean @ self.gauge, v) for w, mean, v in self._components(stacked)]
+        linear = torch.cat([self.linear_coefficients, self.linear_factors], dim=2)
+        curved = torch.cat([self.coefficients, self.factors], dim=2)
+        rank, parts = len(self.gauge), []
+        for i, x, features, value in self._of_components(stacked, linear, curved):
+            family, width = self.values["components"][i]
+            prior = self.amplitudes[i, 0] * features.square().sum(1)
+            if family != "none":
+                prior = prior + self.amplitudes[i, 1] * kernel_diagonal(x, family, width, self.values["odd"])
+            left = (prior - value[:, rank:].square().sum(1)).clamp_min(0)
+            parts.append((self.weights[i], value[:, :rank] @ self.gauge, left))
         centre = sum(w * mean for w, mean, _ in parts)
         scale = self.gauge.square().sum(0)
         return sum(w * (v[:, None] * scale + (mean - centre) ** 2) for w, mean, v in parts)
@@ -172,9 +178,16 @@ def linear_features(x: Tensor, odd: bool) -> Tensor:
     return x if odd else torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
 
 
-def _arcsine(inner: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    """Covariance of an infinitely wide network of error functions (Williams 1998)."""
-    return (2 / math.pi) * torch.asin(2 * inner / ((1 + 2 * xx) * (1 + 2 * yy)).sqrt())
+def _arcsine_rows(x: Tensor, odd: bool) -> Tensor:
+    """Rows (..., P or P + 1) whose inner products are the arguments of the arcsine in :func:`_arcsine`."""
+    if not odd:
+        x = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1)
+    return x * (2 / (1 + 2 * x.square().sum(-1, keepdim=True))).sqrt()
+
+
+def _arcsine(inner: Tensor) -> Tensor:
+    """Covariance of an infinitely wide network of error functions (Williams 1998), of :func:`_arcsine_rows`."""
+    return (2 / math.pi) * torch.asin(inner)
 
 
 def _stationary(squared: Tensor, family: str) -> Tensor:
@@ -193,16 +206,12 @@ def kernel(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor
         odd: whether functions are odd; otherwise the arcsine kernels see a constant beside the loadings.
     """
     x, y = x / width, y / width
-    constant = 0.0 if odd else 1.0
     if family == "additive":
-        total = 0
-        for j in range(x.shape[1]):
-            inner = constant + x[:, j, None] * y[None, :, j]
-            total = total + _arcsine(inner, constant + x[:, j, None] ** 2, constant + y[None, :, j] ** 2)
-        return total / x.shape[1]
-    inner, xx, yy = x @ y.T, x.square().sum(1)[:, None], y.square().sum(1)[None]
+        columns = [(_arcsine_rows(x[:, j, None], odd), _arcsine_rows(y[:, j, None], odd)) for j in range(x.shape[1])]
+        return sum(_arcsine(a @ b.T) for a, b in columns) / len(columns)
     if family == "arcsine":
-        return _arcsine(constant + inner, constant + xx, constant + yy)
+        return _arcsine(_arcsine_rows(x, odd) @ _arcsine_rows(y, odd).T)
+    inner, xx, yy = x @ y.T, x.square().sum(1)[:, None], y.square().sum(1)[None]
     if not odd:
         return _stationary(xx + yy - 2 * inner, family)
     return 0.5 * (_stationary(xx + yy - 2 * inner, family) - _stationary(xx + yy + 2 * inner, family))
@@ -211,12 +220,10 @@ def kernel(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor
 def kernel_pairs(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, y) of matching rows of x and y (..., P), broadcast: shape (...). Arguments as in :func:`kernel`."""
     x, y = x / width, y / width
-    constant = 0.0 if odd else 1.0
     if family == "additive":
-        return _arcsine(constant + x * y, constant + x.square(), constant + y.square()).mean(-1)
+        return _arcsine((_arcsine_rows(x[..., None], odd) * _arcsine_rows(y[..., None], odd)).sum(-1)).mean(-1)
     if family == "arcsine":
-        inner, xx, yy = (x * y).sum(-1), x.square().sum(-1), y.square().sum(-1)
-        return _arcsine(constant + inner, constant + xx, constant + yy)
+        return _arcsine((_arcsine_rows(x, odd) * _arcsine_rows(y, odd)).sum(-1))
     near = _stationary((x - y).square().sum(-1), family)
     return 0.5 * (near - _stationary((x + y).square().sum(-1), family)) if odd else near
 
@@ -224,13 +231,11 @@ def kernel_pairs(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> 
 def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, x) for each row of x (N, P): shape (N,)."""
     x = x / width
-    constant = 0.0 if odd else 1.0
     if family == "additive":
-        own = constant + x.square()
-        return _arcsine(own, own, own).mean(1)
-    own = x.square().sum(1)
+        return _arcsine(_arcsine_rows(x[..., None], odd).square().sum(-1)).mean(1)
     if family == "arcsine":
-        return _arcsine(constant + own, constant + own, constant + own)
+        return _arcsine(_arcsine_rows(x, odd).square().sum(1))
+    own = x.square().sum(1)
     if not odd:
         return torch.ones_like(own)
     return 0.5 * (1 - _stationary(4 * own, family))

@@ -139,8 +139,16 @@ class TrajectoryMean(ConditionalMean):
         return torch.stack([m for _, m in means]), torch.stack([v for _, v in variances])
 
     def _mean(self, stacked: Tensor) -> Tensor:
-        means, _ = self._components(stacked)
-        return (self.weights[:, None, None] * means).sum(0)
+        """The weighted mean of :meth:`_components`, summed over the components before the loadings come in."""
+        x, odd = (stacked - self.location) @ self.whitening, self.values["odd"]
+        shares = self.weights[:, None] * self.amplitudes  # (components, 3)
+        mean = linear_features(x, odd) @ (self.linear_weights @ torch.tensordot(shares[:, 0], self.coefficients, 1))
+        for i, (family, width) in enumerate(self.values["kernels"]):
+            if family != "none":
+                here = self.kernel_index == i
+                curved = self.projections[i] @ torch.tensordot(shares[here, 1], self.coefficients[here], 1)
+                mean = mean + kernel(x, self.centres, family, width, odd) @ curved
+        return mean @ self.gauge
 
     def _variance(self, stacked: Tensor) -> Tensor:
         means, variances = self._components(stacked)

@@ -264,6 +264,7 @@ def test_intervals_are_nested_and_hold_the_stated_share_of_the_posterior():
         assert bool((wider[0] < low).all() and (wider[1] > high).all())
         low, high = wider
         means, variances = model._components(rows)
+        torch.testing.assert_close(model(rows), (model.weights[:, None, None] * means).sum(0))
         share = [model.weights[:, None, None] * torch.special.ndtr((x - means) / variances.sqrt()) for x in wider]
         assert torch.allclose((share[1] - share[0]).sum(0), torch.tensor(level).double(), atol=1e-4)
     narrow = fit_trajectories(_latents(net, noise=0.01), net.loadings, activation="tanh", width_factor=0.5)
