@@ -32,7 +32,7 @@ from connector.spike_smoother import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates
 from connector.spikes import SpikeModel, trial_batch
 from connector.spikes import connectivity_inputs as spike_inputs
 from connector.store import RunStore, StageInputs, write_npz
-from connector.training import StageContext, StageModule, fit, is_child_rank
+from connector.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch
 
 # Fine-tuning from the closed form: small steps, since there is little left to gain.
@@ -228,16 +228,17 @@ def _train_on_spikes(
         found = _solve_spikes(context, data, mark)
         if found is not None:
             return found
-    model, baseline, loss = fit_spike_model(context, data, mark)
-    latents, loadings, covariance, readings = spike_inputs(
-        model, recording, fold.train, baseline, b_penalty=choice.b_penalty
-    )
+    with one_thread(options):
+        model, baseline, loss = fit_spike_model(context, data, mark)
+        latents, loadings, covariance, readings = spike_inputs(
+            model, recording, fold.train, baseline, b_penalty=choice.b_penalty
+        )
+        scores = _scored(context, model, recording, fold, baseline)
     if readings is None:
         context.say(
             "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
         )
-    metrics = {"lrrnn/val_loss": loss}
-    metrics |= _scored(context, model, recording, fold, baseline)
+    metrics = {"lrrnn/val_loss": loss} | scores
     return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
 
 
