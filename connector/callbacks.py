@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +135,23 @@ class LearningCurves(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.rows:
-            columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.path, text.getvalue())
+            write_learning_curves(self.path, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+
+
+def write_learning_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Rows with epoch, step and metrics, where they have them, as a csv file."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_learning_curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -200,11 +206,13 @@ class ExponentialMovingAverage(WeightAveraging):
     over its own end and not over its start. Buffers (the standardisation) are constants and stay as they are."""
 
     def __init__(self, decay: float):
-        super().__init__(use_buffers=False, multi_avg_fn=_warming_average(decay))
+        super().__init__(use_buffers=False, multi_avg_fn=warming_average(decay))
 
 
-def _warming_average(decay: float):
-    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
+def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """The update of averaged weights by current ones, given how many updates there were."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
         rate = min(decay, (1.0 + float(n_averaged)) / (10.0 + float(n_averaged)))
         torch._foreach_lerp_(averaged, current, 1 - rate)
 

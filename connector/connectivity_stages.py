@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from connector.callbacks import ExponentialMovingAverage
@@ -60,6 +60,12 @@ class FlowModule(StageModule):
         self.noise_std, self.paths = noise_std, paths
 
     def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.flow.loss(*self.drawn(batch, step, training)), {}
+
+    def drawn(
+        self, batch: Sequence[Tensor], step: int, training: bool
+    ) -> tuple[Tensor, Tensor | None, torch.Generator]:
+        """Data, context and the random numbers of :meth:`connector.flow.Flow.loss` in this step."""
         generator = self.generator(step)
         x, context = batch[0], (batch[1] if len(batch) > 1 else None)
         repeats = max(1, self.paths // len(x)) if training else 1
@@ -67,7 +73,7 @@ class FlowModule(StageModule):
             x, context = x.repeat(repeats, 1), None if context is None else context.repeat(repeats, 1)
         if self.noise_std > 0:
             x = x + self.noise_std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return self.flow.loss(x, context, generator=generator), {}
+        return x, context, generator
 
 
 class RidgeOutputsModule(FlowModule):
@@ -90,6 +96,44 @@ class RidgeOutputsModule(FlowModule):
         return self.flow.loss(n.to(loadings.dtype), loadings, generator=self.generator(step + 1)), {}
 
 
+@dataclass
+class FlowJob:
+    """A flow ready to be trained, and what to do when it is: one stage of one run.
+
+    Attributes:
+        keep: weights of the "best" validation or of the "last" step.
+        finish: writes the stage's results; called once the module has its weights, on the first rank.
+        metrics: of the stage so far.
+    """
+
+    stage: str
+    context: StageContext
+    mark: str
+    module: FlowModule
+    data: TensorDataModule
+    epochs: int
+    keep: str
+    finish: Callable[[], None]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.context.options.connectivity.ema_decay
+
+
+def train_flow(job: FlowJob) -> dict[str, float]:
+    """Train it by itself and finish the stage; its metrics."""
+    monitor, averaging = f"{job.stage}/val_loss", job.ema_decay
+    callbacks = [ExponentialMovingAverage(averaging)] if averaging else []
+    trainer = fit(
+        job.context, job.stage, job.module, job.data, job.mark, job.epochs, monitor, callbacks=callbacks, keep=job.keep
+    )
+    if trainer.is_global_zero:
+        job.finish()
+    trainer.strategy.barrier()
+    return job.metrics | {monitor: float(trainer.checkpoint_callback.best_model_score)}
+
+
 # -- loadings ---------------------------------------------------------------------------------------------------------
 
 
@@ -100,12 +144,7 @@ def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return (order[n_validation:], order[:n_validation]) if n_validation else (order, order)
 
 
-def _flow_callbacks(options: Options) -> list[Callback]:
-    decay = options.connectivity.ema_decay
-    return [ExponentialMovingAverage(decay)] if decay else []
-
-
-def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
+def prepare_loadings(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
     """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
 
     With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to
@@ -143,24 +182,15 @@ def train_loadings(context: StageContext, inputs: StageInputs, mark: str) -> dic
     data = TensorDataModule(
         (rows,), (rows,), connectivity.loadings_batch_size, options.seed, epoch_size=connectivity.loadings_epoch_size
     )
-    trainer = fit(
-        context,
-        "loadings",
-        module,
-        data,
-        mark,
-        epochs,
-        "loadings/val_loss",
-        callbacks=_flow_callbacks(options),
-        keep="last",  # the loss of the training rows has no minimum worth picking
-    )
-    # Moments of heavy tails rest on a few neurons: nothing to hold a density to.
-    if connectivity.match_moments and base == "normal":
-        module.flow.match_moments(rows, connectivity.flow.steps)
-    if trainer.is_global_zero:
+
+    def finish() -> None:
+        # Moments of heavy tails rest on a few neurons: nothing to hold a density to.
+        if connectivity.match_moments and base == "normal":
+            module.flow.match_moments(rows, connectivity.flow.steps)
         context.store.write_module(context.store.loadings_flow_file, module.flow.eval().save)
-    trainer.strategy.barrier()
-    return metrics | {"loadings/val_loss": float(trainer.checkpoint_callback.best_model_score)}
+
+    # The loss of the training rows has no minimum worth picking.
+    return FlowJob("loadings", context, mark, module, data, epochs, "last", finish, metrics)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -329,7 +359,7 @@ def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs
     return max(found, key=found.get)
 
 
-def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict[str, float]:
+def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
     """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
     options, connectivity, store = context.options, context.options.connectivity, context.store
     loadings_flow = Flow.load(store.loadings_flow_file)
@@ -359,17 +389,8 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
     data = TensorDataModule(
         (nu[train], rows[train]), (nu[validation], rows[validation]), connectivity.outputs_batch_size, options.seed
     )
-    trainer = fit(
-        context,
-        "outputs",
-        module,
-        data,
-        mark,
-        connectivity.outputs_epochs,
-        "outputs/val_loss",
-        callbacks=_flow_callbacks(options),
-    )
-    if trainer.is_global_zero:
+
+    def finish() -> None:
         tilt = drive_tilt(options, inputs, loadings_flow, mean)
         distribution = assemble(options, inputs, loadings_flow, tilt, mean, module.flow.eval())
         if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
@@ -379,5 +400,5 @@ def train_outputs(context: StageContext, inputs: StageInputs, mark: str) -> dict
                 f"outputs: projection with lambda {chosen:.0e}, the largest that keeps the drift of validation trials"
             )
         store.write_module(store.connectivity_file, distribution.save)
-    trainer.strategy.barrier()
-    return {"outputs/val_loss": float(trainer.checkpoint_callback.best_model_score)}
+
+    return FlowJob("outputs", context, mark, module, data, connectivity.outputs_epochs, "best", finish)

@@ -229,7 +229,15 @@ class Flow(nn.Module):
         return self
 
     def loss(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Mean squared error of the velocity along straight paths that end in the data x (B, D); a scalar.
+        """Mean squared error of the velocity along straight paths that end in the data x (B, D); a scalar."""
+        place, t, context, target = self.draw_paths(x, context, generator)
+        return (self.velocity(place, t, context) - target).square().mean()
+
+    def draw_paths(
+        self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Places (B, D) and times (B,) on straight paths that end in the data x (B, D), the context there, and the
+        velocities (B, D) to be learned; all standardised.
 
         Times are stratified: one in each of B equal cells of [0, 1], dealt to the points in random order.
         """
@@ -239,8 +247,7 @@ class Flow(nn.Module):
         draw = {"generator": generator, "device": x0.device if generator is None else generator.device}
         cells = torch.randperm(len(x1), **draw)
         t = ((cells + torch.rand(len(x1), **draw)) / len(x1)).to(x1)
-        path = torch.lerp(x0, x1, t[:, None])
-        return (self.velocity(path, t, context) - (x1 - x0)).square().mean()
+        return torch.lerp(x0, x1, t[:, None]), t, context, x1 - x0
 
     def sample_base(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """(n_samples, D) draws of the base density, in standardised units."""

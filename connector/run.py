@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rich.table import Table
 from connector import launch
 from connector.callbacks import StepProgress
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
-from connector.connectivity_stages import train_loadings, train_outputs
+from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import (
     AttractorDataModule,
     NlbDataModule,
@@ -119,15 +121,21 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
 
 
-def _open_log(directory: Path) -> logging.Handler:
+@contextlib.contextmanager
+def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
+    """Yields what writes a line to the run's train.log."""
     handler = logging.FileHandler(directory / "train.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.setLevel(logging.INFO)
     _log.addHandler(handler)
-    return handler
+    try:
+        yield _log.info
+    finally:
+        _log.removeHandler(handler)
+        handler.close()
 
 
-def _stage_files(store: RunStore) -> dict[str, list[Path]]:
+def stage_files(store: RunStore) -> dict[str, list[Path]]:
     return {
         "lrrnn": [store.latents_file],
         "loadings": [store.loadings_flow_file],
@@ -138,7 +146,7 @@ def _stage_files(store: RunStore) -> dict[str, list[Path]]:
 def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan) -> None:
     """Run what is due, reuse what is current; refuse to build on results of other options."""
     store, options = context.store, context.options
-    files = _stage_files(store)
+    files = stage_files(store)
     if schedule.given_latents and not store.is_current("lrrnn", schedule.marks["lrrnn"], files["lrrnn"]):
         context.say(
             "lrrnn: skipped, the file carries latents and MBD (add lrrnn to `stages` to fit it from the activity)"
@@ -148,8 +156,8 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {})
     trainers = {
         "lrrnn": lambda mark: train_lrrnn(context, data, mark),
-        "loadings": lambda mark: train_loadings(context, store.read_stage_inputs(), mark),
-        "outputs": lambda mark: train_outputs(context, store.read_stage_inputs(), mark),
+        "loadings": lambda mark: train_flow(prepare_loadings(context, store.read_stage_inputs(), mark)),
+        "outputs": lambda mark: train_flow(prepare_outputs(context, store.read_stage_inputs(), mark)),
     }
     for stage in STAGES:
         mark = schedule.marks[stage]
@@ -251,8 +259,20 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
     schedule = plan(options, data)
     directory.mkdir(parents=True, exist_ok=True)
     store = RunStore(directory)
-    handler = _open_log(directory)
+    with logging_to(directory):
+        return _run(options, config, directory, sweep_name, data, schedule, store, console)
 
+
+def _run(
+    options: Options,
+    config: DictConfig,
+    directory: Path,
+    sweep_name: str | None,
+    data: RecordingDataModule,
+    schedule: Plan,
+    store: RunStore,
+    console: Console,
+) -> float | None:
     def say(line: str) -> None:
         _log.info(line)
         console.print(line, soft_wrap=True, highlight=False)
@@ -306,5 +326,3 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
     finally:
         logger.finish(exit_code=int(failed))
         launch.leave_process_group(ranks)
-        _log.removeHandler(handler)
-        handler.close()

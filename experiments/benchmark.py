@@ -396,7 +396,7 @@ def clustered_inputs(n_neurons: int) -> StageInputs:
 
 def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
     """The stage that trains the flow of the loadings, and its sample's mean squared radius against the neurons'."""
-    from connector.connectivity_stages import train_loadings
+    from connector.connectivity_stages import prepare_loadings, train_flow
     from connector.run_logger import NoRun
     from connector.training import StageContext
 
@@ -406,7 +406,7 @@ def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
         store = RunStore(directory)
         store.checkpoints.mkdir(parents=True)
         context = StageContext(options, store, NoRun(), Console(quiet=True), lambda line: None)
-        _, cost = cost_of(lambda: train_loadings(context, inputs, "benchmark"))
+        _, cost = cost_of(lambda: train_flow(prepare_loadings(context, inputs, "benchmark")))
         rows = Flow.load(store.loadings_flow_file).sample(20_000, generator=torch.Generator().manual_seed(0))
     true = inputs.loadings.m.square().mean()
     return cost, abs(float(rows.square().mean() / true) - 1)

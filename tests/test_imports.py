@@ -14,8 +14,9 @@ ORDER = [
     "observation", "activity_samples", "output_weights", "gauge", "latents", "smoother", "closed_form", "lrrnn", "rate_model",
     "baselines", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
     "measures", "spike_measures", "spike_nulls", "clusters", "predictions", "figures", "report", "summary",
-    "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "results",
-    "launch", "sweep", "run",
+    "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "flow_ensemble", "results",
+    "launch", "sweep", "run", "ensemble",
+    "plugins.hydra_plugins.connector_ensemble",
 ]  # fmt: skip
 AT_THE_RIM = {
     "pytorch_lightning": {
@@ -28,7 +29,7 @@ AT_THE_RIM = {
         "launch",
     },
     "lightning_fabric": {"launch"},
-    "hydra": {"launch", "sweep"},
+    "hydra": {"launch", "sweep", "plugins.hydra_plugins.connector_ensemble"},
     "wandb": {"run_logger"},
 }
 

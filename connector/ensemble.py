@@ -1,0 +1,133 @@
+"""Several jobs trained in one process, their flows as one batched computation; each keeps its own run directory.
+
+The stages are trained here and written to the jobs' directories; each job then runs as always, finds its stages
+finished and goes on to its results, its log and its end state. A job that cannot be trained here, whatever the reason,
+is left to fail or succeed by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from connector.callbacks import StepProgress, write_learning_curves
+from connector.config import Options
+from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
+from connector.data.modules import RecordingDataModule
+from connector.flow_ensemble import Trained, kind, train_as_one
+from connector.run import Plan, build_data, logging_to, plan, quiet, run_stages, stage_files
+from connector.run_logger import NoRun
+from connector.store import RunStore
+from connector.training import StageContext, fit
+
+_PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}
+
+
+class _Member:
+    """One job on its way through the stages."""
+
+    def __init__(self, options: Options, directory: Path):
+        self.options, self.directory = options, directory
+        self.data: RecordingDataModule = build_data(options)
+        self.data.setup()
+        self.schedule: Plan = plan(options, self.data)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.store = RunStore(directory)
+        self.seconds = 0.0  # of the stage in work, before its flow is trained
+
+    def context(self, say) -> StageContext:
+        return StageContext(self.options, self.store, NoRun(), Console(quiet=True), say)
+
+    def run_first_stage(self) -> None:
+        only = tuple(stage for stage in self.schedule.requested if stage == "lrrnn")
+        first = Plan(only, self.schedule.marks, self.schedule.given_latents)
+        with logging_to(self.directory) as say:
+            run_stages(self.context(say), self.data, first)
+
+    def due(self, stage: str) -> bool:
+        if stage not in self.schedule.requested:
+            return False
+        current = self.store.is_current(stage, self.schedule.marks[stage], stage_files(self.store)[stage])
+        return self.options.force or not current
+
+    def prepare(self, stage: str) -> FlowJob:
+        started = time.monotonic()
+        with logging_to(self.directory) as say:
+            self.store.forget_stage(stage)
+            job = _PREPARE[stage](self.context(say), self.store.read_stage_inputs(), self.schedule.marks[stage])
+        self.seconds = time.monotonic() - started
+        return job
+
+    def train_alone(self, job: FlowJob) -> None:
+        started = time.monotonic()
+        metrics = train_flow(job)
+        self._close(job, metrics, self.seconds + time.monotonic() - started)
+
+    def finish(self, job: FlowJob, trained: Trained, shared_seconds: float) -> None:
+        started = time.monotonic()
+        write_learning_curves(self.directory / "logs" / f"{job.stage}.csv", trained.rows)
+        # No epochs more: this writes the stage's checkpoint.
+        fit(job.context, job.stage, job.module, job.data, job.mark, 0, f"{job.stage}/val_loss")
+        job.finish()
+        metrics = job.metrics | {f"{job.stage}/val_loss": trained.val_loss}
+        self._close(job, metrics, self.seconds + shared_seconds + time.monotonic() - started)
+
+    def _close(self, job: FlowJob, metrics: dict[str, float], seconds: float) -> None:
+        self.store.finish_stage(job.stage, job.mark, seconds, metrics, seconds)
+
+
+def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:
+    """Train the stages of several jobs, given by options and run directory, before they run one by one."""
+    quiet()
+    members: list[_Member] = []
+    for options, directory in jobs:
+        if options.trainer.threads is not None:
+            torch.set_num_threads(options.trainer.threads)
+        with _left_alone_on_error(console, directory):
+            member = _Member(options, directory)
+            member.run_first_stage()
+            members.append(member)
+    for stage in _PREPARE:
+        groups: dict[tuple, list[tuple[_Member, FlowJob]]] = {}
+        for member in [m for m in members if m.due(stage)]:
+            with _left_alone_on_error(console, member.directory, members, member):
+                job = member.prepare(stage)
+                groups.setdefault(kind(job), []).append((member, job))
+        for group in groups.values():
+            _train_group(stage, group, members, console)
+
+
+def _train_group(stage: str, group: list[tuple[_Member, FlowJob]], members: list[_Member], console: Console) -> None:
+    if len(group) == 1:
+        member, job = group[0]
+        with _left_alone_on_error(console, member.directory, members, member):
+            member.train_alone(job)
+        return
+    started = time.monotonic()
+    with StepProgress(f"{stage}: {len(group)} flows", console if group[0][0].options.trainer.progress else None) as bar:
+        bar.expect(max(job.epochs for _, job in group))
+        trained = train_as_one([job for _, job in group], lambda epoch: bar.start(f"epoch {epoch}"))
+    seconds = time.monotonic() - started
+    console.print(f"{stage}: {len(group)} flows trained as one in {seconds:.1f} s", highlight=False)
+    for (member, job), result in zip(group, trained):
+        with _left_alone_on_error(console, member.directory, members, member):
+            member.finish(job, result, seconds / len(group))
+
+
+@contextlib.contextmanager
+def _left_alone_on_error(
+    console: Console, directory: Path, members: list[_Member] | None = None, member: _Member | None = None
+) -> Iterator[None]:
+    """What goes wrong here is said in a line, and the member leaves the others: its job meets the error again."""
+    try:
+        yield
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        console.print(f"{directory.name} is left to run alone: {line}", highlight=False, markup=False, soft_wrap=True)
+        if member is not None:
+            members.remove(member)

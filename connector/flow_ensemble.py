@@ -1,0 +1,189 @@
+"""Many flows of one shape trained as one batched computation.
+
+A small flow leaves a processor idle: most of a step is the cost of calling kernels. Here the velocities of all flows are
+evaluated by one call (torch.func), while each keeps its own data, random numbers, length of training and weights: it ends
+where it would have ended alone, up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+
+from connector.callbacks import warming_average
+from connector.connectivity_stages import FlowJob, FlowModule
+from connector.data.modules import InMemoryBatches
+from connector.training import validation_interval
+
+
+@dataclass
+class Trained:
+    """What became of one flow: its best validation loss, and the rows of its learning curves."""
+
+    val_loss: float = math.inf
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+def kind(job: FlowJob) -> tuple:
+    """Jobs whose kinds are equal can train as one."""
+    module, data, connectivity = job.module, job.data, job.context.options.connectivity
+    flow = module.flow.arguments()
+    shape = tuple(flow[key] for key in ("dim", "context_dim", "hidden_width", "hidden_layers", "precondition"))
+    sizes = (len(data.train[0]), data.batch_size, data.epoch_size, module.paths)
+    training = (module.learning_rate, module.weight_decay, module.cosine, connectivity.ema_decay)
+    # A module with another way to draw its batches, as the published third step has, trains alone.
+    alone = None if type(module) is FlowModule else id(job)
+    return (job.stage, job.keep, shape, sizes, training, alone)
+
+
+class _Stack:
+    """Weights of the flows still in training, stacked, with their running averages and their optimizer.
+
+    Attributes:
+        members: numbers of these flows among all.
+    """
+
+    def __init__(self, modules: Sequence[FlowModule], learning_rate: float, weight_decay: float):
+        self.members = list(range(len(modules)))
+        weights, _ = stack_module_state([module.flow.velocity for module in modules])
+        self.weights = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+        self.averaged = [w.detach().clone() for w in self.weights.values()]
+        self.settings = {"lr": learning_rate, "weight_decay": weight_decay}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), **self.settings)
+        self._velocity = copy.deepcopy(modules[0].flow.velocity).to("meta")
+
+    def errors(self, places: Tensor, times: Tensor, contexts: Tensor | None, targets: Tensor) -> Tensor:
+        """Mean squared errors (E,) at paths stacked over the flows."""
+
+        def velocity(weights, place, time, context):
+            return functional_call(self._velocity, weights, (place, time, context))
+
+        axes = (0, 0, 0, None if contexts is None else 0)
+        found = vmap(velocity, in_dims=axes)(self.weights, places, times, contexts)
+        return (found - targets).square().flatten(1).mean(1)
+
+    def step(self, errors: Tensor, rates: Tensor) -> None:
+        """One step of each flow, at its own fraction (E,) of the learning rate: AdamW's step is proportional to it."""
+        before = [w.detach().clone() for w in self.weights.values()]
+        self.optimizer.zero_grad()
+        errors.sum().backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(before, self.weights.values()):
+                new.copy_(torch.lerp(old, new, rates.to(new).view(-1, *[1] * (new.ndim - 1))))
+
+    @torch.no_grad()
+    def average(self, decay: float | None, n_updates: int) -> None:
+        current = [w.detach() for w in self.weights.values()]
+        if decay and n_updates:
+            warming_average(decay)(self.averaged, current, n_updates)
+        else:
+            torch._foreach_copy_(self.averaged, current)
+
+    def averages_of(self, row: int) -> dict[str, Tensor]:
+        """Averaged weights of one flow, as its velocity's state."""
+        return {name: w[row].clone() for name, w in zip(self.weights, self.averaged)}
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these flows alone."""
+        moments = [self.optimizer.state[w] for w in self.weights.values()]
+        self.members = [self.members[row] for row in rows]
+        self.weights = {name: w.detach()[rows].requires_grad_() for name, w in self.weights.items()}
+        self.averaged = [w[rows] for w in self.averaged]
+        self.optimizer = torch.optim.AdamW(self.weights.values(), **self.settings)
+        for weight, state in zip(self.weights.values(), moments):
+            here = {name: value[rows] if value.ndim else value for name, value in state.items()}
+            self.optimizer.state[weight] = here
+
+
+def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None = None) -> list[Trained]:
+    """Train the flows of jobs of one :func:`kind`; their modules hold their weights afterwards.
+
+    Args:
+        progress: told of each epoch, from 1, that has ended.
+    """
+    device = torch.device("cuda" if _on_gpu(jobs[0]) else "cpu")
+    modules, epochs, stage = [job.module.to(device) for job in jobs], [job.epochs for job in jobs], jobs[0].stage
+    decay, keep_best = jobs[0].ema_decay, jobs[0].keep == "best"
+    batches = [
+        InMemoryBatches(
+            _to(job.data.train, device),
+            job.data.batch_size,
+            shuffle=True,
+            seed=job.data.seed,
+            epoch_size=job.data.epoch_size,
+        )
+        for job in jobs
+    ]
+    found, best = [Trained() for _ in jobs], {}
+    stack = _Stack(modules, modules[0].learning_rate, modules[0].weight_decay)
+    steps = len(batches[0])
+    for epoch in range(max(epochs)):
+        remaining = [row for row, e in enumerate(stack.members) if epochs[e] > epoch]
+        if len(remaining) < len(stack.members):
+            stack.keep(remaining)
+        for e in stack.members:
+            batches[e].set_epoch(epoch)
+        losses = torch.zeros(len(stack.members), device=device)
+        for number, parts in enumerate(zip(*(batches[e] for e in stack.members))):
+            step = epoch * steps + number
+            drawn = [modules[e].flow.draw_paths(*modules[e].drawn(p, step, True)) for e, p in zip(stack.members, parts)]
+            places, times, contexts, targets = (None if x[0] is None else torch.stack(x) for x in zip(*drawn))
+            errors = stack.errors(places, times, contexts, targets)
+            rates = torch.tensor([_rate(step / (epochs[e] * steps), modules[e].cosine) for e in stack.members])
+            stack.step(errors, rates)
+            stack.average(decay, step)
+            losses += errors.detach()
+        for row, (e, loss) in enumerate(zip(stack.members, losses.tolist())):
+            record = {"epoch": epoch + 1, "step": (epoch + 1) * steps}
+            record[f"{stage}/train_loss"] = loss / steps
+            if (epoch + 1) % validation_interval(epochs[e]) == 0:
+                weights = stack.averages_of(row)
+                value = _validation_loss(jobs[e], weights)
+                record[f"{stage}/val_loss"] = value
+                if value < found[e].val_loss:
+                    found[e].val_loss = value
+                    if keep_best:
+                        best[e] = weights
+            if epoch + 1 == epochs[e] and not (keep_best and e in best):
+                best[e] = stack.averages_of(row)
+            found[e].rows.append(record)
+        if progress is not None:
+            progress(epoch + 1)
+    for e, module in enumerate(modules):
+        module.flow.velocity.load_state_dict(best[e])
+        module.cpu()
+    return found
+
+
+def _on_gpu(job: FlowJob) -> bool:
+    wanted = job.context.options.trainer.accelerator
+    return wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
+
+
+def _to(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(x.to(device) for x in tensors)
+
+
+def _rate(progress: float, cosine: bool) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1.0
+
+
+@torch.no_grad()
+def _validation_loss(job: FlowJob, weights: dict[str, Tensor]) -> float:
+    """Mean over the validation rows, as Lightning takes it over batches."""
+    module, held_out = job.module, _to(job.data.validation, job.module.device)
+    current = {name: w.clone() for name, w in module.flow.velocity.state_dict().items()}
+    module.flow.velocity.load_state_dict(weights)
+    total, n_rows = 0.0, 0
+    for number, batch in enumerate(InMemoryBatches(held_out, job.data.eval_batch_size, shuffle=False)):
+        loss, _ = module.losses(batch, -1 - number, False)
+        total, n_rows = total + float(loss) * len(batch[0]), n_rows + len(batch[0])
+    module.flow.velocity.load_state_dict(current)
+    return total / n_rows
