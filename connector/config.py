@@ -314,6 +314,7 @@ class Options:
     seed: int = MISSING
     stages: Any = MISSING
     force: bool = MISSING
+    report: bool = MISSING
     data: Any = MISSING
     lrrnn: LowRankRNNOptions = MISSING
     connectivity: ConnectivityOptions = MISSING

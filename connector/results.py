@@ -444,7 +444,7 @@ def summarise(
     lines: list[str],
     progress: StepProgress | None = None,
 ) -> tuple[dict[str, float], dict[str, Path], list[str]]:
-    """Measure, write network.npz and figures/, write report.html.
+    """Measure, write network.npz and, with the option ``report``, figures/ and report.html.
 
     Args:
         stage_metrics: of the stages, for the report; lines: about the recording, for its head.
@@ -456,7 +456,7 @@ def summarise(
     progress = StepProgress("results", None) if progress is None else progress
     progress.start("networks")
     results = Results(options, store, data)
-    measures, figures_due = results.measures(), results.figures()
+    measures, figures_due = results.measures(), results.figures() if options.report else {}
     progress.expect(len(measures) + len(figures_due) + 2)
     write_network(store.path / "network.npz", results.network, 0.0)
     metrics, drawn, files = {}, {}, {}
@@ -470,8 +470,9 @@ def summarise(
         files[name] = store.figures / f"{name}.png"
         with atomic(files[name]) as aside:
             aside.write_bytes(drawn[name][1])
-    progress.start("report")
-    _report(results, {**stage_metrics, **metrics}, drawn, lines)
+    if options.report:
+        progress.start("report")
+        _report(results, {**stage_metrics, **metrics}, drawn, lines)
     return metrics, files, results.cautions()
 
 

@@ -297,7 +297,7 @@ def _run(
             return None
         metrics = all_metrics(store, {})
         if "outputs" in store.stages():
-            say("results: measuring sampled networks, drawing figures")
+            say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
             started = time.monotonic()
             with StepProgress("results", console if options.trainer.progress else None) as progress:
                 results, figures, cautions = summarise(

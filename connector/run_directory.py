@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from omegaconf import OmegaConf
 
 # These act on the same run: what is trained, how fast, where it is logged.
-_WITHOUT_EFFECT = re.compile(r"^(stages|force|logger|trainer|hydra)([./=@]|$)")
+_WITHOUT_EFFECT = re.compile(r"^(stages|force|report|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
 
 

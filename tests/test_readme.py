@@ -29,6 +29,7 @@ TYPED = [
     "seed",
     "stages",
     "force",
+    "report",
     "data.path",
     "data.fold",
     "data.n_folds",

@@ -9,8 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from omegaconf import open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """A job's own options, resolved: some are functions of Hydra's choices for this job."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        own = config.copy()
+        with open_dict(own):
+            del own["hydra"]
+        return OmegaConf.create(OmegaConf.to_container(own, resolve=True))
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 class EnsembleLauncher(BasicLauncher):
@@ -22,6 +37,7 @@ class EnsembleLauncher(BasicLauncher):
 
         from connector.config import checked
         from connector.ensemble import train_together
+        from connector.errors import UserError
 
         jobs, kept = [], [list(overrides) for overrides in job_overrides]
         for number, overrides in enumerate(kept):
@@ -29,12 +45,9 @@ class EnsembleLauncher(BasicLauncher):
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = initial_job_idx + number
             directory = Path(str(config.hydra.sweep.dir)).resolve() / str(config.hydra.sweep.subdir)
-            plain = config.copy()
-            with open_dict(plain):
-                del plain["hydra"]
             try:
-                options = checked(plain)
-            except Exception:  # said by the job itself
+                options = checked(_without_hydra(config))
+            except (UserError, OmegaConfBaseException):  # said by the job itself
                 continue
             jobs.append((options, directory))
             if options.force:  # trained anew here, once

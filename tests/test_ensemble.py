@@ -1,0 +1,114 @@
+"""Jobs trained together end where they would have ended alone; one that cannot be trained spoils no other."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from connector.config import checked
+from connector.connectivity_stages import FlowJob, FlowModule, train_flow
+from connector.data.modules import TensorDataModule
+from connector.flow_ensemble import kind, train_as_one
+from connector.run_directory import register_resolvers
+from connector.run_logger import NoRun
+from connector.store import RunStore, read_npz
+from connector.training import StageContext
+
+register_resolvers()
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def job(directory, seed, epochs, keep="last", context_dim=0, ema=0.9, base="normal", width=8):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        options = checked(
+            compose(
+                "train",
+                [f"seed={seed}", f"connectivity.ema_decay={ema}", "trainer.progress=false", "experiment_name=test"],
+            )
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(90, 2, generator=generator) + torch.randn(1, 2, generator=generator)
+    given = (rows.flip(1),) if context_dim else ()
+    torch.manual_seed(seed)
+    flow = {"dim": 2, "context_dim": context_dim, "hidden_width": width, "base": base}
+    module = FlowModule("outputs", flow, seed, noise_std=0.1 * context_dim, paths=64)
+    module.flow.fit_scaler(rows, *given)
+    data = TensorDataModule((rows, *given), (rows[:20], *(x[:20] for x in given)), 32, seed)
+    context = StageContext(options, RunStore(directory), NoRun(), Console(quiet=True), lambda line: None)
+    return FlowJob("outputs", context, "mark", module, data, epochs, keep, lambda: None)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"keep": "last"}, {"keep": "best", "context_dim": 2}, {"ema": "null"}, {"base": "student_t"}]
+)
+def test_flows_trained_as_one_end_where_each_ends_alone(tmp_path, settings):
+    epochs = (5, 12, 9)  # some end before the others
+    jobs = [job(tmp_path, seed, n, **settings) for seed, n in enumerate(epochs)]
+    assert len({kind(j) for j in jobs}) == 1
+    for j, together in zip(jobs, train_as_one(jobs)):
+        alone = job(tmp_path / f"{j.epochs}", j.module.seed, j.epochs, **settings)
+        metrics = train_flow(alone)
+        assert together.val_loss == pytest.approx(metrics["outputs/val_loss"], rel=1e-5)
+        for one, other in zip(j.module.flow.parameters(), alone.module.flow.parameters()):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        with (tmp_path / f"{j.epochs}" / "logs" / "outputs.csv").open() as handle:
+            expected = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+        assert [row.keys() for row in together.rows] == [row.keys() for row in expected]
+        for row, other in zip(together.rows, expected):
+            assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_flows_of_other_shapes_or_settings_are_of_another_kind(tmp_path):
+    first = kind(job(tmp_path, 0, 5))
+    assert kind(job(tmp_path, 1, 7)) == first
+    assert kind(job(tmp_path, 0, 5, width=9)) != first
+    assert kind(job(tmp_path, 0, 5, ema=0.5)) != first
+    slower = job(tmp_path, 0, 5)
+    slower.module.learning_rate *= 2
+    assert kind(slower) != first
+    other = job(tmp_path, 0, 5)
+    other.module.__class__ = type("Other", (FlowModule,), {})  # draws its batches in its own way
+    assert kind(other) != kind(dataclasses.replace(other)) != first
+
+
+SMALL = [
+    "data.n_neurons=150", "data.n_grid=6", "data.n_steps=40", "connectivity.loadings_epochs=10", "report=false",
+    "connectivity.outputs_epochs=2", "connectivity.outputs_loadings=1024", "trainer.threads=1", "trainer.progress=false",
+]  # fmt: skip
+
+
+def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
+    def train(*arguments):
+        command = [sys.executable, ROOT / "train.py", *arguments, *SMALL]
+        return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+    sweep = ("-m", "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = train(*sweep, "seed=1,2", "data.fold=1,9")  # there is no ninth of five folds
+    assert done.returncode == 1, done.stderr
+    assert "loadings: 2 flows trained as one" in done.stdout
+    assert "outputs: 2 flows trained as one" in done.stdout
+    assert done.stdout.count("reused") == 6  # each job finds its three stages
+    with (tmp_path / "sweep" / "jobs.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["state"].split(":")[0] for row in rows] == ["done", "mistake (2)", "done", "mistake (2)"]
+    directory = Path(rows[0]["directory"])
+    assert not (directory / "report.html").exists()
+    alone = tmp_path / "alone"
+    assert train("seed=1", "data.fold=1", f"hydra.run.dir={alone}").returncode == 0
+    assert (alone / "latents.npz").read_bytes() == (directory / "latents.npz").read_bytes()
+    assert {p.name for p in (alone / "checkpoints").iterdir()} == {
+        p.name for p in (directory / "checkpoints").iterdir()
+    }
+    one, other = (read_npz(d / "network.npz") for d in (alone, directory))
+    for key in ("m", "n"):
+        assert abs(one[key] - other[key]).max() < 1e-4 * abs(one[key]).max()
+    metrics, expected = (json.loads((d / "metrics.json").read_text()) for d in (directory, alone))
+    assert metrics.keys() == expected.keys()
+    assert metrics["connectivity/dissimilarity"] == pytest.approx(expected["connectivity/dissimilarity"], rel=1e-3)
