@@ -15,7 +15,7 @@ help:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sweep,nwb,wandb,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sweep,slurm,nwb,wandb,dev]'
 	@touch $@
 
 run: $(VENV)/.installed

@@ -99,6 +99,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
+        code = _run_jobs(sweep)
+    finally:
+        failed = close_sweep()
+    # A sweeper may go on past jobs that failed, as a study does.
+    return code or int(failed)
+
+
+def _run_jobs(sweep: bool) -> int:
+    try:
         job()
         if _raised:
             raise _raised[0]
@@ -114,8 +123,6 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         return 1
-    finally:
-        close_sweep()
     return 0
 
 

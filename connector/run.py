@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import launch
+from connector import __version__, launch
 from connector.callbacks import StepProgress
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
@@ -257,10 +257,29 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
     data = build_data(options)
     data.setup()
     schedule = plan(options, data)
-    directory.mkdir(parents=True, exist_ok=True)
     store = RunStore(directory)
+    if sweep_name is not None and not options.force and _is_finished(store, options, schedule):
+        console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
+        return _objective(store.metrics())
+    directory.mkdir(parents=True, exist_ok=True)
     with logging_to(directory):
         return _run(options, config, directory, sweep_name, data, schedule, store, console)
+
+
+def _results_mark(options: Options, schedule: Plan) -> str:
+    """Of the results: the stages that they are of, and what else they depend on."""
+    return fingerprint(schedule.marks, schedule.requested, options.report, options.seed, __version__)
+
+
+def _is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
+    files = stage_files(store)
+    stages = all(store.is_current(stage, schedule.marks[stage], files[stage]) for stage in schedule.requested)
+    return stages and store.is_current("results", _results_mark(options, schedule), [store.path / "metrics.json"])
+
+
+def _objective(metrics: Mapping[str, float]) -> float | None:
+    """What an optimizing sweeper minimises."""
+    return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
 
 
 def _run(
@@ -291,6 +310,7 @@ def _run(
         context = StageContext(options, store, logger, console, say)
         if not is_child_rank():
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+            store.forget_stage("results")
         run_stages(context, data, schedule)
         if is_child_rank():
             failed = False
@@ -317,9 +337,10 @@ def _run(
         networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
         if store.connectivity_file.exists():
             logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
+        store.finish_stage("results", _results_mark(options, schedule), 0.0, {})
         show(console, metrics, store)
         failed = False
-        return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
+        return _objective(metrics)
     except BaseException:
         _log.exception("the job ended early")
         raise

@@ -216,6 +216,11 @@ class RunStore:
         with atomic(path) as aside:
             save(aside)
 
+    def metrics(self) -> dict[str, float]:
+        """Of metrics.json; none where there is no such file."""
+        file = self.path / "metrics.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     # -- results --------------------------------------------------------------------------------------------------
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         finite = {k: float(v) for k, v in metrics.items() if v is not None and np.isfinite(float(v))}
@@ -275,8 +280,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        file = self.path / "metrics.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return self.store.metrics()
 
     @cached_property
     def stage_inputs(self) -> StageInputs:

@@ -41,6 +41,7 @@ _RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
+_any_failed = False  # of its jobs
 
 
 def count_jobs(overrides: list[str]) -> int | None:
@@ -88,6 +89,7 @@ class SweepReport(Callback):
         global _open
         self.directory = Path(str(config.hydra.sweep.dir)).resolve()
         self.n_jobs = _expected_jobs(config)
+        self.directory.mkdir(parents=True, exist_ok=True)  # a study's database is opened before the first job
         shutil.rmtree(self.directory / _RECORDS, ignore_errors=True)  # of an earlier sweep that was killed
         _open = self
 
@@ -128,19 +130,22 @@ class SweepReport(Callback):
         return found
 
 
-def close_sweep(console: Console | None = None) -> None:
+def close_sweep(console: Console | None = None) -> bool:
     """Print and write the table of the sweep that this process started, if there is one and it is still open.
+
+    Returns:
+        whether any job of it failed.
 
     Hydra calls its callbacks' on_multirun_end only where every job ended well, so that the command line calls this, too.
     """
-    global _open
+    global _open, _any_failed
     sweep, _open = _open, None
     if sweep is None:
-        return
+        return _any_failed
     jobs = sweep.jobs()
     shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
     if not jobs:
-        return
+        return False
     write_text(sweep.directory / "jobs.csv", _csv(jobs))
     if console is None:
         console = Console()
@@ -155,6 +160,8 @@ def close_sweep(console: Console | None = None) -> None:
     if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
         line += f", {sweep.n_jobs - len(jobs)} never started"
     console.print(f"{line}; {_shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
+    _any_failed = done < len(jobs)
+    return _any_failed
 
 
 def shared_overrides(jobs: list[dict[str, Any]]) -> list[str]:

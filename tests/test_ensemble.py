@@ -98,6 +98,11 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
     with (tmp_path / "sweep" / "jobs.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert [row["state"].split(":")[0] for row in rows] == ["done", "mistake (2)", "done", "mistake (2)"]
+    again = train(*sweep, "seed=1,2", "data.fold=1,9")
+    assert again.stdout.count("finished earlier with these options") == 2
+    assert "trained as one" not in again.stdout
+    with (tmp_path / "sweep" / "jobs.csv").open() as handle:
+        assert list(csv.DictReader(handle)) == rows
     directory = Path(rows[0]["directory"])
     assert not (directory / "report.html").exists()
     alone = tmp_path / "alone"

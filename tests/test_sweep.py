@@ -131,3 +131,19 @@ def test_a_single_run_says_and_writes_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
     assert sweep._open is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("hydra/launcher=slurm", "max_num_timeout: 5"),
+        ("hydra/launcher=ensemble", "connector_ensemble.EnsembleLauncher"),
+        ("hydra/sweeper=study", "max_failure_rate: 1.0"),
+    ],
+)
+def test_the_ready_launchers_and_sweepers_compose(choice, expected):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [sys.executable, ROOT / "train.py", choice, "--cfg", "hydra"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
