@@ -61,7 +61,9 @@ def job(config: DictConfig) -> float | None:
         options = checked(config)
         from connector.run import run
 
-        return run(options, config, directory, sweep_name=Path(settings.sweep.dir).name if sweep else None)
+        if not sweep:
+            return run(options, config, directory)
+        return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num))
     except Exception as error:
         if isinstance(error, UserError):
             _remove_if_empty(directory)

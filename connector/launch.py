@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -35,6 +36,16 @@ def job_command(local_rank: int) -> tuple[Sequence[str], str]:
         f"hydra.job.name=rank_{local_rank}",
     ]
     return command, hydra.runtime.cwd
+
+
+def devices_of_job(accelerator: str, devices: Any, job_number: int | None) -> Any:
+    """``trainer.devices`` of a job of a sweep: with one GPU a job and several visible, jobs side by side take turns.
+
+    Args:
+        job_number: of the job in its sweep, from 0; None outside sweeps.
+    """
+    visible = torch.cuda.device_count() if accelerator in ("gpu", "auto") else 0
+    return [job_number % visible] if devices == 1 and visible > 1 and job_number is not None else devices
 
 
 def install_job_command() -> None:

@@ -239,8 +239,14 @@ def _logger(options: Options, directory: Path, sweep_name: str | None, config: d
     )
 
 
-def run(options: Options, config: DictConfig, directory: Path, sweep_name: str | None = None) -> float | None:
-    """Run one job in ``directory``.
+def run(
+    options: Options,
+    config: DictConfig,
+    directory: Path,
+    sweep_name: str | None = None,
+    job_number: int | None = None,
+) -> float | None:
+    """Run one job in ``directory``: by itself, or as number ``job_number`` of the sweep ``sweep_name``.
 
     Returns:
         the value an optimizing sweeper minimises: the dissimilarity to a known teacher, else the projected field error.
@@ -252,7 +258,10 @@ def run(options: Options, config: DictConfig, directory: Path, sweep_name: str |
     if options.trainer.threads is not None:
         torch.set_num_threads(options.trainer.threads)
     console = Console(stderr=False, quiet=is_child_rank())
-    if options.trainer.strategy.startswith("ddp"):
+    trainer = options.trainer
+    if trainer.strategy == "auto":
+        trainer.devices = launch.devices_of_job(trainer.accelerator, trainer.devices, job_number)
+    if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
     data = build_data(options)
     data.setup()
