@@ -74,6 +74,12 @@ def leave_process_group(before: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
+def wait_for_all_ranks() -> None:
+    """Return when all ranks of a distributed job are here; at once where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def rank_variables() -> dict[str, str | None]:
     """The environment variables by which ranks find each other, as they are now."""
     return {name: os.environ.get(name) for name in _RANK_VARIABLES}

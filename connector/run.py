@@ -181,6 +181,7 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
         if not is_child_rank():
             store.finish_stage(stage, mark, seconds, metrics, cpu_seconds)
+        launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
 

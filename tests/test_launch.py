@@ -1,8 +1,53 @@
-"""Which device a job of a sweep trains on."""
+"""Several processes: equal results, and which device a job of a sweep trains on."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
+from connector import load_run
 from connector.launch import devices_of_job
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "experiment=limit_cycle", "data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "report=false",
+    "connectivity.loadings_epochs=150", "connectivity.early_stopping=false", "connectivity.outputs_epochs=3",
+    "connectivity.outputs_loadings=4096", "trainer.threads=1", "trainer.progress=false",
+]  # fmt: skip
+# The same effective batch: each of two processes takes half.
+HALVES = [
+    "connectivity.loadings_batch_size=512", "connectivity.loadings_paths=512", "connectivity.outputs_batch_size=512",
+    "lrrnn.batch_size=8", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+]  # fmt: skip
+
+
+def trained(directory, *arguments):
+    command = [sys.executable, ROOT / "train.py", *SMALL, *arguments, f"hydra.run.dir={directory}"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load_run(directory)
+
+
+@torch.no_grad()
+def test_two_processes_reach_what_one_reaches(tmp_path):
+    one, two = trained(tmp_path / "one"), trained(tmp_path / "two", *HALVES)
+    assert (one.loadings.m == two.loadings.m).all()
+    # The processes divide the validation rows and draw noise of their own: compare on the same rows and numbers.
+    rows = one.loadings.stack().repeat(200, 1)
+    n = one.connectivity.conditional_mean(rows)
+    n = (n + torch.randn(n.shape, generator=torch.Generator().manual_seed(1), dtype=n.dtype)).float()
+    found = []
+    for run in (one, two):
+        flows, generator = run.connectivity, torch.Generator().manual_seed(2)
+        first = flows.loadings_flow.loss(rows.float(), generator=generator)
+        found.append([float(first), float(flows.outputs_flow.loss(n, rows.float(), generator=generator))])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+    low_rank = ("lrrnn=published", "lrrnn.max_epochs=5", "stages=[lrrnn]")
+    runs = trained(tmp_path / "a", *low_rank, "lrrnn.batch_size=16"), trained(tmp_path / "b", *low_rank, *HALVES)
+    first, second = (run.metrics["lrrnn/val_loss"] for run in runs)
+    assert first == pytest.approx(second, rel=0.02)
 
 
 def test_jobs_side_by_side_take_turns_on_the_visible_gpus(monkeypatch):
