@@ -97,8 +97,9 @@ class StageContext:
 
 
 def is_child_rank() -> bool:
-    """True in a process that was started as another rank of a distributed job."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("NODE_RANK", "0")) > 0
+    """True in every process of a distributed job but the first, whoever started it: Lightning, torchrun or SLURM."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+    return any(int(os.environ.get(name) or 0) > 0 for name in ranks)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from connector import load_run
 from connector.launch import devices_of_job
+from connector.training import is_child_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -59,3 +60,11 @@ def test_jobs_side_by_side_take_turns_on_the_visible_gpus(monkeypatch):
     assert devices_of_job("gpu", 1, None) == 1  # no sweep
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert devices_of_job("gpu", 1, 1) == 1
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"])
+def test_all_processes_but_the_first_know_that_they_are_not(monkeypatch, name):
+    monkeypatch.setenv(name, "0")
+    assert not is_child_rank()
+    monkeypatch.setenv(name, "1")
+    assert is_child_rank()
