@@ -127,6 +127,7 @@ def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     handler = logging.FileHandler(directory / "train.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.setLevel(logging.INFO)
+    _log.propagate = False  # a configuration of one's own may have Hydra print what is logged: each line twice
     _log.addHandler(handler)
     try:
         yield _log.info

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,15 @@ def test_the_same_command_reuses_every_stage(finished):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("reused") == 3
     assert (directory / "network.npz").read_bytes() == before
+
+
+def test_a_run_repeats_from_its_own_directory(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    (copy / "network.npz").unlink()
+    done = train("--config-dir", finished[0], "--config-name", "config", f"hydra.run.dir={copy}", "report=false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("reused, its options and inputs are unchanged") == 3  # no option was lost
+    assert (copy / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
 
 
 def test_one_seed_gives_one_network(finished, tmp_path):
