@@ -123,10 +123,11 @@ class RatData(FileData):
     adaptation_phi: float = MISSING
     adaptation_rate_hz: float = MISSING
     across_sides: bool = MISSING
+    max_gigabytes: float = MISSING
 
     def check(self) -> None:
         super().check()
-        _positive(self, "data", "tau adaptation_rate_hz")
+        _positive(self, "data", "tau adaptation_rate_hz max_gigabytes")
         _not_negative(self, "data", "min_rate_hz adaptation_phi")
 
 
