@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ MAX_GIGABYTES = 16.0
 # an encrypted one: RuntimeError; headers of npy are Python literals, whose parser has errors of its own.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, NotImplementedError, RuntimeError, SyntaxError,
-    KeyError, IndexError, AttributeError, OverflowError, MemoryError, AssertionError,
+    KeyError, IndexError, AttributeError, OverflowError, MemoryError, AssertionError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -148,9 +149,22 @@ def read_saved(path: str | os.PathLike, what: str, map_location: Any = "cpu") ->
     path = require_file(path)
     check_size(1e-9 * path.stat().st_size, MAX_GIGABYTES, "this is no file that Connector wrote")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        saved = torch.load(path, map_location=map_location, weights_only=True)
+        _check_held(saved)
+        return saved
     except Exception as error:  # torch's own unpickler, at damage, fails in any way that its operations can
         raise unreadable(path, f"{what} that is whole", ValueError(_reason(error).split("\x1b")[0])) from error
+
+
+def _check_held(saved: Any, depth: int = 0) -> None:
+    """Refuse tensors of a size that is only declared, one number standing for all. Raises ValueError."""
+    if isinstance(saved, Tensor):
+        declared = saved.numel() * saved.element_size()
+        if saved.layout != torch.strided or declared > max(10 * saved.untyped_storage().nbytes(), 10**6):
+            raise ValueError(f"a tensor of shape {tuple(saved.shape)} that the file does not hold")
+    elif isinstance(saved, (dict, list, tuple)) and depth < 20:
+        for value in saved.values() if isinstance(saved, dict) else saved:
+            _check_held(value, depth + 1)
 
 
 def check_module_state(expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -176,7 +176,13 @@ class Flow(nn.Module):
         """The flow that :meth:`save` wrote to ``path``; raises UserError for another kind of file, or a damaged one."""
         saved = read_saved(path, "a file written by Flow.save", map_location)
         with refusing_damage(Path(path), "a file written by Flow.save"):
-            return cls.rebuild(saved)
+            flow = cls.rebuild(saved)
+            context = flow.context_location[None].expand(2, -1) if flow.context_dim else None
+            generator = torch.Generator(flow.location.device).manual_seed(0)
+            sample = flow.sample(None if flow.context_dim else 2, context=context, generator=generator)
+            if not torch.isfinite(sample).all():
+                raise ValueError("samples that are not finite")
+        return flow
 
     @classmethod
     def rebuild(cls, saved: dict) -> Flow:

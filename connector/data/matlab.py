@@ -6,7 +6,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from connector.data.formats import require_format
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, unreadable
 
-# zlib packs no tighter than this.
-_TIGHTEST = 1032
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 
 
@@ -43,36 +41,118 @@ def _read_v5(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[s
     from scipy.io import loadmat
 
     try:
-        if 1e-9 * _TIGHTEST * path.stat().st_size > max_gigabytes:
-            check_size(_unpacked_gb(path, max_gigabytes), max_gigabytes, _TOO_LARGE)
+        with open(path, "rb") as file:
+            _check_v5(file, names, max_gigabytes)
         content = loadmat(path, variable_names=list(names))
         return {name: _from_v5(content[name]) for name in names if name in content}
     except UserError:
         raise
-    # A truncated or damaged file surfaces from scipy's parser as any of these, or as an error of its own.
+    # A truncated or damaged file surfaces from scipy's parser as errors of many classes.
     except Exception as error:
         raise unreadable(path, "a MATLAB v5 file that is whole", error) from error
 
 
-def _unpacked_gb(path: Path, enough: float) -> float:
-    """Size of the variables of a v5 file once unpacked, GB, or a size above ``enough``; nothing of it is kept."""
-    with open(path, "rb") as file:
-        order = "<" if file.read(128)[126:] == b"IM" else ">"
-        total = 0
-        while len(tag := file.read(8)) == 8 and 1e-9 * total <= enough:
-            kind, size = struct.unpack(f"{order}II", tag)
-            if kind != 15:  # not packed
-                total += size
-                file.seek(size, 1)
-                continue
-            packed, rest = zlib.decompressobj(), size
-            while rest > 0 and 1e-9 * total <= enough and (block := file.read(min(rest, 1 << 20))):
+def _check_v5(file, names: tuple[str, ...], max_gigabytes: float) -> None:
+    """Refuse sizes in the headers that are not those of the data: scipy's parser, which is compiled, trusts them.
+
+    Raises:
+        ValueError, struct.error, zlib.error: a damaged variable among ``names``.
+        UserError: variables that are too large once unpacked.
+    """
+    order = "<" if file.read(128)[126:] == b"IM" else ">"
+    unpacked = 0
+    while len(tag := file.read(8)) == 8:
+        kind, size = struct.unpack(f"{order}II", tag)
+        if kind == 15:
+            packed, parts, rest = zlib.decompressobj(), [], size
+            while rest > 0 and (block := file.read(min(rest, 1 << 20))):
                 rest -= len(block)
-                while block and 1e-9 * total <= enough:
-                    total += len(packed.decompress(block, 1 << 24))
+                while block:
+                    parts.append(packed.decompress(block, 1 << 24))
+                    unpacked += len(parts[-1])
+                    check_size(1e-9 * unpacked, max_gigabytes, _TOO_LARGE)
                     block = packed.unconsumed_tail
-            file.seek(max(rest, 0), 1)
-    return 1e-9 * total
+            data = b"".join(parts)
+        else:
+            unpacked += size
+            check_size(1e-9 * unpacked, max_gigabytes, _TOO_LARGE)
+            data = tag + file.read(size)
+        elements = _V5Elements(data, order)
+        kind, begin, end, _ = elements.tag(0, len(data))
+        if kind == 14:
+            elements.check(begin, end, names)
+
+
+class _V5Elements:
+    """The elements of one variable: a tag with type and size, then the data; those of arrays hold further elements."""
+
+    _SIZES: ClassVar = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17: 2, 18: 4}
+    _CELL, _STRUCT, _CHAR, _NUMBERS = 1, 2, 4, range(6, 16)
+    _DEEPEST = 64
+
+    def __init__(self, data: bytes, order: str):
+        self.data, self.words = data, struct.Struct(f"{order}II")
+        self.order = order
+
+    def tag(self, place: int, stop: int) -> tuple[int, int, int, int]:
+        """Type, begin and end of an element's data, and where the next one begins."""
+        if place + 8 > stop:
+            raise ValueError("cut short")
+        kind, size = self.words.unpack_from(self.data, place)
+        if kind >> 16:  # up to four bytes, within the tag
+            kind, size = kind & 0xFFFF, kind >> 16
+            begin, following = place + 4, place + 8
+        else:
+            begin, following = place + 8, place + 8 + size + -size % 8
+        if begin + size > min(following, stop):
+            raise ValueError("a size that the file does not hold")
+        return kind, begin, begin + size, following
+
+    def check(self, place: int, stop: int, names: tuple[str, ...] | None = None, depth: int = 0) -> None:
+        """An array from its flags on; with ``names``, only if its name is among them."""
+        if place == stop:
+            return
+        if depth > self._DEEPEST:
+            raise ValueError("arrays nested too deeply")
+        kind, begin, end, place = self.tag(place, stop)
+        if kind != 6 or end - begin != 8:
+            raise ValueError("an array without flags")
+        flags = self.words.unpack_from(self.data, begin)[0]
+        kind, begin, end, place = self.tag(place, stop)
+        if kind != 5 or end - begin < 8 or (end - begin) % 4:
+            raise ValueError("an array without sizes")
+        shape = struct.unpack_from(f"{self.order}{(end - begin) // 4}i", self.data, begin)
+        if min(shape) < 0:
+            raise ValueError("negative sizes")
+        _, begin, end, place = self.tag(place, stop)
+        if names is not None and self.data[begin:end].decode("latin-1") not in names:
+            return
+        count, array_class = math.prod(shape), flags & 0xFF
+        if array_class in self._NUMBERS:
+            for _ in range(2 if flags & 0x800 else 1):  # complex: a second part
+                kind, begin, end, place = self.tag(place, stop)
+                if end - begin != count * self._SIZES.get(kind, -1):
+                    raise ValueError("numbers of another count than the sizes say")
+        elif array_class == self._CHAR:
+            kind, begin, end, place = self.tag(place, stop)
+            if kind not in self._SIZES or count > end - begin:
+                raise ValueError("characters of another count than the sizes say")
+        elif array_class in (self._CELL, self._STRUCT):
+            if array_class == self._STRUCT:
+                kind, begin, end, place = self.tag(place, stop)
+                length = struct.unpack_from(f"{self.order}i", self.data, begin)[0] if end - begin == 4 else 0
+                kind, begin, end, place = self.tag(place, stop)
+                if length < 1 or (end - begin) % length:
+                    raise ValueError("damaged names of fields")
+                count *= (end - begin) // length
+            if 8 * count > stop - place:
+                raise ValueError("fewer elements than the sizes say")
+            for _ in range(count):
+                kind, begin, end, place = self.tag(place, stop)
+                if kind != 14:
+                    raise ValueError("an element that is no array")
+                self.check(begin, end, None, depth + 1)
+        # Others (sparse matrices, objects, functions) have no place in a session.
 
 
 def _from_v5(value: np.ndarray) -> Any:

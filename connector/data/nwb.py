@@ -20,7 +20,7 @@ from connector.data.formats import require_format
 from connector.data.preprocessing import bin_events, mean_rates_hz
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.files import check_size, refusing_damage, unreadable
+from connector.files import MAX_GIGABYTES, check_size, refusing_damage, unreadable
 from connector.types import Loadings, Recording, valid_mask
 
 EVENT_TIMES = ("session", "align")
@@ -662,6 +662,7 @@ def export_nwb(
     *,
     session_start: datetime | None = None,
     description: str = "",
+    max_gigabytes: float = MAX_GIGABYTES,
 ) -> None:
     """Write a recording of spike counts as an NWB file that :func:`load_nwb` reads back exactly, without any option.
 
@@ -676,6 +677,7 @@ def export_nwb(
         path: the file to write.
         session_start: when the session started, for other users of the file; None: unknown (written as 1970-01-01).
         description: of the session.
+        max_gigabytes: largest size of the spike times.
 
     Raises:
         UserError: rates, counts without a bin width or that are no counts, or a place that cannot be written to.
@@ -688,6 +690,8 @@ def export_nwb(
     counts = recording.activity.numpy()
     if (counts < 0).any() or not np.array_equal(counts, np.round(counts)):
         raise UserError("spike counts, whole numbers of 0 or more", f"values from {counts.min():g} to {counts.max():g}")
+    spikes = float(counts.sum(dtype=np.float64))
+    check_size(8e-9 * spikes, max_gigabytes, f"counts of {spikes:.3g} spikes in all are hardly those of a recording")
     if not recording.bin_s >= 10 * _SHORTEST_BIN_S:
         raise UserError(f"bins of at least {10 * _SHORTEST_BIN_S:g} s", f"{recording.bin_s:g} s")
     if not path.parent.is_dir():

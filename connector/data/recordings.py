@@ -556,7 +556,13 @@ def _counts(trial: dict, n_neurons: int, path: Path) -> np.ndarray:
             f"spike trains of {steps:g} bins for each of {n_neurons} neurons in every trial",
             f"a trial in {path.name} with {len(trains)} spike trains of {sorted({len(x) for x in trains})} bins",
         )
-    return np.stack(trains, axis=1).astype(np.float32)
+    counts = np.stack(trains, axis=1)
+    if not (np.isfinite(counts).all() and (counts >= 0).all() and np.array_equal(counts, np.round(counts))):
+        raise UserError(
+            "spike counts, whole numbers of 0 or more", f"others in a trial of {path.name}", "copy the file again"
+        )
+    with np.errstate(over="ignore"):
+        return counts.astype(np.float32)
 
 
 def _choose_neurons(
