@@ -64,6 +64,7 @@ class DataOptions:
 
     def check(self) -> None:
         _check(self.n_folds >= 3, "data.n_folds", "of 3 or more (training, validation, test)", self.n_folds)
+        _check(self.fold_seed >= 0, "data.fold_seed", "of 0 or more", self.fold_seed)
         _check(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
 
 

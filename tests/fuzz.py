@@ -700,7 +700,7 @@ def hurt_hdf5(path: Path, rng, kind: str, marker: Path) -> None:
                     packed = np.zeros((12_000_000, *shape[1:])[:1] + (1,) * (len(shape) - 1))
                     file.create_dataset(name, data=packed, compression="gzip", compression_opts=1)
             else:
-                [
+                instead = [
                     lambda name=name: file.create_group(name),
                     lambda name=name: file.__setitem__(name, h5py.SoftLink("/nowhere")),
                     lambda name=name: file.__setitem__(name, h5py.SoftLink("/" + name)),
@@ -712,7 +712,9 @@ def hurt_hdf5(path: Path, rng, kind: str, marker: Path) -> None:
                     lambda name=name: file.create_dataset(name, (4,), "u1", external=[("/etc/hostname", 0, 4)]),
                     lambda: None,
                     lambda name=name, old=old: file.__setitem__(name + "é世", old),
-                ][rng.integers(11)]()
+                ]
+                with contextlib.suppress(ValueError):  # the name is taken, by a round before
+                    instead[rng.integers(len(instead))]()
             if new is not None or kind == "declared":
                 for where, key in pointing:
                     with contextlib.suppress(KeyError):
@@ -749,7 +751,8 @@ def hurt_saved(path: Path, rng, kind: str, marker: Path) -> None:
         elif isinstance(old, torch.Tensor) and kind != "declared":
             change = {"dtype": other_dtype, "shape": other_shape}.get(kind, other_values)
             new = np.asarray(change(old.numpy(), rng, marker))
-            holder[key] = torch.from_numpy(new.copy()) if new.dtype.kind in "biufc" and new.itemsize <= 8 else "text"
+            held = new.dtype.kind in "biufc" and new.itemsize <= 8 and new.dtype.isnative
+            holder[key] = torch.from_numpy(new.copy()) if held else "text"
         elif kind == "declared":
             huge = [10**9, 2**62, torch.zeros(1).expand(10**12), torch.zeros(1).expand(10**6, 10**6), 1e300]
             holder[key] = huge[rng.integers(len(huge))]
@@ -1032,7 +1035,9 @@ def plan_of(number: int, seed: int) -> tuple[str, str, np.random.Generator]:
 def one_file(number: int, seed: int, whole: Path, folder: Path) -> Outcome:
     reader, kind, rng = plan_of(number, seed)
     try:
-        path = damaged(reader, kind, whole, folder, rng)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = damaged(reader, kind, whole, folder, rng)
     except Exception as error:
         return Outcome(number, reader, kind, "failed", f"in the making: {type(error).__name__}: {error}"[:300])
     before = _tree(folder)
@@ -1224,7 +1229,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--options", type=int, default=300, help="command lines in this process")
     parser.add_argument("--real", type=int, default=25, help="command lines through python train.py")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one case, by its number; with --options or --real 0 else a file's")
+    parser.add_argument("--only", type=int, help="one case by its number: a file's; with --files 0 a command line's")
     given = parser.parse_args(arguments)
     cases = [(one_file, i) for i in range(given.files)] + [(one_command, i) for i in range(given.options)]
     cases += [(real_command, i) for i in range(given.real)]

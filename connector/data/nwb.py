@@ -30,6 +30,7 @@ _NOTED = "connector_reading"
 # although session times carry rounding errors.
 _DECIMALS = 9
 _SHORTEST_BIN_S = 1e-6
+_SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -310,7 +311,8 @@ def _whole(data, max_gigabytes: float):
     """All of a column or series; refused where the size that the file declares is too large."""
     if getattr(data, "shape", None) is not None and getattr(data, "dtype", None) is not None:
         size = 1e-9 * math.prod(data.shape) * np.dtype(data.dtype).itemsize
-        check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+        if size > _SMALL_GB:
+            check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
     return data[:]
 
 
