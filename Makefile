@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow lint bench
+.PHONY: help run test slow lint bench fuzz
 
 help:
 	@echo "make run    set up .venv and run the main experiment (quadstable)"
 	@echo "make test   set up .venv and run the tests"
 	@echo "make slow   the slow and statistical tests"
 	@echo "make lint   ruff"
+	@echo "make fuzz   2000 damaged files and 325 mistaken command lines: read right, or refused in two lines"
 	@echo "make bench  the defaults against the published recipe: error, CPU seconds, memory"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -33,3 +34,6 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmark.py
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz.py

@@ -37,8 +37,10 @@ register_resolvers()
 
 
 def _remove_if_empty(directory: Path) -> None:
-    """A refused job leaves no directory behind."""
-    for path in (directory, directory.parent):
+    """A refused job leaves no directory behind: neither its own nor, where they are empty, those it lies in."""
+    here = Path.cwd()
+    inside = [path for path in directory.parents if here in path.parents]
+    for path in (directory, *(inside or [directory.parent])):
         with contextlib.suppress(OSError):
             path.rmdir()
 
@@ -46,11 +48,14 @@ def _remove_if_empty(directory: Path) -> None:
 # What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
 # waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.
 _raised: list[BaseException] = []
+# Whether a job was reached: what is raised before concerns the command line and the configuration files.
+_composed: list[bool] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(config: DictConfig) -> float | None:
     """One job: a single run, or one of a sweep. Returns the value that an optimizing sweeper minimises."""
+    _composed.append(True)
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     sweep = settings.mode == RunMode.MULTIRUN
@@ -90,10 +95,18 @@ def refused_override(error: Exception) -> str:
         near = difflib.get_close_matches(name, error.options, n=1)
         remedy = f"the nearest is {group}={near[0]}" if near else f"choose one with {group}=NAME"
         return str(UserError(f"{group} among {', '.join(error.options)}", repr(name), remedy))
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(cause, OmegaConfBaseException):
-        lines = [lines[0], str(cause).splitlines()[0]]
+        lines = [lines[0], *str(cause).splitlines()[:1]]
     return "\n".join(lines[:2])
+
+
+def _uncomposed(error: Exception) -> UserError:
+    """YAML that cannot be parsed, text in another encoding, a directory that cannot be made: Hydra has no class for these."""
+    where = getattr(error, "problem_mark", None)
+    reason = " ".join(str(getattr(error, "problem", None) or error).split())[:300]
+    place = f" in {where.name}, line {where.line + 1}" if where is not None else ""
+    return UserError("options and configuration files that can be read", f"{type(error).__name__}: {reason}{place}")
 
 
 def main() -> int:
@@ -122,7 +135,10 @@ def _run_jobs(sweep: bool) -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if not _composed:
+            print(f"Error: {_uncomposed(error)}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 1
     return 0

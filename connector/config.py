@@ -7,6 +7,7 @@ the wrong kind is refused even where Hydra lets it pass (keys added with ``+``, 
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -15,6 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from connector.errors import UserError
 
+MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
 STAGES = ("lrrnn", "loadings", "outputs")
 
 
@@ -37,6 +39,14 @@ def _not_negative(options: Any, prefix: str, names: str) -> None:
             _check(value >= 0, f"{prefix}.{name}", "of 0 or more", value)
 
 
+def _at_most(options: Any, prefix: str, limits: dict[str, int]) -> None:
+    """Sizes beyond which no machine has the memory, or no run an end."""
+    for name, limit in limits.items():
+        value = getattr(options, name)
+        if value is not None:
+            _check(value <= limit, f"{prefix}.{name}", f"of at most {limit}", value)
+
+
 def _one_of(options: Any, prefix: str, name: str, choices: tuple) -> None:
     value = getattr(options, name)
     _check(value in choices, f"{prefix}.{name}", f"among {', '.join(map(str, choices))}", value)
@@ -54,6 +64,7 @@ class DataOptions:
 
     def check(self) -> None:
         _check(self.n_folds >= 3, "data.n_folds", "of 3 or more (training, validation, test)", self.n_folds)
+        _check(self.fold_seed >= 0, "data.fold_seed", "of 0 or more", self.fold_seed)
         _check(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
 
 
@@ -77,6 +88,19 @@ class AttractorData(DataOptions):
         _positive(self, "data", "n_neurons n_grid extent stride bin_s rate_scale_hz")
         _check(self.n_steps >= 2, "data.n_steps", "of 2 or more", self.n_steps)
         _not_negative(self, "data", "process_noise observation_noise")
+        _check(
+            self.stride <= self.n_steps // 2,
+            "data.stride",
+            f"of at most data.n_steps / 2 = {self.n_steps // 2}",
+            self.stride,
+        )
+        gigabytes = 4e-9 * self.n_grid**2 * self.n_steps * self.n_neurons
+        _check(
+            gigabytes <= MAX_GIGABYTES,
+            "data.n_grid^2 * data.n_steps * data.n_neurons",
+            f"of at most {MAX_GIGABYTES:g} GB",
+            f"{gigabytes:.3g} GB",
+        )
         _one_of(self, "data", "observation", ("rates", "spikes"))
         _check(0 < self.recorded_fraction <= 1, "data.recorded_fraction", "in (0, 1]", self.recorded_fraction)
 
@@ -123,10 +147,11 @@ class RatData(FileData):
     adaptation_phi: float = MISSING
     adaptation_rate_hz: float = MISSING
     across_sides: bool = MISSING
+    max_gigabytes: float = MISSING
 
     def check(self) -> None:
         super().check()
-        _positive(self, "data", "tau adaptation_rate_hz")
+        _positive(self, "data", "tau adaptation_rate_hz max_gigabytes")
         _not_negative(self, "data", "min_rate_hz adaptation_phi")
 
 
@@ -210,6 +235,7 @@ class LowRankRNNOptions:
         _one_of(self, "lrrnn", "inference", ("auto", "encoder", "smoother"))
         _positive(self, "lrrnn", "init_std max_epochs learning_rate batch_size n_units")
         _not_negative(self, "lrrnn", "weight_penalty rollout_weight b_penalty")
+        _at_most(self, "lrrnn", {"n_units": 2**14})
 
 
 @dataclass
@@ -222,6 +248,7 @@ class FlowOptions:
 
     def check(self) -> None:
         _positive(self, "connectivity.flow", "hidden_width hidden_layers steps")
+        _at_most(self, "connectivity.flow", {"hidden_width": 2**14, "hidden_layers": 100, "steps": 10_000})
         _one_of(self, "connectivity.flow", "base", ("auto", "normal", "student_t"))
 
 
@@ -266,6 +293,7 @@ class ConnectivityOptions:
             "outputs_learning_rate outputs_loadings",
         )
         _not_negative(self, "connectivity", "weight_decay loadings_paths")
+        _at_most(self, "connectivity", {"loadings_paths": 10**7, "outputs_loadings": 10**7, "max_states": 10**6})
         if self.regularizer is not None and self.regularizer_published is not None:
             raise UserError(
                 "one of connectivity.regularizer and connectivity.regularizer_published",
@@ -289,6 +317,10 @@ class TrainerOptions:
     precision: str = MISSING
     progress: bool = MISSING
     threads: int | None = MISSING
+
+    def check(self) -> None:
+        _positive(self, "trainer", "num_nodes threads")
+        _at_most(self, "trainer", {"threads": 1024})
 
 
 @dataclass
@@ -324,7 +356,7 @@ class Options:
     def check(self) -> None:
         _check(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
         if self.stages != "auto":
-            named = [self.stages] if isinstance(self.stages, str) else list(self.stages)
+            named = list(self.stages) if isinstance(self.stages, (list, tuple)) else [self.stages]
             for stage in named:
                 _check(stage in STAGES, "stages", f"'auto' or a list among {', '.join(STAGES)}", stage)
             _check(len(named) > 0, "stages", "with at least one stage", self.stages)
@@ -338,6 +370,18 @@ def _known_keys(schema: type, prefix: str = "") -> list[str]:
         if is_dataclass(kind):
             keys += _known_keys(kind, f"{prefix}{name}.")
     return keys
+
+
+def _check_numbers(options: Any, prefix: str = "") -> None:
+    """No option means infinity, and none a number of more than 31 bits."""
+    for f in fields(options):
+        value, name = getattr(options, f.name), prefix + f.name
+        if is_dataclass(value):
+            _check_numbers(value, f"{name}.")
+        elif isinstance(value, float):
+            _check(math.isfinite(value), name, "a finite number", value)
+        elif isinstance(value, int):
+            _check(abs(value) < 2**31, name, "from -2147483647 to 2147483647", value)
 
 
 def _check_ranges(options: Any) -> None:
@@ -380,8 +424,8 @@ def checked_data(plain: dict[str, Any]) -> DataOptions:
     Raises:
         UserError: an unknown key, a missing or ill-typed value, a value out of range.
     """
-    source = plain.get("source")
-    if source not in DATA_TYPES:
+    source = plain.get("source") if isinstance(plain, dict) else plain
+    if not isinstance(source, str) or source not in DATA_TYPES:
         raise UserError(f"data.source among {', '.join(DATA_TYPES)}", repr(source), "choose a data set with data=NAME")
     data_type = DATA_TYPES[source]
     try:
@@ -390,6 +434,7 @@ def checked_data(plain: dict[str, Any]) -> DataOptions:
         options = OmegaConf.to_object(merged)["data"]
     except OmegaConfBaseException as error:
         raise _refuse(error, _known_keys(data_type, "data.")) from error
+    _check_numbers(options, "data.")
     options.check()
     return options
 
@@ -412,5 +457,6 @@ def checked(config: DictConfig) -> Options:
         options.data = data
     except OmegaConfBaseException as error:
         raise _refuse(error, _known_keys(Options)) from error
+    _check_numbers(options)
     _check_ranges(options)
     return options

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 from connector.conditional_mean import ConditionalMean, from_state
 from connector.diagnosis import Diagnosis, diagnose
-from connector.dynamics import Network, activation, potentials
+from connector.dynamics import ACTIVATIONS, Network, activation, potentials
 from connector.errors import UserError
+from connector.files import read_saved, refusing_damage
 from connector.flow import Flow
 from connector.tilt import DriveTilt
 from connector.types import Loadings
 
 OUTPUTS = ("conditional_mean", "flow")
 _CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+_SAVED = "a file written by ConnectivityDistribution.save"
+_MOST_STEPS = 10_000
+_MOST_ROUNDS = 200  # of rejection; a ceiling is such that a third of the draws is kept
 
 
 class ConnectivityDistribution(nn.Module):
@@ -73,12 +77,19 @@ class ConnectivityDistribution(nn.Module):
                 f"an outputs flow of {mean.rank} columns given {columns}",
                 f"{outputs_flow.dim} given {outputs_flow.context_dim}",
             )
-        if sigma < 0:
-            raise UserError("sigma of 0 or more", str(sigma))
         self.loadings_flow, self.tilt, self.mean, self.outputs_flow = loadings_flow, tilt, mean, outputs_flow
         self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
         self.alpha, self.activation = float(alpha), activation
         self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
+        for what, value, right in (
+            ("sigma of 0 or more", self.sigma, 0 <= self.sigma < math.inf),
+            ("alpha in (0, 1]", self.alpha, 0 < self.alpha <= 1),
+            ("a projection_regularizer greater than 0", projection_regularizer, 0 < projection_regularizer < math.inf),
+            (f"an activation among {', '.join(ACTIVATIONS)}", activation, activation in ACTIVATIONS),
+            (f"from 1 to {_MOST_STEPS} steps of the flow", self.flow_steps, 1 <= self.flow_steps <= _MOST_STEPS),
+        ):
+            if not right:
+                raise UserError(what, str(value))
         z, u, y = (None, None, None) if reference is None else reference
         if z is not None and len(z) > max_reference:
             generator = torch.Generator().manual_seed(seed)
@@ -149,8 +160,13 @@ class ConnectivityDistribution(nn.Module):
         if self.tilt is None:
             rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
             return rows, self.mean(rows)
-        kept, missing = [], n_neurons
+        kept, missing, rounds = [], n_neurons, 0
         while missing > 0:
+            rounds += 1
+            if rounds > _MOST_ROUNDS:
+                raise UserError(
+                    "a tilt that keeps draws of the flow", f"{n_neurons - missing} kept in {_MOST_ROUNDS} rounds"
+                )
             count = int(1.1 * missing * math.exp(self.tilt.log_ceiling)) + 16
             rows = self.loadings_flow.sample(count, steps=self.flow_steps, generator=generator).double()
             nu = self.mean(rows)
@@ -339,13 +355,13 @@ class ConnectivityDistribution(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> ConnectivityDistribution:
-        """The distribution that :meth:`save` wrote to ``path``; raises UserError for another kind of file."""
-        saved = torch.load(path, map_location=map_location, weights_only=True)
+        """The distribution that :meth:`save` wrote to ``path``; raises UserError for another or a damaged file."""
+        saved = read_saved(path, _SAVED, map_location)
         if not isinstance(saved, dict) or not {"loadings_flow", "mean", "arguments"} <= set(saved):
-            raise UserError("a file written by ConnectivityDistribution.save", str(path))
-        reference = saved["reference"]
-        return (
-            cls(
+            raise UserError(_SAVED, str(path))
+        with refusing_damage(Path(path), _SAVED):
+            reference = saved["reference"]
+            loaded = cls(
                 Flow.rebuild(saved["loadings_flow"]),
                 from_state(saved["mean"]),
                 tilt=None if saved.get("tilt") is None else DriveTilt.rebuild(saved["tilt"]),
@@ -354,11 +370,16 @@ class ConnectivityDistribution(nn.Module):
                 max_reference=10**9,
                 **saved["arguments"],
             )
-            .eval()
-            .requires_grad_(False)
-        )
+            loaded.eval().requires_grad_(False)._check_sampling()
+        return loaded
 
     # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_sampling(self) -> None:
+        """Draw a few neurons: parameters that do not fit each other fail here. Raises ValueError where n is not finite."""
+        net = self.sample(3, sigma=max(self.sigma, 1.0), project=self.reference_z is not None)
+        if not all(bool(torch.isfinite(x).all()) for x in (net.m, net.n)):
+            raise ValueError("networks drawn are not finite")
 
     def _unstack(self, rows: Tensor) -> Loadings:
         return Loadings.unstack(rows, self.mean.rank, self.mean.n_inputs, self.mean.has_bias)

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         recording = read_recording(given.recording, options.source, **options.reading())
         if given.out.resolve() == given.recording.resolve():
             raise UserError("--out naming another file than the recording", str(given.out))
-        export_nwb(recording, given.out)
+        export_nwb(recording, given.out, max_gigabytes=options.max_gigabytes)
         lost = same_recording(recording, load_nwb(given.out))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from connector.errors import UserError
+from connector.files import check_module_state, read_saved, refusing_damage
 
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
@@ -172,14 +173,32 @@ class Flow(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> Flow:
-        """The flow that :meth:`save` wrote to ``path``."""
-        return cls.rebuild(torch.load(path, map_location=map_location, weights_only=True))
+        """The flow that :meth:`save` wrote to ``path``; raises UserError for another kind of file, or a damaged one."""
+        saved = read_saved(path, "a file written by Flow.save", map_location)
+        with refusing_damage(Path(path), "a file written by Flow.save"):
+            flow = cls.rebuild(saved)
+            context = flow.context_location[None].expand(2, -1) if flow.context_dim else None
+            generator = torch.Generator(flow.location.device).manual_seed(0)
+            sample = flow.sample(None if flow.context_dim else 2, context=context, generator=generator)
+            if not torch.isfinite(sample).all():
+                raise ValueError("samples that are not finite")
+        return flow
 
     @classmethod
     def rebuild(cls, saved: dict) -> Flow:
-        """The flow from its ``arguments`` and ``state``, in evaluation mode and in the dtype of the state."""
-        flow = cls(**saved["arguments"]).to(saved["state"]["location"].dtype)
-        flow.load_state_dict(saved["state"])
+        """The flow from its ``arguments`` and ``state``, in evaluation mode and in the dtype of the state.
+
+        Raises:
+            ValueError, TypeError, KeyError: a state that is not of the flow that the arguments describe.
+        """
+        arguments, state = saved["arguments"], saved["state"]
+        if not 0 <= arguments["hidden_layers"] <= len(state):
+            raise ValueError("the number of layers is not that of the parameters")
+        with torch.device("meta"):  # takes no memory, however large the sizes named
+            expected = cls(**arguments).state_dict()
+        check_module_state(expected, state)
+        flow = cls(**arguments).to(state["location"].dtype)
+        flow.load_state_dict(state)
         return flow.eval()
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ from connector.report import METRICS
 from connector.results import result_tables, summarise
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
-from connector.training import StageContext, is_child_rank
+from connector.training import StageContext, check_trainer, is_child_rank
 from connector.types import Recording
 
 _log = logging.getLogger("connector")
@@ -265,6 +265,7 @@ def run(
         trainer.devices = launch.devices_of_job(trainer.accelerator, trainer.devices, job_number)
     if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
+    check_trainer(options.trainer)
     data = build_data(options)
     data.setup()
     schedule = plan(options, data)

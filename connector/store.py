@@ -24,12 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from connector.connectivity import ConnectivityDistribution
 from connector.data.folds import Fold
-from connector.dynamics import Network
+from connector.dynamics import Network, activation
 from connector.errors import UserError
+from connector.files import read_arrays, refusing_damage, require_file, unreadable
 from connector.types import Latents, Loadings
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
@@ -72,8 +75,20 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    """The arrays of an npz by name; raises UserError for what is none or is damaged."""
+    return read_arrays(Path(path))[0]
+
+
+def _read_json(path: Path) -> dict:
+    """An object of a JSON file; empty where there is no such file."""
+    if not path.exists():
+        return {}
+    require_file(path)
+    with refusing_damage(path, f"{path.name} as a JSON object"):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
 
 
 def _canonical(value: Any) -> Any:
@@ -141,12 +156,12 @@ class RunStore:
 
     # -- stages -----------------------------------------------------------------------------------------------
     def stages(self) -> dict[str, dict]:
-        file = self.path / "stages.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return _read_json(self.path / "stages.json")
 
     def is_current(self, stage: str, mark: str, files: list[Path]) -> bool:
         """True where the stage was finished with this fingerprint and its files are there."""
-        return self.stages().get(stage, {}).get("fingerprint") == mark and all(f.exists() for f in files)
+        record = self.stages().get(stage)
+        return isinstance(record, dict) and record.get("fingerprint") == mark and all(f.exists() for f in files)
 
     def finish_stage(
         self, stage: str, mark: str, seconds: float, metrics: Mapping[str, float], cpu_seconds: float = 0.0
@@ -195,36 +210,79 @@ class RunStore:
                 "add lrrnn to `stages`, or leave `stages=auto`",
             )
         arrays = read_npz(self.latents_file)
-        tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
-        return StageInputs(
-            latents=Latents(
-                z=tensors["latents"],
-                lengths=tensors["lengths"],
-                alpha=float(arrays["alpha"]),
-                inputs=tensors.get("externalinputs"),
-                drive=tensors.get("drive"),
-            ),
-            loadings=Loadings(tensors["m"], tensors.get("b"), tensors.get("d")),
-            fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
-            activation=str(arrays["activation"]),
-            loadings_covariance=tensors.get("loadings_covariance"),
-            readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
-            n=tensors.get("n"),
-        )
+        with refusing_damage(self.latents_file, f"the hand-over of the lrrnn stage in {self.latents_file}"):
+            tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
+            inputs = StageInputs(
+                latents=Latents(
+                    z=tensors["latents"],
+                    lengths=tensors["lengths"],
+                    alpha=float(arrays["alpha"]),
+                    inputs=tensors.get("externalinputs"),
+                    drive=tensors.get("drive"),
+                ),
+                loadings=Loadings(tensors["m"], tensors.get("b"), tensors.get("d")),
+                fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
+                activation=str(arrays["activation"]),
+                loadings_covariance=tensors.get("loadings_covariance"),
+                readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
+                n=tensors.get("n"),
+            )
+            _check_stage_inputs(inputs)
+        return inputs
 
     def write_module(self, path: Path, save: Callable[[Path], None]) -> None:
         with atomic(path) as aside:
             save(aside)
 
     def metrics(self) -> dict[str, float]:
-        """Of metrics.json; none where there is no such file."""
+        """What the run reached, of metrics.json; empty where it did not come so far."""
         file = self.path / "metrics.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        with refusing_damage(file, f"{file.name} with a number for each measure"):
+            return {key: float(value) for key, value in _read_json(file).items()}
 
     # -- results --------------------------------------------------------------------------------------------------
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         finite = {k: float(v) for k, v in metrics.items() if v is not None and np.isfinite(float(v))}
         write_json(self.path / "metrics.json", finite)
+
+
+def _check_stage_inputs(inputs: StageInputs) -> None:
+    """Raises ValueError where the arrays do not fit each other, or hold what no stage has written."""
+    latents, loadings = inputs.latents, inputs.loadings
+    trials, steps, rank = latents.z.shape
+    shapes = {
+        "inputs": (latents.inputs, (trials, steps, loadings.n_inputs) if loadings.b is not None else None),
+        "drive": (latents.drive, (trials, steps, rank)),
+        "m": (loadings.m, (loadings.n_neurons, rank)),
+        "n": (inputs.n, (loadings.n_neurons, rank)),
+        "lengths": (latents.lengths, (trials,)),
+    }
+    for name, (value, shape) in shapes.items():
+        if value is not None and shape is not None and tuple(value.shape) != shape:
+            raise ValueError(f"{name} of shape {tuple(value.shape)}, not {shape}")
+    if (
+        latents.lengths.dtype != torch.int64
+        or not 1 <= int(latents.lengths.min()) <= int(latents.lengths.max()) <= steps
+    ):
+        raise ValueError(f"lengths are not whole numbers from 1 to {steps}")
+    for part in (inputs.fold.train, inputs.fold.validation, inputs.fold.test):
+        if (
+            part.dtype != torch.int64
+            or part.ndim != 1
+            or (len(part) and not 0 <= int(part.min()) <= int(part.max()) < trials)
+        ):
+            raise ValueError(f"the trials of the fold are not numbers below {trials}")
+    numbers = (latents.z, latents.inputs, latents.drive, loadings.m, loadings.b, loadings.d, inputs.n)
+    _require_finite(*numbers)
+    if not 0 < latents.alpha <= 1:
+        raise ValueError(f"alpha {latents.alpha:g}")
+    activation(inputs.activation)
+
+
+def _require_finite(*tensors: torch.Tensor | None) -> None:
+    for value in tensors:
+        if value is not None and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
+            raise ValueError("values that are not finite real numbers")
 
 
 def write_network(path: Path, network: Network, sigma: float) -> None:
@@ -246,22 +304,36 @@ def write_network(path: Path, network: Network, sigma: float) -> None:
 
 def load_network(path: str | Path) -> Network:
     """The Network saved as an npz with m, n and optionally b, d, alpha, activation."""
-    try:
-        arrays = read_npz(Path(path))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"an npz with a network in {path}", str(error)) from error
+    path = Path(path)
+    arrays = read_npz(path)
     missing = [key for key in ("m", "n") if key not in arrays]
     if missing:
         raise UserError(f"the arrays m and n in {path}", f"no {missing[0]}")
-    b, d = arrays.get("b"), arrays.get("d")
-    return Network(
-        m=torch.from_numpy(arrays["m"]),
-        n=torch.from_numpy(arrays["n"]),
-        b=torch.from_numpy(b) if b is not None and b.shape[1] else None,
-        d=torch.from_numpy(d) if d is not None and np.any(d) else None,
-        alpha=float(arrays.get("alpha", 0.1)),
-        activation=str(arrays.get("activation", "tanh")),
-    )
+    with refusing_damage(path, "an npz with the network's m (neurons, rank) and n, b, d to match"):
+        b, d = arrays.get("b"), arrays.get("d")
+        network = Network(
+            m=torch.from_numpy(arrays["m"]),
+            n=torch.from_numpy(arrays["n"]),
+            b=torch.from_numpy(b) if b is not None and b.shape[1] else None,
+            d=torch.from_numpy(d) if d is not None and np.any(d) else None,
+            alpha=float(arrays.get("alpha", 0.1)),
+            activation=str(arrays.get("activation", "tanh")),
+        )
+        _require_finite(network.m, network.n, network.b, network.d)
+        if not 0 < network.alpha <= 1 or network.m.numel() == 0:
+            raise ValueError(f"{network.n_neurons} neurons of rank {network.rank}, alpha {network.alpha:g}")
+    return network
+
+
+def _read_config(path: Path) -> DictConfig:
+    require_file(path)
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise unreadable(path, "the options of a run, in YAML", error) from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"the options of a run in {path}", "YAML without keys")
+    return config
 
 
 class Run:
@@ -276,7 +348,7 @@ class Run:
                 "an incomplete run" if self.path.exists() else "no such directory",
                 "make a run with `python train.py`; it says where the run lies",
             )
-        self.config = OmegaConf.load(self.path / "config.yaml")
+        self.config = _read_config(self.path / "config.yaml")
 
     @cached_property
     def metrics(self) -> dict[str, float]:

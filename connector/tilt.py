@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from connector.dynamics import activation, potentials
+from connector.errors import UserError
 from connector.types import Loadings
 
 _MODES = 24  # at most, each with one mean for every dimension of nu
 _CUTOFF = 3e-3  # of singular values of phi over the states, relative to the first
 _LEAST_EFFECTIVE = 0.5  # share of the points that the weights may leave effective
 _CEILING = 3.0  # of a weight: so that rejection keeps a third of its draws at least
+_HIGHEST_LOG_CEILING = 10.0  # draws by rejection cost its exponential
 _CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
 
 
@@ -48,6 +50,11 @@ class DriveTilt(nn.Module):
         shape: tuple[int, int, bool],
     ):
         super().__init__()
+        if z.ndim != 2 or a.shape != z.shape or not abs(log_ceiling) <= _HIGHEST_LOG_CEILING:
+            raise UserError(
+                f"coefficients for each state and a log ceiling within {_HIGHEST_LOG_CEILING:g} of 0",
+                f"shapes {tuple(z.shape)} and {tuple(a.shape)}, a log ceiling of {log_ceiling}",
+            )
         self.activation, self.shape = activation, (int(shape[0]), int(shape[1]), bool(shape[2]))
         self.log_normaliser, self.log_ceiling = float(log_normaliser), float(log_ceiling)
         self.register_buffer("z", z)

@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from connector.callbacks import LearningCurves, StageProgress
-from connector.config import Options
+from connector.config import Options, TrainerOptions
+from connector.errors import UserError
 from connector.store import RunStore
 
 _VALIDATIONS = 40  # over a training, so that watching costs little
@@ -122,6 +123,26 @@ def validation_interval(max_epochs: int) -> int:
     return max(1, max_epochs // _VALIDATIONS)
 
 
+def _hardware(options: TrainerOptions) -> dict[str, Any]:
+    """What of the options Lightning's Trainer takes."""
+    names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    return {name: getattr(options, name) for name in names}
+
+
+def check_trainer(options: TrainerOptions) -> None:
+    """Refuse what Lightning cannot offer on this machine before anything is read or trained.
+
+    Raises:
+        UserError: no such accelerator, strategy or precision, or devices that are not there.
+    """
+    try:
+        pl.Trainer(**_hardware(options), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except Exception as error:  # Lightning has no common class for what it refuses
+        given = ", ".join(f"trainer.{name}={value}" for name, value in _hardware(options).items())
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
+
+
 def fit(
     context: StageContext,
     stage: str,
@@ -150,11 +171,7 @@ def fit(
     if options.trainer.progress:
         watch.append(StageProgress(stage, monitor, context.console))
     trainer = pl.Trainer(
-        accelerator=options.trainer.accelerator,
-        devices=options.trainer.devices,
-        num_nodes=options.trainer.num_nodes,
-        strategy=options.trainer.strategy,
-        precision=options.trainer.precision,
+        **_hardware(options.trainer),
         max_epochs=max_epochs,
         check_val_every_n_epoch=every,
         num_sanity_val_steps=0,

@@ -78,6 +78,15 @@ def test_no_option_equals_the_main_experiment():
         (["data.fold=6"], ["data.fold", "5", "6"]),
         (["stages=[lrn]"], ["stages", "lrn"]),
         (["data=npz"], ["data.path"]),
+        (["data.fold_seed=-1"], ["data.fold_seed", "-1"]),
+        (["data.stride=60"], ["data.stride", "50", "60"]),
+        (["data.n_neurons=999999999"], ["data.n_neurons", "GB"]),
+        (["data.extent=inf"], ["data.extent", "finite", "inf"]),
+        (["data=nwb", "data.path=x", "data.start_s=nan"], ["data.start_s", "finite", "nan"]),
+        (["lrrnn.batch_size=99999999999"], ["lrrnn.batch_size", "99999999999"]),
+        (["connectivity.flow.hidden_width=99999"], ["connectivity.flow.hidden_width", "16384"]),
+        (["trainer.threads=0"], ["trainer.threads", "0"]),
+        (["stages={a:1}"], ["stages", "lrrnn"]),
         (["data=nwb", "data.path=x", "data.start_s=1", "data.stop_s=0.5"], ["data.stop_s", "0.5"]),
         (["data=nwb", "data.path=x", "data.bin_s=0"], ["data.bin_s", "0"]),
         (["data=nwb", "data.path=x", "data.units=good"], ["data.units", "good", "{COLUMN:VALUE}"]),
@@ -96,6 +105,15 @@ def test_mistakes_are_refused_with_the_key_and_what_was_found(overrides, words):
     message = str(refused.value)
     assert all(word in message for word in words), message
     assert len(message.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("data", [None, "text", [1]])
+def test_no_data_set_at_all_in_a_file_of_the_user_is_refused(data):
+    config = composed()
+    OmegaConf.set_struct(config, False)
+    config.data = data
+    with pytest.raises(UserError, match=r"data\.source among"):
+        checked(config)
 
 
 def test_a_typo_inside_a_file_of_the_user_is_refused():

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from connector.errors import UserError
+from connector.files import require_file, unreadable
 
 FORMAT_NAMES = {
     "npz": "an npz file",
@@ -42,16 +43,9 @@ def recognise_format(path: str | os.PathLike) -> str:
     Raises:
         UserError: no such file, a directory, no permission to read, HDF5 that is cut short.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError("a file to read", f"no file {path}", "check data.path; paths are relative to where you start")
-    if not path.is_file():
-        raise UserError("a file to read", f"{path}, which is not a file")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise UserError("a file that can be read", f"{path} ({error.strerror})") from error
+    path = require_file(path, "check data.path; paths are relative to where you start")
+    with open(path, "rb") as file:
+        head = file.read(1024)
     if not head:
         return "empty"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -100,15 +94,3 @@ def require_format(path: Path, *wanted: str) -> str:
         return found
     remedy = _REMEDIES.get(found, "save the arrays with numpy.savez(FILE, rates=...) and use data=npz")
     raise UserError(" or ".join(FORMAT_NAMES[name] for name in wanted), f"{path.name}, {FORMAT_NAMES[found]}", remedy)
-
-
-def unreadable(path: Path, expected: str, error: Exception) -> UserError:
-    """The mistake to raise where a library could not parse a file: its first line as the reason."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(expected, f"{path.name}, which cannot be read ({reason})", "copy or write the file again")
-
-
-def check_size(gigabytes: float, max_gigabytes: float, remedy: str) -> None:
-    """Refuse arrays that would not fit, before they are allocated."""
-    if gigabytes > max_gigabytes:
-        raise UserError(f"arrays of at most {max_gigabytes:g} GB (data.max_gigabytes)", f"{gigabytes:.3g} GB", remedy)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from connector.data.formats import check_size, require_format, unreadable
+from connector.data.formats import require_format
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+from connector.files import check_size, refusing_damage
 from connector.types import Recording
 
 SPLITS = ("train", "eval", "all")
@@ -101,35 +103,32 @@ def _read_parts(
     import h5py
 
     splits = ["train", "eval"] if split == "all" else [split]
-    try:
-        with h5py.File(path, "r") as file:
-            group = _which_group(path, file, group)
-            tensors = file[group] if group else file
-            keys = [key for key in tensors if isinstance(tensors[key], h5py.Dataset)]
-            absent = [f"{s}_spikes_heldin" for s in splits if f"{s}_spikes_heldin" not in keys]
-            if absent:
-                raise UserError(
-                    f"the key {' and '.join(absent)}",
-                    f"{', '.join(keys) or 'nothing'} in {path.name}",
-                    "choose trials that the file has with data.split (train, eval, all)",
-                )
-            with_heldout = [s for s in splits if f"{s}_spikes_heldout" in keys]
-            if heldout and with_heldout != splits:
-                raise UserError(
-                    f"the key {' and '.join(f'{s}_spikes_heldout' for s in splits if s not in with_heldout)}",
-                    f"{', '.join(keys)} in {path.name}",
-                    "leave the held-out neurons away: data.heldout=false",
-                )
-            join = with_heldout == splits if heldout is None else heldout
-            kinds = ["heldin", "heldout"] if join else ["heldin"]
-            used = [[f"{s}_spikes_{kind}" for kind in kinds] for s in splits]
-            _check_shapes(tensors, used)
-            size = 4e-9 * sum(int(np.prod(tensors[key].shape)) for row in used for key in row)
-            check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
-            parts = [np.concatenate([tensors[key][()].astype(np.float32) for key in row], axis=2) for row in used]
-            widths = [tensors[key].shape[2] for key in used[0]]
-    except (OSError, KeyError, RuntimeError) as error:
-        raise unreadable(path, "a Neural Latents Benchmark file that is whole", error) from error
+    with refusing_damage(path, "a Neural Latents Benchmark file that is whole"), h5py.File(path, "r") as file:
+        group = _which_group(path, file, group)
+        tensors = file[group] if group else file
+        keys = [key for key in tensors if isinstance(tensors[key], h5py.Dataset)]
+        absent = [f"{s}_spikes_heldin" for s in splits if f"{s}_spikes_heldin" not in keys]
+        if absent:
+            raise UserError(
+                f"the key {' and '.join(absent)}",
+                f"{', '.join(keys) or 'nothing'} in {path.name}",
+                "choose trials that the file has with data.split (train, eval, all)",
+            )
+        with_heldout = [s for s in splits if f"{s}_spikes_heldout" in keys]
+        if heldout and with_heldout != splits:
+            raise UserError(
+                f"the key {' and '.join(f'{s}_spikes_heldout' for s in splits if s not in with_heldout)}",
+                f"{', '.join(keys)} in {path.name}",
+                "leave the held-out neurons away: data.heldout=false",
+            )
+        join = with_heldout == splits if heldout is None else heldout
+        kinds = ["heldin", "heldout"] if join else ["heldin"]
+        used = [[f"{s}_spikes_{kind}" for kind in kinds] for s in splits]
+        _check_shapes(tensors, used)
+        size = 4e-9 * sum(math.prod(tensors[key].shape) for row in used for key in row)
+        check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+        parts = [np.concatenate([tensors[key][()].astype(np.float32) for key in row], axis=2) for row in used]
+        widths = [tensors[key].shape[2] for key in used[0]]
     told = {"heldin": "held-in", "heldout": "held-out"}
     names = tuple(f"{told[kind]} {i + 1}" for kind, width in zip(kinds, widths) for i in range(width))
     notes = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from connector.data.formats import check_size, require_format, unreadable
+from connector.data.formats import require_format
 from connector.data.preprocessing import bin_events, mean_rates_hz
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+from connector.files import MAX_GIGABYTES, check_size, refusing_damage, unreadable
 from connector.types import Loadings, Recording, valid_mask
 
 EVENT_TIMES = ("session", "align")
@@ -28,6 +30,7 @@ _NOTED = "connector_reading"
 # although session times carry rounding errors.
 _DECIMALS = 9
 _SHORTEST_BIN_S = 1e-6
+_SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -113,7 +116,7 @@ def load_nwb(
         activation = chosen("activation", activation, "softplus")
         activation_named(activation)
         event = chosen("align", align, "start_time")
-        table, notes = _Table(path, nwb, "trials"), []
+        table, notes = _Table(path, nwb, "trials", max_gigabytes), []
         kept, begin, lengths, aligned = _windows(
             table,
             event,
@@ -127,7 +130,7 @@ def load_nwb(
         grid = _Grid(begin, lengths, bin_s)
         if unchanged and stop_s is None and until is None:  # padding past the longest trial, too
             grid.n_steps = max(grid.n_steps, int(noted.get("n_steps", 0)))
-        cells = _Table(path, nwb, "units")
+        cells = _Table(path, nwb, "units", max_gigabytes)
         chosen_units = _filter_units(cells, nwb, units or {}, notes)
         _check_memory(grid, len(chosen_units), max_gigabytes)
         counts = np.zeros((grid.n_trials, grid.n_steps, len(chosen_units)), dtype=np.float32)
@@ -205,10 +208,9 @@ def _opened(path: Path) -> Iterator[Any]:
             nwb = stack.enter_context(pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)).read()
         except Exception as error:  # hdmf has no common class for what a damaged or foreign file makes it raise
             raise unreadable(path, "an NWB file that is whole and that pynwb can read", error) from error
-        try:
+        # h5py at data that are cut off; and hdmf reads columns of any kind, so that what is done with them fails in any way.
+        with refusing_damage(path, "an NWB file that is whole"):
             yield nwb
-        except (OSError, RuntimeError) as error:  # h5py, at data that are cut off
-            raise unreadable(path, "an NWB file that is whole", error) from error
 
 
 def _noted_reading(path: Path, nwb) -> dict[str, Any]:
@@ -247,8 +249,9 @@ def _time_step(noted: dict[str, Any], bin_s: float | None, tau_s: float | None) 
 class _Table:
     """A table of an NWB file with errors that name the columns there are."""
 
-    def __init__(self, path: Path, nwb, name: str):
+    def __init__(self, path: Path, nwb, name: str, max_gigabytes: float):
         self.path, self.name, self.table = path, name, getattr(nwb, name)
+        self.max_gigabytes = max_gigabytes
         if self.table is None or len(self.table) == 0:
             others = [x for x in ("trials", "units", "electrodes") if getattr(nwb, x, None) is not None]
             others += [x for x in (nwb.intervals or {}) if x not in others]
@@ -281,10 +284,17 @@ class _Table:
         if hasattr(value, "target"):  # ragged: an index into the data of all rows
             if hasattr(value.target, "target"):
                 raise UserError(f"a {self.name} column of values or lists", f"{column!r}, which holds lists of lists")
-            ends = np.asarray(value.data[:], dtype=np.int64)
-            data = value.target.data[:]
-            return [np.asarray(data[a:b]) for a, b in zip(np.r_[0, ends[:-1]], ends)]
-        data = value[:] if not hasattr(value, "data") or hasattr(value, "elements") else value.data[:]
+            ends = np.asarray(_whole(value.data, self.max_gigabytes), dtype=np.int64)
+            data = _whole(value.target.data, self.max_gigabytes)
+            starts = np.r_[0, ends[:-1]]
+            if (ends < starts).any() or ends[-1] > len(data):
+                raise UserError(
+                    f"a {self.name} column whose rows follow one another",
+                    f"{column!r} in {self.path.name}, whose index is damaged",
+                )
+            return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
+        plain = hasattr(value, "data") and not hasattr(value, "elements")
+        data = _whole(value.data if plain else value, self.max_gigabytes)
         return data if isinstance(data, list) else np.asarray(data)
 
     def numbers(self, column: str) -> np.ndarray:
@@ -295,6 +305,15 @@ class _Table:
             kind = "lists" if array is None or array.ndim != 1 else "text"
             raise UserError(f"a {self.name} column with one number in each row", f"{column!r}, which holds {kind}")
         return array.astype(float)
+
+
+def _whole(data, max_gigabytes: float):
+    """All of a column or series; refused where the size that the file declares is too large."""
+    if getattr(data, "shape", None) is not None and getattr(data, "dtype", None) is not None:
+        size = 1e-9 * math.prod(data.shape) * np.dtype(data.dtype).itemsize
+        if size > _SMALL_GB:
+            check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+    return data[:]
 
 
 class _Grid:
@@ -433,7 +452,7 @@ def _unit_values(cells: _Table, nwb, column: str) -> list | np.ndarray:
             region, starts = np.asarray(index.target.data[:], dtype=np.int64), np.r_[0, ends[:-1]]
         else:
             region, starts, ends = ends, np.arange(len(ends)), np.arange(len(ends)) + 1
-        values = _Table(cells.path, nwb, "electrodes").rows(column)
+        values = _Table(cells.path, nwb, "electrodes", cells.max_gigabytes).rows(column)
         return np.array([_text(values[region[a]]) if b > a else "" for a, b in zip(starts, ends)])
     if column == "location" and "electrode_group" in cells.columns:
         return np.array([str(group.location) for group in cells.table["electrode_group"][:]])
@@ -576,7 +595,7 @@ def _input(
             )
         if len(series[name]) > 1:
             raise UserError(f"one time series {name!r}", f"{len(series[name])} of that name in {path.name}")
-        values = _series_input(series[name][0], grid)
+        values = _series_input(series[name][0], grid, table.max_gigabytes)
     inside = grid.inside
     bad = int((~np.isfinite(values[inside])).any(1).sum())
     if bad:
@@ -605,15 +624,15 @@ def _column_input(table: _Table, name: str, grid: _Grid, kept: np.ndarray, origi
     return binned
 
 
-def _series_input(series, grid: _Grid) -> np.ndarray:
-    values = np.asarray(series.data[:])
+def _series_input(series, grid: _Grid, max_gigabytes: float) -> np.ndarray:
+    values = np.asarray(_whole(series.data, max_gigabytes))
     if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
         raise UserError(
             f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
         )
     values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
     if series.timestamps is not None:
-        times = np.asarray(series.timestamps[:], dtype=float)
+        times = np.asarray(_whole(series.timestamps, max_gigabytes), dtype=float)
     else:
         times = series.starting_time + np.arange(len(values)) / series.rate
     order = np.argsort(times, kind="stable")
@@ -645,6 +664,7 @@ def export_nwb(
     *,
     session_start: datetime | None = None,
     description: str = "",
+    max_gigabytes: float = MAX_GIGABYTES,
 ) -> None:
     """Write a recording of spike counts as an NWB file that :func:`load_nwb` reads back exactly, without any option.
 
@@ -659,6 +679,7 @@ def export_nwb(
         path: the file to write.
         session_start: when the session started, for other users of the file; None: unknown (written as 1970-01-01).
         description: of the session.
+        max_gigabytes: largest size of the spike times.
 
     Raises:
         UserError: rates, counts without a bin width or that are no counts, or a place that cannot be written to.
@@ -671,6 +692,8 @@ def export_nwb(
     counts = recording.activity.numpy()
     if (counts < 0).any() or not np.array_equal(counts, np.round(counts)):
         raise UserError("spike counts, whole numbers of 0 or more", f"values from {counts.min():g} to {counts.max():g}")
+    spikes = float(counts.sum(dtype=np.float64))
+    check_size(8e-9 * spikes, max_gigabytes, f"counts of {spikes:.3g} spikes in all are hardly those of a recording")
     if not recording.bin_s >= 10 * _SHORTEST_BIN_S:
         raise UserError(f"bins of at least {10 * _SHORTEST_BIN_S:g} s", f"{recording.bin_s:g} s")
     if not path.parent.is_dir():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from connector.data.formats import check_size, require_format, unreadable
+from connector.data.formats import require_format
 from connector.data.matlab import read_matlab
 from connector.data.nlb import load_nlb
 from connector.data.nwb import load_nwb
 from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, range_excess
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+from connector.files import check_size, read_arrays
 from connector.types import Loadings, Recording
 
 NPZ_KEYS = (
@@ -111,9 +110,9 @@ def load_npz(
     """
     path = Path(path)
     require_format(path, "npz")
-    arrays = _read_arrays(path, max_gigabytes)
+    values, ignored = read_arrays(path, NPZ_KEYS, max_gigabytes)
+    arrays = _Arrays(path.name, values, tuple(ignored))
     notes = []
-    ignored = sorted(set(arrays.ignored))
     if ignored:
         notes.append(f"keys not used: {', '.join(ignored)}")
     kind = _which_activity(path, arrays)
@@ -179,40 +178,6 @@ class _Arrays:
 
     def get(self, key: str) -> np.ndarray | None:
         return self.values.get(key)
-
-
-def _read_arrays(path: Path, max_gigabytes: float) -> _Arrays:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-            used = {name: member for name, member in members.items() if name in NPZ_KEYS}
-            unpacked = sum(member.file_size for member in used.values())
-            check_size(
-                unpacked / 1e9, max_gigabytes, "raise data.max_gigabytes if the memory is there, or save fewer trials"
-            )
-            for name, member in used.items():
-                _check_header(archive, name, member)
-        with np.load(path, allow_pickle=False) as file:
-            values = {name: np.asarray(file[name]) for name in used}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise unreadable(path, "an npz file that is whole", error) from error
-    return _Arrays(path.name, values, tuple(set(members) - set(used)))
-
-
-def _check_header(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> None:
-    """Refuse object arrays, and headers that announce more than the member holds, before anything is allocated."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise UserError(
-                f"{name} as an array of numbers",
-                "an object array (ragged trials, or a list of arrays)",
-                "pad the trials to one length and give `lengths`",
-            )
-        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{name}: the size of the data does not fit the header")
 
 
 def _which_activity(path: Path, arrays: _Arrays) -> str:
@@ -420,6 +385,7 @@ def load_rat(
     adaptation_phi: float = 1e-3,
     adaptation_rate_hz: float = 100.0,
     across_sides: bool = True,
+    max_gigabytes: float = 16.0,
     name: str | None = None,
 ) -> Recording:
     """A session of rats doing the Poisson-clicks task (Luo, Kim et al. 2025; MATLAB v5 or v7.3 files).
@@ -439,6 +405,7 @@ def load_rat(
         click_adaptation: clicks lose strength shortly after others; otherwise each has magnitude 1.
         adaptation_phi, adaptation_rate_hz, across_sides: see
             :func:`connector.data.preprocessing.adapt_stereo_clicks`.
+        max_gigabytes: largest size of the unpacked file and of the counts in memory.
         name: of the recording; None: the file's.
 
     Raises:
@@ -447,7 +414,7 @@ def load_rat(
     path = Path(path)
     if not tau_s >= _RAT_BIN_S:
         raise UserError(f"a time constant of at least one bin, {_RAT_BIN_S} s", f"{tau_s} s", "raise data.tau")
-    trials, areas, neuron_names = _read_session(path)
+    trials, areas, neuron_names = _read_session(path, max_gigabytes)
     total = len(trials)
     notes = []
     stimulated = np.array([np.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials])
@@ -461,7 +428,10 @@ def load_rat(
             "trials without optogenetic stimulation", f"none among {total}", "set data.include_photostimulated=true"
         )
 
-    counts, lengths = pad_trials([_counts(t, len(areas), path) for t in trials])
+    counted = [_counts(t, len(areas), path) for t in trials]
+    size = 4e-9 * len(counted) * max(map(len, counted)) * len(areas)
+    check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")
+    counts, lengths = pad_trials(counted)
     activity, lengths = torch.from_numpy(counts), torch.from_numpy(lengths)
     rates = mean_rates_hz(activity, lengths, _RAT_BIN_S)
     kept = _choose_neurons(rates, areas, brain_areas, min_rate_hz, notes)
@@ -527,9 +497,9 @@ def _baseline(trials: list[dict], n_neurons: int, path: Path) -> np.ndarray:
     return np.stack(rows)
 
 
-def _read_session(path: Path) -> tuple[list[dict], list[str], list[str]]:
+def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[str], list[str]]:
     """Trials (by field), each neuron's brain area, each neuron's name."""
-    content = read_matlab(path, ("trials", "neurons"))
+    content = read_matlab(path, ("trials", "neurons"), max_gigabytes)
     missing = [key for key in ("trials", "neurons") if key not in content]
     if missing:
         raise UserError(
@@ -586,7 +556,13 @@ def _counts(trial: dict, n_neurons: int, path: Path) -> np.ndarray:
             f"spike trains of {steps:g} bins for each of {n_neurons} neurons in every trial",
             f"a trial in {path.name} with {len(trains)} spike trains of {sorted({len(x) for x in trains})} bins",
         )
-    return np.stack(trains, axis=1).astype(np.float32)
+    counts = np.stack(trains, axis=1)
+    if not (np.isfinite(counts).all() and (counts >= 0).all() and np.array_equal(counts, np.round(counts))):
+        raise UserError(
+            "spike counts, whole numbers of 0 or more", f"others in a trial of {path.name}", "copy the file again"
+        )
+    with np.errstate(over="ignore"):
+        return counts.astype(np.float32)
 
 
 def _choose_neurons(

@@ -1,0 +1,178 @@
+"""Files that may be damaged or hostile: what they hold is measured before it is read, and nothing in them is executed.
+
+Every reader of Connector refuses with UserError; none unpickles objects, follows a size that the file does not hold, or
+takes more memory than it is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from connector.errors import UserError
+
+MAX_GIGABYTES = 16.0
+# What numpy, zipfile and torch raise at damaged content. A member packed in a way that is not known: NotImplementedError;
+# an encrypted one: RuntimeError; headers of npy are Python literals, whose parser has errors of its own.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, NotImplementedError, RuntimeError, SyntaxError,
+    KeyError, IndexError, AttributeError, OverflowError, MemoryError, AssertionError, tokenize.TokenError,
+)  # fmt: skip
+
+
+def require_file(path: str | os.PathLike, remedy: str = "") -> Path:
+    """The path of a regular file that can be read.
+
+    Raises:
+        UserError: no such file, a directory, a pipe or device, no permission.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise UserError("a file to read", f"no file {path}", remedy)
+        if not path.is_file():
+            raise UserError("a file to read", f"{path}, which is not a file")
+        with open(path, "rb"):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a link to itself, a null character
+        raise UserError("a file that can be read", f"{str(path)[:200]!r} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def unreadable(path: Path, expected: str, error: Exception) -> UserError:
+    """The mistake to raise where a library could not parse a file: its first line as the reason."""
+    return UserError(expected, f"{path.name}, which cannot be read ({_reason(error)})", "copy or write the file again")
+
+
+@contextlib.contextmanager
+def refusing_damage(path: Path, expected: str) -> Iterator[None]:
+    """Turn what numpy, zipfile or torch raise at damaged content into UserError."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise unreadable(path, expected, error) from error
+
+
+def memory_left_gb() -> float:
+    """Memory that this process may still take, GB: free in the machine and within its own limit, as far as known."""
+    left = math.inf
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        left = 1.024e-6 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+    with contextlib.suppress(OSError, ImportError, AttributeError, TypeError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = 1.024e-6 * int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+            left = min(left, 1e-9 * limit - used)
+    return left
+
+
+def check_size(gigabytes: float, max_gigabytes: float, remedy: str) -> None:
+    """Refuse arrays that would not fit, before they are allocated."""
+    if gigabytes > max_gigabytes:
+        raise UserError(f"arrays of at most {max_gigabytes:g} GB (data.max_gigabytes)", f"{gigabytes:.3g} GB", remedy)
+    if gigabytes > 0.01 and gigabytes > (left := memory_left_gb()):
+        raise UserError(f"arrays that fit into the {left:.3g} GB of memory left", f"{gigabytes:.3g} GB", remedy)
+
+
+def read_arrays(
+    path: Path, wanted: tuple[str, ...] | None = None, max_gigabytes: float = MAX_GIGABYTES, what: str = "an npz file"
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays of an npz file by name, and the names of those that were not ``wanted`` (None: all are).
+
+    Raises:
+        UserError: no zip archive, damaged, too large once unpacked, or with arrays of objects, which would be unpickled.
+    """
+    require_file(path)
+    with refusing_damage(path, f"{what} that is whole"), zipfile.ZipFile(path) as archive:
+        listed = archive.infolist()
+        members = {m.filename.removesuffix(".npy"): m for m in listed if wanted is None or _name(m) in wanted}
+        names = [_name(member) for member in listed]
+        twice = sorted({name for name in members if names.count(name) > 1})
+        if twice:
+            raise UserError(f"{what} with each name once", f"{', '.join(twice)} twice in {path.name}")
+        unpacked = sum(member.file_size for member in members.values())
+        check_size(
+            unpacked / 1e9, max_gigabytes, "raise data.max_gigabytes if the memory is there, or save fewer trials"
+        )
+        for name, member in members.items():
+            _check_header(archive, name, member)
+        values = {}
+        for name, member in members.items():
+            with archive.open(member) as file:
+                values[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return values, sorted(set(names) - set(members))
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    return member.filename.removesuffix(".npy")
+
+
+def _check_header(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> None:
+    """Refuse object arrays, and headers that announce more than the member holds, before anything is allocated."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise UserError(
+                f"{name} as an array of numbers",
+                "an object array (ragged trials, or a list of arrays)",
+                "pad the trials to one length and give `lengths`",
+            )
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{name}: the size of the data does not fit the header")
+
+
+def read_saved(path: str | os.PathLike, what: str, map_location: Any = "cpu") -> Any:
+    """What torch.save wrote, of plain values and tensors only.
+
+    Raises:
+        UserError: no file of torch's, damaged, or with objects in it.
+    """
+    path = require_file(path)
+    check_size(1e-9 * path.stat().st_size, MAX_GIGABYTES, "this is no file that Connector wrote")
+    try:
+        saved = torch.load(path, map_location=map_location, weights_only=True)
+        _check_held(saved)
+        return saved
+    except Exception as error:  # torch's own unpickler, at damage, fails in any way that its operations can
+        raise unreadable(path, f"{what} that is whole", ValueError(_reason(error).split("\x1b")[0])) from error
+
+
+def _check_held(saved: Any, depth: int = 0) -> None:
+    """Refuse tensors of a size that is only declared, one number standing for all. Raises ValueError."""
+    if isinstance(saved, Tensor):
+        declared = saved.numel() * saved.element_size()
+        if saved.layout != torch.strided or declared > max(10 * saved.untyped_storage().nbytes(), 10**6):
+            raise ValueError(f"a tensor of shape {tuple(saved.shape)} that the file does not hold")
+    elif isinstance(saved, (dict, list, tuple)) and depth < 20:
+        for value in saved.values() if isinstance(saved, dict) else saved:
+            _check_held(value, depth + 1)
+
+
+def check_module_state(expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Refuse a state dict of other names, shapes or kinds of numbers, or with NaN. Raises ValueError."""
+    if not isinstance(state, dict) or state.keys() != expected.keys():
+        raise ValueError("other parameters than those of this module")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != expected[name].shape or not value.is_floating_point():
+            raise ValueError(f"{name} is not of shape {tuple(expected[name].shape)}")
+        if torch.isnan(value).any():
+            raise ValueError(f"{name} holds NaN")
