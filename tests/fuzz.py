@@ -904,7 +904,7 @@ def command(arguments: list[str]) -> int:
 SMALL = ["data.n_neurons=20", "data.n_grid=4", "data.n_steps=12"]
 TINY = [
     "connectivity.loadings_epochs=2", "connectivity.outputs_epochs=1", "connectivity.outputs_loadings=256",
-    "lrrnn.max_epochs=0", "stages=[lrrnn]",
+    "lrrnn.max_epochs=1", "stages=[lrrnn]",
 ]  # fmt: skip
 
 

@@ -252,3 +252,24 @@ def test_draws_of_a_tilted_distribution_follow_its_density(tmp_path):
     tilted.save(tmp_path / "tilted.pt")
     again = ConnectivityDistribution.load(tmp_path / "tilted.pt")
     assert torch.equal(again.sample(50, seed=3).m, tilted.sample(50, seed=3).m)
+
+
+def test_a_file_whose_parts_do_not_fit_each_other_is_refused(tmp_path, distribution):
+    path = tmp_path / "connectivity.pt"
+    for part, key, value in (
+        ("arguments", "alpha", 3.0),
+        ("arguments", "flow_steps", 10**9),
+        ("arguments", "activation", "cube"),
+        ("mean", "estimator", "none such"),
+        ("mean", "values", {}),
+        ("mean", "tensors", {}),
+        ("loadings_flow", "state", {}),
+        ("reference", 0, torch.full((2000, 2), math.nan).double()),
+        ("reference", 2, torch.zeros(3, 2).double()),
+    ):
+        distribution.save(path)
+        saved = torch.load(path, weights_only=True)
+        saved[part][key] = value
+        torch.save(saved, path)
+        with pytest.raises(UserError):
+            ConnectivityDistribution.load(path)

@@ -1,6 +1,7 @@
 """The flow against densities with a known answer."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -226,3 +227,34 @@ def test_constant_columns_are_no_obstacle():
     assert torch.isfinite(draws).all()
     assert (draws[:, 1] - 3).abs().max() < 1e-2
     assert torch.isfinite(flow.loss(x))
+
+
+def test_a_file_that_is_no_flow_or_says_what_it_does_not_hold_is_refused(tmp_path):
+    flow, path = _randomised(Flow(2, hidden_width=8, hidden_layers=1)), tmp_path / "flow.pt"
+
+    def saved(**changes):
+        flow.save(path)
+        held = torch.load(path, weights_only=True)
+        for key, value in changes.items():
+            held["arguments" if key in held["arguments"] else "state"][key] = value
+        torch.save(held, path)
+
+    for changes in (
+        {"hidden_width": 10**9},  # would take the memory
+        {"hidden_layers": 10**9},  # and the time
+        {"dim": 3},
+        {"location": torch.tensor([math.nan, 0.0]).double()},
+        {"scale": torch.full((2, 2), math.inf, dtype=torch.float64)},
+        {"scale": torch.zeros(1).expand(10**6, 10**6)},
+        {"base": "gamma"},
+        {"location": "text"},
+    ):
+        saved(**changes)
+        with pytest.raises(UserError):
+            Flow.load(path)
+    saved()
+    Flow.load(path)
+    for content in (b"", b"text", path.read_bytes()[:500], pickle.dumps(print)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"Flow\.save"):
+            Flow.load(path)

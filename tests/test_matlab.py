@@ -103,3 +103,38 @@ def test_references_in_a_circle_are_refused(tmp_path):
         file.write(HEADER)
     with pytest.raises(UserError, match="cannot be read"):
         read_matlab(tmp_path / "a.mat", ("x",))
+
+
+def test_sizes_that_a_v5_file_does_not_hold_are_refused_before_the_parser_sees_them(tmp_path):
+    """scipy's parser is compiled and trusts the headers: some of these end the process."""
+    savemat(tmp_path / "a.mat", {"cell": CONTENT["cell"], "matrix": CONTENT["matrix"]})
+    whole = (tmp_path / "a.mat").read_bytes()
+    place = whole.index(np.array([5, 8, 3, 1], dtype="<i4").tobytes())  # the tag and the sizes of the cell, 3 x 1
+    for sizes in ((2**31 - 1, 1), (-3, 1), (1000, 1000), (4, 1)):
+        hurt = whole[: place + 8] + np.array(sizes, dtype="<i4").tobytes() + whole[place + 16 :]
+        (tmp_path / "b.mat").write_bytes(hurt)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_matlab(tmp_path / "b.mat", ("cell",))
+        assert np.array_equal(read_matlab(tmp_path / "b.mat", ("matrix",))["matrix"], CONTENT["matrix"])
+    nested = np.zeros((1, 1))
+    for _ in range(100):
+        nested = cells(nested)
+    savemat(tmp_path / "c.mat", {"x": nested})
+    with pytest.raises(UserError, match="nested"):
+        read_matlab(tmp_path / "c.mat", ("x",))
+
+
+def test_content_that_unpacks_to_more_than_allowed_is_refused(tmp_path):
+    savemat(tmp_path / "a.mat", {"x": np.zeros((1000, 2000))}, do_compression=True)
+    assert (tmp_path / "a.mat").stat().st_size < 50_000
+    write_matlab73(tmp_path / "b.mat", {"x": np.zeros((2, 2))})
+    with h5py.File(tmp_path / "b.mat", "r+") as file:
+        del file["x"]
+        file.create_dataset("x", shape=(10**6, 10**6), chunks=(64, 64))
+        # One array from many places.
+        file["y"] = np.zeros(10**5)
+        file.create_dataset("cell", data=np.full((100, 1), file["y"].ref), dtype=h5py.ref_dtype)
+    for name, variable in (("a.mat", "x"), ("b.mat", "x"), ("b.mat", "cell")):
+        with pytest.raises(UserError, match=r"at most 0\.01 GB"):
+            read_matlab(tmp_path / name, (variable,), max_gigabytes=0.01)
+    assert read_matlab(tmp_path / "a.mat", ("x",))["x"].shape == (1000, 2000)

@@ -454,3 +454,23 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         export_nwb(a_recording(), tmp_path / "absent" / "a.nwb")
     assert not (tmp_path / "a.nwb").exists()
+
+
+def test_sizes_that_are_only_declared_are_refused(path, tmp_path):
+    hurt = tmp_path / "a.nwb"
+    hurt.write_bytes(path.read_bytes())
+    with h5py.File(hurt, "r+") as file:
+        old = file["units/spike_times"]
+        kept, index = dict(old.attrs), file["units/spike_times_index"]
+        del file["units/spike_times"]
+        new = file.create_dataset("units/spike_times", shape=(10**12,), dtype="f8", chunks=(1024,))
+        for key, value in kept.items():
+            new.attrs[key] = value
+        index.attrs["target"] = new.ref
+    with pytest.raises(UserError, match="8e\\+03 GB"):
+        load_nwb(hurt)
+    recording = load_nwb(path)
+    many = replace(recording, activity=recording.activity * 1e12)
+    with pytest.raises(UserError, match="hardly"):
+        export_nwb(many, tmp_path / "b.nwb")
+    assert [x.name for x in tmp_path.iterdir()] == ["a.nwb"]

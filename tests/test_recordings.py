@@ -535,3 +535,39 @@ def test_a_public_session_exported_to_nwb_comes_back_exactly(tmp_path):
 def test_stimulated_trials_can_be_kept():
     kept = load_rat(SESSIONS / "T274_2020_12_10.mat", include_photostimulated=True)
     assert kept.n_trials == 424
+
+
+# --- hostile files ------------------------------------------------------------------------------------------------
+
+
+def test_a_name_twice_and_headers_that_are_no_headers_are_refused(tmp_path):
+    path = _save(tmp_path / "a.npz", rates=_rates())
+    with zipfile.ZipFile(path) as archive:
+        member = archive.read("rates.npy")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("rates.npy", member)
+    with pytest.raises(UserError, match="rates twice"):
+        load_npz(path)
+    for text in (b"{" * 118, b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 3, 4), }".ljust(118)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("rates.npy", b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text)
+        with pytest.raises(UserError, match="cannot be read"):
+            load_npz(path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "loop.npz").symlink_to(tmp_path / "loop.npz")
+    for path in (tmp_path / "pipe.npz", tmp_path / "loop.npz", tmp_path / ("x" * 300), tmp_path / "a\0b", tmp_path):
+        with pytest.raises(UserError, match="a file"):
+            read_recording(path)
+
+
+def test_counts_of_a_session_that_are_none_are_refused(tmp_path):
+    for value in (-1.0, 0.5, np.nan):
+        path = _session(tmp_path / "a.mat")
+        content = loadmat(path)
+        content["trials"][0, 0]["spiketrains"][0, 0][0, 0] = content["trials"][0, 0]["spiketrains"][0, 0][0, 0] + value
+        savemat(path, {key: content[key] for key in ("trials", "neurons")})
+        with pytest.raises(UserError, match="whole numbers"):
+            load_rat(path)

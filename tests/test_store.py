@@ -120,3 +120,65 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
         load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="incomplete"):
         load_run(tmp_path)
+
+
+def _finished(path):
+    """A run directory as far as the lrrnn stage, and its network."""
+    store = RunStore(path)
+    z, m, n = torch.randn(5, 6, 2).double(), torch.randn(7, 2).double(), torch.randn(7, 2).double()
+    fold = Fold(torch.arange(3), torch.tensor([3]), torch.tensor([4]))
+    store.write_stage_inputs(StageInputs(Latents(z, torch.full((5,), 6), 0.1), Loadings(m), fold, "tanh", n=n))
+    store.write_metrics({"a": 1.0})
+    (path / "config.yaml").write_text("seed: 1\n")
+    write_network(path / "network.npz", Network(m, n), 0.0)
+    return load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latents": np.full((5, 6, 2), np.nan)}, "finite"),
+        ({"latents": np.zeros((5, 6))}, "latents.npz"),
+        ({"lengths": np.full(5, 7)}, "lengths"),
+        ({"train": np.array([0, 5])}, "fold"),
+        ({"m": np.zeros((7, 3))}, "shape"),
+        ({"alpha": np.float64(2)}, "alpha"),
+        ({"activation": np.array("cube")}, "activation"),
+        ({"latents": np.array([[1, "x"]], dtype=object)}, "object array"),
+    ],
+)
+def test_a_hand_over_that_does_not_fit_is_refused(tmp_path, changes, words):
+    run = _finished(tmp_path)
+    assert run.latents.rank == 2
+    np.savez(tmp_path / "latents.npz", **(read_npz(tmp_path / "latents.npz") | changes))
+    with pytest.raises(UserError, match=words):
+        load_run(tmp_path).latents  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"m": np.full((7, 2), np.inf)}, {"n": np.ones((7, 2), dtype=complex)}, {"alpha": np.float64(3)},
+        {"d": np.ones((7, 1))}, {"b": np.ones(7)}, {"activation": np.array("cube")}, {"m": np.array(["x"])},
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_be_one_is_refused(tmp_path, changes):
+    _finished(tmp_path)
+    np.savez(tmp_path / "network.npz", **(read_npz(tmp_path / "network.npz") | changes))
+    with pytest.raises(UserError):
+        load_network(tmp_path / "network.npz")
+
+
+def test_damaged_options_metrics_and_stages_of_a_run_are_refused(tmp_path):
+    _finished(tmp_path)
+    for name, text, read in (
+        ("metrics.json", "{", lambda run: run.metrics),
+        ("metrics.json", '{"a": []}', lambda run: run.metrics),
+        ("stages.json", "[1]", lambda run: run.store.stages()),
+        ("config.yaml", "a: [", lambda run: run.config),
+        ("config.yaml", "- a", lambda run: run.config),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=name):
+            read(load_run(tmp_path))
+        (tmp_path / "config.yaml").write_text("seed: 1\n")

@@ -178,3 +178,21 @@ def test_a_wrong_option_ends_with_2_and_a_short_message(option, words, tmp_path)
     assert "Could not find" not in done.stderr
     assert "Traceback" not in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("yaml", "option", "words"),
+    [
+        ("seed: [1", "seed=1", "mine.yaml"),
+        ("\x00", "seed=1", "special characters"),
+        ("# @package _global_\nstages: [lrrnn]", "trainer.accelerator=abacus", "trainer.accelerator=abacus"),
+    ],
+)
+def test_a_damaged_file_of_options_or_a_machine_that_is_not_there_ends_with_2(yaml, option, words, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(yaml)
+    done = train("--config-dir", tmp_path / "conf", "experiment=mine", option, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]

@@ -122,11 +122,11 @@ class _V5Elements:
         if kind != 5 or end - begin < 8 or (end - begin) % 4:
             raise ValueError("an array without sizes")
         shape = struct.unpack_from(f"{self.order}{(end - begin) // 4}i", self.data, begin)
-        if min(shape) < 0:
-            raise ValueError("negative sizes")
         _, begin, end, place = self.tag(place, stop)
         if names is not None and self.data[begin:end].decode("latin-1") not in names:
             return
+        if min(shape) < 0:
+            raise ValueError("negative sizes")
         count, array_class = math.prod(shape), flags & 0xFF
         if array_class in self._NUMBERS:
             for _ in range(2 if flags & 0x800 else 1):  # complex: a second part
