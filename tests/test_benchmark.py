@@ -73,6 +73,7 @@ def test_the_simulated_latents_follow_the_mean_field_of_nu(benchmark):
 
 
 @pytest.mark.usefixtures("in_this_process")
+@pytest.mark.slow
 def test_the_published_recipe_runs_whole_and_is_measured(benchmark):
     extra = ["data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "connectivity.outputs_loadings=200"]
     cost = benchmark.run_recipe("quadstable", "published", [*extra, *benchmark.few_epochs([1, 2, 2], 0)], None, 0, 1)

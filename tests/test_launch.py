@@ -45,6 +45,10 @@ def test_two_processes_reach_what_one_reaches(tmp_path):
         first = flows.loadings_flow.loss(rows.float(), generator=generator)
         found.append([float(first), float(flows.outputs_flow.loss(n, rows.float(), generator=generator))])
     assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_low_rank_rnn_as_one_does(tmp_path):
     low_rank = ("lrrnn=published", "lrrnn.max_epochs=5", "stages=[lrrnn]")
     runs = trained(tmp_path / "a", *low_rank, "lrrnn.batch_size=16"), trained(tmp_path / "b", *low_rank, *HALVES)
     first, second = (run.metrics["lrrnn/val_loss"] for run in runs)

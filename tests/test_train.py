@@ -90,7 +90,7 @@ def test_the_saved_network_is_the_conditional_mean_at_its_loadings(finished):
 def test_the_same_command_reuses_every_stage(finished):
     directory, _ = finished
     before = (directory / "network.npz").read_bytes()
-    done = train(*SMALL, f"hydra.run.dir={directory}")
+    done = train(*SMALL, "report=false", f"hydra.run.dir={directory}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("reused") == 3
     assert (directory / "network.npz").read_bytes() == before
@@ -106,7 +106,7 @@ def test_a_run_repeats_from_its_own_directory(finished, tmp_path):
 
 
 def test_one_seed_gives_one_network(finished, tmp_path):
-    done = train(*SMALL, f"hydra.run.dir={tmp_path / 'two'}")
+    done = train(*SMALL, "report=false", f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     names = ("latents.npz", "network.npz")  # in the order in which they are made
     differing = [n for n in names if (tmp_path / "two" / n).read_bytes() != (finished[0] / n).read_bytes()]
