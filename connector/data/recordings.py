@@ -522,7 +522,10 @@ def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[st
     areas = [n["brainarea"] for n in neurons]
     if not all(isinstance(area, str) for area in areas):
         raise UserError("brainarea as characters (MATLAB's char)", f"another class in {path.name}")
-    numbers = [int(_scalar(n, "neuronindex")) if "neuronindex" in n else i for i, n in enumerate(neurons)]
+    numbers = [_scalar(n, "neuronindex") if "neuronindex" in n else i for i, n in enumerate(neurons)]
+    if not np.isfinite(numbers).all():
+        raise UserError(f"a number as the neuronindex of every neuron in {path}", "NaN or infinity")
+    numbers = [int(number) for number in numbers]
     return trials, areas, [f"{area} {number}" for area, number in zip(areas, numbers)]
 
 
