@@ -868,7 +868,7 @@ def damaged(reader: str, kind: str, whole: Path, folder: Path, rng: np.random.Ge
 # --- command lines ------------------------------------------------------------------------------------------------
 
 
-def rehearsal(options, config, directory, sweep_name=None) -> float:
+def rehearsal(options, *_) -> float:
     """connector.run.run up to the first stage: all that the options can spoil before anything is trained."""
     connector.run.quiet()
     check_trainer(options.trainer)
