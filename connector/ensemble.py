@@ -8,10 +8,10 @@ is left to fail or succeed by itself.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -20,10 +20,10 @@ from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import Plan, build_data, logging_to, plan, quiet, run_stages, stage_files
+from connector.run import Plan, build_data, is_current, logging_to, plan, quiet, run_stages
 from connector.run_logger import NoRun
 from connector.store import RunStore
-from connector.training import StageContext, fit
+from connector.training import StageContext, clock, fit
 
 _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}
 
@@ -38,7 +38,7 @@ class _Member:
         self.schedule: Plan = plan(options, self.data)
         directory.mkdir(parents=True, exist_ok=True)
         self.store = RunStore(directory)
-        self.seconds = 0.0  # of the stage in work, before its flow is trained
+        self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:
         return StageContext(self.options, self.store, NoRun(), Console(quiet=True), say)
@@ -52,33 +52,33 @@ class _Member:
     def due(self, stage: str) -> bool:
         if stage not in self.schedule.requested:
             return False
-        current = self.store.is_current(stage, self.schedule.marks[stage], stage_files(self.store)[stage])
-        return self.options.force or not current
+        return self.options.force or not is_current(self.store, stage, self.schedule)
 
     def prepare(self, stage: str) -> FlowJob:
-        started = time.monotonic()
+        started = clock()
         with logging_to(self.directory) as say:
             self.store.forget_stage(stage)
             job = _PREPARE[stage](self.context(say), self.store.read_stage_inputs(), self.schedule.marks[stage])
-        self.seconds = time.monotonic() - started
+        self.spent = clock() - started
         return job
 
     def train_alone(self, job: FlowJob) -> None:
-        started = time.monotonic()
+        started = clock()
         metrics = train_flow(job)
-        self._close(job, metrics, self.seconds + time.monotonic() - started)
+        self._close(job, metrics, self.spent + clock() - started)
 
-    def finish(self, job: FlowJob, trained: Trained, shared_seconds: float) -> None:
-        started = time.monotonic()
+    def finish(self, job: FlowJob, trained: Trained, shared: np.ndarray) -> None:
+        started = clock()
         write_learning_curves(self.directory / "logs" / f"{job.stage}.csv", trained.rows)
         # No epochs more: this writes the stage's checkpoint.
         fit(job.context, job.stage, job.module, job.data, job.mark, 0, f"{job.stage}/val_loss")
         job.finish()
         metrics = job.metrics | {f"{job.stage}/val_loss": trained.val_loss}
-        self._close(job, metrics, self.seconds + shared_seconds + time.monotonic() - started)
+        self._close(job, metrics, self.spent + shared + clock() - started)
 
-    def _close(self, job: FlowJob, metrics: dict[str, float], seconds: float) -> None:
-        self.store.finish_stage(job.stage, job.mark, seconds, metrics, seconds)
+    def _close(self, job: FlowJob, metrics: dict[str, float], spent: np.ndarray) -> None:
+        seconds, cpu_seconds = spent
+        self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds)
 
 
 def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:
@@ -108,15 +108,15 @@ def _train_group(stage: str, group: list[tuple[_Member, FlowJob]], members: list
         with _left_alone_on_error(console, member.directory, members, member):
             member.train_alone(job)
         return
-    started = time.monotonic()
+    started = clock()
     with StepProgress(f"{stage}: {len(group)} flows", console if group[0][0].options.trainer.progress else None) as bar:
         bar.expect(max(job.epochs for _, job in group))
         trained = train_as_one([job for _, job in group], lambda epoch: bar.start(f"epoch {epoch}"))
-    seconds = time.monotonic() - started
-    console.print(f"{stage}: {len(group)} flows trained as one in {seconds:.1f} s", highlight=False)
+    spent = clock() - started
+    console.print(f"{stage}: {len(group)} flows trained as one in {spent[0]:.1f} s", highlight=False)
     for (member, job), result in zip(group, trained):
         with _left_alone_on_error(console, member.directory, members, member):
-            member.finish(job, result, seconds / len(group))
+            member.finish(job, result, spent / len(group))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def read_arrays(
     require_file(path)
     with refusing_damage(path, f"{what} that is whole"), zipfile.ZipFile(path) as archive:
         listed = archive.infolist()
-        members = {m.filename.removesuffix(".npy"): m for m in listed if wanted is None or _name(m) in wanted}
+        members = {_name(m): m for m in listed if wanted is None or _name(m) in wanted}
         names = [_name(member) for member in listed]
         twice = sorted({name for name in members if names.count(name) > 1})
         if twice:

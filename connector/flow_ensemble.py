@@ -32,13 +32,14 @@ class Trained:
 
 def kind(job: FlowJob) -> tuple:
     """Jobs whose kinds are equal can train as one."""
-    module, data, connectivity = job.module, job.data, job.context.options.connectivity
+    module, data, trainer = job.module, job.data, job.context.options.trainer
     flow = module.flow.arguments()
     shape = tuple(flow[key] for key in ("dim", "context_dim", "hidden_width", "hidden_layers", "precondition"))
     sizes = (len(data.train[0]), data.batch_size, data.epoch_size, module.paths)
-    training = (module.learning_rate, module.weight_decay, module.cosine, connectivity.ema_decay)
-    # A module with another way to draw its batches, as the published third step has, trains alone.
-    alone = None if type(module) is FlowModule else id(job)
+    training = (module.learning_rate, module.weight_decay, module.cosine, job.ema_decay, trainer.accelerator)
+    # A module with another way to draw its batches, as the published third step has, trains alone, and so does one in a
+    # precision that Lightning sees to.
+    alone = None if type(module) is FlowModule and trainer.precision == "32-true" else id(job)
     return (job.stage, job.keep, shape, sizes, training, alone)
 
 
@@ -121,6 +122,9 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
         )
         for job in jobs
     ]
+    held_out = [
+        InMemoryBatches(_to(job.data.validation, device), job.data.eval_batch_size, shuffle=False) for job in jobs
+    ]
     found, best = [Trained() for _ in jobs], {}
     stack = _Stack(modules, modules[0].learning_rate, modules[0].weight_decay)
     steps = len(batches[0])
@@ -145,7 +149,7 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
             record[f"{stage}/train_loss"] = loss / steps
             if (epoch + 1) % validation_interval(epochs[e]) == 0:
                 weights = stack.averages_of(row)
-                value = _validation_loss(jobs[e], weights)
+                value = _validation_loss(modules[e], held_out[e], weights)
                 record[f"{stage}/val_loss"] = value
                 if value < found[e].val_loss:
                     found[e].val_loss = value
@@ -176,14 +180,11 @@ def _rate(progress: float, cosine: bool) -> float:
 
 
 @torch.no_grad()
-def _validation_loss(job: FlowJob, weights: dict[str, Tensor]) -> float:
-    """Mean over the validation rows, as Lightning takes it over batches."""
-    module, held_out = job.module, _to(job.data.validation, job.module.device)
-    current = {name: w.clone() for name, w in module.flow.velocity.state_dict().items()}
+def _validation_loss(module: FlowModule, batches: InMemoryBatches, weights: dict[str, Tensor]) -> float:
+    """Mean over the validation rows, as Lightning takes it over batches; the module's own weights are at hand for this."""
     module.flow.velocity.load_state_dict(weights)
     total, n_rows = 0.0, 0
-    for number, batch in enumerate(InMemoryBatches(held_out, job.data.eval_batch_size, shuffle=False)):
+    for number, batch in enumerate(batches):
         loss, _ = module.losses(batch, -1 - number, False)
         total, n_rows = total + float(loss) * len(batch[0]), n_rows + len(batch[0])
-    module.flow.velocity.load_state_dict(current)
     return total / n_rows

@@ -457,7 +457,7 @@ def summarise(
     progress.start("networks")
     results = Results(options, store, data)
     measures, figures_due = results.measures(), results.figures() if options.report else {}
-    progress.expect(len(measures) + len(figures_due) + 2)
+    progress.expect(len(measures) + len(figures_due) + 1 + options.report)
     write_network(store.path / "network.npz", results.network, 0.0)
     metrics, drawn, files = {}, {}, {}
     for name, measure in measures.items():

@@ -34,7 +34,7 @@ from connector.report import METRICS
 from connector.results import result_tables, summarise
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
-from connector.training import StageContext, check_trainer, is_child_rank
+from connector.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording
 
 _log = logging.getLogger("connector")
@@ -144,11 +144,15 @@ def stage_files(store: RunStore) -> dict[str, list[Path]]:
     }
 
 
+def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
+    """Whether the stage stands finished in the run directory, as it is planned."""
+    return store.is_current(stage, schedule.marks[stage], stage_files(store)[stage])
+
+
 def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan) -> None:
     """Run what is due, reuse what is current; refuse to build on results of other options."""
     store, options = context.store, context.options
-    files = stage_files(store)
-    if schedule.given_latents and not store.is_current("lrrnn", schedule.marks["lrrnn"], files["lrrnn"]):
+    if schedule.given_latents and not is_current(store, "lrrnn", schedule):
         context.say(
             "lrrnn: skipped, the file carries latents and MBD (add lrrnn to `stages` to fit it from the activity)"
         )
@@ -161,8 +165,7 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         "outputs": lambda mark: train_flow(prepare_outputs(context, store.read_stage_inputs(), mark)),
     }
     for stage in STAGES:
-        mark = schedule.marks[stage]
-        current = store.is_current(stage, mark, files[stage])
+        mark, current = schedule.marks[stage], is_current(store, stage, schedule)
         if stage not in schedule.requested:
             later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
             if later and not current:
@@ -175,11 +178,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         if current and not options.force:
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             continue
-        started, cpu_started = time.monotonic(), time.process_time()
+        started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
         metrics = trainers[stage](mark)
-        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
+        seconds, cpu_seconds = clock() - started
         if not is_child_rank():
             store.finish_stage(stage, mark, seconds, metrics, cpu_seconds)
         launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
@@ -284,8 +287,7 @@ def _results_mark(options: Options, schedule: Plan) -> str:
 
 
 def _is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
-    files = stage_files(store)
-    stages = all(store.is_current(stage, schedule.marks[stage], files[stage]) for stage in schedule.requested)
+    stages = all(is_current(store, stage, schedule) for stage in schedule.requested)
     return stages and store.is_current("results", _results_mark(options, schedule), [store.path / "metrics.json"])
 
 

@@ -168,7 +168,7 @@ class RunStore:
     ) -> None:
         """``seconds``: of the clock; ``cpu_seconds``: of this process, all threads together."""
         done = self.stages()
-        times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+        times = {"seconds": round(float(seconds), 3), "cpu_seconds": round(float(cpu_seconds), 3)}
         done[stage] = {"fingerprint": mark, **times, "metrics": dict(metrics)}
         write_json(self.path / "stages.json", done)
 
@@ -234,13 +234,13 @@ class RunStore:
         with atomic(path) as aside:
             save(aside)
 
+    # -- results --------------------------------------------------------------------------------------------------
     def metrics(self) -> dict[str, float]:
         """What the run reached, of metrics.json; empty where it did not come so far."""
         file = self.path / "metrics.json"
         with refusing_damage(file, f"{file.name} with a number for each measure"):
             return {key: float(value) for key, value in _read_json(file).items()}
 
-    # -- results --------------------------------------------------------------------------------------------------
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         finite = {k: float(v) for k, v in metrics.items() if v is not None and np.isfinite(float(v))}
         write_json(self.path / "metrics.json", finite)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from connector.errors import UserError
-from connector.store import write_json, write_text
+from connector.store import RunStore, write_json, write_text
 
 # Shown, as far as jobs have them; jobs.csv holds all.
 MAIN_METRICS = (
@@ -41,7 +41,6 @@ _RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
-_any_failed = False  # of its jobs
 
 
 def count_jobs(overrides: list[str]) -> int | None:
@@ -112,9 +111,6 @@ class SweepReport(Callback):
         error = value if isinstance(value, BaseException) else None
         write_json(file, json.loads(file.read_text()) | {"state": end_state(error)})
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        close_sweep()
-
     def _record(self, number: int) -> Path:
         return self.directory / _RECORDS / f"{number:05d}.json"
 
@@ -123,9 +119,8 @@ class SweepReport(Callback):
         found = []
         for file in sorted((self.directory / _RECORDS).glob("*.json")):
             job = json.loads(file.read_text())
-            metrics = Path(job["directory"]) / "metrics.json"
             # A job that failed may stand where an earlier one had finished: those metrics are not its own.
-            job["metrics"] = json.loads(metrics.read_text()) if job["state"] == "done" and metrics.exists() else {}
+            job["metrics"] = RunStore(job["directory"]).metrics() if job["state"] == "done" else {}
             found.append(job)
         return found
 
@@ -136,12 +131,12 @@ def close_sweep(console: Console | None = None) -> bool:
     Returns:
         whether any job of it failed.
 
-    Hydra calls its callbacks' on_multirun_end only where every job ended well, so that the command line calls this, too.
+    For the command line to call: Hydra calls its callbacks' on_multirun_end only where every job ended well.
     """
-    global _open, _any_failed
+    global _open
     sweep, _open = _open, None
     if sweep is None:
-        return _any_failed
+        return False
     jobs = sweep.jobs()
     shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
     if not jobs:
@@ -160,8 +155,7 @@ def close_sweep(console: Console | None = None) -> bool:
     if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
         line += f", {sweep.n_jobs - len(jobs)} never started"
     console.print(f"{line}; {_shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
-    _any_failed = done < len(jobs)
-    return _any_failed
+    return done < len(jobs)
 
 
 def shared_overrides(jobs: list[dict[str, Any]]) -> list[str]:

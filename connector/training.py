@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -103,6 +105,11 @@ def is_child_rank() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in ranks)
 
 
+def clock() -> np.ndarray:
+    """Seconds of the clock and of CPU time (this process, all threads), (2,): differences say what work has taken."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
 @contextlib.contextmanager
 def one_thread(options: Options) -> Iterator[None]:
     """One CPU thread within the block, unless ``trainer.threads`` says how many: for steps too small to share.
@@ -158,7 +165,7 @@ def fit(
     """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
     A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``. With
-    ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint.
+    ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """
     options, store = context.options, context.store
     every = validation_interval(max_epochs)
@@ -185,7 +192,7 @@ def fit(
         log_every_n_steps=1,
     )
     last = aside / "last.ckpt"
-    resume = str(last) if last.exists() else None
+    resume = str(last) if max_epochs and last.exists() else None
     if resume:
         context.say(f"{stage}: going on from an earlier, interrupted training")
     try:
@@ -200,6 +207,7 @@ def fit(
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             part.replace(store.checkpoints / f"{stage}.ckpt")
+            shutil.rmtree(aside, ignore_errors=True)
         trainer.strategy.barrier()
         return trainer
     kept = best.best_model_path if keep == "best" else best.last_model_path

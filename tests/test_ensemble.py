@@ -3,14 +3,14 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from pytorch_lightning.callbacks import Callback
 from rich.console import Console
+from test_train import ROOT, train
 
 from connector.config import checked
 from connector.connectivity_stages import FlowJob, FlowModule, train_flow
@@ -19,10 +19,9 @@ from connector.flow_ensemble import kind, train_as_one
 from connector.run_directory import register_resolvers
 from connector.run_logger import NoRun
 from connector.store import RunStore, read_npz
-from connector.training import StageContext
+from connector.training import StageContext, fit
 
 register_resolvers()
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def job(directory, seed, epochs, keep="last", context_dim=0, ema=0.9, base="normal", width=8):
@@ -78,6 +77,30 @@ def test_flows_of_other_shapes_or_settings_are_of_another_kind(tmp_path):
     assert kind(other) != kind(dataclasses.replace(other)) != first
 
 
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 6:
+            raise OSError("the disk is full")
+
+
+def test_what_was_interrupted_alone_does_not_come_back_over_what_was_trained_together(tmp_path):
+    alone = job(tmp_path, 0, 9)
+    alone.context.callbacks = [Fails()]
+    with pytest.raises(OSError, match="full"):
+        train_flow(alone)
+    left = tmp_path / "checkpoints" / "outputs-mark"
+    assert (left / "last.ckpt").exists()
+    first, second = job(tmp_path, 0, 9), job(tmp_path, 1, 9)
+    train_as_one([first, second])
+    weights = {name: value.clone() for name, value in first.module.state_dict().items()}
+    fit(first.context, "outputs", first.module, first.data, "mark", 0, "outputs/val_loss")
+    assert not left.exists()
+    saved = torch.load(tmp_path / "checkpoints" / "outputs.ckpt", weights_only=True)["state_dict"]
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(value, weights[name])
+        assert torch.equal(saved[name], value)
+
+
 SMALL = [
     "data.n_neurons=150", "data.n_grid=6", "data.n_steps=40", "connectivity.loadings_epochs=10", "report=false",
     "connectivity.outputs_epochs=2", "connectivity.outputs_loadings=1024", "trainer.threads=1", "trainer.progress=false",
@@ -85,11 +108,7 @@ SMALL = [
 
 
 def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
-    def train(*arguments):
-        command = [sys.executable, ROOT / "train.py", *arguments, *SMALL]
-        return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
-
-    sweep = ("-m", "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    sweep = ("-m", *SMALL, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     done = train(*sweep, "seed=1,2", "data.fold=1,9")  # there is no ninth of five folds
     assert done.returncode == 1, done.stderr
     assert "loadings: 2 flows trained as one" in done.stdout
@@ -106,7 +125,7 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
     directory = Path(rows[0]["directory"])
     assert not (directory / "report.html").exists()
     alone = tmp_path / "alone"
-    assert train("seed=1", "data.fold=1", f"hydra.run.dir={alone}").returncode == 0
+    assert train(*SMALL, "seed=1", "data.fold=1", f"hydra.run.dir={alone}").returncode == 0
     assert (alone / "latents.npz").read_bytes() == (directory / "latents.npz").read_bytes()
     assert {p.name for p in (alone / "checkpoints").iterdir()} == {
         p.name for p in (directory / "checkpoints").iterdir()

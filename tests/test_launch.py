@@ -1,17 +1,13 @@
 """Several processes: equal results, and which device a job of a sweep trains on."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from test_train import train
 
 from connector import load_run
 from connector.launch import devices_of_job
 from connector.training import is_child_rank
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "experiment=limit_cycle", "data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "report=false",
     "connectivity.loadings_epochs=150", "connectivity.early_stopping=false", "connectivity.outputs_epochs=3",
@@ -25,8 +21,7 @@ HALVES = [
 
 
 def trained(directory, *arguments):
-    command = [sys.executable, ROOT / "train.py", *SMALL, *arguments, f"hydra.run.dir={directory}"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = train(*SMALL, *arguments, f"hydra.run.dir={directory}")
     assert done.returncode == 0, done.stdout + done.stderr
     return load_run(directory)
 

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,20 +11,19 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
+from test_train import train
 
 from connector import sweep
 from connector.errors import UserError
 from connector.sweep import SweepReport, close_sweep, count_jobs, end_state
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "data.n_neurons=60", "data.n_grid=5", "data.n_steps=20", "lrrnn.max_epochs=1", "trainer.threads=1", "stages=lrrnn",
 ]  # fmt: skip
 
 
 def swept(directory, *arguments):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, f"hydra.sweep.dir={directory}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return train("-m", *SMALL, f"hydra.sweep.dir={directory}", *arguments)
 
 
 def check(directory, done, seeds):
@@ -143,7 +140,6 @@ def test_a_single_run_says_and_writes_nothing(tmp_path, capsys):
 )
 def test_the_ready_launchers_and_sweepers_compose(choice, expected):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    command = [sys.executable, ROOT / "train.py", choice, "--cfg", "hydra"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = train(choice, "--cfg", "hydra")
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout

@@ -12,7 +12,7 @@ import torch
 from connector.data.formats import require_format
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.files import check_size, refusing_damage
+from connector.files import MAX_GIGABYTES, check_size, refusing_damage
 from connector.types import Recording
 
 SPLITS = ("train", "eval", "all")
@@ -28,7 +28,7 @@ def load_nlb(
     rebin: int = 1,
     tau_s: float = 0.1,
     activation: str | None = None,
-    max_gigabytes: float = 16.0,
+    max_gigabytes: float = MAX_GIGABYTES,
     name: str | None = None,
 ) -> Recording:
     """Spike counts from a file of the Neural Latents Benchmark.

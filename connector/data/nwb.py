@@ -57,7 +57,7 @@ def load_nwb(
     units: dict[str, Any] | None = None,
     trials: dict[str, Any] | None = None,
     min_rate_hz: float | None = None,
-    max_gigabytes: float = 16.0,
+    max_gigabytes: float = MAX_GIGABYTES,
     name: str | None = None,
 ) -> Recording:
     """Spike counts from the units and trials tables of an NWB file.

@@ -19,7 +19,7 @@ from connector.data.nwb import load_nwb
 from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, range_excess
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.files import check_size, read_arrays
+from connector.files import MAX_GIGABYTES, check_size, read_arrays
 from connector.types import Loadings, Recording
 
 NPZ_KEYS = (
@@ -82,7 +82,7 @@ def load_npz(
     bin_s: float = 0.01,
     rank: int | None = None,
     range_tolerance: float = 0.3,
-    max_gigabytes: float = 16.0,
+    max_gigabytes: float = MAX_GIGABYTES,
     name: str | None = None,
 ) -> Recording:
     """A recording from an npz file, in this project's convention or in FINDR's.
@@ -385,7 +385,7 @@ def load_rat(
     adaptation_phi: float = 1e-3,
     adaptation_rate_hz: float = 100.0,
     across_sides: bool = True,
-    max_gigabytes: float = 16.0,
+    max_gigabytes: float = MAX_GIGABYTES,
     name: str | None = None,
 ) -> Recording:
     """A session of rats doing the Poisson-clicks task (Luo, Kim et al. 2025; MATLAB v5 or v7.3 files).
