@@ -352,14 +352,17 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
+        """The numbers of metrics.json by their keys; docs/metrics.md says what each is."""
         return self.store.metrics()
 
     @cached_property
     def stage_inputs(self) -> StageInputs:
+        """All that the low-rank RNN handed over: latents, loadings with their uncertainty, the trials of each part."""
         return self.store.read_stage_inputs()
 
     @property
     def latents(self) -> Latents:
+        """Latent states of all trials: ``z`` (trials, time, R), ``lengths``, ``inputs``."""
         return self.stage_inputs.latents
 
     @property
@@ -383,6 +386,7 @@ class Run:
 
     @cached_property
     def connectivity(self) -> ConnectivityDistribution:
+        """The learned distribution of connectivity; raises UserError where the stages that learn it did not run."""
         if not self.store.connectivity_file.exists():
             raise UserError(
                 f"a learned connectivity distribution in {self.path}",

@@ -22,3 +22,14 @@ def experiments_importable():
     yield
     sys.path.remove(folder)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small run of the main experiment: its directory, and what the command said. Copy it before changing it."""
+    from test_train import SMALL, train
+
+    directory = tmp_path_factory.mktemp("runs") / "one"
+    done = train(*SMALL, f"hydra.run.dir={directory}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory, done

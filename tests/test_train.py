@@ -32,14 +32,6 @@ def train(*arguments, cwd=ROOT):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "one"
-    done = train(*SMALL, f"hydra.run.dir={directory}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory, done
-
-
 def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
     directory, done = finished
     for name in ("config.yaml", "metrics.json", "network.npz", "latents.npz", "report.html", "train.log"):
