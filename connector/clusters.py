@@ -211,7 +211,7 @@ def cell_type_test(
         normal = normal / (chi_squared / dof).sqrt()
     populations = torch.cat([x[None], centre + normal @ root.to(x).T])
     gains, best = _mixture_gains(_whiten(populations), tuple(components), generator)
-    p_value = float((1 + (gains[1:] >= gains[0]).sum()) / (1 + n_bootstrap))
+    p_value = (1 + int((gains[1:] >= gains[0]).sum())) / (1 + n_bootstrap)
     return CellTypeTest(p_value, float(gains[0]), int(best[0]), gains[1:], dof)
 
 

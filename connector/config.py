@@ -393,7 +393,12 @@ def _check_ranges(options: Any) -> None:
         options.check()
 
 
+# Groups of options that are chosen by name and are no part of the options themselves.
+_GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.sweep.dir")
+
+
 def _suggest(key: str, schema_keys: list[str]) -> str:
+    schema_keys = [*schema_keys, *_GROUPS]
     near = difflib.get_close_matches(key, schema_keys, n=1) or [
         k
         for k in schema_keys

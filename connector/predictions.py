@@ -334,7 +334,7 @@ def predict(effects: Tensor, random: Tensor, no_effect: float = 0.0, n_draws: in
     pick = torch.randint(n_groups, (n_draws, n_networks), generator=generator)
     medians = _median(random.double()[torch.arange(n_networks), pick])
     value, usual = float(_median(effects.double()[None])), _median(medians[None])
-    p_value = float((1 + ((medians - usual).abs() >= (value - usual).abs()).sum()) / (1 + n_draws))
+    p_value = (1 + int(((medians - usual).abs() >= (value - usual).abs()).sum())) / (1 + n_draws)
     low, high = torch.quantile(effects.double(), ends).tolist()
     null_low, null_high = torch.quantile(medians, ends).tolist()
     return Prediction(value, low, high, null_low, null_high, p_value, no_effect)

@@ -291,6 +291,9 @@ METRICS: dict[str, Metric] = {
     "timing/lrrnn_seconds": Metric("Time for the low-rank RNN", "s", "Wall-clock seconds of this stage."),
     "timing/loadings_seconds": Metric("Time for the flow of the loadings", "s", "Wall-clock seconds of this stage."),
     "timing/outputs_seconds": Metric("Time for the output weights", "s", "Wall-clock seconds of this stage."),
+    "timing/results_seconds": Metric(
+        "Time for measures, figures and report", "s", "Wall-clock seconds after the last stage; no part of fitting."
+    ),
 }
 
 # What each neuron is granted beside the latent state, as ``lrrnn.baseline`` names it.

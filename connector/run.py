@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -332,18 +331,19 @@ def _run(
         metrics = all_metrics(store, {})
         if "outputs" in store.stages():
             say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
-            started = time.monotonic()
+            started = clock()
             with StepProgress("results", console if options.trainer.progress else None) as progress:
                 results, figures, cautions = summarise(
                     options, store, data, metrics, describe(data.recording), progress
                 )
-            say(f"results: done in {time.monotonic() - started:.1f} s")
+            seconds, cpu_seconds = clock() - started
+            say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
             for line in cautions:
                 say(line)
-            metrics = all_metrics(store, results)
+            metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
             store.write_metrics(metrics)
         else:
-            figures = {}
+            figures, seconds, cpu_seconds = {}, 0.0, 0.0
             store.write_metrics(metrics)
         tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
         logger.log_results(metrics, figures, tables)
@@ -351,7 +351,7 @@ def _run(
         networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
         if store.connectivity_file.exists():
             logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
-        store.finish_stage("results", _results_mark(options, schedule), 0.0, {})
+        store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds)
         show(console, metrics, store)
         failed = False
         return _objective(metrics)

@@ -50,9 +50,9 @@ def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
         metrics["connectivity/sinkhorn"] + metrics["connectivity/squared_error"]
     )
     assert str(directory / "report.html") in done.stdout
-    seconds = re.search(r"^results: done in (\d+\.\d) s$", done.stdout, re.MULTILINE)
+    seconds = re.search(r"^results: done in (\d+\.\d) s \(\d+\.\d s of CPU time\)$", done.stdout, re.MULTILINE)
     assert float(seconds[1]) > 0
-    assert not any(key.startswith("timing/results") for key in metrics)  # of stages only
+    assert metrics["timing/results_seconds"] == pytest.approx(float(seconds[1]), abs=0.051)
 
 
 def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
@@ -152,6 +152,8 @@ def test_a_wrong_file_ends_with_2_a_short_message_and_nothing_left_behind(case, 
     [
         ("lrrnn.rnak=3", "got lrrnn.rnak.\nThe nearest is lrrnn.rank."),
         ("+lrr=3", "got lrr."),
+        ("expriment=quadstable", "got expriment.\nThe nearest is experiment."),
+        ("hydra/laucher=joblib", "The nearest is hydra/launcher."),
         ("seed=abc", "abc"),
         ("data=nothing", "expected data among"),
         ("lrrnn.rank=-1", "got -1."),
