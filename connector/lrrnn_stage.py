@@ -66,7 +66,7 @@ class LowRankRNNModule(StageModule):
 
     def configure_optimizers(self):
         groups = self.model.parameter_groups(self.learning_rate)
-        optimizer = torch.optim.Adam(groups, lr=self.learning_rate)
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
         if not self.one_cycle:
             return optimizer
         steps = max(1, int(self.trainer.estimated_stepping_batches))

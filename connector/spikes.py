@@ -23,93 +23,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from connector.baselines import Baseline, poisson_regression
-from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+from connector.fused import RATE_FLOOR, PoissonNats, Scan, run_pair
 from connector.latents import read_states
 from connector.lrrnn import LowRankRNN
 from connector.observation import Observation
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
-_RATE_FLOOR = 1e-8
 _CHUNK_NUMBERS = 1.5e7  # numbers in the largest tensor when trained models are evaluated
-
-
-class _Scan(torch.autograd.Function):
-    """All steps of equation (1) with an additive term, and their gradient, each in one loop over time.
-
-    Autograd through :func:`connector.dynamics.simulate` gives the same numbers (a test compares them) at three times
-    the cost; here the weights' gradients are one matrix product over all times at the end.
-    """
-
-    @staticmethod
-    def forward(ctx, z0, extra, potential, m, n, alpha, activation):
-        """z0 (S, B, R), extra (T-1, S, B, R), potential (T-1, B, K) = u b^T + d -> states (T, S, B, R)."""
-        phi = activation_named(activation)
-        steps, samples, trials, rank = extra.shape
-        m_t, output = m.T.contiguous(), n * (alpha / m.shape[0])
-        states = z0.new_empty(steps + 1, samples, trials, rank)
-        states[0] = z0
-        hidden = z0.new_empty(steps, samples, trials, m.shape[0])
-        slopes = None if activation == "tanh" else torch.empty_like(hidden)
-        for t in range(steps):
-            h = torch.matmul(states[t], m_t, out=hidden[t]).add_(potential[t])
-            if slopes is None:
-                h.tanh_()
-            else:
-                slopes[t] = phi.derivative(h)
-                hidden[t] = phi(h)
-            torch.matmul(hidden[t], output, out=states[t + 1]).add_(extra[t]).add_(states[t], alpha=1 - alpha)
-        ctx.save_for_backward(states, hidden, slopes, m, output)
-        ctx.alpha = alpha
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_states):
-        states, hidden, slopes, m, output = ctx.saved_tensors
-        if slopes is None:  # tanh
-            slopes = torch.square(hidden).neg_().add_(1.0)
-        steps, decay, output_t = len(hidden), 1 - ctx.alpha, output.T.contiguous()
-        adjoint = torch.empty_like(states[1:])  # gradient with respect to states[t + 1]
-        grad_h = slopes  # overwritten step by step
-        g = grad_states[steps]
-        for t in range(steps - 1, -1, -1):
-            adjoint[t] = g
-            grad_h[t].mul_(torch.matmul(g, output_t))
-            g = torch.matmul(grad_h[t], m).add_(grad_states[t]).add_(g, alpha=decay)
-        flat = grad_h.flatten(0, 2)
-        grad_m = flat.T @ states[:-1].flatten(0, 2)
-        grad_n = hidden.flatten(0, 2).T @ adjoint.flatten(0, 2) * (ctx.alpha / len(m))
-        return g, adjoint, grad_h.sum(1), grad_m, grad_n, None, None
-
-
-class _PoissonNats(torch.autograd.Function):
-    """Log-likelihood of counts (N, K) under scale * softplus(z C^T + offset), summed over neurons: (S, N).
-
-    The terms log(y!) and y log(scale) are left out. z (S, N, R), C (K, R), offset (N, K).
-    """
-
-    @staticmethod
-    def forward(ctx, z, readout, offset, counts, scale):
-        x = torch.matmul(z, readout.T).add_(offset)
-        rate = F.softplus(x).clamp_min_(_RATE_FLOOR)
-        nats = (counts * torch.log(rate)).sub_(rate, alpha=scale).sum(-1)
-        if any(ctx.needs_input_grad):
-            # sigmoid(x) = 1 - exp(-softplus(x))
-            slope = torch.expm1(-rate).neg_().mul_((counts / rate).sub_(scale))
-            ctx.save_for_backward(z, readout, slope)
-        return nats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        z, readout, slope = ctx.saved_tensors
-        slope = slope.mul_(grad[..., None])
-        grad_readout = slope.flatten(0, 1).T @ z.flatten(0, 1)
-        return slope @ readout, grad_readout, slope.sum(0), None, None
 
 
 class Posterior(NamedTuple):
@@ -167,10 +90,10 @@ class Encoder(nn.Module):
         length = -(-mask.sum(1) // self.window)
         position = torch.arange(blocks, device=mask.device)
         turned = torch.where(position < length[:, None], length[:, None] - 1 - position, position)[..., None]
-        ahead, _ = self.forward_gru(sums)
-        behind, _ = self.backward_gru(sums.gather(1, turned.expand(-1, -1, width + 1)))
-        behind = behind.gather(1, turned.expand(-1, -1, behind.shape[-1]))
-        both = torch.cat([ahead, behind], -1)
+        backwards = sums.gather(1, turned.expand(-1, -1, width + 1))
+        states = run_pair((self.forward_gru, self.backward_gru), torch.stack([sums, backwards]).permute(2, 0, 1, 3))
+        ahead, behind = states.permute(1, 2, 0, 3)
+        both = torch.cat([ahead, behind.gather(1, turned.expand(-1, -1, behind.shape[-1]))], -1)
         mean, log_sd = self.start(both[:, 0]).chunk(2, -1)
         early = torch.exp(-0.5 * (torch.arange(steps, device=mask.device) / self.start_sd) ** 2) * mask
         early = torch.einsum("bt,btf->bf", early / early.sum(1, keepdim=True), features)
@@ -313,7 +236,7 @@ class SpikeModel(nn.Module):
         z = self.paths(batch, None)[0].rollout.transpose(0, 1)
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline
         x = z @ self.readout.T + offset
-        rate = F.softplus(x).clamp_min(_RATE_FLOOR)
+        rate = F.softplus(x).clamp_min(RATE_FLOOR)
         slope = torch.expm1(-rate).neg_().mul_(batch.activity / rate - self.scale)  # sigmoid(x) = 1 - exp(-softplus(x))
         if seen is not None:
             slope = torch.where(seen, slope, 0.0)
@@ -367,14 +290,10 @@ class SpikeModel(nn.Module):
 
     def _scan(self, z0: Tensor, extra: Tensor, inputs: Tensor | None) -> Tensor:
         """z0 (S, B, R), extra (time - 1, S, B, R), inputs (B, time, U) -> (time, S, B, R)."""
-        steps, _, trials, _ = extra.shape
-        potential = self.rnn.d
-        if self.rnn.n_inputs and inputs is not None:
-            potential = torch.addmm(
-                self.rnn.d, inputs[:, :steps].transpose(0, 1).reshape(steps * trials, -1), self.rnn.b.T
-            )
-        potential = potential.expand(steps * trials, -1).view(steps, trials, -1)
-        return _Scan.apply(z0, extra, potential, self.rnn.m, self.rnn.n, self.alpha, self.rnn.activation)
+        rnn = self.rnn
+        driven = rnn.n_inputs and inputs is not None
+        u = inputs[:, : len(extra)].transpose(0, 1) if driven else None
+        return Scan.apply(z0, extra, u, rnn.m, rnn.b if driven else None, rnn.d, rnn.n, self.alpha, rnn.activation)
 
     def paths(
         self,
@@ -433,7 +352,7 @@ class SpikeModel(nn.Module):
         offset, readout, counts = offset.expand(len(inside), -1), self.readout, batch.activity[trial, step]
         if seen is not None:
             offset, readout, counts = offset[:, seen], readout[seen], counts[:, seen]
-        return _PoissonNats.apply(z, readout, offset, counts, self.scale), trial
+        return PoissonNats.apply(z, readout, offset, counts, self.scale), trial
 
     # ---- what a training loop calls
 

@@ -11,6 +11,7 @@ from connector.baselines import fit_baseline
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.fused import PoissonNats, Scan, run_pair
 from connector.least_squares import least_squares
 from connector.rate_model import RateModel
 from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
@@ -19,8 +20,6 @@ from connector.spikes import (
     Encoder,
     Posterior,
     SpikeModel,
-    _PoissonNats,
-    _Scan,
     connectivity_inputs,
     last_states,
     read_counts,
@@ -95,8 +94,7 @@ def test_fused_scan_equals_equation_one_and_its_gradient(unit):
     z0, extra, u = normal(3, 4, 2), normal(9, 3, 4, 2), normal(4, 9, 2)
     m, n, b, d = normal(8, 2), normal(8, 2), normal(8, 2), normal(8)
     weight = torch.randn(10, 3, 4, 2, generator=generator, dtype=torch.float64)
-    potential = (u @ b.T + d).transpose(0, 1)
-    fused = _Scan.apply(z0, extra, potential, m, n, 0.2, unit)
+    fused = Scan.apply(z0, extra, u.transpose(0, 1), m, b, d, n, 0.2, unit)
     network = Network(m, n, b, d, 0.2, unit)
     states = [z0]
     for t in range(9):
@@ -110,13 +108,28 @@ def test_fused_scan_equals_equation_one_and_its_gradient(unit):
         torch.testing.assert_close(a, c)
 
 
+def test_pair_of_grus_equals_torch_and_its_gradient():
+    torch.manual_seed(0)
+    grus = tuple(torch.nn.GRU(3, 5).double() for _ in range(2))
+    x = torch.randn(7, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 2, 4, 5, dtype=torch.float64)
+    fused = run_pair(grus, x)
+    plain = torch.stack([gru(x[:, i])[0] for i, gru in enumerate(grus)], 1)
+    torch.testing.assert_close(fused, plain)
+    leaves = [x, *(p for gru in grus for p in gru.parameters())]
+    for a, b in zip(
+        torch.autograd.grad((fused * weight).sum(), leaves), torch.autograd.grad((plain * weight).sum(), leaves)
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_fused_likelihood_equals_torch_distributions_and_its_gradient():
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(2, 7, 2, generator=generator, dtype=torch.float64).requires_grad_()
     c = torch.randn(5, 2, generator=generator, dtype=torch.float64).requires_grad_()
     offset = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
     counts = torch.randint(0, 4, (7, 5), generator=generator).double()
-    fused = _PoissonNats.apply(z, c, offset, counts, 0.3)
+    fused = PoissonNats.apply(z, c, offset, counts, 0.3)
     rate = 0.3 * F.softplus(z @ c.T + offset)
     known = torch.distributions.Poisson(rate).log_prob(counts.expand_as(rate)) + torch.lgamma(counts + 1)
     known = (known - counts * math.log(0.3)).sum(-1)
