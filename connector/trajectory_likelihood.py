@@ -563,7 +563,7 @@ class _GaussNewton:
             for step in range(steps + (number == last)):
                 information = found.h / variance + self.precision
                 gradient = found.b / variance - self.precision @ c
-                move = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(information))[:, 0]
+                move = torch.cholesky_solve(gradient[:, None], _factor(information))[:, 0]
                 decrement = float(move @ gradient)
                 small = decrement < 0.02 * max(1.0, effective)
                 if step == steps or (small and step > 0):
@@ -624,7 +624,7 @@ class _GaussNewton:
         """Noise variance (in units of the assumed one) from the residuals, and the effective number of coefficients."""
         effective = 0.0
         for _ in range(3):
-            factor = torch.linalg.cholesky(found.h / variance + self.precision)
+            factor = _factor(found.h / variance + self.precision)
             effective = len(found.h) - float(torch.cholesky_solve(self.precision, factor).diagonal().sum())
             variance = max(found.squares / self._dof(segments, effective), 1e-30)
         return variance, effective
@@ -634,6 +634,27 @@ class _GaussNewton:
         covariance = r.T @ r * self.shape[1] / self._dof(segments, effective)
         eye = torch.eye(len(covariance)).to(r)
         return covariance + (1e-6 * covariance.diagonal().mean() + 1e-30) * eye
+
+
+def _factor(information: Tensor) -> Tensor:
+    """Cholesky factor of a sum of squares and a prior's precision.
+
+    Eliminating the initial states subtracts nearly equal numbers: where trajectories run away their rounding outweighs
+    the prior. Then the smallest ridge that restores a positive matrix is added.
+
+    Raises:
+        UserError: where none does, or the matrix is not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(information)
+    ridge = 1e-15 * information.diagonal().abs().max() * torch.eye(len(information)).to(information)
+    while failed and float(ridge[0, 0]) < 1e-6 * float(information.diagonal().abs().max()):
+        ridge = 10 * ridge
+        factor, failed = torch.linalg.cholesky_ex(information + ridge)
+    if failed:
+        raise UserError(
+            "trajectories that stay near where they were seen", "a fit that ran away", "check the time step alpha"
+        )
+    return factor
 
 
 def _regular(r: Tensor, mask: Tensor, floor: float) -> Tensor:

@@ -420,3 +420,13 @@ def test_observed_states_and_covariances_have_to_fit():
     latents = _latents(net, n_grid=4)
     with pytest.raises(UserError, match="covariances"):
         fit_trajectories(latents, net.loadings, activation="tanh", observed=(latents.z, latents.z))
+
+
+def test_information_that_rounding_left_indefinite_is_factored_and_nonsense_refused():
+    turn = torch.linalg.qr(_randn(5, 5))[0]
+    information = turn @ torch.diag(torch.tensor([1e14, 1e9, 1.0, 1.0, -1e-2]).double()) @ turn.T
+    assert int(torch.linalg.cholesky_ex(information).info) > 0
+    factor = module._factor(information)
+    torch.testing.assert_close(factor @ factor.T, information, rtol=1e-9, atol=10.0)
+    with pytest.raises(UserError, match="ran away"):
+        module._factor(-information)
