@@ -70,6 +70,7 @@ class DataOptions:
 
 @dataclass
 class AttractorData(DataOptions):
+    teachers: str | None = None  # newer than runs that are read back
     n_neurons: int = MISSING
     n_grid: int = MISSING
     extent: float = MISSING

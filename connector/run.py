@@ -19,6 +19,7 @@ from connector import __version__, launch
 from connector.callbacks import StepProgress
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
+from connector.data.attractors import load_teachers
 from connector.data.modules import (
     AttractorDataModule,
     NlbDataModule,
@@ -71,6 +72,8 @@ def build_data(options: Options) -> RecordingDataModule:
         ]
         simulation = {name: getattr(data, name) for name in names}
         simulation |= {"noise_std": data.process_noise, "observation_noise_std": data.observation_noise}
+        if data.teachers is not None:
+            load_teachers(data.teachers)
         return AttractorDataModule(data.name, simulation=simulation, data_seed=options.seed, **common)
     if not Path(data.path).is_file():
         raise UserError("data.path naming a file that exists", data.path)
@@ -94,8 +97,10 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     if given_latents:
         requested = tuple(stage for stage in requested if stage != "lrrnn")
     what = asdict(options.data)
-    path = what.pop("path", None)
+    path, teachers = what.pop("path", None), what.pop("teachers", None)
     source = file_checksum(path) if path else options.seed
+    if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
+        source = (options.seed, file_checksum(teachers))
     connectivity = asdict(options.connectivity)
     of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
     shared = {

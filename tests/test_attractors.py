@@ -11,6 +11,7 @@ from connector.data.attractors import (
     Teacher,
     grid_of_states,
     linear_attractors,
+    load_teachers,
     register_teacher,
     simulate_recording,
     teacher,
@@ -273,3 +274,29 @@ def test_users_add_teachers():
 def test_mistakes_are_named(call):
     with pytest.raises(UserError):
         call()
+
+
+def test_teachers_of_a_users_file_are_known_by_their_names(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from connector.data.attractors import LinearGaussian, register_teacher\n"
+        "@register_teacher('test_of_mine')\n"
+        "def mine():\n"
+        "    return LinearGaussian([[1.5, -0.2], [0.2, 1.5]], name='mine')\n"
+    )
+    try:
+        load_teachers(mine)
+        assert (teacher("test_of_mine").attractor_kind, teacher("test_of_mine").n_attractors) == ("limit_cycle", 1)
+    finally:
+        TEACHERS.pop("test_of_mine", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("\nx = 1 / 0\n", "ZeroDivisionError in mine.py, line 2"), ("x = (", "line 1")]
+)
+def test_a_users_file_that_fails_is_refused_with_the_line(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_teachers(tmp_path / "mine.py")
+    with pytest.raises(UserError, match=r"a Python file .*absent\.py"):
+        load_teachers(tmp_path / "absent.py")

@@ -2,15 +2,25 @@
 
 import importlib.util
 import json
+import os
 import re
-from pathlib import Path
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
+from test_own_data import session
+from test_train import ROOT, SMALL
 
 from connector.report import METRICS
+from connector.run_directory import run_directory
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+PAGES = ["guide.md", "data.md"]
 
 
 def script(name):
@@ -47,3 +57,174 @@ def test_every_measure_stands_in_the_table_with_a_source_that_exists():
 
 def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
     assert set(json.loads((finished[0] / "metrics.json").read_text())) <= keys_of_the_table()
+
+
+# --- tables of options --------------------------------------------------------------------------------------------------
+
+
+def tables_of(page):
+    """Heading of a section -> the options that its tables list, with the defaults as written."""
+    heading, found = "", {}
+    for line in (DOCS / page).read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif row := re.match(r"\| `(data\.\w+)` \| (\S+) \|", line):
+            found.setdefault(heading, {})[row[1]] = row[2]
+    return found
+
+
+@pytest.mark.parametrize("source", ["npz", "nwb", "nlb", "rat", "attractor"])
+def test_the_tables_of_data_sets_have_all_options_with_their_defaults(source):
+    tables = tables_of("data.md")
+    mark = "Simulated networks" if source == "attractor" else f"(`data={source}`)"
+    listed = next(options for heading, options in tables.items() if mark in heading)
+    config = {}
+    for name in ("folds", source):
+        config |= OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / f"{name}.yaml"))
+    of_all = tables["Data"]
+    for option, default in (of_all | listed).items():
+        given = config[option.removeprefix("data.")]
+        assert given == ("???" if default == "required" else yaml.safe_load(default)), option
+    # What names and loads, and what chooses the reader, is told in words.
+    in_words = {"defaults", "source", "name", "teachers"}
+    assert {f"data.{key}" for key in config.keys() - in_words} == set(of_all | listed)
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------
+
+# What makes a run small. An option that a command types itself stays as typed.
+SMALL_FLOWS = [option for option in SMALL if not option.startswith("data.")]
+SMALL_SPIKES = ["lrrnn.n_units=8"]
+SMALL_RAT = ["stages=[lrrnn]"]  # five neurons: too few for a distribution
+FILES = ("data=npz", "data=nwb", "data=nlb", "data=rat", "experiment=rat")
+# A machine with what a command asks for is not always there; the nearest thing that every machine has.
+INSTEAD = {
+    "trainer=gpu": ["trainer=cpu"],
+    "trainer.devices=4": ["trainer.accelerator=cpu", "trainer.devices=2"],
+    "seed=range(1,17)": ["seed=range(1,3)"],
+}
+# Words in the first line of a block: `quick` belongs to the default tests, `slow` takes minutes, `needs=...` names
+# packages, `account` or `cluster` what no test has: such a command is looked at, not run.
+NOT_RUN = {"account", "cluster"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    @property
+    def place(self):
+        return f"docs/{self.page}:{self.line}"
+
+
+def blocks_of(page):
+    """The fenced blocks of a page of docs/, in order."""
+    found, lines = [], (DOCS / page).read_text().splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if start is None and line.startswith("```"):
+            start = number
+        elif start is not None and line == "```":
+            language, *words = lines[start][3:].split() or [""]
+            found.append(Block(page, start + 2, language, tuple(words), "\n".join(lines[start + 1 : number])))
+            start = None
+    assert start is None, f"docs/{page}:{start + 1}: a block without end"
+    return found
+
+
+def commands_of(block):
+    """The commands of a shell block as lists of words; a backslash joins lines."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def small_run(words):
+    """The options of `python train.py ...` with those that make it small, in the directory of the command as typed."""
+    typed = [replacement for word in words for replacement in INSTEAD.get(word, [word])]
+    keys = {word.partition("=")[0] for word in typed}
+    if keys & {"--help", "--cfg", "--config-name"}:
+        return typed
+    small = SMALL_FLOWS + SMALL_SPIKES if set(FILES) & set(typed) or "--config-dir" in typed else SMALL
+    small = small + SMALL_RAT if {"data=rat", "experiment=rat"} & set(typed) else small
+    added = [option for option in small if option.partition("=")[0] not in keys]
+    if "-m" not in typed and "hydra.run.dir" not in keys:
+        options = [word for word in words if "=" in word]
+        choices = {"data": "quadstable", "experiment": None} | dict(word.split("=", 1) for word in options)
+        added.append(f"hydra.run.dir=runs/{run_directory(choices, options)}")
+    return typed + added
+
+
+def argv(words, block):
+    """What is executed for a command of a page."""
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", *words[1:]]
+    assert words[0] == "python", f"{block.place}: {words[0]} is none of the commands that the tests know"
+    script = next((word for word in words if word.endswith(".py")), "")
+    if script == "train.py":
+        at = words.index(script) + 1
+        return [sys.executable, *words[1 : at - 1], str(ROOT / script), *small_run(words[at:])]
+    return [sys.executable, *(str(ROOT / word) if word == script else word for word in words[1:])]
+
+
+class Reader:
+    """Someone who follows pages in one directory: types each command, runs each Python block in one session."""
+
+    def __init__(self, directory, monkeypatch, finished):
+        self.directory, self.names = directory, {}
+        # The first run, as another test has made it: the same command finds all stages done.
+        shutil.copytree(finished, directory / "runs" / "quadstable" / "default")
+        session(directory / "T176_2018_05_03.mat", seed=0)  # stands for the public one
+        monkeypatch.chdir(directory)
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            monkeypatch.setenv(name, str(directory / "wandb_home"))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+    def follow(self, block):
+        if block.language == "python":
+            exec(compile(block.text, block.place, "exec"), self.names)
+            return
+        for words in commands_of(block):
+            done = subprocess.run(argv(words, block), capture_output=True, text=True, timeout=1500)
+            assert done.returncode == 0, f"{block.place}: {shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch, finished):
+    return Reader(tmp_path, monkeypatch, finished[0])
+
+
+def missing(block):
+    """A package that the block asks for and that is not here."""
+    needs = [word.removeprefix("needs=") for word in block.words if word.startswith("needs=")]
+    return next((name for need in needs for name in need.split(",") if importlib.util.find_spec(name) is None), None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_of_known_kinds(page):
+    known = {"quick", "slow", *NOT_RUN}
+    for block in blocks_of(page):
+        assert block.language in {"sh", "python", "text", "yaml"}, block.place
+        assert all(word in known or word.startswith("needs=") for word in block.words), block.place
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_quick_blocks_run(page, reader):
+    for block in blocks_of(page):
+        # `finished` has run the first command of the guide; a second time would cost what results cost.
+        if "quick" in block.words and block.text != "python train.py":
+            reader.follow(block)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("page", PAGES)
+def test_all_blocks_run(page, reader):
+    for block in blocks_of(page):
+        if block.language in ("sh", "python") and not NOT_RUN & set(block.words) and not missing(block):
+            reader.follow(block)

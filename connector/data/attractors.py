@@ -8,9 +8,13 @@ dynamics see the density of the loadings and nu, and nothing else. Teachers supp
 from __future__ import annotations
 
 import math
+import os
+import runpy
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -89,6 +93,26 @@ class Teacher:
 
 
 TEACHERS: dict[str, Callable[..., Teacher]] = {}
+
+
+def load_teachers(path: str | os.PathLike) -> None:
+    """Runs a Python file of the user's that registers teachers with :func:`register_teacher`.
+
+    Raises:
+        UserError: no such file, or what running it raised, with the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("a Python file that registers teachers", str(path))
+    try:
+        runpy.run_path(str(path), run_name=f"teachers of {path.name}")
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        where = path.name if line is None else f"{path.name}, line {line}"
+        raise UserError(
+            "a Python file that registers teachers", f"{type(error).__name__} in {where}: {error}"
+        ) from error
 
 
 def register_teacher(name: str) -> Callable[[Callable[..., Teacher]], Callable[..., Teacher]]:
