@@ -31,6 +31,7 @@ KERNELS = ("none", "arcsine", "additive", "rbf", "matern32")
 WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)
 ESTIMATORS = ("gaussian_process", "ridge")
 _CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+_OFFSET_TURNS, _OFFSET_CUTOFF = 5, 1e-4
 _CANDIDATES = tuple(10 ** (0.5 * e) for e in range(2, -27, -1))  # of lambda, for the choice by validation
 
 
@@ -521,6 +522,50 @@ def fit_conditional_mean(
             lambda value: problem.solve(value, average, common), _CANDIDATES, phi, pool, validation, target_r2
         )
     return problem.solve(regularizer, average, common)
+
+
+def drive_offset(
+    z: Tensor, u: Tensor | None, y: Tensor, pool: Loadings, *, activation: str, max_states: int = 2000, seed: int = 0
+) -> Tensor:
+    """The constant c for which a drive y + c is the most plausible one of a network of these neurons.
+
+    Neurons with a bias read z + c as well as z (their bias becomes d - m.c), but then the drive has to supply c besides,
+    and rates of many neurons make up nearly any constant. So the trajectories leave the origin of the latents open; nu
+    depends on it. Here c has a flat prior and n that of the Gaussian process: with y = X n - c, generalised least squares
+    for c, in turns with the amplitudes of Cov(X n), by the kernel of the largest evidence.
+
+    Args:
+        z, u, y, pool, activation: as for :func:`fit_conditional_mean`. max_states: states used, drawn with ``seed``.
+
+    Returns:
+        (R,) in units of the latents, float64.
+
+    Raises:
+        UserError: as :func:`fit_conditional_mean`.
+    """
+    z, u, y, pool = _checked(z, u, y, pool, "gaussian_process", ())
+    phi = get_activation(activation)
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.randperm(len(z), generator=generator).to(z.device)[:max_states]
+    z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    ones, c = torch.ones_like(y[:, :1]), torch.zeros_like(y[0])
+    for _ in range(_OFFSET_TURNS):
+        modes = _modes(phi, pool, z, u, y + c, _OFFSET_CUTOFF, 300)
+        problem = _GaussianProcess(phi, pool, modes, False, KERNELS, (0.8,), True, 2000, generator)
+        found = maximise_posterior(problem.parts, problem.a, problem.centre, problem.width)
+        best = int(found.evidence.argmax())
+        constant = modes.left.T @ ones  # (p, 1)
+        inside = torch.cholesky_solve(constant / modes.singular[:, None], found.cholesky[best])
+        # The noise of the amplitudes is that of n' = n gauge^-1.
+        noise = found.log_amplitudes[best, 3].exp()
+        outside = (ones - modes.left @ constant) / noise
+        information = (inside * constant / modes.singular[:, None]).sum() + (outside * ones).sum()
+        drive = problem.a.T @ inside + (torch.linalg.inv(problem.gauge).T @ (y + c).T) @ outside
+        move = -(problem.gauge.T @ (drive / information))[:, 0]
+        c = c + move
+        if float(move.norm()) < 1e-3 * float(y.std(0).norm()):
+            break
+    return c
 
 
 def published_to_lambda(regularizer, published: float, alpha: float | None, n_neurons: int, n_states: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from connector.baselines import Baseline, fit_baseline
 from connector.closed_form import bias_supported, double
+from connector.conditional_mean import drive_offset
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
@@ -105,6 +106,8 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
     if comparable:
         inputs, more = in_true_gauge(inputs, data)
         metrics |= more
+    elif inputs.loadings.has_bias and inputs.latents.drive is None:
+        inputs = with_plausible_origin(inputs)
     if not is_child_rank():
         context.store.write_stage_inputs(inputs)
     return metrics
@@ -115,18 +118,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
     recording, train = data.recording, data.fold.train
     latents, truth = inputs.latents, data.recording.latents.double()
     gauge = Gauge.fit(latents.z, truth, latents.lengths, train, affine=inputs.loadings.has_bias)
-    z = gauge.latents(latents.z) * latents.mask[..., None]
-    covariance = inputs.loadings_covariance
-    if covariance is not None:
-        covariance = gauge.loadings_covariance(covariance, inputs.loadings.n_inputs)
-    moved = replace(
-        inputs,
-        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
-        loadings=gauge.loadings(inputs.loadings),
-        loadings_covariance=covariance,
-        readings=None if inputs.readings is None else gauge.readings(*inputs.readings),
-        n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
-    )
+    moved = _moved(inputs, gauge)
     if recording.loadings is not None and recording.loadings.d is None and moved.loadings.d is not None:
         # Spikes are read out with an offset of their own, which is no bias of the network.
         covariance = moved.loadings_covariance
@@ -137,7 +129,7 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         )
     mask = latents.mask.clone()
     mask[train] = False
-    held_out = z[mask], truth[mask]
+    held_out = moved.latents.z[mask], truth[mask]
     error = (held_out[0] - held_out[1]).square().sum() / (held_out[1] - held_out[1].mean(0)).square().sum()
     metrics = {"lrrnn/latents_r2": 1 - float(error)}
     if recording.loadings is not None:
@@ -145,6 +137,30 @@ def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[Stage
         residual = (moved.loadings.m - known).square().sum() / (known - known.mean(0)).square().sum()
         metrics["lrrnn/loadings_r2"] = 1 - float(residual)
     return moved, metrics
+
+
+def _moved(inputs: StageInputs, gauge: Gauge) -> StageInputs:
+    """Everything that is handed over, in other coordinates of the latents."""
+    latents, covariance = inputs.latents, inputs.loadings_covariance
+    if covariance is not None:
+        covariance = gauge.loadings_covariance(covariance, inputs.loadings.n_inputs)
+    z = gauge.latents(latents.z) * latents.mask[..., None]
+    return replace(
+        inputs,
+        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
+        loadings=gauge.loadings(inputs.loadings),
+        loadings_covariance=covariance,
+        readings=None if inputs.readings is None else gauge.readings(*inputs.readings),
+        n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
+    )
+
+
+def with_plausible_origin(inputs: StageInputs) -> StageInputs:
+    """Latents and loadings, which have a bias, about the origin for which n is the most plausible: the fit leaves it open
+    (:func:`drive_offset`)."""
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    shift = drive_offset(z, u, y, inputs.loadings, activation=inputs.activation)
+    return _moved(inputs, Gauge(torch.eye(len(shift), dtype=shift.dtype), shift))
 
 
 def _moved_output_weights(gauge: Gauge, inputs: StageInputs) -> Tensor:
