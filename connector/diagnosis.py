@@ -11,6 +11,17 @@ from connector.conditional_mean import ConditionalMean
 from connector.trajectory_likelihood import TrajectoryMean
 
 _UNDETERMINED = 0.5  # certainty below which the estimate at a loading is more prior than data
+# What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.
+_MIRROR = {
+    "tanh": "tanh(-h) = -tanh(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, so that the part of nu that "
+    "keeps its sign there",
+    "sigmoid": "sigmoid(-h) = 1 - sigmoid(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, but for a "
+    "constant, so that the part of nu that keeps its sign there",
+    "softplus": "softplus(h) - softplus(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), "
+    "only its correlation with the loadings acts; the rest of it",
+    "relu": "relu(h) - relu(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
+    "correlation with the loadings acts; the rest of it",
+}
 _NORMAL_QUANTILE = torch.distributions.Normal(0.0, 1.0).icdf
 
 
@@ -28,6 +39,7 @@ class Diagnosis:
         calibrated: whether the coverage of these intervals has been measured (``experiments/coverage.py``); intervals
             of the other estimators leave out errors that do not show in the residuals, and are too narrow.
         estimand: "mean", or "folded": under an odd nonlinearity without bias and input only the odd part of nu acts.
+        activation: name of phi. has_bias: whether neurons have a bias d.
         warnings: sentences on signs of misfit.
     """
 
@@ -41,6 +53,8 @@ class Diagnosis:
     predicted_error: float
     calibrated: bool
     estimand: str
+    activation: str
+    has_bias: bool
     warnings: tuple[str, ...]
 
     @property
@@ -82,6 +96,16 @@ class Diagnosis:
                 "nonlinearity, without bias and input, the neuron (m, n) cannot be told from (-m, -n), so an even part "
                 "of nu is invisible and gets no interval."
             )
+        else:
+            said.append(
+                f"{_MIRROR[self.activation]} is left to the prior wherever loadings of both signs are equally frequent. The "
+                "intervals are that wide there."
+            )
+        if self.has_bias:
+            said.append(
+                "Neurons with a bias leave the origin of the latent states open: the drive can make up for a shift. The "
+                "origin is a choice, where nu is the most plausible; about another one nu is another function."
+            )
         said.append("The spread of n around nu is never determined by dynamics; sigma is a choice.")
         if not self.calibrated:
             said.append(
@@ -113,5 +137,7 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95) -> Diagno
         predicted_error=float(variance.sum() / (variance.sum() + nu.square().sum()).clamp_min(1e-300)),
         calibrated=calibrated,
         estimand=mean.estimand if calibrated else ("folded" if mean.summary.get("odd") else "mean"),
+        activation=mean.values["activation"],
+        has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),
     )

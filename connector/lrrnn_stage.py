@@ -108,6 +108,9 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
         metrics |= more
     elif inputs.loadings.has_bias and inputs.latents.drive is None:
         inputs = with_plausible_origin(inputs)
+        context.say(
+            "lrrnn: neurons have a bias, which leaves the origin of the latents open; put where n is most plausible"
+        )
     if not is_child_rank():
         context.store.write_stage_inputs(inputs)
     return metrics

@@ -8,6 +8,7 @@ import torch
 from connector import conditional_mean as module
 from connector.conditional_mean import (
     KERNELS,
+    drive_offset,
     fit_conditional_mean,
     from_state,
     kernel,
@@ -311,3 +312,42 @@ def test_mistakes_are_named():
         fit_conditional_mean(z, u, y * float("nan"), pool, **fit)
     with pytest.raises(UserError, match="columns"):
         fit_conditional_mean(z, u, y, pool, **fit)(torch.zeros(3, 5))
+
+
+def _in_cell_types(n_states=1500, n_neurons=600):
+    """Softplus neurons with a bias and an input in two cell types, which alone decide about n."""
+    types = (_randn(n_neurons, seed=1) > 0).long()
+    centres = torch.tensor([[1.0, -0.3, 0.5, 0.4], [-0.6, 1.1, -0.7, -0.5]]).double()
+    rows = centres[types] + 0.5 * _randn(n_neurons, 4, seed=2)
+    n = torch.tensor([[1.5, -0.8], [-1.2, 1.0]]).double()[types] + 0.3 * _randn(n_neurons, 2, seed=3)
+    z, u = 1.2 * _randn(n_states, 2, seed=4), _randn(n_states, 1, seed=5)
+    pool = Loadings.unstack(rows, 2, 1, True)
+    return z, u, activation("softplus")(potentials(pool, z, u)) @ n / n_neurons, pool
+
+
+def test_the_offset_of_the_drive_is_found_and_follows_the_origin():
+    z, u, y, pool = _in_cell_types()
+    at_home = drive_offset(z, u, y, pool, activation="softplus")
+    assert float(at_home.norm()) < 0.05 * float(y.std(0).norm())
+    shift = torch.tensor([2.0, -1.0]).double()
+    moved = Loadings(pool.m, pool.b, pool.d - pool.m @ shift)
+    away = drive_offset(z + shift, u, y + shift, moved, activation="softplus")
+    # The additive kernel has the loadings' own axes, which turn a little with the bias.
+    torch.testing.assert_close(away, at_home - shift, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("phi", "kept"), [("tanh", "none"), ("sigmoid", "sum"), ("softplus", "moments"), ("relu", "moments")]
+)
+def test_what_mirrored_neurons_hide(phi, kept):
+    """n of one sign structure under (m, b, d) -> -(m, b, d), as the diagnosis names it, leaves no drive."""
+    rows, n = _randn(200, 4, seed=1), _randn(200, 2, seed=2)
+    if kept == "sum":
+        n = n - n.mean(0)
+    if kept == "moments":
+        n = n - rows @ torch.linalg.solve(rows.T @ rows, rows.T @ n)
+    pool = Loadings.unstack(torch.cat([rows, -rows]), 2, 1, True)
+    z, u = _randn(50, 2, seed=3), _randn(50, 1, seed=4)
+    both = torch.cat([n, n if phi in ("tanh", "sigmoid") else -n])
+    drive = activation(phi)(potentials(pool, z, u)) @ both
+    torch.testing.assert_close(drive, torch.zeros_like(drive), atol=1e-10, rtol=0)

@@ -18,6 +18,7 @@ def diagnosis(signs, certainty, calibrated=True):
     return Diagnosis(
         loadings=torch.zeros(10, 1), nu=low + 1, low=low, high=low + 2, certainty=torch.tensor(certainty).expand(10),
         level=0.95, determined_modes=2.54, predicted_error=0.06, calibrated=calibrated, estimand="mean", warnings=(),
+        activation="tanh", has_bias=False,
     )  # fmt: skip
 
 
