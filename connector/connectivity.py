@@ -23,7 +23,7 @@ from connector.tilt import DriveTilt
 from connector.types import Loadings
 
 OUTPUTS = ("conditional_mean", "flow")
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+_CHUNK = 400_000  # entries of a matrix built at a time: 3 MB, which stays in a processor's cache
 _SAVED = "a file written by ConnectivityDistribution.save"
 _MOST_STEPS = 10_000
 _MOST_ROUNDS = 200  # of rejection; a ceiling is such that a third of the draws is kept
@@ -255,21 +255,24 @@ class ConnectivityDistribution(nn.Module):
             change = x.T @ torch.cholesky_solve(missing, torch.linalg.cholesky(gram))
         return replace(net, n=net.n + change)
 
-    def _state_basis(self, phi, loadings: Loadings, n_direct: int = 2000) -> Tensor | None:
-        """Orthonormal (T, q) that spans phi(h) over the reference states, from a part of many neurons; else None.
+    def _state_basis(self, phi, loadings: Loadings, n_few: int = 300, n_direct: int = 2000) -> Tensor | None:
+        """Orthonormal (T, q) that spans phi(h) over the reference states, from a part of the neurons; None: solve directly.
 
-        phi(m.z + b.u + d) is a smooth family of functions of the state: a few hundred neurons span it for all.
+        phi(m.z + b.u + d) is a smooth family of functions of the state: a few hundred neurons span it for all. Where
+        ``n_few`` of them show fewer than half as many dimensions, they do; else ``n_direct``, of larger networks.
         """
-        if loadings.n_neurons <= n_direct:
-            return None
-        some = loadings.map(lambda v: v[:: max(1, loadings.n_neurons // n_direct)][:n_direct])
-        x = phi(potentials(some, self.reference_z, self.reference_u))
-        if len(x) > len(x.T):
-            values, vectors = torch.linalg.eigh(x.T @ x)
+        for size in (n_few, n_direct):
+            if loadings.n_neurons <= size:
+                return None
+            some = loadings.map(lambda v, size=size: v[:: loadings.n_neurons // size][:size])
+            x = phi(potentials(some, self.reference_z, self.reference_u))
+            tall = len(x) > len(x.T)
+            values, vectors = torch.linalg.eigh(x.T @ x if tall else x @ x.T)
             keep = values > 1e-13 * values[-1]
-            return torch.linalg.qr(x @ (vectors[:, keep] / values[keep].sqrt())).Q
-        values, vectors = torch.linalg.eigh(x @ x.T)
-        return vectors[:, values > 1e-13 * values[-1]]
+            if size == n_few and keep.sum() > size // 2:
+                continue
+            return torch.linalg.qr(x @ (vectors[:, keep] / values[keep].sqrt())).Q if tall else vectors[:, keep]
+        return None
 
     # -- density ------------------------------------------------------------------------------------------------------
 

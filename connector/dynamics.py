@@ -97,6 +97,10 @@ def simulate(
     return torch.stack(states, dim=-2)
 
 
+_SLOW = 1e-5  # speed at which a relaxation leaves the rest of the way to Newton's method, units of the state per tau
+_CONVERGED = 1e-10  # Newton step below which a fixed point is found
+
+
 def leading_fixed_points(
     field: Callable[[Tensor], Tensor],
     starts: Tensor,
@@ -122,7 +126,10 @@ def leading_fixed_points(
     starts = starts.double()
     relaxed = starts.clone()
     for _ in range(relax_steps):
-        relaxed = relaxed + step_size * field(relaxed)
+        flow = field(relaxed)
+        relaxed = relaxed + step_size * flow
+        if flow.norm(dim=1).max() < _SLOW:
+            break
     z = torch.cat([relaxed, starts])
     rank = z.shape[1]
     eye = torch.eye(rank, dtype=z.dtype, device=z.device)
@@ -132,11 +139,15 @@ def leading_fixed_points(
         columns = [(field(at + h * eye[i]) - field(at - h * eye[i])) / (2 * h) for i in range(rank)]
         return torch.stack(columns, dim=-1)
 
-    reach = 3 * starts.abs().max() + 1
+    reach, moving = 3 * starts.abs().max() + 1, torch.arange(len(z), device=z.device)
     for _ in range(newton_steps):
-        move = least_squares(jacobians(z), -field(z)[..., None])[..., 0]
+        at = z[moving]
+        move = least_squares(jacobians(at), -field(at)[..., None])[..., 0]
         length = move.norm(dim=1, keepdim=True)
-        z = z + move * torch.clamp(0.5 / length.clamp_min(1e-12), max=1.0)
+        z[moving] = at + move * torch.clamp(0.5 / length.clamp_min(1e-12), max=1.0)
+        moving = moving[length[:, 0] > _CONVERGED]
+        if len(moving) == 0:
+            break
     good = torch.isfinite(z).all(1) & (field(z).norm(dim=1) < tolerance) & (z.norm(dim=1) < reach)
     points: list[Tensor] = []
     for candidate in z[good]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,6 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
-from geomloss import SamplesLoss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -22,6 +22,7 @@ Field = Callable[[Tensor], Tensor]
 
 # Numbers held at once while a field is evaluated: states x neurons.
 _CHUNK_ENTRIES = 4_000_000
+_PIECE_ENTRIES = 1_000_000
 
 
 class Truth(Protocol):
@@ -59,8 +60,51 @@ def sinkhorn_divergence(
     x, y = (_thin(cloud.detach(), max_points, generator) for cloud in (x, y))
     # Single precision is enough (it moves the result by 1e-7) and three times as fast, once the clouds are centred.
     centre = y.double().mean(0)
-    loss = SamplesLoss("sinkhorn", p=2, blur=blur, backend="tensorized")
-    return float(loss((x.double() - centre).float(), (y.double() - centre).float()).clamp_min(0))
+    x, y = ((cloud.double() - centre).float() for cloud in (x, y))
+    together = torch.cat([x, y])
+    diameter = float((together.max(0).values - together.min(0).values).norm())
+    own = sum(_transport_cost(cloud, None, blur, diameter) for cloud in (x, y)) / 2
+    return max(_transport_cost(x, y, blur, diameter) - own, 0.0)
+
+
+def _transport_cost(x: Tensor, y: Tensor | None, blur: float, diameter: float) -> float:
+    """Entropic transport cost OT(x, y) at temperature blur^2, uniform weights, cost |x - y|^2 / 2; y None: OT(x, x).
+
+    Sinkhorn's iterations in the logarithmic domain, both dual potentials updated together by half a step, while the
+    temperature falls from diameter^2 by a factor of four at a time (Feydy et al. 2019). One iteration at each
+    temperature, as GeomLoss does by default, does not reach the fixed point: differences of these costs are of use,
+    and comparable with others of this schedule, not the costs.
+    """
+    rows = [_half_squares(x, x if y is None else y)]
+    if y is not None:
+        rows.append(rows[0].T.contiguous())
+    temperatures = [diameter**2]
+    while temperatures[-1] > blur**2:
+        temperatures.append(max(temperatures[-1] / 4, blur**2))
+
+    def updated(potentials: list[Tensor], temperature: float) -> list[Tensor]:
+        return [_softmin(cost, of_other, temperature) for cost, of_other in zip(rows, reversed(potentials))]
+
+    potentials = updated([x.new_zeros(cost.shape[1]) for cost in reversed(rows)], temperatures[0])
+    for temperature in temperatures:
+        potentials = [(old + new) / 2 for old, new in zip(potentials, updated(potentials, temperature))]
+    potentials = updated(potentials, blur**2)
+    return sum(float(potential.mean(dtype=torch.float64)) for potential in potentials) * (2 if y is None else 1)
+
+
+def _half_squares(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_().div_(2)
+
+
+def _softmin(cost: Tensor, potential: Tensor, temperature: float) -> Tensor:
+    """-temperature log mean_j exp((potential_j - cost_ij) / temperature), (P,), in pieces that fit in memory."""
+    parts, exponent = [], potential / temperature - math.log(len(potential))
+    for part in cost.split(max(1, _PIECE_ENTRIES // len(potential))):
+        part = torch.add(exponent, part, alpha=-1 / temperature)
+        top = part.amax(1, keepdim=True)
+        # What is below e^-80 adds nothing, and numbers too small for normal precision are slow to compute.
+        parts.append(part.sub_(top).clamp_min_(-80).exp_().sum(1).log_().add_(top[:, 0]))
+    return torch.cat(parts).mul_(-temperature)
 
 
 def _thin(cloud: Tensor, max_points: int, generator: torch.Generator) -> Tensor:
@@ -185,7 +229,7 @@ def tail_quantiles(
 # --- dynamics -------------------------------------------------------------------------------------------------------
 
 
-def _drive(network, z: Tensor, u: Tensor | None) -> Tensor:
+def drive_at(network, z: Tensor, u: Tensor | None) -> Tensor:
     """The network's recurrent drive at many states, in pieces that fit in memory. (T, R)"""
     size = max(1, _CHUNK_ENTRIES // getattr(network, "n_neurons", 1000))
     inputs = [None] * len(z.split(size)) if u is None else u.split(size)
@@ -202,15 +246,19 @@ def field_error(network, z: Tensor, u: Tensor | None, y: Tensor) -> float:
         network: anything with ``drive(z, u)``.
         z (T, R), u (T, U) or None, y (T, R): states, inputs and observed drive, as ``Latents.samples()`` gives them.
     """
+    return relative_field_error(drive_at(network, z.double(), u), z, y)
+
+
+def relative_field_error(drive: Tensor, z: Tensor, y: Tensor) -> float:
+    """:func:`field_error` of a drive (T, R) that is known at the states already."""
     y, z = y.double(), z.double()
-    error = (_drive(network, z, u) - y).square().sum(1).mean()
-    return float((error / (y - z).square().sum(1).mean()).sqrt())
+    return float(((drive - y).square().sum(1).mean() / (y - z).square().sum(1).mean()).sqrt())
 
 
 def drift_r2(network, z: Tensor, u: Tensor | None, y: Tensor) -> Tensor:
     """R^2 of each dimension of the vector field at visited states, (R,); 1 is perfect. Arguments of field_error."""
     y, z = y.double(), z.double()
-    residual = (_drive(network, z, u) - y).square().mean(0)
+    residual = (drive_at(network, z, u) - y).square().mean(0)
     return 1 - residual / (y - z).var(0, unbiased=False)
 
 
@@ -227,7 +275,7 @@ def contributions(network: Network, labels: Tensor, z: Tensor, u: Tensor | None 
     if labels.shape != (network.n_neurons,):
         raise UserError(f"one label for each of {network.n_neurons} neurons", str(tuple(labels.shape)))
     groups = range(int(labels.max()) + 1)
-    return torch.stack([_drive(network.silence(labels != c), z, u) for c in groups])
+    return torch.stack([drive_at(network.silence(labels != c), z, u) for c in groups])
 
 
 def normalised_difference(first: Tensor, second: Tensor) -> Tensor:
@@ -263,7 +311,7 @@ def compare_silencing(
     result = Silencing([], [], [])
     for c in range(int(max(reference_labels.max(), labels.max())) + 1):
         pair = reference.silence(reference_labels == c), network.silence(labels == c)
-        result.field_error.append(field_error(pair[1], z, u, _drive(pair[0], z, u)))
+        result.field_error.append(field_error(pair[1], z, u, drive_at(pair[0], z, u)))
         found = [len(find_attractors(net, starts).points) for net in pair]
         result.stable_points_reference.append(found[0])
         result.stable_points.append(found[1])
@@ -369,33 +417,98 @@ def find_attractors(
 
     empty = starts.new_zeros(0, starts.shape[1])
     nothing = Attractors("none", empty, empty.to(torch.complex128), None, None, None, None, starts)
-    early = run(starts, duration)[:, -1]
-    later = run(early, duration)
+    path = run(starts, duration)
+    early, rest = path[:, -1], _resting_points(fine, _second_half(path), _AT_A_POINT * extent, extent)
+    path, moving = early[:, None].expand(-1, path.shape[1], -1).clone(), ~rest.resting
+    if moving.any():
+        path[moving] = run(early[moving], duration)
+    if rest.resting.any():
+        nearest = torch.cdist(early[rest.resting], rest.points).argmin(1)
+        path[rest.resting] = rest.points[nearest][:, None]
+    later, rest = path[:, -1], _resting_points(fine, _second_half(path), _AT_A_POINT * extent, extent)
+    # So few points are no ring, see _as_ring.
+    if rest.resting.all() and len(rest.points) <= _FEWER_THAN_A_RING:
+        return replace(nothing, kind="fixed_points", points=rest.points, eigenvalues=rest.eigenvalues)
     if not torch.isfinite(later).all() or later.norm(dim=-1).max() > 1e3 * extent:
         return nothing
-    ring = _as_ring(early.double(), later[:, -1].double())
+    ring = _as_ring(early.double(), later.double())
     if ring is not None:
         amplitude, drift = ring
-        return replace(nothing, kind="ring", orbit=later[:, -1].double(), amplitude=amplitude, drift=drift)
-    state, found = later[:, -1], nothing
-    for time in (settle / 4, settle, 4 * settle):
-        tail = run(state, time)
-        state, tail = tail[:, -1], tail[:, tail.shape[1] // 2 :].double()
-        points, eigenvalues, resting = _resting_points(fine, tail, extent)
-        found = replace(nothing, points=points, eigenvalues=eigenvalues)
-        if resting.all():
+        return replace(nothing, kind="ring", orbit=later.double(), amplitude=amplitude, drift=drift)
+    times = [part * settle for part in (0.25, 0.5, 0.75, 1, 2, 5)]
+    return _followed(nothing, later, run, fine, times, alpha, extent)
+
+
+def _followed(
+    found: Attractors,
+    states: Tensor,
+    run: Callable[[Tensor, float], Tensor],
+    fine: Field,
+    times: Sequence[float],
+    alpha: float,
+    extent: float,
+) -> Attractors:
+    """Fixed points and cycle that the states (P, R) come to, looked at after each of ``times`` (tau) from here on.
+
+    What is at rest is not followed on; where nothing is, one of all states on one orbit stands for them.
+    """
+    path = states[:, None]
+    for time in times:
+        path = torch.cat([path, run(path[:, -1], time - (path.shape[1] - 1) * alpha)[:, 1:]], dim=1)
+        tail = _second_half(path)
+        rest = _resting_points(fine, tail, 0.1 * extent, extent)
+        found, moving = _with_points(found, rest, 0.02 * extent), ~rest.resting
+        if not moving.any():
             return replace(found, kind="fixed_points")
-        cycle = _as_cycle(tail[~resting], alpha)
+        cycle = _as_cycle(tail[moving], alpha)
         if cycle is not None:
             orbit, period, amplitude = cycle
-            kind = "mixed" if len(points) else "limit_cycle"
+            kind = "mixed" if len(found.points) else "limit_cycle"
             return replace(found, kind=kind, orbit=orbit, period=period, amplitude=amplitude)
-    return replace(found, kind="mixed" if len(points) else "none")
+        path = path[moving] if len(found.points) else path[_apart(tail, _AT_A_POINT * extent)]
+    return replace(found, kind="mixed" if len(found.points) else "none")
+
+
+# A state this near to a stable fixed point, of the extent, is taken to be at it; one this near to where another has
+# passed, to go where that one went.
+_AT_A_POINT = 0.02
+_FEWER_THAN_A_RING = 4  # points: states at so many occupy eight of the ring's 24 sectors at most
+
+
+def _second_half(path: Tensor) -> Tensor:
+    return path[:, path.shape[1] // 2 :].double()
+
+
+def _with_points(found: Attractors, rest: _Rest, merge_distance: float) -> Attractors:
+    """The attractors with the points that further states came to."""
+    new = rest.points
+    if len(found.points) and len(new):
+        fresh = torch.cdist(new, found.points).min(dim=1).values > merge_distance
+        rest = rest._replace(points=new[fresh], eigenvalues=rest.eigenvalues[fresh])
+    points, eigenvalues = torch.cat([found.points, rest.points]), torch.cat([found.eigenvalues, rest.eigenvalues])
+    order = eigenvalues.real.max(dim=1).values.argsort()
+    return replace(found, points=points[order], eigenvalues=eigenvalues[order])
+
+
+def _apart(tail: Tensor, distance: float) -> list[int]:
+    """Which of the paths (P, S, R) to follow: not those that end where one that is followed has passed."""
+    followed: list[int] = []
+    for number, end in enumerate(tail[:, -1]):
+        if all((tail[other] - end).norm(dim=1).min() > distance for other in followed):
+            followed.append(number)
+    return followed
 
 
 def _network_field(network: Network, u: Tensor | None, dtype: torch.dtype) -> Field:
     cast = replace(network, **{k: getattr(network, k).to(dtype) for k in "mnbd" if getattr(network, k) is not None})
-    return lambda z: cast.vector_field(z, None if u is None else u.to(dtype).expand(len(z), -1)).to(z.dtype)
+    offset = 0.0
+    if network.activation == "tanh":
+        # tanh(h) = 2 sigmoid(2 h) - 1, and a sigmoid is computed several times faster.
+        offset = cast.n.mean(0)
+        cast = replace(
+            cast, activation="sigmoid", **{k: 2 * v for k, v in vars(cast).items() if k in "mnbd" and v is not None}
+        )
+    return lambda z: (cast.vector_field(z, None if u is None else u.to(dtype).expand(len(z), -1)) - offset).to(z.dtype)
 
 
 def _plane_angles(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -432,8 +545,16 @@ def _as_ring(early: Tensor, late: Tensor) -> tuple[float, float] | None:
     return float(radius.square().mean().sqrt()), float(drift)
 
 
-def _resting_points(fine: Field, tail: Tensor, extent: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Stable fixed points reached, their eigenvalues, and which of the tails (P, S, R) have come to rest at one."""
+class _Rest(NamedTuple):
+    """Stable fixed points (F, R) that states have come to, their eigenvalues, and which states (P,) rest at one."""
+
+    points: Tensor
+    eigenvalues: Tensor
+    resting: Tensor
+
+
+def _resting_points(fine: Field, tail: Tensor, near: float, extent: float) -> _Rest:
+    """Stable fixed points that the tails (P, S, R) have come to rest at, no farther than ``near`` in the end."""
     last = tail[:, -1]
     empty = last.new_zeros(0, last.shape[1])
     still = (tail - tail[:, -1:]).norm(dim=-1).max(dim=1).values < 0.05 * extent
@@ -442,19 +563,19 @@ def _resting_points(fine: Field, tail: Tensor, extent: float) -> tuple[Tensor, T
         if all((candidate - p).norm() > 0.02 * extent for p in ends):
             ends.append(candidate)
     if not ends:
-        return empty, empty.to(torch.complex128), still
+        return _Rest(empty, empty.to(torch.complex128), still)
     with torch.no_grad():
         points, eigenvalues = leading_fixed_points(fine, torch.stack(ends), relax_steps=0, merge_distance=0.02 * extent)
     stable = (eigenvalues.real < 0).all(1)
     points, eigenvalues = points[stable], eigenvalues[stable]
     if len(points) == 0:
-        return empty, empty.to(torch.complex128), torch.zeros_like(still)
+        return _Rest(empty, empty.to(torch.complex128), torch.zeros_like(still))
     # A state may linger near a saddle, or creep along a slow direction: at rest means that a stable point is near.
     distance = torch.cdist(last[still], points)
     resting = still.clone()
-    resting[still] = distance.min(dim=1).values < 0.1 * extent
-    reached = (distance < 0.1 * extent).any(0)
-    return points[reached], eigenvalues[reached], resting
+    resting[still] = distance.min(dim=1).values < near
+    reached = (distance < near).any(0)
+    return _Rest(points[reached], eigenvalues[reached], resting)
 
 
 def _as_cycle(tail: Tensor, alpha: float) -> tuple[Tensor, float, float] | None:

@@ -25,9 +25,11 @@ from connector.measures import (
     connectivity_entries,
     dissimilarity,
     drift_r2,
+    drive_at,
     field_error,
     find_attractors,
     reference_attractors,
+    relative_field_error,
     valente_dissimilarity,
 )
 from connector.report import BASELINES, ESTIMATE, Section, TableData, figure_png, format_number, write_report
@@ -60,9 +62,8 @@ class Results:
         published = options.connectivity.outputs == "flow"
         self.sigma = options.connectivity.sigma
         seed = options.seed
-        draw = "flow" if published else "conditional_mean"
-        self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=draw)
-        self.drawn = self.distribution.sample(N_DRAWN, sigma=0.0, seed=seed, outputs=draw)
+        self._outputs = "flow" if published else "conditional_mean"
+        self.network = self.distribution.sample(N_NEURONS, sigma=0.0, seed=seed, outputs=self._outputs)
         self.projected = self.distribution.sample(N_NEURONS, sigma=self.sigma, project=True, seed=seed)
         # The published ridge makes no statement about its error.
         has_posterior = options.connectivity.estimator != "ridge"
@@ -70,6 +71,11 @@ class Results:
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
+
+    @cached_property
+    def drawn(self) -> Network:
+        """A large sampled network, sigma = 0."""
+        return self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs=self._outputs)
 
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
         """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread).
@@ -192,17 +198,16 @@ class Results:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
         also against its mean field, from which the recorded network's finite size keeps both."""
         z, u, y = self.held_out(_MAX_STATES_LARGE)
-        if self.distribution.outputs == "flow":
-            large = self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs="flow")
-        else:
-            large = self.distribution.quadrature()
+        large = self.drawn if self.distribution.outputs == "flow" else self.distribution.quadrature()
         z, y = z.double(), y.double()
-        error = field_error(large, z, u, y)
+        drive = drive_at(large, z, u)
+        error = relative_field_error(drive, z, y)
         of_drive = float(((y - z).square().sum(1).mean() / y.square().sum(1).mean()).sqrt())
         found = {"dynamics/field_error": error, "dynamics/drive_error": error * of_drive}
         if self.data.teacher is not None:
-            found["dynamics/field_error_mean_field"] = field_error(large, z, u, self.data.teacher.drive(z))
-            found["dynamics/field_error_finite_size"] = field_error(self.data.truth, z, u, self.data.teacher.drive(z))
+            mean_field = self.data.teacher.drive(z)
+            found["dynamics/field_error_mean_field"] = relative_field_error(drive, z, mean_field)
+            found["dynamics/field_error_finite_size"] = field_error(self.data.truth, z, u, mean_field)
         return found
 
     def _against_teacher(self) -> dict[str, float]:

@@ -160,12 +160,20 @@ def test_projection_leaves_a_network_alone_that_is_right_already(distribution):
     assert (right.project(net).n - net.n).abs().max() < 1e-8
 
 
-def test_projection_of_many_neurons_agrees_with_the_direct_one(distribution, monkeypatch):
+def test_projection_in_a_basis_of_the_states_agrees_with_the_direct_one(distribution, monkeypatch):
     net = distribution.sample(1500, sigma=1.0, seed=3)
-    direct = distribution.project(net)
-    basis = distribution._state_basis
-    monkeypatch.setattr(distribution, "_state_basis", lambda phi, loadings: basis(phi, loadings, 500))
-    assert torch.allclose(distribution.project(net).n, direct.n, atol=1e-3)
+    in_basis = distribution.project(net).n
+    basis = distribution._state_basis(torch.tanh, net.loadings)
+    assert basis is not None
+    assert basis.shape[1] < 150
+    monkeypatch.setattr(distribution, "_state_basis", lambda phi, loadings: None)
+    direct = distribution.project(net).n
+    assert (in_basis - direct).norm() < 1e-3 * (direct - net.n).norm()
+
+
+def test_steep_neurons_that_few_cannot_span_are_projected_directly(distribution):
+    steep = distribution.sample(1000, sigma=1.0, seed=3).loadings.map(lambda m: 100 * m)
+    assert distribution._state_basis(torch.tanh, steep) is None
 
 
 def test_heavy_tailed_networks_are_projected_too():

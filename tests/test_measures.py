@@ -60,6 +60,14 @@ def test_sinkhorn_of_scaled_gaussians_follows_the_closed_form():
     assert measures.sinkhorn_divergence(2 * x, x) == pytest.approx(0.5 * float(x.square().mean()), rel=0.02)
 
 
+@pytest.mark.parametrize("sizes", [(300, 300), (200, 350)])
+def test_sinkhorn_is_that_of_geomloss(sizes):
+    geomloss = pytest.importorskip("geomloss")
+    x, y = normal(sizes[0], 3), 0.3 + 1.4 * normal(sizes[1], 3, seed=1)
+    reference = geomloss.SamplesLoss("sinkhorn", p=2, blur=0.05, backend="tensorized")(x, y)
+    assert measures.sinkhorn_divergence(x, y) == pytest.approx(float(reference), rel=1e-4)
+
+
 def test_sinkhorn_thins_large_clouds_and_refuses_other_dimensions():
     x = normal(3000, 2)
     thinned = measures.sinkhorn_divergence(x, x + 1, max_points=300, generator=generator(3))
@@ -245,6 +253,31 @@ def test_known_fields_in_one_and_three_dimensions():
     assert len(found.points) == 8
     assert measures.find_attractors(lambda z: z).kind == "none"
     assert str(found) == "8 stable fixed points"
+
+
+def test_states_that_are_at_rest_or_on_one_orbit_are_followed_no_further():
+    evaluated = []
+
+    def counted(field):
+        def of(z):
+            evaluated.append(len(z))
+            return field(z)
+
+        return of
+
+    wells = measures.find_attractors(counted(lambda z: torch.stack([z[:, 0] - z[:, 0] ** 3, -z[:, 1]], dim=1)))
+    assert len(wells.points) == 2
+    assert sum(evaluated) < 42 * 200  # 20 tau of all starts; the settling of 30 tau more never begins
+    evaluated.clear()
+
+    def turning(z):
+        outward = (1 - z.square().sum(1, keepdim=True)) * z
+        return outward + 0.3 * torch.stack([-z[:, 1], z[:, 0]], dim=1)
+
+    slow = measures.find_attractors(counted(turning))
+    assert slow.kind == "limit_cycle"
+    assert slow.period == pytest.approx(2 * math.pi / 0.3, rel=0.05)
+    assert sum(evaluated) < 1.3 * 42 * 500  # not far from 50 tau of all, though a period alone takes 21
 
 
 def test_a_constant_input_moves_the_fixed_points():
