@@ -22,6 +22,7 @@ _MIRROR = {
     "relu": "relu(h) - relu(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
     "correlation with the loadings acts; the rest of it",
 }
+OPEN = 0.3  # expected squared error of nu over its mean square above which a report cautions
 _NORMAL_QUANTILE = torch.distributions.Normal(0.0, 1.0).icdf
 
 
@@ -35,12 +36,14 @@ class Diagnosis:
         certainty: (K,) in [0, 1]: 1 - (posterior sd / rms size of nu), at least 0; by it figures fade neurons.
         level: of the intervals.
         determined_modes: how many numbers about n the data fix.
-        predicted_error: expected squared error of nu over its mean square.
+        predicted_error: squared error of nu that the posterior itself expects at these loadings, over the mean square of
+            nu. It is no error measured against a truth, and too small where the model does not fit.
         calibrated: whether the coverage of these intervals has been measured (``experiments/coverage.py``); intervals
             of the other estimators leave out errors that do not show in the residuals, and are too narrow.
         estimand: "mean", or "folded": under an odd nonlinearity without bias and input only the odd part of nu acts.
         activation: name of phi. has_bias: whether neurons have a bias d.
-        warnings: sentences on signs of misfit.
+        warnings: sentences on signs of misfit, where one of the detectors has fired.
+        converged: whether the fit settled.
     """
 
     loadings: Tensor
@@ -56,6 +59,7 @@ class Diagnosis:
     activation: str
     has_bias: bool
     warnings: tuple[str, ...]
+    converged: bool = True
 
     @property
     def sign_determined(self) -> Tensor:
@@ -67,34 +71,52 @@ class Diagnosis:
         """Share of the loadings at which the uncertainty of nu exceeds half its typical size."""
         return float((self.certainty < _UNDETERMINED).double().mean())
 
+    @property
+    def signs(self) -> str:
+        """At which share of the neurons the sign of each dimension of nu is determined, in words."""
+        shares = self.sign_determined.double().mean(0)
+        return ", ".join(f"nu_{i + 1} at {percent(float(share))}" for i, share in enumerate(shares))
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a reader should know before believing the rest: the signs of misfit, and what is no misfit."""
+        said = list(self.warnings)
+        if not self.converged:
+            said.append("The fit of nu to the trajectories did not converge.")
+        if self.predicted_error > OPEN:
+            said.append(
+                f"The squared error of nu that the posterior itself expects is {self.predicted_error:.3g} of the mean "
+                "square of nu: the data leave nu open."
+            )
+        return tuple(said)
+
     def sentences(self) -> list[str]:
         """The diagnosis in plain words."""
-        percent = f"{100 * self.level:g} %"
         said = [
             f"The data fix about {self.determined_modes:.3g} combinations of the output weights in each latent dimension: "
             "weighted sums in which every neuron has a part. All else about nu comes from the prior, that nu is smooth "
-            f"in the loadings. Expected squared error of nu: {self.predicted_error:.2g} of its mean square."
+            f"in the loadings. The squared error of nu that the posterior expects is {self.predicted_error:.3g} of the mean "
+            "square of nu: an expectation that stands and falls with the model, no measured error."
         ]
-        shares = self.sign_determined.double().mean(0)
-        parts = ", ".join(f"nu_{i + 1} at {100 * float(share):.0f} %" for i, share in enumerate(shares))
         said.append(
-            f"Required by the data and that smoothness together: the sign of {parts} of the loadings (the {percent} "
-            "interval there excludes zero). These signs follow from the few combinations above, neurons with like "
-            "loadings sharing one; they are not so many separate findings."
+            f"Required by the data and that smoothness together: the sign of {self.signs} of the neurons (the "
+            f"{100 * self.level:g} % interval there excludes zero). These signs follow from the few combinations above, "
+            "neurons with like loadings sharing one; they are not so many separate findings."
         )
         loose = self.open_share
-        if loose > 0.005:
+        if loose > 0:
             said.append(
-                f"Only the prior: at {100 * loose:.0f} % of the loadings the uncertainty exceeds half the typical size of "
+                f"Only the prior: at {percent(loose)} of the neurons the uncertainty exceeds half the typical size of "
                 "nu. Those neurons are faded in the figure; structure seen there is no finding."
             )
         else:
-            said.append("At nearly all loadings the uncertainty is small beside the size of nu.")
+            said.append("At no neuron does the uncertainty exceed half the typical size of nu.")
         if self.estimand == "folded":
             said.append(
-                "Intervals are for the folded mean [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)]: under this odd "
-                "nonlinearity, without bias and input, the neuron (m, n) cannot be told from (-m, -n), so an even part "
-                "of nu is invisible and gets no interval."
+                "Intervals are for the odd part of nu alone. Under an odd nonlinearity, without bias and input, the neuron "
+                "(m, n) acts as (-m, -n) does, so that nu acts only through its folded mean, in which each neuron is "
+                "counted together with its mirror image: [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)], with p the density "
+                "of the loadings. An even part of nu is invisible and gets no interval."
             )
         else:
             said.append(
@@ -112,7 +134,17 @@ class Diagnosis:
                 "These intervals come from the quick estimate. Their coverage has not been measured; take them as a "
                 "lower bound of the uncertainty."
             )
-        return said + [f"Warning: {warning}" for warning in self.warnings]
+        return said + [f"Caution: {caution}" for caution in self.cautions]
+
+
+def percent(share: float) -> str:
+    """A share as a person says it; never rounded up to all, nor down to nothing."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "less than 0.1 %"
+    if 99.95 <= value < 100:
+        return "more than 99.9 %"
+    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
 
 
 def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95) -> Diagnosis:
@@ -140,4 +172,5 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95) -> Diagno
         activation=mean.values["activation"],
         has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),
+        converged=bool(mean.summary.get("converged", True)),
     )

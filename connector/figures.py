@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.spatial import cKDTree
 from scipy.stats import gaussian_kde
@@ -66,12 +67,20 @@ STYLE = {
     "figure.facecolor": "white",
     "figure.dpi": 110,
     "savefig.dpi": 160,
+    "hatch.linewidth": 0.6,
     "text.color": INK,
     "mathtext.fontset": "dejavusans",
 }
 
 Field = Callable[[Tensor], Tensor]
 _VISITED = 0.04  # of the axes' length: a place nearer than this to a visited state counts as visited
+_UNSEEN = {"facecolor": "#efefeb", "edgecolor": "#d2d2ca", "hatch": "////", "linewidth": 0}
+# What the flow does at a fixed point -> how it is marked.
+FIXED_POINTS = {
+    "attractor": {"marker": "o", "markerfacecolor": ACCENT},
+    "saddle": {"marker": "D", "markerfacecolor": "white"},
+    "repeller": {"marker": "o", "markerfacecolor": "white"},
+}
 
 
 def _styled(draw):
@@ -164,7 +173,8 @@ def flow_field(
             be closed over it.
         states: (T, R) visited states: they set the axes, and the region drawn.
         trajectories: (N, S, R) drawn in every panel, or one such tensor per panel title.
-        fixed_points: panel title -> (points (F, R), eigenvalues (F, R)): stable ones filled, others open.
+        fixed_points: panel title -> (points (F, R), eigenvalues (F, R)): attractors filled circles, saddles diamonds,
+            repellers open circles.
         colour: panel title -> function of states (P, R) -> (P,) in [-1, 1], such as the normalised difference of two
             cell types' contributions; then arrows in that colour replace the streamlines.
         colour_label: what the colours mean.
@@ -209,7 +219,11 @@ def flow_field(
         shades = ScalarMappable(PowerNorm(0.5, 0, speed_cap), SPEED)
         label = r"speed (latent units per $\tau$)"
         figure.colorbar(shades, ax=axes, label=label, shrink=0.7, aspect=28, extend="max")
-    _flow_legend(figure, bool(fixed_points), any(p is not None for p in paths.values()))
+    kinds = [kind for _, eigenvalues in (fixed_points or {}).values() for kind in kinds_of_fixed_points(eigenvalues)]
+    paths_drawn = any(p is not None for p in paths.values())
+    handles = flow_handles(kinds, paths=paths_drawn, unseen=colour is None)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -320,7 +334,8 @@ def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
     if cap is None:
         cap = max(float(np.quantile(speed[distance < 0.04], 0.97)) if (distance < 0.04).any() else 1.0, 1e-12)
     shade = SPEED(np.sqrt(np.clip(speed / cap, 0, 1)))
-    shade[:, 3] = np.clip(2 - distance / 0.03, 0, 1)  # fades out where no state was seen
+    shade[:, 3] = np.clip((0.045 - distance) / 0.01, 0, 1)  # ends where no state was seen, and so do streamlines
+    axis.patch.set(**_UNSEEN)
     image = shade.reshape(n_grid, n_grid, 4)
     axis.imshow(image, extent=(*limits[0], *limits[1]), origin="lower", interpolation="bilinear", zorder=0)
     u, v = (np.ma.array(flow[:, i], mask=distance > 0.045).reshape(n_grid, n_grid) for i in range(2))
@@ -366,28 +381,47 @@ def _paths(axis: Axes, plane: _Plane, paths: np.ndarray, limit: int) -> None:
         )
 
 
+def kinds_of_fixed_points(eigenvalues: Tensor) -> list[str]:
+    """ "attractor", "saddle" or "repeller" for each fixed point, by the real parts of its eigenvalues (F, R)."""
+    shrinks = eigenvalues.real < 0
+    return [
+        "attractor" if every else ("saddle" if some else "repeller")
+        for every, some in zip(shrinks.all(-1).tolist(), shrinks.any(-1).tolist())
+    ]
+
+
 def _fixed_points(axis: Axes, plane: _Plane, points, eigenvalues) -> None:
-    if len(points) == 0:
-        return
-    flat, stable = plane.down(_array(points)), (eigenvalues.real < 0).all(-1).tolist()
-    for point, is_stable in zip(flat, stable):
-        face = ACCENT if is_stable else "white"
-        axis.plot(*point, "o", color=face, markeredgecolor=ACCENT, markeredgewidth=1.4, markersize=7, zorder=4)
+    for point, kind in zip(plane.down(_array(points)), kinds_of_fixed_points(eigenvalues)):
+        _fixed_point(axis, *point, kind)
 
 
-def _flow_legend(figure: Figure, fixed_points: bool, paths: bool) -> None:
-    handles = []
-    if fixed_points:
-        mark = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6}
-        handles.append(Line2D([], [], color=ACCENT, label="stable fixed point", **mark))
-        handles.append(Line2D([], [], color="white", label="unstable", **mark))
+def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:
+    size = 6 if kind == "saddle" else 7
+    axis.plot(
+        x,
+        y,
+        **FIXED_POINTS[kind],
+        linestyle="none",
+        markeredgecolor=ACCENT,
+        markeredgewidth=1.4,
+        markersize=size,
+        zorder=4,
+    )
+
+
+def flow_handles(kinds: Sequence[str] = tuple(FIXED_POINTS), paths: bool = False, unseen: bool = True) -> list:
+    """What a legend of flow fields explains: fixed points of these ``kinds``, trajectories, the region not visited."""
+    handles = [
+        Line2D([], [], linestyle="none", markeredgecolor=ACCENT, markersize=6, label=kind, **FIXED_POINTS[kind])
+        for kind in FIXED_POINTS
+        if kind in kinds
+    ]
     if paths:
         start = {"marker": "o", "markerfacecolor": "white", "markersize": 4, "markevery": [0]}
         handles.append(
             Line2D([0, 1], [0, 0], color="#6a3d9a", linewidth=1, label="trajectory, from its start", **start)
         )
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
+    return [*handles, Patch(**_UNSEEN, label="not visited")] if unseen else handles
 
 
 def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, max_columns: int) -> Figure:
@@ -404,8 +438,7 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
                   alpha=0.4, transform=axis.get_xaxis_transform(), label="visited states")  # fmt: skip
         for i in np.flatnonzero(np.diff(np.sign(flow)) != 0):
             root = x[i] - flow[i] * (x[i + 1] - x[i]) / (flow[i + 1] - flow[i])
-            face = ACCENT if flow[i] > flow[i + 1] else "white"
-            axis.plot(root, 0, "o", color=face, markeredgecolor=ACCENT, markeredgewidth=1.4, markersize=7, zorder=4)
+            _fixed_point(axis, root, 0.0, "attractor" if flow[i] > flow[i + 1] else "repeller")
         axis.set_title(name)
     for axis in axes[:, 0]:
         axis.set_ylabel(r"$dz/dt$ (1/$\tau$)")
@@ -413,10 +446,8 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
         axis.set_xlabel("latent $z$")
     for axis in axes.flat[len(fields) :]:
         axis.remove()
-    mark = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6}
     handles = [
-        Line2D([], [], color=ACCENT, label="stable fixed point", **mark),
-        Line2D([], [], color="white", label="unstable", **mark),
+        *flow_handles(("attractor", "repeller"), unseen=False),
         Line2D([], [], color=MUTED, linestyle="none", marker="|", label="visited states"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.3)
@@ -431,9 +462,10 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
 def loading_names(loadings: Loadings, input_names: Sequence[str] = ()) -> list[str]:
     """Names of the columns of ``Loadings.stack()``, for axes."""
     inputs = list(input_names) if len(input_names) == loadings.n_inputs else range(1, loadings.n_inputs + 1)
-    names = [f"loading $m_{{{i + 1}}}$" for i in range(loadings.rank)]
-    names += [f"input weight $b_{{{i}}}$" if isinstance(i, int) else f"input weight $b$, {i}" for i in inputs]
-    return names + (["bias $d$"] if loadings.has_bias else [])
+    names = [f"loading $m_{{{i + 1}}}$\n(per latent unit)" for i in range(loadings.rank)]
+    inputs = [f"$b_{{{i}}}$" if isinstance(i, int) else f"$b$, {i}" for i in inputs]
+    names += [f"input weight {name}\n(per unit of input)" for name in inputs]
+    return names + (["bias $d$\n(pure number)"] if loadings.has_bias else [])
 
 
 @_styled
@@ -461,7 +493,7 @@ def loadings_scatter(
     data = {key: (_array(loadings.stack()), _array(n)) for key, (loadings, n) in populations.items()}
     x_limits = [_limits(*(reads[:, c] for reads, _ in data.values())) for c in range(len(names))]
     y_limits = [_limits(*(drives[:, r] for _, drives in data.values())) for r in range(rank)]
-    width, height = 0.9 + 1.75 * len(names) + 0.55, 0.8 + 1.65 * rank + 0.55
+    width, height = 1.05 + 1.75 * len(names) + 0.55, 0.95 + 1.65 * rank + 0.55
     beside = len(names) <= 3
     shape = (1, len(data)) if beside else (len(data), 1)
     figure = Figure(figsize=(width * shape[1], height * shape[0] + 0.3 * bool(title)), layout="constrained")
@@ -503,7 +535,7 @@ def _scatter_block(part, reads, drives, names, limits, group, fade, max_points) 
             if row == rank - 1:
                 axis.set_xlabel(names[column])
             if column == 0:
-                axis.set_ylabel(f"output weight $n_{{{row + 1}}}$")
+                axis.set_ylabel(f"output weight $n_{{{row + 1}}}$\n(latent units)")
         _density(axes[row + 1, -1], drives[:, row], limits[1][row], group, upright=True)
     for column in range(n_columns):
         _density(axes[0, column], reads[:, column], limits[0][column], group, upright=False)
@@ -556,7 +588,7 @@ def tails(entries: Mapping[str, Tensor], title: str = "Tails of the connectivity
         truth = name.lower().startswith("true")
         axis.plot(magnitude[rank - 1], rank / len(magnitude), label=name, color=TRUE if truth else next(others),
                   linewidth=2.2 if truth else 1.5, linestyle="-" if truth else (0, (4, 1.5)))  # fmt: skip
-    axis.set(xscale="log", yscale="log", title=title, xlabel="$|m_i \\cdot n_j|$, connectivity entry times $K$",
+    axis.set(xscale="log", yscale="log", title=title, xlabel="$|m_i \\cdot n_j|$, connection weight times $K$ (pure number)",
              ylabel="fraction of pairs above", ylim=(None, 1.6))  # fmt: skip
     low, high = axis.get_xlim()
     axis.set_xlim(max(low, 1e-3 * high), high)
@@ -592,8 +624,8 @@ def conditional_mean_fit(
                           alpha=0.15, elinewidth=0.7, zorder=0)  # fmt: skip
         axis.scatter(a[shown, i], b[shown, i], s=7, color=INFERRED, alpha=0.5, linewidths=0, zorder=2, rasterized=True)
         error = float(np.mean((a[:, i] - b[:, i]) ** 2))
-        axis.set(xlim=limit, ylim=limit, xlabel=rf"true $\nu_{{{i + 1}}}$", aspect="equal",
-                 ylabel=rf"inferred $\nu_{{{i + 1}}}$")  # fmt: skip
+        axis.set(xlim=limit, ylim=limit, xlabel=rf"true $\nu_{{{i + 1}}}$ (latent units)", aspect="equal",
+                 ylabel=rf"inferred $\nu_{{{i + 1}}}$ (latent units)")  # fmt: skip
         axis.text(0.04, 0.96, f"mean squared error {error:.3g}", transform=axis.transAxes, va="top", fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -618,8 +650,9 @@ def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> 
                           label=f"{100 * level:g} % interval")  # fmt: skip
         axis.plot(share, values[order, i], color=INFERRED, linewidth=1.2, label="estimate")
         axis.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
-        axis.set(xlim=(0, 100), ylim=_limits(a[:, i], b[:, i]), xlabel="neurons, ascending (%)",
-                 ylabel=rf"mean output weight $\nu_{{{i + 1}}}$")  # fmt: skip
+        axis.set(xlim=(0, 100), ylim=_limits(a[:, i], b[:, i]), 
+                 xlabel=rf"share of the neurons (%), in the order of $\nu_{{{i + 1}}}$",
+                 ylabel=rf"mean output weight $\nu_{{{i + 1}}}$ (latent units)")  # fmt: skip
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -699,7 +732,7 @@ def spectrum(eigenvalues: Tensor, regularizer: float, title: str = "Modes of n t
 @_styled
 def dissimilarity_matrices(matrices: Mapping[str, Tensor], rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Dissimilarities D(true, inferred), true systems in rows, inferred ones in columns; one panel per measure."""
-    figure = Figure(figsize=(0.9 + 3.2 * len(matrices), 3.5), layout="constrained")
+    figure = Figure(figsize=(0.9 + 3.2 * len(matrices), 4.2), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axis, (name, matrix) in zip(axes, matrices.items()):
         values = _array(matrix)
@@ -805,6 +838,7 @@ def rate_fit(
     trials: Sequence[int] | None = None,
     trial_numbers: Sequence[int] | None = None,
     neuron_names: Sequence[str] = (),
+    rate_label: str = "rate (as recorded)",
     title: str = "Recorded and fitted rates",
 ) -> Figure:
     """Observed and fitted rates of a few neurons (rows) on a few trials (columns).
@@ -816,6 +850,7 @@ def rate_fit(
         neurons, trials: indices drawn; neurons spread over the range of variances, evenly spaced trials otherwise.
         trial_numbers: of all trials given, counted from 1, as the panels name them; their places by default.
         neuron_names: K names.
+        rate_label: what is drawn upwards, with its unit.
         title: of the figure.
     """
     seen, model = _array(observed), _array(fitted)
@@ -838,7 +873,7 @@ def rate_fit(
             if row == 0:
                 axis.set_title(f"trial {trial + 1 if trial_numbers is None else trial_numbers[trial]}")
         name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron + 1}"
-        axes[row, 0].set_ylabel(f"{name}\nrate")
+        axes[row, 0].set_ylabel(f"{name}\n{rate_label}")
     for axis in axes[-1]:
         axis.set_xlabel(label)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)

@@ -176,6 +176,23 @@ def dissimilarity(
     )
 
 
+def distance_of_n(n: Tensor, nu: Tensor) -> tuple[float, float]:
+    """How far output weights n of some neurons are from an estimate nu of their mean at the same loadings.
+
+    n = true nu + spread of its own, so that the mean square is the error of nu plus the variance of that spread.
+
+    Args:
+        n, nu: (K, R).
+
+    Returns:
+        mean square of nu - n over neurons and dimensions, in squared units of n; share of the variance of n over neurons
+        that nu explains, in the worst dimension.
+    """
+    n = n.double()
+    squared = (nu.double() - n).square()
+    return float(squared.mean()), float((1 - squared.sum(0) / (n - n.mean(0)).square().sum(0)).min())
+
+
 def valente_dissimilarity(true: Network, inferred: Network, max_entries: int = 4_000_000, seed: int = 0) -> float:
     """1 - correlation between the sorted entries of two connectivity matrices (Valente et al. 2022).
 

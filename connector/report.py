@@ -66,6 +66,22 @@ METRICS: dict[str, Metric] = {
         "dimension, in squared units of n. Read it against the spread of n: 0.01 with n around 2 is an error of 5 %.",
         "lower",
     ),
+    "connectivity/squared_error_of_n": Metric(
+        "Squared difference of the mean output weights from the file's N",
+        "squared weights",
+        "Mean squared difference between the inferred mean output weight at each recorded neuron's loadings and the output "
+        "weights N that the file gives, per neuron and dimension. N spreads about its own mean, which dynamics do not "
+        "determine, so this is the error of nu plus that spread: an upper bound, and the error itself where N is a "
+        "function of the loadings.",
+        "lower",
+    ),
+    "connectivity/r2_of_n": Metric(
+        "The file's N explained by the mean output weights",
+        "R²",
+        "Share of the variance of the file's output weights N over neurons that the inferred mean at their loadings "
+        "explains, worst dimension. The spread of N about its own mean keeps it below 1.",
+        "higher",
+    ),
     "connectivity/valente_dissimilarity": Metric(
         "Dissimilarity after Valente et al. 2022",
         "1 − correlation",
@@ -82,10 +98,12 @@ METRICS: dict[str, Metric] = {
         "prior speaking.",
     ),
     "connectivity/predicted_error": Metric(
-        "Expected squared error of the mean output weights, sampled neurons",
+        "Squared error of the mean output weights that the posterior expects",
         "of their mean square",
         "The squared error that the posterior itself expects at the loadings of the sampled network, relative to the "
-        "mean square of nu. 0 means pinned down, 1 means unknown. It relies on the recorded loadings being right.",
+        "mean square of nu. 0 means pinned down, 1 means unknown. An expectation, no measured error: it relies on the "
+        "model and the recorded loadings being right. Where the truth is known, compare the squared error of the mean "
+        "output weights.",
         "lower",
     ),
     "connectivity/entropy": Metric(
@@ -141,7 +159,8 @@ METRICS: dict[str, Metric] = {
         "Error of the vector field relative to the recurrent drive",
         "of the drive's rms",
         "The root-mean-square error of the vector field of infinitely many sampled neurons, relative to the size of the "
-        "recurrent drive F = field + z, which does not vanish at fixed points as the field does.",
+        "recurrent drive, what all neurons together feed back to the latent state: F = field + z. It does not vanish at "
+        "fixed points as the field does.",
         "lower",
     ),
     "dynamics/field_error_projected": Metric(
@@ -155,12 +174,13 @@ METRICS: dict[str, Metric] = {
     "dynamics/drift_r2": Metric(
         "Drift explained by the sampled network after projection",
         "R²",
-        "Share of the variance of the held-out drift that a sampled and projected network reproduces, worst dimension.",
+        "Share of the variance of the drift (the vector field at held-out states) that a sampled and projected network "
+        "reproduces, worst dimension.",
         "higher",
     ),
     "lrrnn/val_loss": Metric(
         "Validation loss of the low-rank RNN",
-        "squared rate, or nats per bin",
+        "squared rate (rates), nats per bin (spikes)",
         "On trials not used for fitting; the quantity by which the kept model was chosen. For rates it is the mean "
         "squared error; for spikes the negative log-likelihood of all neurons' counts in a time bin, once bounded from "
         "the posterior and once of the rollout from the inputs, added up. Compare it within one data set only.",
@@ -169,15 +189,15 @@ METRICS: dict[str, Metric] = {
     "lrrnn/loadings_r2": Metric(
         "True loadings recovered by the low-rank RNN",
         "R²",
-        "Share of the variance of the true loadings that the fitted ones explain, after the latents are put into the "
-        "true gauge. Known only for simulated data.",
+        "Share of the variance of the true loadings that the fitted ones explain, after a linear change of the latent "
+        "coordinates to the true ones, since data fix latents up to such a change only. Known only for simulated data.",
         "higher",
     ),
     "lrrnn/latents_r2": Metric(
         "True latents recovered by the low-rank RNN",
         "R²",
-        "Share of the variance of the true latents that the fitted ones explain after a linear map. Known only for "
-        "simulated data.",
+        "Share of the variance of the true latents that the fitted ones explain after a linear change of coordinates, up to "
+        "which data fix them. Known only for simulated data.",
         "higher",
     ),
     "lrrnn/bits_per_spike": Metric(
@@ -269,9 +289,11 @@ METRICS: dict[str, Metric] = {
     ),
     "loadings/val_loss": Metric(
         "Flow-matching loss of the loadings",
-        "squared velocity",
-        "On the training neurons, in standardised units, with random numbers that stay the same. Its lowest possible "
-        "value is not zero; what counts is that it has stopped falling.",
+        "squared velocity of the flow",
+        "A flow is a velocity field that carries random numbers to loadings. The loss is the mean squared difference "
+        "between its velocity and the straight paths from the ones to the others, on the training neurons, in "
+        "standardised units, with random numbers that stay the same. Its lowest possible value is not zero; what counts "
+        "is that it has stopped falling.",
         "lower",
     ),
     "loadings/log_likelihood": Metric(
@@ -283,9 +305,10 @@ METRICS: dict[str, Metric] = {
     ),
     "outputs/val_loss": Metric(
         "Flow-matching loss of the output weights",
-        "squared velocity",
-        "For p(n | m, b, d), on drawn neurons held out, in standardised units. Its lowest possible value is not zero; "
-        "what counts is that it has stopped falling.",
+        "squared velocity of the flow",
+        "As for the loadings, of the flow that carries random numbers to output weights, p(n | m, b, d), on drawn neurons "
+        "held out, in standardised units. Its lowest possible value is not zero; what counts is that it has stopped "
+        "falling.",
         "lower",
     ),
     "timing/lrrnn_seconds": Metric("Time for the low-rank RNN", "s", "Wall-clock seconds of this stage."),
@@ -343,8 +366,11 @@ METRICS |= {
 # What an estimate of nu says of itself: key of its ``summary`` -> what it is called, what it means.
 ESTIMATE: dict[str, tuple[str, str]] = {
     "estimator": ("estimator", "how nu was estimated, as connectivity.estimator names it"),
-    "estimand": ("estimand", "mean: nu itself; folded: its odd part, all that acts under an odd nonlinearity"),
-    "kernel": ("kernel", "family of smooth functions that fits best; none: a linear function"),
+    "estimand": (
+        "estimand",
+        "mean: nu itself; folded: its odd part, each neuron counted with its mirror image (-m, -n)",
+    ),
+    "kernel": ("kernel", "prior of nu: family of smooth functions that fits best; none: a linear function"),
     "width": ("width of the kernel", "length over which nu may bend, in standard deviations of the loadings"),
     "kernel_weight": ("weight of that kernel", "its posterior probability among all kernels tried"),
     "n_kernels": ("kernels averaged", "how many kernels have a noticeable posterior probability"),
@@ -382,13 +408,59 @@ ESTIMATE: dict[str, tuple[str, str]] = {
         "coefficients of nu itself that the data fix under its fitted prior; another way to count, which need not agree",
     ),
     "predicted_error": (
-        "expected squared error of nu, recorded neurons",
-        "of its mean square, at the loadings of recorded neurons instead of sampled ones",
+        "squared error of nu that the posterior expects, recorded neurons",
+        "of its mean square, at the loadings of recorded neurons instead of sampled ones; no measured error",
     ),
     "validation_r2": ("drive explained", "R² on validation trials by n = nu, worst latent dimension"),
     "converged": ("converged", "whether the fit to the trajectories settled"),
     "odd": ("odd", "yes: nu(-m) = -nu(m) was imposed, since an even part would not act"),
 }
+
+
+# The words of a report, for a reader who meets them for the first time.
+WORDS: tuple[tuple[str, str], ...] = (
+    (
+        "latent state z",
+        "The few numbers that describe the activity of all neurons at one time, R of them. Data fix them up to a linear "
+        "change of coordinates, hence up to units of their own, the latent units.",
+    ),
+    (
+        "loadings m, b, d",
+        "How a neuron reads: its rate is phi(m·z + b·u + d) with the nonlinearity phi, external inputs u (where there are "
+        "any) and a bias d (where fitted).",
+    ),
+    (
+        "output weight n",
+        "How a neuron acts: tau dz/dt = -z + the mean over neurons of n times their rate. The weight of the connection "
+        "from neuron j to neuron i is m_i·n_j / K in a network of K neurons.",
+    ),
+    ("recurrent drive", "That mean of n times rate: what all neurons together feed back to the latent state."),
+    ("vector field", "-z + recurrent drive: how fast, and where to, the latent state moves from each place."),
+    (
+        "nu",
+        "The mean output weight of neurons with given loadings, E[n | m, b, d]. Of n, it is all that acts on the latent "
+        "states of a large network.",
+    ),
+    (
+        "sigma",
+        "Standard deviation of n about nu in sampled networks: a stated choice, since the dynamics do not determine it.",
+    ),
+    (
+        "sampled network",
+        "Neurons drawn from the inferred distribution: loadings from the learned density, n = nu plus noise of standard "
+        "deviation sigma.",
+    ),
+    (
+        "projection",
+        "The smallest change of a sampled network's n that gives it the recorded drive at training states: it removes what "
+        "chance does to a finite network.",
+    ),
+    (
+        "attractor, saddle, repeller",
+        "Fixed points, where the vector field is zero: states near them return; leave along some directions only; leave.",
+    ),
+    ("held-out", "On test trials, which no fit has seen."),
+)
 
 
 @dataclass(frozen=True)

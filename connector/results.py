@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from connector.measures import (
     attractors_kept,
     connectivity_entries,
     dissimilarity,
+    distance_of_n,
     drift_r2,
     drive_at,
     field_error,
@@ -32,19 +34,26 @@ from connector.measures import (
     relative_field_error,
     valente_dissimilarity,
 )
-from connector.report import BASELINES, ESTIMATE, Section, TableData, figure_png, format_number, write_report
+from connector.report import BASELINES, ESTIMATE, WORDS, Section, TableData, figure_png, format_number, write_report
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
 from connector.summary import LEVEL, Findings, opening, relative_sigma
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
 N_NETWORKS = 20  # in which the attractors are looked for
+N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
-_MAX_STATES_LARGE = 800
+_N_STARTS = 7  # along each axis of the latent plane, from which fixed points are looked for
+_N_DRAWS = 10  # sampled networks whose field errors are averaged
 _OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 _NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 _MODE_STATES = 500
 _MODES = 50
+STAGE_TITLES = {
+    "lrrnn": "low-rank RNN",
+    "loadings": "flow of the loadings",
+    "outputs": "flow of the output weights",
+}
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
 
 
@@ -77,6 +86,12 @@ class Results:
         """A large sampled network, sigma = 0."""
         return self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs=self._outputs)
 
+    @cached_property
+    def truth(self) -> Network | None:
+        """The true network of the recorded neurons, where it is known in the coordinates of the run's latents."""
+        in_same_gauge = self.data.teacher is not None or self.data.recording.latents is not None
+        return self.data.truth if in_same_gauge else None
+
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
         """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread).
 
@@ -95,6 +110,8 @@ class Results:
             steps["entropy"] = lambda: {"connectivity/entropy": self.distribution.entropy(n_samples=500)[0]}
         if self.data.teacher is not None:
             steps["distance to the truth"] = self._against_teacher
+        elif self.truth is not None:
+            steps["distance to the truth"] = self._against_file
         if self.reference is not None:
             steps["attractors"] = self._attractors
         steps["cell types"] = self._cell_types
@@ -144,7 +161,8 @@ class Results:
             baseline=baseline,
             other_baseline=other,
             n_networks=N_NETWORKS,
-            unprojected_error=field_error(self._drawn_at_sigma(), *self.held_out()),
+            unprojected_error=self._error_as_drawn(),
+            drawn_from_teacher=self._error_drawn_from_teacher(),
             diagnosis=self.diagnosis,
             b_different=self._input_weights_different(),
             odd=self._only_odd(),
@@ -178,8 +196,23 @@ class Results:
         loadings = self.inputs.loadings
         return activation(self.inputs.activation).odd and loadings.b is None and loadings.d is None
 
-    def _drawn_at_sigma(self) -> Network:
-        return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed)
+    def _drawn_at_sigma(self, seed: int | None = None) -> Network:
+        return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed if seed is None else seed)
+
+    def _error_as_drawn(self) -> float:
+        """Mean field error of sampled networks that are not projected, at held-out states."""
+        held_out = self.held_out(N_STATES_LARGE)
+        return fmean(field_error(self._drawn_at_sigma(1000 + i), *held_out) for i in range(_N_DRAWS))
+
+    def _error_drawn_from_teacher(self) -> float | None:
+        """The same for networks of the teacher, drawn by chance as sampled ones are, against its mean field."""
+        if self.data.teacher is None:
+            return None
+        z = self.held_out(N_STATES_LARGE)[0].double()
+        networks = (
+            self.data.teacher.sample(N_NEURONS, torch.Generator().manual_seed(1000 + i)) for i in range(_N_DRAWS)
+        )
+        return fmean(field_error(network, z, None, self.data.teacher.drive(z)) for network in networks)
 
     def cautions(self) -> list[str]:
         """What a reader should know before believing the rest; plain sentences."""
@@ -191,13 +224,13 @@ class Results:
                 f"(ask for {_NEURONS_PER_COLUMN * rows.shape[1]} or more). The distribution of the loadings, and so every "
                 "sampled network, is then mostly assumption; no test for cell types is made."
             )
-        warnings = () if self.diagnosis is None else self.diagnosis.warnings
-        return [*said, *(f"Caution: {warning}" for warning in warnings)]
+        cautions = () if self.diagnosis is None else self.diagnosis.cautions
+        return [*said, *(f"Caution: {caution}" for caution in cautions)]
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
         also against its mean field, from which the recorded network's finite size keeps both."""
-        z, u, y = self.held_out(_MAX_STATES_LARGE)
+        z, u, y = self.held_out(N_STATES_LARGE)
         large = self.drawn if self.distribution.outputs == "flow" else self.distribution.quadrature()
         z, y = z.double(), y.double()
         drive = drive_at(large, z, u)
@@ -219,6 +252,15 @@ class Results:
             "connectivity/squared_error": distance.squared_error,
             "connectivity/dissimilarity": distance.total,
             "connectivity/valente_dissimilarity": valente_dissimilarity(self.data.truth, self.network),
+        }
+
+    def _against_file(self) -> dict[str, float]:
+        """What a file with latents, MBD and N allows: its n are one draw about a nu that it does not tell."""
+        error, explained = distance_of_n(self.truth.n, self.distribution.conditional_mean(self.truth.loadings))
+        return {
+            "connectivity/squared_error_of_n": error,
+            "connectivity/r2_of_n": explained,
+            "connectivity/valente_dissimilarity": valente_dissimilarity(self.truth, self.network),
         }
 
     def _attractors(self) -> dict[str, float]:
@@ -264,14 +306,15 @@ class Results:
     def _intervals(self) -> tuple[str, Figure]:
         found = self.diagnosis
         caption = (
-            "What the data determine: the mean output weight at each loading with its interval, in the order of the "
-            "estimate. Where the band is as wide as the whole range, the curve shows the prior."
+            "What the data determine: the mean output weight nu of each sampled neuron with its interval, neurons in the "
+            "order of the estimate. Where the band is as wide as the whole range, the curve shows the prior."
         )
         return caption, figures.intervals(found.nu, found.low, found.high, level=found.level)
 
     def _flow_field(self) -> tuple[str, Figure]:
-        z, u, _ = self.held_out()
+        z, u, _ = self.inputs.latents.samples()
         mean_input = None if u is None else u.mean(0)
+        z = z[torch.linspace(0, len(z) - 1, min(N_DRAWN, len(z))).long()]
 
         def field_of(net: Network):
             return lambda at: net.vector_field(at, None if mean_input is None else mean_input.expand(len(at), -1))
@@ -283,7 +326,11 @@ class Results:
         fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(self.drawn)
         fields[f"projected, K = {N_NEURONS:,}, sigma = {self.sigma:g}"] = field_of(self.projected)
         scale = float(z.abs().quantile(0.98))
-        starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()]
+        starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()].double()
+        if z.shape[1] == 2:  # trials stay away from repellers
+            low, high = z.min(0).values.double(), z.max(0).values.double()
+            steps = torch.linspace(0, 1, _N_STARTS, dtype=torch.float64)
+            starts = torch.cat([starts, low + (high - low) * torch.cartesian_prod(steps, steps)])
         for name, net in zip(list(fields)[-2:], (self.drawn, self.projected)):
             sampled[name] = net.fixed_points(starts, mean_input)
         if self.data.teacher is not None:
@@ -295,10 +342,10 @@ class Results:
             points[name] = (found[0][inside], found[1][inside])
         caption = (
             "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
-            "of held-out trials. " + ("" if ring else "Filled points are stable fixed points, open ones are not.")
+            "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation."
         )
         if ring:
-            caption += "States on a ring hardly move; which of its points rest exactly is chance in a finite network."
+            caption += " States on a ring hardly move; which of its points rest exactly is chance in a finite network."
         if u is not None:
             caption += (
                 " Inputs are held at their mean. Fixed points that differ between panels, or lie beyond what trials of "
@@ -311,9 +358,8 @@ class Results:
 
     def _loadings(self) -> tuple[str, Figure]:
         populations, labels, certainty = {}, {}, {}
-        if self.data.truth is not None:
-            truth = self.data.truth
-            populations["true (this network)"] = (truth.loadings, truth.n)
+        if self.truth is not None:
+            populations["true (this network)"] = (self.truth.loadings, self.truth.n)
         populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
         if self.diagnosis is not None:
             certainty["inferred, sigma = 0"] = self.diagnosis.certainty
@@ -339,11 +385,15 @@ class Results:
 
     def _tails(self) -> tuple[str, Figure]:
         entries = {}
-        if self.data.truth is not None:
+        if self.data.truth is not None:  # in any coordinates of the latents
             entries["true"] = connectivity_entries(self.data.truth)
         drawn = self._drawn_at_sigma()
         entries[f"inferred, sigma = {self.sigma:g}"] = connectivity_entries(drawn)
-        caption = "How often connection weights of a given size occur. Far tails rest on few neurons."
+        caption = (
+            "How often connection weights of a given size occur: the share of all pairs of neurons whose weight m_i·n_j is "
+            "larger than that. Its far end rests on few neurons"
+        )
+        caption += ", and at sigma above 0 on the stated spread." if self.sigma > 0 else "."
         return caption, figures.tails(entries)
 
     def _rates(self) -> tuple[str, Figure]:
@@ -351,7 +401,11 @@ class Results:
         latents, loadings = self.inputs.latents.trials(trials), self.inputs.loadings
         fitted = activation(self.inputs.activation)(potentials(loadings, latents.z, latents.inputs))
         observed = self.data.recording.activity[trials]
-        caption = "Rates of example neurons on held-out trials, recorded and read out of the inferred latents."
+        caption = (
+            f"Rates {self.inputs.activation}(m·z + …) of example neurons on held-out trials, recorded and read out of the "
+            "inferred latents."
+        )
+        label = "rate (as recorded)" if self.data.teacher is None else "rate (pure number)"
         return caption, figures.rate_fit(
             observed,
             fitted,
@@ -359,6 +413,7 @@ class Results:
             lengths=latents.lengths,
             trials=range(len(trials)),
             trial_numbers=(trials + 1).tolist(),
+            rate_label=label,
         )
 
     def _psths(self) -> tuple[str, Figure]:
@@ -415,19 +470,24 @@ class Results:
             read = read_learning_curves(self.store.path / "logs" / f"{stage}.csv")
             series = {"training": read.get(f"{stage}/train_loss"), "validation": read.get(f"{stage}/val_loss")}
             series = {name: values for name, values in series.items() if values}
+            name = STAGE_TITLES[stage]
             if series:
-                curves[stage] = series
+                curves[name] = series
             bound = read.get(f"{stage}/train_bound_nats")
             with_bound = with_bound or bool(bound)
             if bound and bound[0][0] > series["training"][0][0]:
-                changes[stage] = (bound[0][0], "the evidence bound joins the rollout in the training loss")
+                changes[name] = (bound[0][0], "the evidence bound joins the rollout in the training loss")
             # Better than every epoch: the start itself was kept.
             if "validation" in series and kept < min(series["validation"][1]):
-                levels[stage] = (kept, "validation loss of the start, which was kept")
+                levels[name] = (kept, "validation loss of the start, which was kept")
         of_rates = self.data.recording.kind == "rates"
-        units = {"lrrnn": "squared rate" if of_rates else "nats per time bin"}
-        units |= dict.fromkeys(("loadings", "outputs"), "squared velocity")
-        caption = "Learning curves of each stage's last training."
+        units = dict.fromkeys(STAGE_TITLES.values(), "squared velocity of the flow")
+        units[STAGE_TITLES["lrrnn"]] = "squared rate" if of_rates else "nats per time bin"
+        caption = (
+            "Learning curves of each stage's last training. A flow is a velocity field that carries random numbers to "
+            "neurons; its loss is the mean squared difference between its velocity and straight paths from the ones to the "
+            "others, whose lowest possible value is not zero: what counts is that it has stopped falling."
+        )
         if changes:
             caption += (
                 " Training starts with the likelihood of the input-driven rollout alone; where the evidence bound joins "
@@ -538,6 +598,7 @@ def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: 
 
     found = results.findings(metrics)
     sections = [
+        Section("The words", tables=[TableData(("word", "what it is"), WORDS)]),
         Section("Dynamics", _dynamics_text(results), [drawn["flow_field"]], metrics=part("dynamics/")),
         Section(
             "Connectivity",
@@ -601,7 +662,7 @@ def _dynamics_text(results: Results) -> str:
         )
     said.append(
         "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
-        "smallest change that restores the drive on the recorded states."
+        "smallest change that restores the recurrent drive at the recorded states."
     )
     return "\n\n".join(said)
 
@@ -627,7 +688,7 @@ def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
         )
         said.append(
             f"Test for cell types on the recorded neurons' loadings, against re-simulated single populations: "
-            f"p = {p:.3g}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
+            f"p = {format_number(p)}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
         )
     return "\n\n".join(said)
 
@@ -635,6 +696,8 @@ def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
 def _estimate_table(results: Results) -> TableData:
     rows = []
     for key, value in results.distribution.summary.items():
+        if f"connectivity/{key}" in _OF_DIAGNOSIS and results.diagnosis is not None:
+            continue  # said once, of the sampled neurons, in the section on what the data determine
         if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
             value = ", ".join(format_number(x) for x in value)
         if isinstance(value, int | float | str):

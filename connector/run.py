@@ -34,6 +34,7 @@ from connector.report import METRICS
 from connector.results import result_tables, summarise
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
+from connector.summary import counted
 from connector.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording
 
@@ -224,10 +225,11 @@ def describe(recording: Recording) -> list[str]:
     kind = "firing rates" if recording.kind == "rates" else "spike counts"
     steps = int(recording.lengths.min()), int(recording.lengths.max())
     length = f"{steps[1]}" if steps[0] == steps[1] else f"{steps[0]} to {steps[1]}"
-    line = f"{recording.name}: {kind} of {recording.n_neurons} neurons, {recording.n_trials} trials of {length} samples"
+    line = f"{recording.name}: {kind} of {counted(recording.n_neurons, 'neuron')}, "
+    line += f"{counted(recording.n_trials, 'trial')} of {length} samples"
     if recording.bin_s is not None:
         line += f" of {1000 * recording.bin_s:g} ms"
-    inputs = f", {recording.n_inputs} inputs" if recording.n_inputs else ""
+    inputs = f", {counted(recording.n_inputs, 'input')}" if recording.n_inputs else ""
     return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *recording.notes]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from connector.diagnosis import Diagnosis
-from connector.report import BASELINES
+from connector.diagnosis import Diagnosis, percent
+from connector.report import BASELINES, format_number
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
@@ -28,7 +28,8 @@ class Findings:
         explained: share of the variance of the test trials' rates that the latents explain.
         baseline: of the spikes, as fitted: "local" or "standard"; other_baseline: the other one, where it was scored.
         n_sampled: neurons of the sampled networks; n_networks: those in which the attractors were looked for.
-        unprojected_error: field error of a sampled network before projection, at held-out states.
+        unprojected_error: field error of sampled networks before projection, at held-out states.
+        drawn_from_teacher: field error of as many neurons drawn from the teacher by chance, against its mean field.
         diagnosis: what the data determine about nu at the sampled loadings.
         b_different: share of the input weights whose 95 % interval excludes zero.
         sigma: stated spread of n about nu; spread: root-mean-square deviation of nu from its mean over neurons.
@@ -50,19 +51,15 @@ class Findings:
     other_baseline: str | None = None
     n_networks: int = 0
     unprojected_error: float | None = None
+    drawn_from_teacher: float | None = None
     diagnosis: Diagnosis | None = None
     b_different: float | None = None
     odd: bool = False
 
 
-def percent(share: float) -> str:
-    """A share as a person says it; never rounded up to all, nor down to nothing."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return "less than 0.1 %"
-    if 99.95 <= value < 100:
-        return "more than 99.9 %"
-    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+def counted(number: int, noun: str) -> str:
+    """1 neuron, 2 neurons."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def opening(found: Findings) -> list[str]:
@@ -72,7 +69,7 @@ def opening(found: Findings) -> list[str]:
 
 
 def _fit(f: Findings) -> str:
-    data = f"{f.kind} of {f.n_neurons} neurons in {f.n_trials} trials"
+    data = f"{f.kind} of {counted(f.n_neurons, 'neuron')} in {counted(f.n_trials, 'trial')}"
     if f.given:
         said = (
             f"Latents of rank {f.rank} and the loadings were taken as given with the {data}, no low-rank RNN was fitted"
@@ -120,16 +117,16 @@ def _dynamics(f: Findings) -> str:
     )
     size = []
     if f.unprojected_error is not None:
-        size.append(f"by {percent(f.unprojected_error)} as drawn")
+        drawn = f"by {percent(f.unprojected_error)} as drawn at sigma = {f.sigma:g}"
+        if f.drawn_from_teacher is not None:
+            drawn += (
+                f" (as many neurons drawn from the true distribution miss theirs by {percent(f.drawn_from_teacher)})"
+            )
+        size.append(drawn)
     if "dynamics/field_error_projected" in f.metrics:
         size.append(f"by {percent(f.metrics['dynamics/field_error_projected'])} after projection")
     if size:
         said += f"; a sampled network of {f.n_sampled} neurons, being finite, misses it {', '.join(size)}"
-    if "dynamics/field_error_finite_size" in f.metrics:
-        said += (
-            f" (the recorded network itself misses its teacher's by "
-            f"{percent(f.metrics['dynamics/field_error_finite_size'])})"
-        )
     kept = f.metrics.get("dynamics/attractors_kept")
     if kept is not None and f.n_networks:
         said += f"; {round(kept * f.n_networks)} of {f.n_networks} projected networks keep the true attractors"
@@ -142,17 +139,17 @@ def _determined(f: Findings) -> str:
             "What the data support in the output weights is left open: the published ridge makes no statement about its "
             "error."
         )
-    shares = f.diagnosis.sign_determined.double().mean(0)
-    signs = ", ".join(f"nu_{i + 1} at {percent(float(share))}" for i, share in enumerate(shares))
     said = (
         f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
         "latent dimension; each involves all neurons, and as nu is taken to be smooth in the loadings they suffice to "
-        f"fix the sign of {signs} of the neurons, jointly and not neuron by neuron"
+        f"fix the sign of {f.diagnosis.signs} of the neurons, jointly and not neuron by neuron"
     )
     if not f.diagnosis.calibrated:
         said += ", by intervals whose coverage has not been measured"
     if f.diagnosis.warnings:
         said += "; all that only as far as the fit goes, which shows signs of misfit (see the cautions)"
+    elif not f.diagnosis.converged:
+        said += "; all that only as far as the fit goes, which did not converge"
     return said + "."
 
 
@@ -165,7 +162,7 @@ def _cell_types(f: Findings) -> str:
         if p < LEVEL
         else "The loadings give no evidence for more than one population of neurons"
     )
-    return f"{verdict} (test for cell types: p = {p:.2g})."
+    return f"{verdict} (test for cell types: p = {format_number(p)})."
 
 
 def _input_weights(f: Findings) -> str:

@@ -1089,7 +1089,7 @@ def _summarise(
 
 
 def _warnings(summary: dict, residual_sd: Tensor, noise: Tensor, spread: Tensor) -> list[str]:
-    """Sentences on what does not fit."""
+    """Sentences on signs of misfit."""
     found = []
     visible = float((residual_sd / spread).max()) > _NEGLIGIBLE
     rho = summary["residual_autocorrelation"]
@@ -1104,12 +1104,6 @@ def _warnings(summary: dict, residual_sd: Tensor, noise: Tensor, spread: Tensor)
             f"Trajectories miss the samples by {ratio:.1f} times the noise between neighbouring samples: the network's "
             "step, nonlinearity, inputs or loadings may be other than assumed."
         )
-    if summary["predicted_error"] > 0.3:
-        found.append(
-            f"The expected squared error of nu is {summary['predicted_error']:.2f} of its size: the data leave it open."
-        )
-    if not summary["converged"]:
-        found.append("The fit to the trajectories did not converge.")
     return found
 
 

@@ -76,6 +76,8 @@ PARTS = {
 # Where a measure is computed: the longest beginning of its key that stands here.
 SOURCES = {
     "connectivity/": "connector.measures.dissimilarity",
+    "connectivity/squared_error_of_n": "connector.measures.distance_of_n",
+    "connectivity/r2_of_n": "connector.measures.distance_of_n",
     "connectivity/valente_dissimilarity": "connector.measures.valente_dissimilarity",
     "connectivity/determined_modes": "connector.diagnosis.diagnose",
     "connectivity/predicted_error": "connector.diagnosis.diagnose",

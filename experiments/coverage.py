@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from torch import Tensor
 
+from connector.diagnosis import OPEN
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
 from connector.gauge import Gauge
@@ -437,6 +438,11 @@ def by(results: list[dict], key: str) -> dict[str, list[dict]]:
     return {f"{key} {value}": [r for r in results if r[key] == value] for value in values}
 
 
+def _is_cautioned(summary: dict) -> bool:
+    """Whether the report of such a fit cautions its reader."""
+    return bool(summary["warnings"]) or not summary["converged"] or summary["predicted_error"] > OPEN
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, default=234, help="of the known kinds, evenly")
@@ -497,10 +503,10 @@ def main() -> None:
         groups |= by(seen + other, key)
     if groups:
         tables |= show("by condition, known and unseen", groups, console)
-    quiet = [r for r in seen + other if not r["summary"]["warnings"]]
-    warned = [r for r in seen + other if r["summary"]["warnings"]]
+    warned = [r for r in seen + other if _is_cautioned(r["summary"])]
+    quiet = [r for r in seen + other if not _is_cautioned(r["summary"])]
     if seen or other:
-        tables |= show("by warnings of the fit", {"no warning": quiet, "a warning": warned}, console)
+        tables |= show("by cautions of the report", {"no caution": quiet, "a caution": warned}, console)
     if rest:
         names = {
             f"sd {noise}, {'propagated' if propagated else 'ignored'}": [

@@ -4,10 +4,10 @@
 
 A    flow field of the teacher's mean field, with trajectories of held-out trials.
 B-D  admissible connectivities: all share p(m) and nu(m) = E[n | m] with the teacher and so, for many neurons, its
-     dynamics. B the teacher's own n; C Gaussian spread about nu (maximum entropy); D a bimodal spread about nu. Each with
-     the error of its flow field, for the 1000 neurons drawn and for a very large network.
-E    the low-rank RNN fitted as published (LINT) by itself.  F  Connector. Colours in E and F are 4-means clusters: k-means
-     always returns four, so colours are no evidence.
+     dynamics. B the teacher's own n; C0 nu alone; C1 Gaussian spread about nu (maximum entropy); D a bimodal spread.
+     Each with the error of its flow field, for the 1000 neurons drawn and for a very large network.
+E    the fitted low-rank RNN by itself: as published (LINT), or in closed form where --lint names such a run.
+F    Connector. Colours in E and F are 4-means clusters: k-means always returns four, so colours are no evidence.
 G    marginal p(n).
 H    likelihood of Gaussian mixtures on (m, n), each beside its null: single populations simulated anew with the same
      nu. The test for cell types, on the loadings alone, gives the p-values.
@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from panels import densities, letter, limits_of, mixture_curve, scatter
 from rich.console import Console
 from rich.table import Table
-from saved_runs import LINT, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
+from saved_runs import LINT, LINT_HELP, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
 from connector.clusters import (
@@ -39,11 +40,12 @@ from connector.clusters import (
 )
 from connector.data.attractors import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
-from connector.figures import ACCENT, INFERRED, TRUE, draw_flow_field
+from connector.figures import ACCENT, GROUPS, INFERRED, TRUE, draw_flow_field, flow_handles, kinds_of_fixed_points
 from connector.measures import attractors_kept, field_error, reference_attractors
+from connector.results import N_STATES_LARGE
 
 N_TYPES = 4
-N_LARGE = 200_000  # neurons of the network whose field error is the distribution's own
+N_LARGE = 100_000  # neurons of the network whose field error is the distribution's own
 BIMODAL = 2.0  # the two modes of n lie this far on either side of nu
 
 
@@ -70,7 +72,7 @@ def redraw(run: AttractorRun, network: Network, name: str, seed: int = 0) -> Net
 def large_error(run: AttractorRun, name: str, z: Tensor, y: Tensor) -> float:
     """Field error of a network of ``N_LARGE`` neurons of that kind."""
     network = run.teacher.sample(N_LARGE, torch.Generator().manual_seed(0), exact_moments=True)
-    return field_error(redraw(run, network, name), z[:400], None, y[:400])
+    return field_error(redraw(run, network, name), z, None, y)
 
 
 def clusters(network: Network, reference: Network, types: Tensor) -> Tensor:
@@ -81,15 +83,16 @@ def clusters(network: Network, reference: Network, types: Tensor) -> Tensor:
 
 def measure(run: AttractorRun, lint: AttractorRun, arguments) -> dict:
     """All that the figure and the table show."""
-    z = run.held_out(2000)
-    y = run.teacher.drive(z)
+    z, z_large = run.held_out(2000), run.held_out(N_STATES_LARGE)
+    y, y_large = run.teacher.drive(z), run.teacher.drive(z_large)
     attractors = reference_attractors(run.teacher)
     fit, inferred = lint.fitted_network, run.sample(1000, run.sigma, project=True, seed=int(run.config.seed))
     rows = {}
     for name, network in admissible(run).items():
-        rows[name] = (network, large_error(run, name, z, y))
+        rows[name] = (network, large_error(run, name, z_large, y_large))
     rows[lint.label] = (fit, None)
-    rows["Connector"] = (inferred, field_error(run.infinite(), z[:400], None, y[:400]))
+    # As dynamics/field_error_mean_field of the run has it.
+    rows["Connector"] = (inferred, field_error(run.infinite(), z_large, None, y_large))
     found = {
         "z": z,
         "rows": {
@@ -182,9 +185,9 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     letter(field, "A")
     drawn = {
         "B": ("teacher's own", "Teacher's own $p(m, n)$", types["truth"]),
-        "C": ("Gaussian", rf"$\nu(m)$ + Gaussian, $\sigma$ = {run.sigma:g}", types["truth"]),
+        "C₀": ("sigma = 0", r"$\nu(m)$ alone, $\sigma$ = 0", types["truth"]),
+        "C₁": ("Gaussian", rf"$\nu(m)$ + Gaussian, $\sigma$ = {run.sigma:g}", types["truth"]),
         "D": ("bimodal", rf"$\nu(m)$ $\pm$ {BIMODAL:g}, bimodal", types["truth"]),
-        "nu": ("sigma = 0", r"$\nu(m)$ alone, $\sigma$ = 0", types["truth"]),
         "E": (lint.label, lint.label, types["lint"]),
         "F": ("Connector", rf"Connector, $\sigma$ = {run.sigma:g}", types["connector"]),
     }
@@ -193,13 +196,11 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     # A fit that is not finished can have weights of another size: it has its own axes.
     fit = lint.fitted_network
     of_fit = (limits_of(fit.m), limits_of(fit.n))
-    for column, key in enumerate(("B", "nu", "C", "D"), start=2):
+    for column, key in enumerate(("B", "C₀", "C₁", "D"), start=2):
         name, title, labels = drawn[key]
-        pair = axes[:, column]
-        error = f"field error {rows[name]['error']:.2g}; K → ∞ {rows[name]['large']:.1g}"
-        scatter(pair, rows[name]["network"], labels=labels, limits=limits, title=title, subtitle=error)
-        if key != "nu":
-            letter(pair[0], key)
+        error = f"field error {rows[name]['error']:.2g}; K → ∞: {rows[name]['large']:.1g}"
+        scatter(axes[:, column], rows[name]["network"], labels=labels, limits=limits, title=title, subtitle=error)
+        letter(axes[0, column], key)
     axes = bottom.subplots(2, 6)
     for column, key in enumerate("EF"):
         name, title, labels = drawn[key]
@@ -212,10 +213,10 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     for i in range(2):
         axis = axes[i, 2]
         densities(axis, {key: rows[name]["network"].n[:, i] for key, name in names.items()}, styles, limits[1])
-        axis.set_xlabel(f"output weight $n_{{{i + 1}}}$")
+        axis.set_xlabel(f"output weight $n_{{{i + 1}}}$\n(latent units)")
+        axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
+        axis.legend(fontsize=6.5, loc="upper left", handlelength=1.2)
     axes[0, 2].set_title("$p(n)$")
-    axes[0, 2].legend(fontsize=6.5, loc="upper left", handlelength=1.2)
-    axes[0, 2].set_ylim(0, 1.5 * axes[0, 2].get_ylim()[1])
     letter(axes[0, 2], "G")
     for axis in axes[:, 3:].flat:
         axis.remove()
@@ -228,20 +229,29 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
             bottom.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
         else:
             axis.set_ylabel("")
+    kinds = kinds_of_fixed_points(points[1])
+    types_drawn = [
+        Line2D([], [], linestyle="none", marker="o", color=GROUPS[c], markersize=5, label=f"type {c + 1}")
+        for c in range(N_TYPES)
+    ]
+    top.legend(handles=flow_handles(kinds, paths=True), loc="outside lower left", ncols=5, columnspacing=1.2)
+    top.legend(handles=types_drawn, loc="outside lower right", ncols=N_TYPES)
     note(
         figure,
-        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (second block), not its "
-        "spread. A field error is the rms difference from the teacher's mean field, relative to it (E, F: from the recorded "
-        "network, which they were fitted to). The spread in F is the stated sigma. Colours: true types in B to D, 4-means clusters in E and F "
-        "(k-means always finds four). In H a bend of the curve is no evidence where the null bends as well; what "
-        "counts is the test on the loadings of the recorded neurons. " + lint.caution(rows[lint.label]["recorded"]),
+        "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (C₀), not its spread. A field "
+        "error is the rms difference from the teacher's mean field, relative to it, for the 1000 neurons drawn "
+        f"and for {N_LARGE:,} in place of infinitely many (E, F: from the recorded network, which "
+        f"they were fitted to). E: {lint.fit}. The spread in F is the stated sigma. Colours: true types in B to D, 4-means "
+        "clusters in E and F, numbered as the true types that they lie nearest to (k-means always finds four). In H a bend "
+        "of the curve is no evidence where the null bends as well; what counts is the test on the loadings of the recorded "
+        "neurons. " + lint.caution(rows[lint.label]["recorded"]),
     )
     return figure
 
 
 def main(arguments=None) -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("--lint", metavar="RUN", help="run directory whose fitted low-rank RNN stands for LINT")
+    parser.add_argument("--lint", metavar="RUN", help=LINT_HELP)
     parser.add_argument("--null-draws", type=int, default=4, help="populations simulated for each null of H")
     parser.add_argument("--bootstrap", type=int, default=99, help="populations simulated for each test of cell types")
     arguments = parser.parse_args(arguments)

@@ -2,7 +2,8 @@
 
     python experiments/figure3.py
 
-Rows: the true network; the low-rank RNN fitted as published (LINT); a network sampled by Connector. Columns: intact, then
+Rows: the true network; the fitted low-rank RNN by itself, as published (LINT) or, where --lint names such a run, in closed
+form; a network sampled by Connector. Columns: intact, then
 each of the four cell types silenced in turn. In the true network the types are the ones neurons were drawn from; in the
 others they are 4-means clusters on (m, n), numbered as the true types they lie nearest to.
 
@@ -23,18 +24,17 @@ from dataclasses import dataclass
 import torch
 from figure2 import N_TYPES, clusters, runs_of
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from panels import letter
 from rich.console import Console
 from rich.table import Table
-from saved_runs import AttractorRun, arguments_of, finish, note, save, styled
+from saved_runs import LINT_HELP, AttractorRun, arguments_of, finish, note, save, styled
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from connector.clusters import assign_cell_types, cluster_centres, features
 from connector.data.attractors import grid_of_states
 from connector.dynamics import Network
-from connector.figures import ACCENT, GROUPS, draw_flow_field
+from connector.figures import GROUPS, draw_flow_field, flow_handles
 from connector.measures import field_error
 
 N_REFERENCE = 20_000  # neurons of the network that stands for the teacher's mean field
@@ -129,6 +129,7 @@ def measure(run: AttractorRun, lint: AttractorRun, samples: int, on: str) -> dic
     return {
         "z": z,
         "caution": caution,
+        "fit": lint.fit,
         "drawn": drawn,
         "measured": measured,
         "true_points": [len(points) for points in compare.points],
@@ -183,20 +184,15 @@ def draw(run: AttractorRun, found: dict) -> Figure:
             else:
                 share = float((types == column - 1).double().mean())
                 error = mean_of([found["measured"][name][0]], column - 1, "field_error")
-                axis.set_title(f"without type {column} ({share:.0%}), error {error:.2f}", fontsize=8.5)
-                axis.title.set_color(GROUPS[column - 1])
+                title = f"without type {column} ({100 * share:.0f} %), error {error:.2f}"
+                axis.set_title(title, fontsize=8.5, color=GROUPS[column - 1])
             if row == 2:
                 axis.set_xlabel("latent $z_1$")
-    mark = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6}
-    handles = [
-        Line2D([], [], color=ACCENT, label="stable fixed point", **mark),
-        Line2D([], [], color="white", label="unstable", **mark),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    figure.legend(handles=flow_handles(), loc="outside upper right", ncols=4)
     note(
         figure,
-        "Error: rms difference from the teacher's mean field under the same silencing, relative to that field. Types of "
-        "A are the true ones, those of B and C 4-means clusters; the spread of n about its mean, which data do not "
+        "Error: rms difference from the teacher's mean field under the same silencing, relative to that field. "
+        f"B: {found['fit']}. Types of A are the true ones, those of B and C 4-means clusters; the spread of n about its mean, which data do not "
         "determine, helps to decide which neurons a cluster on (m, n) holds. " + found["caution"],
     )
     return figure
@@ -204,7 +200,7 @@ def draw(run: AttractorRun, found: dict) -> Figure:
 
 def main(arguments=None) -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("--lint", metavar="RUN", help="run directory whose fitted low-rank RNN stands for LINT")
+    parser.add_argument("--lint", metavar="RUN", help=LINT_HELP)
     parser.add_argument("--samples", type=int, default=5, help="networks sampled by Connector, and of each reference")
     parser.add_argument(
         "--clusters-on", choices=("all", "loadings"), default="all", help="cluster (m, n), as published, or m alone"

@@ -14,14 +14,16 @@ Means over all seeds found (`python train.py -m experiment=quadstable,bistable,l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from saved_runs import SYSTEMS, AttractorRun, Wanted, arguments_of, finish, note, require, save
+from saved_runs import SYSTEMS, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
 from connector.data.attractors import Teacher
@@ -47,8 +49,14 @@ def both(teacher: Teacher, true: Network, inferred: Network) -> tuple[float, flo
     return ours, valente_dissimilarity(true, inferred, max_entries=250_000)
 
 
-def matrices(teachers: list[Teacher], networks: list[list[Network]]) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations (2 measures, true, inferred) over each system's networks."""
+def matrices(
+    teachers: list[Teacher], networks: list[list[Network]], advance: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (2 measures, true, inferred) over each system's networks.
+
+    Args:
+        advance: called after each pair of systems.
+    """
     means = torch.zeros(2, len(teachers), len(teachers), dtype=torch.float64)
     stds = torch.zeros_like(means)
     for row, teacher in enumerate(teachers):
@@ -60,6 +68,7 @@ def matrices(teachers: list[Teacher], networks: list[list[Network]]) -> tuple[Te
             values = torch.tensor(values, dtype=torch.float64)
             means[:, row, column] = values.mean(0)
             stds[:, row, column] = values.std(0) if len(values) > 1 else 0.0
+            advance()
     return means, stds
 
 
@@ -91,8 +100,8 @@ def show(title: str, means: Tensor, stds: Tensor, console: Console) -> None:
 
 def draw(inferred: Tensor, perfect: Tensor, n_runs: list[int], samples: int) -> Figure:
     panels = {
-        "D": inferred[0],
-        "Valente et al.": inferred[1],
+        "D (squared weights)": inferred[0],
+        "Valente et al. (1 − correlation)": inferred[1],
         "D, perfect inference": perfect[0],
         "Valente, perfect inference": perfect[1],
     }
@@ -100,7 +109,7 @@ def draw(inferred: Tensor, perfect: Tensor, n_runs: list[int], samples: int) -> 
     seeds = f"{min(n_runs)}" if min(n_runs) == max(n_runs) else f"{min(n_runs)} to {max(n_runs)}"
     note(
         figure,
-        f"Means over {seeds} run(s) per system and {samples} sampled networks of 1000 neurons each. Bold: smallest of "
+        f"Means over {seeds} run{'' if max(n_runs) == 1 else 's'} of each system and {samples} sampled network{'' if samples == 1 else 's'} of 1000 neurons each. Bold: smallest of "
         "its row and column. Perfect inference: fresh true neurons with n = nu. Neither measure sees the spread of n "
         "about nu, which data do not determine; D is taken at sigma = 0.",
     )
@@ -120,13 +129,19 @@ def main(arguments=None) -> None:
         [run.sample(1000, seed=100 * i + s) for run in runs for s in range(arguments.samples)]
         for i, runs in enumerate(found)
     ]
-    inferred, spread = matrices(teachers, networks)
-    perfect, spread_perfect = matrices(teachers, [fresh(teacher, arguments.samples) for teacher in teachers])
+    perfectly = [fresh(teacher, arguments.samples) for teacher in teachers]
+    columns = (TextColumn("pairs of systems"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=2 * len(teachers) ** 2)
+        inferred, spread = matrices(teachers, networks, lambda: progress.advance(bar))
+        perfect, spread_perfect = matrices(teachers, perfectly, lambda: progress.advance(bar))
     show("inferred", inferred, spread, console)
     show("perfect inference", perfect, spread_perfect, console)
     diagonal = np.round(inferred[0].diagonal().numpy() / perfect[0].diagonal().numpy(), 2)
     console.print(f"D on the diagonal over that of perfect inference: {', '.join(map(str, diagonal))}", highlight=False)
-    save(draw(inferred, perfect, [len(runs) for runs in found], arguments.samples), arguments.out, "figure4", console)
+    with styled():
+        figure = draw(inferred, perfect, [len(runs) for runs in found], arguments.samples)
+        save(figure, arguments.out, "figure4", console)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def scatter(
         colour = GROUPS[0] if labels is None else _COLOURS[labels[shown].numpy() % len(GROUPS)]
         axis.scatter(network.m[shown, i].numpy(), network.n[shown, i].numpy(), s=5, c=colour, alpha=0.55, linewidths=0,
                      rasterized=True)  # fmt: skip
-        axis.set(xlim=limits[0], ylim=limits[1], xlabel=f"loading $m_{{{i + 1}}}$",
-                 ylabel=f"output weight $n_{{{i + 1}}}$")  # fmt: skip
+        axis.set(xlim=limits[0], ylim=limits[1], xlabel=f"loading $m_{{{i + 1}}}$ (per latent unit)",
+                 ylabel=f"output weight $n_{{{i + 1}}}$\n(latent units)")  # fmt: skip
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.yaxis.set_major_locator(MaxNLocator(6))
     axes[0].set_title(f"{title}\n", fontsize=9)

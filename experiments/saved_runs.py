@@ -41,6 +41,10 @@ from connector.types import Recording
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
 LINT = ("lrrnn=published",)
+LINT_HELP = (
+    "directory of a run whose fitted low-rank RNN is drawn by itself (default: the run with lrrnn=published, that is LINT, "
+    "trained by gradient descent; a run with other options shows the closed form, and the figure says so)"
+)
 
 
 def arguments_of(doc: str, options: bool = True) -> argparse.ArgumentParser:
@@ -219,6 +223,13 @@ class AttractorRun(Run):
         if options.init == "random":
             return f"LINT, {options.max_epochs} epochs"
         return "low-rank RNN, closed form"
+
+    @property
+    def fit(self) -> str:
+        """How the low-rank RNN was fitted, for captions."""
+        if self.config.lrrnn.init == "random":
+            return "the low-rank RNN trained by gradient descent from random weights (LINT, Valente et al. 2022)"
+        return "the low-rank RNN fitted in closed form, not LINT (lrrnn=published is)"
 
     def caution(self, error: float) -> str:
         """A sentence about a fit whose own field has the relative error ``error`` from the network it was fitted to."""

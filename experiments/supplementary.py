@@ -106,7 +106,7 @@ def draw(runs: dict[str, AttractorRun], measured: dict[str, dict]) -> Figure:
         styles = {"true": {"color": TRUE, "linewidth": 2.4, "alpha": 0.6}, "Connector": {"color": INFERRED}}
         for i in range(2):
             densities(axes[i, 4], {"true": run.truth.n[:, i], "Connector": network.n[:, i]}, styles, limits[1])
-            axes[i, 4].set_xlabel(f"output weight $n_{{{i + 1}}}$")
+            axes[i, 4].set_xlabel(f"output weight $n_{{{i + 1}}}$\n(latent units)")
         axes[0, 4].set_title("$p(n)$\n", fontsize=9)
         axes[0, 4].legend(fontsize=7, loc="upper left")
         axes[0, 4].set_ylim(0, 1.4 * axes[0, 4].get_ylim()[1])
@@ -116,7 +116,7 @@ def draw(runs: dict[str, AttractorRun], measured: dict[str, dict]) -> Figure:
             block.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     note(
         figure,
-        "Filled: stable fixed points; open: unstable. Data determine p(m) and the mean of n given m. The spread of n "
+        "Data determine p(m) and the mean of n given m. The spread of n "
         "about it, and so the width of p(n), is a stated choice (sigma). A mixture curve means nothing where it leaves "
         "its null (no types, shifted to the same start) by less than the sd over folds; p is of the test for cell types on "
         "the recorded neurons' loadings. In these systems there is one population, and p(m) is the same in all three: "

@@ -92,10 +92,25 @@ def test_flow_field_marks_stability_and_phase_line_finds_its_zeros():
     assert sorted(marks) == [(-1.0, figures.ACCENT), (0.0, "white"), (1.0, figures.ACCENT)]
 
     plane = torch.cartesian_prod(states[::10, 0], states[::10, 0])
-    eigenvalues = torch.tensor([[-1.0, -2.0], [-1.0, 0.5]], dtype=torch.complex128)
-    figure = figures.flow_field({"f": lambda z: -z}, plane, fixed_points={"f": (torch.zeros(2, 2), eigenvalues)})
-    faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert faces == [figures.ACCENT, "white"]
+    eigenvalues = torch.tensor([[-1.0, -2.0], [-1.0, 0.5], [1.0, 0.5]], dtype=torch.complex128)
+    figure = figures.flow_field({"f": lambda z: -z}, plane, fixed_points={"f": (torch.zeros(3, 2), eigenvalues)})
+    marks = [
+        (line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines if len(line.get_xdata()) == 1
+    ]
+    assert marks == [("o", figures.ACCENT), ("D", "white"), ("o", "white")]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["attractor", "saddle", "repeller", "not visited"]
+
+
+def test_places_that_no_state_visited_are_hatched_and_slow_ones_are_white():
+    disc = normal(3000, 2)
+    disc = disc[disc.norm(dim=1) < 1.5]
+    axis = figures.flow_field({"rest": lambda z: 0 * z}, torch.cat([disc, disc + 9]), n_grid=100).axes[0]
+    image, (low, high) = axis.images[0].get_array(), axis.get_xlim()
+    pixel = lambda at: round((at - low) / (high - low) * 99)  # noqa: E731
+    assert axis.patch.get_hatch()
+    assert image[pixel(0), pixel(0)].tolist() == [1, 1, 1, 1]
+    assert image[pixel(5), pixel(5), 3] == 0
 
 
 def test_flow_field_above_rank_two_is_the_field_in_the_plane_of_the_leading_components():
@@ -162,7 +177,8 @@ def test_densities_fit_their_panels_and_tick_labels_stand_apart():
 def test_loading_names_use_the_inputs_names():
     loadings = Loadings(m=torch.zeros(3, 1), b=torch.zeros(3, 2), d=torch.zeros(3))
     assert figures.loading_names(loadings, ("left", "right")) == [
-        "loading $m_{1}$", "input weight $b$, left", "input weight $b$, right", "bias $d$",
+        "loading $m_{1}$\n(per latent unit)", "input weight $b$, left\n(per unit of input)",
+        "input weight $b$, right\n(per unit of input)", "bias $d$\n(pure number)",
     ]  # fmt: skip
 
 

@@ -290,3 +290,14 @@ def test_a_constant_input_moves_the_fixed_points():
 def test_a_reference_without_attractors_is_refused():
     with pytest.raises(UserError, match="settles"):
         measures.attractors_kept(lambda z: -z, measures.find_attractors(lambda z: z))
+
+
+def test_distance_of_n_is_the_error_of_nu_plus_the_spread_of_n_about_it():
+    m = normal(100_000, 2, seed=1)
+    nu = 2 * m
+    n = nu + 0.5 * normal(100_000, 2, seed=2)
+    error, explained = measures.distance_of_n(n, nu)
+    assert error == pytest.approx(0.25, rel=0.02)
+    assert explained == pytest.approx(4 / 4.25, abs=0.003)
+    assert measures.distance_of_n(n, nu + 1)[0] == pytest.approx(1.25, rel=0.02)
+    assert measures.distance_of_n(nu, nu) == (0, 1)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector.diagnosis import Diagnosis
+from connector.diagnosis import Diagnosis, percent
 from connector.report import BASELINES
-from connector.summary import Findings, opening, percent, relative_sigma
+from connector.summary import Findings, counted, opening, relative_sigma
 
 
 def diagnosis(signs, certainty, calibrated=True):
@@ -44,7 +44,7 @@ def rates(**changes):
     }  # fmt: skip
     values = {
         "kind": "rates", "rank": 2, "n_neurons": 1000, "n_trials": 400, "n_test": 80, "n_sampled": 1000, "sigma": 1.0,
-        "spread": 2.17, "metrics": metrics, "explained": 0.99999, "n_networks": 20, "unprojected_error": 0.2,
+        "spread": 2.17, "metrics": metrics, "explained": 0.99999, "n_networks": 20, "unprojected_error": 0.2, "drawn_from_teacher": 0.18,
         "diagnosis": diagnosis(10, 0.99), "odd": True,
     }  # fmt: skip
     return Findings(**{**values, **changes})
@@ -70,7 +70,7 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
     text = " ".join(opening(spikes()))
     for part in (
         "spikes of 76 neurons in 664 trials", "0.090 bits per spike better", "0.078 bits per spike better from the inputs alone", "local baseline",
-        "mean responses by evidence alone predict them 0.071 bits per spike better", BASELINES["local"], "standard one 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn",
+        "mean responses by evidence alone predict them 0.071 bits per spike better", BASELINES["local"], "standard one 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn at sigma = 1",
         "17 % after projection", "2.54 combinations", "nu_1 at 80 %", "jointly and not neuron by neuron",
         "coverage has not been measured", "no evidence for more than one population", "p = 0.4",
         "input weights b are not supported", "7.9 %", "2.7 % of the spread of nu",
@@ -90,10 +90,25 @@ def test_signs_of_misfit_qualify_what_is_supported():
     assert "misfit" not in " ".join(opening(rates()))
 
 
+def test_what_the_data_leave_open_is_a_caution_but_no_misfit():
+    loose = replace(diagnosis(8, 0.3), predicted_error=0.5859)
+    assert "misfit" not in " ".join(opening(rates(diagnosis=loose)))
+    assert len(loose.cautions) == 1
+    # One number, one rounding, wherever it stands.
+    for text in (loose.cautions[0], loose.sentences()[0]):
+        assert re.search(r"expects is 0\.586 of the mean square of nu", text)
+    assert diagnosis(8, 0.9).cautions == ()
+    assert "did not converge" in " ".join(opening(rates(diagnosis=replace(loose, converged=False))))
+
+
+def test_counted():
+    assert [counted(number, "input") for number in (0, 1, 2)] == ["0 inputs", "1 input", "2 inputs"]
+
+
 def test_a_simulated_recording_is_told_with_its_truth():
     text = " ".join(opening(rates()))
     for part in (
-        "more than 99.9 % of the variance", "closely (error 1 %", "teacher's by 4.8 %", "19 of 20 projected networks",
+        "more than 99.9 % of the variance", "closely (error 1 %", "20 % as drawn at sigma = 1 (as many neurons drawn from the true distribution miss theirs by 18 %)", "19 of 20 projected networks",
         "support more than one population", "p = 0.01", "46 % of the spread", "even part of nu",
     ):  # fmt: skip
         assert part in text, part

@@ -9,6 +9,7 @@ import torch
 from connector import trajectory_likelihood as module
 from connector.conditional_mean import KERNELS, fit_conditional_mean, from_state, kernel, kernel_pairs
 from connector.data.attractors import grid_of_states, teacher
+from connector.diagnosis import diagnose
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
 from connector.trajectory_likelihood import difference_noise, fit_trajectories
@@ -290,7 +291,8 @@ def test_bias_and_input_are_part_of_the_estimate():
     assert _error(model.mean(at), nu(at)) < 0.05
     assert model.estimand == "mean"
     still = Latents(latents.z, latents.lengths, 0.1, torch.zeros_like(u))
-    assert fit_trajectories(still, pool, activation="softplus", **FAST).summary["warnings"] != []
+    found = diagnose(fit_trajectories(still, pool, activation="softplus", **FAST), at)
+    assert found.cautions
 
 
 def test_covariance_of_the_loadings_errors_removes_their_bias():
