@@ -154,18 +154,22 @@ def write_learning_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> No
     write_text(path, text.getvalue())
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of the file of :class:`LearningCurves`, each with epoch, step and the metrics it has."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as handle:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+
+
 def read_learning_curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """metric -> (epochs, values) from the file of :class:`LearningCurves`; empty where there is none."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    if not path.exists():
-        return curves
-    with path.open(newline="") as handle:
-        for row in csv.DictReader(handle):
-            for key, value in row.items():
-                if key not in ("epoch", "step") and value not in ("", None):
-                    epochs, values = curves.setdefault(key, ([], []))
-                    epochs.append(float(row["epoch"]))
-                    values.append(float(value))
+    for row in read_rows(path):
+        for key in row.keys() - {"epoch", "step"}:
+            epochs, values = curves.setdefault(key, ([], []))
+            epochs.append(row["epoch"])
+            values.append(row[key])
     return curves
 
 

@@ -20,8 +20,8 @@ from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import Plan, build_data, is_current, logging_to, plan, quiet, run_stages
-from connector.run_logger import NoRun
+from connector.run import Plan, build_data, is_current, logging_to, plan, quiet, run_stages, unlogged_curves
+from connector.run_logger import ID_FILE, NoRun
 from connector.store import RunStore
 from connector.training import StageContext, clock, fit
 
@@ -38,6 +38,8 @@ class _Member:
         self.schedule: Plan = plan(options, self.data)
         directory.mkdir(parents=True, exist_ok=True)
         self.store = RunStore(directory)
+        if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
+            (directory / ID_FILE).unlink(missing_ok=True)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:
@@ -45,9 +47,13 @@ class _Member:
 
     def run_first_stage(self) -> None:
         only = tuple(stage for stage in self.schedule.requested if stage == "lrrnn")
-        first = Plan(only, self.schedule.marks, self.schedule.given_latents)
+        first, due = Plan(only, self.schedule.marks, self.schedule.given_latents), self.due("lrrnn")
+        if due:
+            self._forget_curves("lrrnn")
         with logging_to(self.directory) as say:
             run_stages(self.context(say), self.data, first)
+        if due:
+            self._note_curves("lrrnn")
 
     def due(self, stage: str) -> bool:
         if stage not in self.schedule.requested:
@@ -58,6 +64,7 @@ class _Member:
         started = clock()
         with logging_to(self.directory) as say:
             self.store.forget_stage(stage)
+            self._forget_curves(stage)
             job = _PREPARE[stage](self.context(say), self.store.read_stage_inputs(), self.schedule.marks[stage])
         self.spent = clock() - started
         return job
@@ -78,7 +85,17 @@ class _Member:
 
     def _close(self, job: FlowJob, metrics: dict[str, float], spent: np.ndarray) -> None:
         seconds, cpu_seconds = spent
+        self._note_curves(job.stage)
         self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds)
+
+    def _forget_curves(self, stage: str) -> None:
+        unlogged_curves(self.store, stage).with_suffix(".csv").unlink(missing_ok=True)
+
+    def _note_curves(self, stage: str) -> None:
+        """Where there are learning curves, the job will log them to its W&B run."""
+        note = unlogged_curves(self.store, stage)
+        if note.with_suffix(".csv").exists():
+            note.touch()
 
 
 def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:

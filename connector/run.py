@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from connector import __version__, launch
-from connector.callbacks import StepProgress
+from connector.callbacks import StepProgress, read_rows
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
 from connector.data.attractors import load_teachers
@@ -154,6 +154,18 @@ def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
     return store.is_current(stage, schedule.marks[stage], stage_files(store)[stage])
 
 
+def unlogged_curves(store: RunStore, stage: str) -> Path:
+    """A file that stands where a stage's learning curves have not gone to W&B: it was trained together with others."""
+    return store.path / "logs" / f"{stage}.unlogged"
+
+
+def _log_curves_of_reused(context: StageContext, stage: str) -> None:
+    note = unlogged_curves(context.store, stage)
+    if isinstance(context.logger, WandbRun) and note.exists():
+        context.logger.log_curves(stage, read_rows(note.with_suffix(".csv")))
+        note.unlink()
+
+
 def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan) -> None:
     """Run what is due, reuse what is current; refuse to build on results of other options."""
     store, options = context.store, context.options
@@ -182,6 +194,7 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             continue
         if current and not options.force:
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
+            _log_curves_of_reused(context, stage)
             continue
         started = clock()
         if not is_child_rank():

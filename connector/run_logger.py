@@ -122,6 +122,21 @@ class WandbRun:
     def for_stage(self, stage: str) -> StageLogger:
         return StageLogger(stage, self.run)
 
+    def log_curves(self, stage: str, rows: Sequence[Mapping[str, float]]) -> None:
+        """Learning curves of a stage that was trained without this run, as :meth:`for_stage` would have logged them.
+
+        Args:
+            rows: of :func:`connector.callbacks.read_rows`.
+        """
+        logger = self.for_stage(stage)
+        for row in rows:
+            values = {key: value for key, value in row.items() if key not in ("epoch", "step")}
+            validated = {key: value for key, value in values.items() if "/val_" in key}
+            trained = {key: value for key, value in values.items() if key not in validated}
+            for part in filter(None, (validated, trained)):
+                # Lightning numbers what it logs at an epoch's end by the epoch's last step, from 0.
+                logger.log_metrics(part, int(row["step"]) - 1)
+
     def log_results(
         self, metrics: Mapping[str, float], figures: Mapping[str, Path], tables: Mapping[str, TableData]
     ) -> None:

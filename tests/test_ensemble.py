@@ -107,8 +107,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
-    sweep = ("-m", *SMALL, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path, experiments_importable):
+    logged = (*SMALL, "logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}")
+    sweep = ("-m", *logged, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     done = train(*sweep, "seed=1,2", "data.fold=1,9")  # there is no ninth of five folds
     assert done.returncode == 1, done.stderr
     assert "loadings: 2 flows trained as one" in done.stdout
@@ -125,7 +126,7 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
     directory = Path(rows[0]["directory"])
     assert not (directory / "report.html").exists()
     alone = tmp_path / "alone"
-    assert train(*SMALL, "seed=1", "data.fold=1", f"hydra.run.dir={alone}").returncode == 0
+    assert train(*logged, "seed=1", "data.fold=1", f"hydra.run.dir={alone}").returncode == 0
     assert (alone / "latents.npz").read_bytes() == (directory / "latents.npz").read_bytes()
     assert {p.name for p in (alone / "checkpoints").iterdir()} == {
         p.name for p in (directory / "checkpoints").iterdir()
@@ -136,3 +137,24 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path):
     metrics, expected = (json.loads((d / "metrics.json").read_text()) for d in (directory, alone))
     assert metrics.keys() == expected.keys()
     assert metrics["connectivity/dissimilarity"] == pytest.approx(expected["connectivity/dissimilarity"], rel=1e-3)
+    check_curves(tmp_path, alone, directory)
+
+
+def check_curves(logs, alone, directory):
+    """The W&B run of each has the learning curves of the flows, the same ones."""
+    from launchers import offline_logs, read_offline
+
+    runs = {run.directory: run for run in map(read_offline, offline_logs(logs))}
+    assert len(runs) == 3
+    for stage in ("loadings", "outputs"):
+        curves = [
+            [
+                {key: value for key, value in row.items() if key.startswith(stage)}
+                for row in runs[str(of)].history
+                if f"{stage}/step" in row
+            ]
+            for of in (alone, directory)
+        ]
+        assert len(curves[0]) == len(curves[1]) > 2
+        for expected, row in zip(*curves):
+            assert row == pytest.approx(expected, rel=1e-4)
