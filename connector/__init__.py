@@ -5,13 +5,19 @@ run = load_run("runs/quadstable/default")
 network = run.connectivity.sample(n_neurons=5000)
 """
 
-from connector.connectivity import ConnectivityDistribution
-from connector.dynamics import Network
-from connector.errors import UserError
-from connector.flow import Flow
-from connector.lrrnn import LowRankRNN
-from connector.store import load_run
-from connector.types import Latents, Loadings, Recording
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from connector.connectivity import ConnectivityDistribution
+    from connector.dynamics import Network
+    from connector.errors import UserError
+    from connector.flow import Flow
+    from connector.lrrnn import LowRankRNN
+    from connector.store import load_run
+    from connector.types import Latents, Loadings, Recording
 
 __version__ = "0.1.0"
 
@@ -26,3 +32,27 @@ __all__ = [
     "UserError",
     "load_run",
 ]
+
+# Imported when they are asked for: the command line answers --help without waiting for torch.
+_HOMES = {
+    "ConnectivityDistribution": "connectivity",
+    "Network": "dynamics",
+    "UserError": "errors",
+    "Flow": "flow",
+    "LowRankRNN": "lrrnn",
+    "load_run": "store",
+    "Latents": "types",
+    "Loadings": "types",
+    "Recording": "types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"connector.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

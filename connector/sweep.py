@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from connector.errors import UserError
-from connector.store import RunStore, write_json, write_text
 
 # Shown, as far as jobs have them; jobs.csv holds all.
 MAIN_METRICS = (
@@ -99,12 +98,16 @@ class SweepReport(Callback):
         overrides = list(config.hydra.overrides.task)
         total = "" if self.n_jobs is None else f"/{self.n_jobs}"
         print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {_shortest(directory)}", flush=True)
+        from connector.store import write_json  # here and below: --help answers without waiting for torch
+
         record = {"job": number, "overrides": overrides, "directory": str(directory), "state": _NOT_ENDED}
         write_json(self._record(number), record)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN or self.directory is None:
             return
+        from connector.store import write_json
+
         file = self._record(int(config.hydra.job.num) + 1)
         # The property return_value raises what the job raised, and prints.
         value = job_return._return_value
@@ -116,6 +119,8 @@ class SweepReport(Callback):
 
     def jobs(self) -> list[dict[str, Any]]:
         """The records of the jobs so far, each with the metrics in its directory."""
+        from connector.store import RunStore
+
         found = []
         for file in sorted((self.directory / _RECORDS).glob("*.json")):
             job = json.loads(file.read_text())
@@ -137,6 +142,8 @@ def close_sweep(console: Console | None = None) -> bool:
     sweep, _open = _open, None
     if sweep is None:
         return False
+    from connector.store import write_text
+
     jobs = sweep.jobs()
     shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
     if not jobs:

@@ -1,6 +1,8 @@
 """Imports go one way, and the frameworks stay at the rim: what the science needs loads without them."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,3 +77,8 @@ def test_frameworks_are_imported_at_the_rim_only():
         if target.split(".")[0] == framework and name not in allowed
     ]
     assert not wrong
+
+
+def test_what_the_command_line_needs_for_help_loads_without_torch():
+    code = "import sys, connector.sweep, connector.run_directory; assert 'torch' not in sys.modules; import connector; connector.load_run"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
