@@ -15,6 +15,7 @@ from connector.config import Options
 from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
+from connector.failures import numerical_failure
 from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.measures import drift_r2
@@ -362,11 +363,13 @@ def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs
 def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
     """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
     options, connectivity, store = context.options, context.options.connectivity, context.store
-    loadings_flow = Flow.load(store.loadings_flow_file)
+    loadings_flow = store.read_loadings_flow()
     mean = estimate_conditional_mean(options, inputs, loadings_flow.requires_grad_(False))
     generator = torch.Generator().manual_seed(options.seed + 1)
     rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
     nu = mean(rows.double()).float()
+    if not torch.isfinite(nu).all():
+        raise numerical_failure("outputs", "the conditional mean of n is not finite at some loadings")
     through_flow = connectivity.outputs == "flow"
     flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
     flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}

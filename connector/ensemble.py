@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,20 @@ from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import Plan, build_data, is_current, logging_to, plan, quiet, run_stages, unlogged_curves
+from connector.run import (
+    Plan,
+    artifacts,
+    build_data,
+    guarded,
+    is_current,
+    logging_to,
+    note_invocation,
+    plan,
+    quiet,
+    run_stages,
+    sources,
+    unlogged_curves,
+)
 from connector.run_logger import ID_FILE, NoRun
 from connector.store import RunStore
 from connector.training import StageContext, clock, fit
@@ -29,17 +43,19 @@ _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}
 
 
 class _Member:
-    """One job on its way through the stages."""
+    """One job on its way through the stages; ``locks`` keep its run directory until all are through."""
 
-    def __init__(self, options: Options, directory: Path):
+    def __init__(self, options: Options, directory: Path, locks: contextlib.ExitStack):
         self.options, self.directory = options, directory
         self.data: RecordingDataModule = build_data(options)
         self.data.setup()
         self.schedule: Plan = plan(options, self.data)
         directory.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(guarded(directory))
         self.store = RunStore(directory)
         if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
             (directory / ID_FILE).unlink(missing_ok=True)
+        note_invocation(self.store, self.schedule)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:
@@ -47,7 +63,7 @@ class _Member:
 
     def run_first_stage(self) -> None:
         only = tuple(stage for stage in self.schedule.requested if stage == "lrrnn")
-        first, due = Plan(only, self.schedule.marks, self.schedule.given_latents), self.due("lrrnn")
+        first, due = replace(self.schedule, requested=only), self.due("lrrnn")
         if due:
             self._forget_curves("lrrnn")
         with logging_to(self.directory) as say:
@@ -86,7 +102,8 @@ class _Member:
     def _close(self, job: FlowJob, metrics: dict[str, float], spent: np.ndarray) -> None:
         seconds, cpu_seconds = spent
         self._note_curves(job.stage)
-        self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds)
+        files, made_from = artifacts(self.store, job.stage), sources(self.store, job.stage)
+        self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds, files, made_from)
 
     def _forget_curves(self, stage: str) -> None:
         unlogged_curves(self.store, stage).with_suffix(".csv").unlink(missing_ok=True)
@@ -101,12 +118,17 @@ class _Member:
 def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:
     """Train the stages of several jobs, given by options and run directory, before they run one by one."""
     quiet()
+    with contextlib.ExitStack() as locks:
+        _train_stages(jobs, console, locks)
+
+
+def _train_stages(jobs: Sequence[tuple[Options, Path]], console: Console, locks: contextlib.ExitStack) -> None:
     members: list[_Member] = []
     for options, directory in jobs:
         if options.trainer.threads is not None:
             torch.set_num_threads(options.trainer.threads)
         with _left_alone_on_error(console, directory):
-            member = _Member(options, directory)
+            member = _Member(options, directory, locks)
             member.run_first_stage()
             members.append(member)
     for stage in _PREPARE:

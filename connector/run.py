@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import __version__, launch
+from connector import __version__, launch, provenance
 from connector.callbacks import StepProgress, read_rows
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
@@ -29,9 +29,11 @@ from connector.data.modules import (
     RecordingDataModule,
 )
 from connector.errors import UserError
+from connector.failures import explain
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
 from connector.results import result_tables, summarise
+from connector.run_lock import locked
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
 from connector.summary import counted
@@ -83,11 +85,15 @@ def build_data(options: Options) -> RecordingDataModule:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which stages are due, and the fingerprint of each: what it would compute, from what."""
+    """Which stages are due, and the fingerprint of each: what it would compute, from what.
+
+    ``data`` says what the recording was: path and SHA-256 of a file, or seed and SHA-256 of simulated activity.
+    """
 
     requested: tuple[str, ...]
     marks: dict[str, str]
     given_latents: bool
+    data: dict[str, Any]
 
 
 def plan(options: Options, data: RecordingDataModule) -> Plan:
@@ -102,6 +108,10 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     source = file_checksum(path) if path else options.seed
     if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
         source = (options.seed, file_checksum(teachers))
+    if path:
+        about = {"path": str(Path(path).resolve()), "sha256": source}
+    else:
+        about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
     connectivity = asdict(options.connectivity)
     of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
     shared = {
@@ -112,7 +122,7 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     marks["lrrnn"] = fingerprint(marks["data"], "given" if given_latents else asdict(options.lrrnn), options.seed)
     marks["loadings"] = fingerprint(marks["lrrnn"], of_loadings, shared)
     marks["outputs"] = fingerprint(marks["loadings"], connectivity)
-    return Plan(requested, marks, given_latents)
+    return Plan(requested, marks, given_latents, about)
 
 
 def quiet() -> None:
@@ -126,10 +136,29 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, on a full disk, stops no run and prints no traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def explained(stage: str, directory: Path) -> Iterator[None]:
+    """What leaves the block is a mistake, or a failure that says in which stage it happened and what to do."""
+    try:
+        yield
+    except Exception as error:
+        told = explain(error, stage, directory)
+        if told is error:
+            raise
+        raise told from error
+
+
 @contextlib.contextmanager
 def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     """Yields what writes a line to the run's train.log."""
-    handler = logging.FileHandler(directory / "train.log", delay=True)
+    handler = _LogFile(directory / "train.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.setLevel(logging.INFO)
     _log.propagate = False  # a configuration of one's own may have Hydra print what is logged: each line twice
@@ -141,12 +170,40 @@ def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
         handler.close()
 
 
+@contextlib.contextmanager
+def guarded(directory: Path) -> Iterator[None]:
+    """The run directory for this process alone (other ranks of the same job write nothing), rid of half-written files."""
+    if is_child_rank():
+        yield
+        return
+    with locked(directory):
+        RunStore(directory).remove_leftovers()
+        yield
+
+
 def stage_files(store: RunStore) -> dict[str, list[Path]]:
     return {
         "lrrnn": [store.latents_file],
         "loadings": [store.loadings_flow_file],
         "outputs": [store.connectivity_file],
     }
+
+
+def artifacts(store: RunStore, stage: str) -> list[Path]:
+    """All that a stage may have written for others to read."""
+    of_stage = {"lrrnn": [store.path / "responses.npz"]}
+    return [*stage_files(store)[stage], store.checkpoints / f"{stage}.ckpt", *of_stage.get(stage, [])]
+
+
+def sources(store: RunStore, stage: str) -> list[Path]:
+    """The hand-overs of the stages before, from which a stage is made."""
+    return [file for earlier in STAGES[: STAGES.index(stage)] for file in stage_files(store)[earlier]]
+
+
+def note_invocation(store: RunStore, schedule: Plan) -> None:
+    """Note what the stages that follow are made with."""
+    made_with = {"connector": __version__, "versions": provenance.versions(), "git": provenance.git_state()}
+    store.note_invocation({"command": provenance.command(), **made_with, "data": schedule.data})
 
 
 def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
@@ -175,7 +232,7 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         )
         if not is_child_rank():
             store.write_stage_inputs(given_stage_inputs(data))
-            store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {})
+            store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {}, files=[store.latents_file])
     trainers = {
         "lrrnn": lambda mark: train_lrrnn(context, data, mark),
         "loadings": lambda mark: train_flow(prepare_loadings(context, store.read_stage_inputs(), mark)),
@@ -186,9 +243,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         if stage not in schedule.requested:
             later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
             if later and not current:
+                damaged = store.damaged(stage, stage_files(store)[stage])
+                of_others = "results of other options" if stage in store.stages() else "none"
                 raise UserError(
                     f"finished results of stage {stage} for these options in {store.path}, to run {later[0]} on",
-                    "results of other options" if stage in store.stages() else "none",
+                    f"a damaged {damaged[0].name} (its checksum differs)" if damaged else of_others,
                     f"add {stage} to `stages`, or leave `stages=auto`",
                 )
             continue
@@ -196,13 +255,18 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             _log_curves_of_reused(context, stage)
             continue
+        for file in store.damaged(stage, stage_files(store)[stage]):
+            context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); trained anew")
         started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
-        metrics = trainers[stage](mark)
+        with explained(stage, store.path):
+            metrics = trainers[stage](mark)
         seconds, cpu_seconds = clock() - started
         if not is_child_rank():
-            store.finish_stage(stage, mark, seconds, metrics, cpu_seconds)
+            store.finish_stage(
+                stage, mark, seconds, metrics, cpu_seconds, artifacts(store, stage), sources(store, stage)
+            )
         launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
@@ -288,15 +352,16 @@ def run(
     if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
     check_trainer(options.trainer)
-    data = build_data(options)
-    data.setup()
-    schedule = plan(options, data)
+    with explained("data", directory):
+        data = build_data(options)
+        data.setup()
+        schedule = plan(options, data)
     store = RunStore(directory)
     if sweep_name is not None and not options.force and _is_finished(store, options, schedule):
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
         return _objective(store.metrics())
     directory.mkdir(parents=True, exist_ok=True)
-    with logging_to(directory):
+    with guarded(directory), logging_to(directory):
         return _run(options, config, directory, sweep_name, data, schedule, store, console)
 
 
@@ -331,48 +396,52 @@ def _run(
 
     ranks, logger, failed = launch.rank_variables(), NoRun(), True
     try:
-        for line in describe(data.recording):
-            say(line)
-        plain = OmegaConf.to_container(config, resolve=True)
-        logger = _logger(options, directory, sweep_name, plain)
-        if isinstance(logger, WandbRun):
-            say(logger.where)
-            # A simulation is a function of the seed, too.
-            seed = {"seed": options.seed} if data.teacher is not None else {}
-            logger.log_data(plain["data"] | seed, options.data.name)
-        context = StageContext(options, store, logger, console, say)
-        if not is_child_rank():
-            write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-            store.forget_stage("results")
+        with explained("start", directory):
+            for line in describe(data.recording):
+                say(line)
+            plain = OmegaConf.to_container(config, resolve=True)
+            logger = _logger(options, directory, sweep_name, plain)
+            if isinstance(logger, WandbRun):
+                say(logger.where)
+                # A simulation is a function of the seed, too.
+                seed = {"seed": options.seed} if data.teacher is not None else {}
+                logger.log_data(plain["data"] | seed, options.data.name)
+            context = StageContext(options, store, logger, console, say)
+            if not is_child_rank():
+                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+                note_invocation(store, schedule)
+                store.forget_stage("results")
         run_stages(context, data, schedule)
         if is_child_rank():
             failed = False
             return None
-        metrics = all_metrics(store, {})
-        if "outputs" in store.stages():
-            say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
-            started = clock()
-            with StepProgress("results", console if options.trainer.progress else None) as progress:
-                results, figures, cautions = summarise(
-                    options, store, data, metrics, describe(data.recording), progress
-                )
-            seconds, cpu_seconds = clock() - started
-            say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
-            for line in cautions:
-                say(line)
-            metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
-            store.write_metrics(metrics)
-        else:
-            figures, seconds, cpu_seconds = {}, 0.0, 0.0
-            store.write_metrics(metrics)
-        tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
-        logger.log_results(metrics, figures, tables)
-        logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
-        networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
-        if store.connectivity_file.exists():
-            logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
-        store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds)
-        show(console, metrics, store)
+        with explained("results", directory):
+            metrics = all_metrics(store, {})
+            if "outputs" in store.stages():
+                say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
+                started = clock()
+                with StepProgress("results", console if options.trainer.progress else None) as progress:
+                    results, figures, cautions = summarise(
+                        options, store, data, metrics, describe(data.recording), progress
+                    )
+                seconds, cpu_seconds = clock() - started
+                say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
+                for line in cautions:
+                    say(line)
+                metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
+                store.write_metrics(metrics)
+            else:
+                figures, seconds, cpu_seconds = {}, 0.0, 0.0
+                store.write_metrics(metrics)
+            tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
+            logger.log_results(metrics, figures, tables)
+            logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
+            networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
+            if store.connectivity_file.exists():
+                logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
+            files = [directory / "metrics.json", directory / "network.npz"]
+            store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
+            show(console, metrics, store)
         failed = False
         return _objective(metrics)
     except BaseException:

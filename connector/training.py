@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
 
-from connector.callbacks import LearningCurves, StageProgress
+from connector import interruption
+from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
 from connector.config import Options, TrainerOptions
 from connector.errors import UserError
-from connector.store import RunStore
+from connector.failures import numerical_failure
+from connector.files import read_saved, write_saved
+from connector.store import RunStore, move_into_place
 
 _VALIDATIONS = 40  # over a training, so that watching costs little
 
@@ -53,6 +59,9 @@ class StageModule(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         loss, extra = self.losses(batch, self.global_step, training=True)
+        # On a GPU to look at each value would wait for it; there the epoch's mean tells.
+        if loss.device.type == "cpu":
+            self._require_finite(loss)
         # self.log in every step costs more than these small models; sum here, log once an epoch.
         for name, value in {"loss": loss.detach(), **extra}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -60,10 +69,19 @@ class StageModule(pl.LightningModule):
         # With the last batch and not in on_train_epoch_end: callbacks' hook of that name runs before the module's, so
         # that they would find the epoch before.
         if self.trainer.is_last_batch:
+            self._require_finite(self._sums["loss"])
             means = {f"{self.stage}/train_{name}": value / self._count for name, value in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
             self._sums, self._count = {}, 0
         return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = f"step {self.global_step + 1} (epoch {self.current_epoch + 1})"
+            last = getattr(self.trainer.checkpoint_callback, "last", None)
+            kept = "no state of this training was kept" if last is None else f"the last good state is {last}"
+            raise numerical_failure(self.stage, f"the training loss is {value}", where, kept)
 
     def validation_step(self, batch, batch_index: int) -> None:
         loss, extra = self.losses(batch, -1 - batch_index, training=False)
@@ -126,7 +144,7 @@ def one_thread(options: Options) -> Iterator[None]:
 
 
 def validation_interval(max_epochs: int) -> int:
-    """A stage of so many epochs is validated, and its checkpoint written, after every so many of them."""
+    """A stage of so many epochs is validated after every so many of them."""
     return max(1, max_epochs // _VALIDATIONS)
 
 
@@ -150,6 +168,14 @@ def check_trainer(options: TrainerOptions) -> None:
         raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
 
 
+class PlainCheckpointFiles(TorchCheckpointIO):
+    """Writes where it is told to: Lightning's own way would first fill the system's temporary directory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_saved(checkpoint, path)
+
+
 def fit(
     context: StageContext,
     stage: str,
@@ -164,37 +190,37 @@ def fit(
 ) -> pl.Trainer:
     """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
-    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``. With
+    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``, and ends
+    where it would have ended. Its checkpoints stay until the stage is finished (:meth:`RunStore.finish_stage`). With
     ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """
     options, store = context.options, context.store
-    every = validation_interval(max_epochs)
-    aside = store.checkpoints / f"{stage}-{mark}"
-    best = ModelCheckpoint(
-        dirpath=aside, filename="best", monitor=monitor, mode="min", save_last=True, every_n_epochs=every,
-        enable_version_counter=False,
-    )  # fmt: skip
-    watch = [best, LearningCurves(store.path / "logs" / f"{stage}.csv")]
+    checkpoints = StageCheckpoints(store.unfinished(stage, mark), monitor)
+    curves = LearningCurves(store.path / "logs" / f"{stage}.csv")
+    watch = [checkpoints, curves]
     if options.trainer.progress:
         watch.append(StageProgress(stage, monitor, context.console))
     trainer = pl.Trainer(
         **_hardware(options.trainer),
         max_epochs=max_epochs,
-        check_val_every_n_epoch=every,
+        check_val_every_n_epoch=validation_interval(max_epochs),
         num_sanity_val_steps=0,
         gradient_clip_val=clip,
         logger=context.logger.for_stage(stage),
         callbacks=[*callbacks, *context.callbacks, *watch],
+        plugins=[PlainCheckpointFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=store.path,
         log_every_n_steps=1,
     )
-    last = aside / "last.ckpt"
-    resume = str(last) if max_epochs and last.exists() else None
-    if resume:
+    resume = checkpoints.resumable() if max_epochs else None
+    if resume is not None:
+        checkpoints.last = resume
         context.say(f"{stage}: going on from an earlier, interrupted training")
+    elif max_epochs and checkpoints.written():
+        context.say(f"{stage}: the checkpoints of an interrupted training are damaged; it is trained anew")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as left:
@@ -202,21 +228,26 @@ def fit(
         if trainer.interrupted and left.code == 1:
             raise KeyboardInterrupt from left
         raise
-    part = store.checkpoints / f"{stage}.ckpt.part"
+    finally:
+        interruption.training_ends()
+    final = store.checkpoints / f"{stage}.ckpt"
+    part = final.with_name(f".{final.name}.part")
     if not max_epochs:
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
-            part.replace(store.checkpoints / f"{stage}.ckpt")
-            shutil.rmtree(aside, ignore_errors=True)
+            move_into_place(part, final)
+            shutil.rmtree(checkpoints.directory, ignore_errors=True)
         trainer.strategy.barrier()
         return trainer
-    kept = best.best_model_path if keep == "best" else best.last_model_path
-    if keep == "best":
-        module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
+    if checkpoints.best is None:
+        raise numerical_failure(stage, "the validation loss was not finite after any epoch")
+    kept = checkpoints.last if keep == "last" else checkpoints.best
+    # From the file, as the run that resumes after the last epoch has it: callbacks may have changed the weights at the end.
+    module.load_state_dict(read_saved(kept, "a checkpoint")["state_dict"])
     trainer.strategy.barrier()
     if trainer.is_global_zero:
+        curves.write()
         shutil.copyfile(kept, part)
-        part.replace(store.checkpoints / f"{stage}.ckpt")
-        shutil.rmtree(aside)
+        move_into_place(part, final)
     trainer.strategy.barrier()
     return trainer
