@@ -28,7 +28,7 @@ from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
 from connector.store import RunStore, move_into_place
 
-_VALIDATIONS = 40  # over a training, so that watching costs little
+_VALIDATIONS = 30  # over a training, so that watching costs little
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
