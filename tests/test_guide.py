@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from test_own_data import session
 from test_train import ROOT, SMALL
 
+import connector
 from connector.config import checked
 from connector.report import METRICS
 from connector.run_directory import register_resolvers, run_directory
@@ -63,6 +64,18 @@ def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
     assert set(json.loads((finished[0] / "metrics.json").read_text())) <= keys_of_the_table()
 
 
+def test_the_version_is_the_same_everywhere_and_links_lead_somewhere():
+    version = connector.__version__
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    assert {"cff-version", "message", "title", "authors", "license", "references"} <= set(citation)
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md"), *DOCS.glob("*.ipynb")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 # --- tables of options --------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +119,8 @@ INSTEAD = {
     "trainer=gpu": ["trainer=cpu"],
     "trainer.devices=4": ["trainer.accelerator=cpu", "trainer.devices=2"],
     "seed=range(1,17)": ["seed=range(1,3)"],
+    "lrrnn.rank=1,2,3": ["lrrnn.rank=1,2"],
+    "data.fold=1,2,3,4,5": ["data.n_folds=3", "data.fold=1,2,3"],
     "hydra.sweeper.n_trials=20": ["hydra.sweeper.n_trials=2"],
 }
 # Words in the first line of a block: `quick` belongs to the default tests, `slow` takes minutes, `needs=...` names
@@ -162,7 +177,7 @@ def small_run(words):
     if "-m" not in typed and "hydra.run.dir" not in keys:
         options = [word for word in words if "=" in word]
         choices = {"data": "quadstable", "experiment": None} | dict(word.split("=", 1) for word in options)
-        added.append(f"hydra.run.dir=runs/{run_directory(choices, options)}")
+        added.append(f"hydra.run.dir='runs/{run_directory(choices, options)}'")
     return typed + added
 
 
@@ -250,3 +265,41 @@ def test_all_blocks_run(page, reader):
     for block in blocks_of(page):
         if block.language in ("sh", "python") and not NOT_RUN & set(block.words) and not missing(block):
             reader.follow(block)
+
+
+# --- notebooks ---------------------------------------------------------------------------------------------------------
+
+
+def executed(name, directory, monkeypatch):
+    """The text that a notebook's cells print, run in ``directory`` by a kernel of its own."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    book = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    where = {"metadata": {"path": str(directory)}}
+    nbclient.NotebookClient(book, timeout=3000, kernel_name="python3", resources=where).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_notebook_on_attractors_runs_on_a_small_run(tmp_path, monkeypatch, finished):
+    shutil.copytree(finished[0], tmp_path / "runs" / "quadstable" / "default")
+    said = executed("attractors", tmp_path, monkeypatch)
+    assert len(re.findall(r"^(?:holds|DOES NOT HOLD HERE): ", said, re.MULTILINE)) >= 6  # small: some may not
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("name", ["attractors", "recording"])
+def test_what_a_notebook_states_holds_at_the_size_it_states(name, tmp_path, monkeypatch):
+    said = executed(name, tmp_path, monkeypatch)
+    assert said.count("holds: ") >= 6
+    assert "DOES NOT HOLD" not in said
+
+
+@pytest.mark.parametrize("name", ["attractors", "recording"])
+def test_notebooks_show_what_they_printed_when_all_they_state_held(name):
+    cells = json.loads((DOCS / f"{name}.ipynb").read_text())["cells"]
+    last = "".join(text for output in cells[-1]["outputs"] for text in output["text"])
+    claims = len(re.findall(r'^    "', "".join(cells[-1]["source"]), re.MULTILINE))
+    assert last.count("holds: ") == claims >= 6
