@@ -301,12 +301,10 @@ def drive_tilt(options: Options, inputs: StageInputs, flow: Flow, mean: Conditio
     if not options.connectivity.match_drive or flow.base != "normal":
         return None
     rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
-    rows, loadings = rows.double(), inputs.loadings
+    nu, rows, loadings = mean.quick(rows).double(), rows.double(), inputs.loadings
     z, u, y = drive_of_mean(inputs, mean)
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    return fit_drive_tilt(
-        rows, mean(rows), z, u, y, activation=inputs.activation, shape=shape, n_neurons=loadings.n_neurons
-    )
+    return fit_drive_tilt(rows, nu, z, u, y, activation=inputs.activation, shape=shape, n_neurons=loadings.n_neurons)
 
 
 def assemble(
@@ -366,7 +364,7 @@ def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> Fl
     mean = estimate_conditional_mean(options, inputs, loadings_flow.requires_grad_(False))
     generator = torch.Generator().manual_seed(options.seed + 1)
     rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
-    nu = mean(rows.double()).float()
+    nu = mean.quick(rows)
     through_flow = connectivity.outputs == "flow"
     flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
     flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}

@@ -22,7 +22,7 @@ from connector.config import Options, TrainerOptions
 from connector.errors import UserError
 from connector.store import RunStore
 
-_VALIDATIONS = 40  # over a training, so that watching costs little
+_VALIDATIONS = 30  # over a training, so that watching costs little
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:

@@ -268,7 +268,20 @@ def test_validation_takes_the_largest_sufficient_regularizer():
         )
         assert model.summary["validation_r2"] >= 0.99
         larger = fit_conditional_mean(z, u, y, pool, regularizer=10**0.5 * model.summary["lambda"], **options)
-        assert module._explained(larger, activation("tanh"), pool, (zv, uv, yv)) < 0.99
+        predicted = module.times_design(activation("tanh"), pool, zv, uv, larger(pool.stack()))
+        assert float((1 - (yv - predicted).square().sum(0) / (yv - yv.mean(0)).square().sum(0)).min()) < 0.99
+
+
+def test_quick_is_single_precision_only_where_that_is_enough():
+    z, u, y, pool, _ = _problem()
+    at = _randn(200, 2, seed=41)
+    for estimator in ("ridge", "gaussian_process"):
+        model = fit_conditional_mean(z, u, y, pool, activation="tanh", estimator=estimator, regularizer=1e-3)
+        quick, exact = model.quick(at), model(at)
+        assert quick.dtype == at.dtype
+        assert not torch.equal(quick, exact)
+        torch.testing.assert_close(quick, exact, rtol=0, atol=1e-4 * float(exact.square().mean().sqrt()))
+        assert torch.equal(model.quick(at, tolerance=1e-12), exact)
 
 
 def test_pseudo_loadings_keep_mean_and_covariance():
