@@ -20,6 +20,7 @@ from connector.measures import field_error
 from connector.run_directory import register_resolvers
 from connector.spikes import trial_batch
 from connector.store import write_network
+from connector.types import Loadings
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -190,6 +191,35 @@ def test_figure_5_and_the_power_of_its_measures(spike_run, tmp_path, capsys):
         assert words in said
 
 
+def test_how_often_the_test_for_cell_types_fires_on_refitted_simulations(spike_run, tmp_path, capsys):
+    few = ("--run", spike_run, "--data-sets", 1, "--epochs", 1)
+    for _ in range(2):  # the second time nothing is left to do
+        assert drawn("cell_types_refitted", tmp_path / "nowhere", tmp_path, *few) == 0
+    said = capsys.readouterr().out
+    assert said.count("seed 0: p = ") == 1
+    assert "without cell types, refitted loadings: the test fires in" in said
+    one = json.loads((tmp_path / "cell_types_refitted.json").read_text())["data_sets"]
+    assert len(one) == 1
+    assert 0 < one[0]["p"] <= 1
+
+
+@pytest.mark.parametrize("n_types", [1, 2, 3])
+def test_drawn_loadings_have_the_moments_of_the_recorded_ones_and_types_that_differ(n_types):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    recorded = Loadings.unstack(torch.randn(6000, 4, generator=generator, dtype=torch.float64) @ mixing + 1, 2, 1, True)
+    drawn_, types = script("cell_types_refitted").draw_loadings(recorded, n_types, generator)
+    x, y = recorded.stack(), drawn_.stack()
+    scale = x.var(0).mean()
+    torch.testing.assert_close(y.mean(0), x.mean(0), rtol=0, atol=0.05 * float(scale.sqrt()))
+    torch.testing.assert_close(torch.cov(y.T), torch.cov(x.T), rtol=0, atol=0.1 * float(scale))
+    assert torch.bincount(types).tolist() == [6000 // n_types] * n_types
+    if n_types > 1:
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(y.T)), (y - y.mean(0)).T, upper=False)
+        centres = torch.stack([white.T[types == c].mean(0) for c in range(n_types)])
+        assert float(torch.pdist(centres).min()) > 1.0  # in standard deviations over all neurons
+
+
 def test_the_fitted_spike_model_is_in_the_gauge_of_the_latents(spike_run):
     run = script("saved_runs").SpikeRun(spike_run)
     batch = trial_batch(run.recording, None, run.baseline)
@@ -227,7 +257,8 @@ def test_truths_have_the_points_they_are_named_after(spike_run):
 
 def test_what_data_sets_say():
     power = script("attractor_power")
-    sets = [{"kind": kind, "separation_true": true, "separation": value, "points": points}
+    sets = [{"kind": kind, "separation_true": true, "separation": value, "points": points, "log_ratio": true - 0.2,
+             "separation_axis": true}
             for kind, true, value, points in (("one slow point", 0.1, 0.2, 1), ("one slow point", 0.3, 0.5, 1),
                                               ("two attractors", 0.9, 0.4, 1), ("two attractors", 1.1, 0.8, 2))]  # fmt: skip
     assert power.told_apart([0.2, 0.5], [0.4, 0.8]) == (3, 4)
@@ -236,6 +267,8 @@ def test_what_data_sets_say():
     assert "in 3 of 4 pairs" in said
     assert "0.60, puts 3 of 4" in said
     assert "two attractors 1 of 2" in said
+    assert "Its sign is right in 3 of 4" in said
+    assert "right side of the boundary in 4 of 4" in said
     assert "it is not shown that the separation tells the two kinds apart" in said
     clear = [{**one, "separation": one["separation_true"]} for one in 4 * sets]
     assert "tells the two kinds apart more often than chance" in " ".join(power.verdict(clear))
@@ -260,7 +293,8 @@ def test_the_run_on_recordings_is_found_or_asked_for(spike_run, tmp_path, capsys
         saved.spike_run(parser.parse_args(at))
 
 
-@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "figure5", "attractor_power", "supplementary",
+@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "figure5", "attractor_power", "cell_types_refitted",
+                                  "supplementary",
                                   "heavy_tails"])  # fmt: skip
 def test_a_missing_run_ends_with_2_and_the_command_that_makes_it(name, tmp_path, capsys):
     assert drawn(name, tmp_path / "runs", tmp_path / "figures") == 2
