@@ -162,7 +162,7 @@ def small_run(words):
     if "-m" not in typed and "hydra.run.dir" not in keys:
         options = [word for word in words if "=" in word]
         choices = {"data": "quadstable", "experiment": None} | dict(word.split("=", 1) for word in options)
-        added.append(f"hydra.run.dir=runs/{run_directory(choices, options)}")
+        added.append(f"hydra.run.dir='runs/{run_directory(choices, options)}'")
     return typed + added
 
 
