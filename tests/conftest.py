@@ -6,8 +6,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,10 +28,21 @@ def experiments_importable():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A small run of the main experiment: its directory, and what the command said. Copy it before changing it."""
+    """A small run of the main experiment: a directory of this process's own, and what the command said.
+
+    Where several processes test, the first one that needs it makes it; each gets a copy.
+    """
+    from filelock import FileLock
     from test_train import SMALL, train
 
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    said = shared.with_suffix(".txt")
+    with FileLock(shared.with_suffix(".lock")):
+        if not said.exists():
+            done = train(*SMALL, f"hydra.run.dir={shared}")
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.write_text(done.stdout)
     directory = tmp_path_factory.mktemp("runs") / "one"
-    done = train(*SMALL, f"hydra.run.dir={directory}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory, done
+    shutil.copytree(shared, directory)
+    return directory, SimpleNamespace(stdout=said.read_text().replace(str(shared), str(directory)))

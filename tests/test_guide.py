@@ -250,3 +250,41 @@ def test_all_blocks_run(page, reader):
     for block in blocks_of(page):
         if block.language in ("sh", "python") and not NOT_RUN & set(block.words) and not missing(block):
             reader.follow(block)
+
+
+# --- notebooks ---------------------------------------------------------------------------------------------------------
+
+
+def executed(name, directory, monkeypatch):
+    """The text that a notebook's cells print, run in ``directory`` by a kernel of its own."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    book = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    where = {"metadata": {"path": str(directory)}}
+    nbclient.NotebookClient(book, timeout=3000, kernel_name="python3", resources=where).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_notebook_on_attractors_runs_on_a_small_run(tmp_path, monkeypatch, finished):
+    shutil.copytree(finished[0], tmp_path / "runs" / "quadstable" / "default")
+    said = executed("attractors", tmp_path, monkeypatch)
+    assert len(re.findall(r"^(?:holds|DOES NOT HOLD HERE): ", said, re.MULTILINE)) >= 6  # small: some may not
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("name", ["attractors", "recording"])
+def test_what_a_notebook_states_holds_at_the_size_it_states(name, tmp_path, monkeypatch):
+    said = executed(name, tmp_path, monkeypatch)
+    assert said.count("holds: ") >= 6
+    assert "DOES NOT HOLD" not in said
+
+
+@pytest.mark.parametrize("name", ["attractors", "recording"])
+def test_notebooks_show_what_they_printed_when_all_they_state_held(name):
+    cells = json.loads((DOCS / f"{name}.ipynb").read_text())["cells"]
+    last = "".join(text for output in cells[-1]["outputs"] for text in output["text"])
+    claims = len(re.findall(r'^    "', "".join(cells[-1]["source"]), re.MULTILINE))
+    assert last.count("holds: ") == claims >= 6
