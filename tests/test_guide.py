@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from test_own_data import session
 from test_train import ROOT, SMALL
 
+import connector
 from connector.config import checked
 from connector.report import METRICS
 from connector.run_directory import register_resolvers, run_directory
@@ -63,6 +64,18 @@ def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
     assert set(json.loads((finished[0] / "metrics.json").read_text())) <= keys_of_the_table()
 
 
+def test_the_version_is_the_same_everywhere_and_links_lead_somewhere():
+    version = connector.__version__
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    assert {"cff-version", "message", "title", "authors", "license", "references"} <= set(citation)
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md"), *DOCS.glob("*.ipynb")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 # --- tables of options --------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +119,8 @@ INSTEAD = {
     "trainer=gpu": ["trainer=cpu"],
     "trainer.devices=4": ["trainer.accelerator=cpu", "trainer.devices=2"],
     "seed=range(1,17)": ["seed=range(1,3)"],
+    "lrrnn.rank=1,2,3": ["lrrnn.rank=1,2"],
+    "data.fold=1,2,3,4,5": ["data.n_folds=3", "data.fold=1,2,3"],
     "hydra.sweeper.n_trials=20": ["hydra.sweeper.n_trials=2"],
 }
 # Words in the first line of a block: `quick` belongs to the default tests, `slow` takes minutes, `needs=...` names
