@@ -12,14 +12,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from connector.store import write_text
+from connector.files import read_saved
+from connector.store import file_checksum, move_into_place, write_text
 
 _REFRESH_S = 0.2
+CHECKPOINT_EVERY_S = 1.0
+_DIGITS = 16  # of a checksum in a file's name
 
 
 def stage_progress(console: Console, unit: str = "epochs") -> Progress:
@@ -110,6 +113,96 @@ class StepProgress:
         self._started = True
 
 
+class StageCheckpoints(Checkpoint):
+    """Checkpoints of a training under way: its state after the last epoch, and after the best one by ``monitor``.
+
+    Each file is named after its content (sha256), so that one that is not whole is never read; a new one is on the disk
+    before the one that it replaces is removed. Epochs shorter than ``every_s`` are not each worth a file: a resumed training
+    repeats at most so many seconds, and ends where an uninterrupted one ends.
+
+    Args:
+        directory: for the files, made when needed.
+        monitor: the metric, the lower the better; compared in epochs that were validated.
+        every_s: the last state is written if so many seconds have passed since it was written last, and at the end;
+            None: CHECKPOINT_EVERY_S.
+
+    Attributes:
+        best_model_score: lowest value of ``monitor`` so far, a tensor, or None.
+        best: file of the best state, or None; last: file of the last one, or None.
+    """
+
+    def __init__(self, directory: Path, monitor: str, every_s: float | None = None):
+        self.directory, self.monitor = Path(directory), monitor
+        self.every_s = CHECKPOINT_EVERY_S if every_s is None else every_s
+        self.best_model_score: Tensor | None = None
+        self.best: Path | None = None
+        self.last: Path | None = None
+        self._validated = False
+        self._written = -math.inf
+
+    def written(self) -> list[Path]:
+        """Files of last states, the newest first, whole or not."""
+        return sorted(self.directory.glob("last-*.ckpt"), key=_epoch_of, reverse=True)
+
+    def resumable(self) -> Path | None:
+        """The newest state that is whole, as is the best one that it names; None where there is none."""
+        for path in self.written():
+            if _is_whole(path):
+                best = read_saved(path, "a checkpoint")["callbacks"][self.state_key]["best"]
+                if best is None or _is_whole(self.directory / best):
+                    return path
+        return None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor) if self._validated else None
+        self._validated = False
+        if value is not None and (self.best_model_score is None or value < self.best_model_score):
+            self.best_model_score = value.detach().cpu().clone()
+            self.best = self._write(trainer, "best")
+        ends = trainer.current_epoch + 1 >= trainer.max_epochs
+        # One process decides for all: their clocks differ.
+        if trainer.strategy.broadcast(ends or time.monotonic() - self._written >= self.every_s):
+            self.last = self._write(trainer, "last")
+            self._written = time.monotonic()
+            if trainer.is_global_zero:
+                self._remove_all_but({self.best, self.last})
+
+    def _write(self, trainer: pl.Trainer, kind: str) -> Path:
+        aside = self.directory / f".{kind}.part"
+        trainer.save_checkpoint(aside)
+        name = None
+        if trainer.is_global_zero:
+            name = f"{kind}-{trainer.current_epoch + 1:05d}-{file_checksum(aside)[:_DIGITS]}.ckpt"
+            move_into_place(aside, self.directory / name)
+        return self.directory / trainer.strategy.broadcast(name)
+
+    def _remove_all_but(self, kept: set[Path | None]) -> None:
+        for path in self.directory.iterdir():
+            if path not in kept:
+                path.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.best_model_score, "best": None if self.best is None else self.best.name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_model_score = state_dict["score"]
+        self.best = None if state_dict["best"] is None else self.directory / state_dict["best"]
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and file_checksum(path)[:_DIGITS] == path.stem.split("-")[-1]
+
+
 class LearningCurves(Callback):
     """The epoch-wise metrics of a stage, in a csv file; part of the checkpoint, so that a resumed run has them whole.
 
@@ -133,8 +226,8 @@ class LearningCurves(Callback):
         if row:
             self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **row})
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self.rows:
+    def write(self) -> None:
+        if self.rows:
             write_learning_curves(self.path, self.rows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -41,14 +42,29 @@ FORMAT = 2
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path aside of ``path`` to write to; it takes its place only when the block ends well."""
+    """Yield a path aside of ``path`` to write to; it takes its place only when the block ends well, whole on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        os.replace(aside, path)
+        move_into_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def move_into_place(aside: Path, path: Path) -> None:
+    """Rename a file that was written aside, after its content has reached the disk: no crash leaves half of it there."""
+    _flush(aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -171,6 +187,12 @@ class RunStore:
         times = {"seconds": round(float(seconds), 3), "cpu_seconds": round(float(cpu_seconds), 3)}
         done[stage] = {"fingerprint": mark, **times, "metrics": dict(metrics)}
         write_json(self.path / "stages.json", done)
+        for unfinished in self.checkpoints.glob(f"{stage}-*"):
+            shutil.rmtree(unfinished)
+
+    def unfinished(self, stage: str, mark: str) -> Path:
+        """Directory of the checkpoints of a training that is under way; it is there until the stage is finished."""
+        return self.checkpoints / f"{stage}-{mark}"
 
     def forget_stage(self, stage: str) -> None:
         done = self.stages()

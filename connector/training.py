@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
 
-from connector.callbacks import LearningCurves, StageProgress
+from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
 from connector.config import Options, TrainerOptions
 from connector.errors import UserError
-from connector.store import RunStore
+from connector.files import read_saved
+from connector.store import RunStore, move_into_place
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
 
@@ -126,7 +130,7 @@ def one_thread(options: Options) -> Iterator[None]:
 
 
 def validation_interval(max_epochs: int) -> int:
-    """A stage of so many epochs is validated, and its checkpoint written, after every so many of them."""
+    """A stage of so many epochs is validated after every so many of them."""
     return max(1, max_epochs // _VALIDATIONS)
 
 
@@ -150,6 +154,17 @@ def check_trainer(options: TrainerOptions) -> None:
         raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
 
 
+class PlainCheckpointFiles(TorchCheckpointIO):
+    """Writes where it is told to: Lightning's own way would first fill the system's temporary directory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:  # torch.save to a path reports a full disk as an error of its archive
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)
+            file.write(buffer.getbuffer())
+
+
 def fit(
     context: StageContext,
     stage: str,
@@ -164,37 +179,37 @@ def fit(
 ) -> pl.Trainer:
     """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
-    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``. With
+    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``, and ends
+    where it would have ended. Its checkpoints stay until the stage is finished (:meth:`RunStore.finish_stage`). With
     ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """
     options, store = context.options, context.store
-    every = validation_interval(max_epochs)
-    aside = store.checkpoints / f"{stage}-{mark}"
-    best = ModelCheckpoint(
-        dirpath=aside, filename="best", monitor=monitor, mode="min", save_last=True, every_n_epochs=every,
-        enable_version_counter=False,
-    )  # fmt: skip
-    watch = [best, LearningCurves(store.path / "logs" / f"{stage}.csv")]
+    checkpoints = StageCheckpoints(store.unfinished(stage, mark), monitor)
+    curves = LearningCurves(store.path / "logs" / f"{stage}.csv")
+    watch = [checkpoints, curves]
     if options.trainer.progress:
         watch.append(StageProgress(stage, monitor, context.console))
     trainer = pl.Trainer(
         **_hardware(options.trainer),
         max_epochs=max_epochs,
-        check_val_every_n_epoch=every,
+        check_val_every_n_epoch=validation_interval(max_epochs),
         num_sanity_val_steps=0,
         gradient_clip_val=clip,
         logger=context.logger.for_stage(stage),
         callbacks=[*callbacks, *context.callbacks, *watch],
+        plugins=[PlainCheckpointFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=store.path,
         log_every_n_steps=1,
     )
-    last = aside / "last.ckpt"
-    resume = str(last) if max_epochs and last.exists() else None
-    if resume:
+    resume = checkpoints.resumable() if max_epochs else None
+    if resume is not None:
+        checkpoints.last = resume
         context.say(f"{stage}: going on from an earlier, interrupted training")
+    elif max_epochs and checkpoints.written():
+        context.say(f"{stage}: the checkpoints of an interrupted training are damaged; it is trained anew")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as left:
@@ -202,21 +217,22 @@ def fit(
         if trainer.interrupted and left.code == 1:
             raise KeyboardInterrupt from left
         raise
-    part = store.checkpoints / f"{stage}.ckpt.part"
+    final = store.checkpoints / f"{stage}.ckpt"
+    part = final.with_name(f".{final.name}.part")
     if not max_epochs:
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
-            part.replace(store.checkpoints / f"{stage}.ckpt")
-            shutil.rmtree(aside, ignore_errors=True)
+            move_into_place(part, final)
+            shutil.rmtree(checkpoints.directory, ignore_errors=True)
         trainer.strategy.barrier()
         return trainer
-    kept = best.best_model_path if keep == "best" else best.last_model_path
-    if keep == "best":
-        module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
+    kept = checkpoints.last if keep == "last" or checkpoints.best is None else checkpoints.best
+    # From the file, as the run that resumes after the last epoch has it: callbacks may have changed the weights at the end.
+    module.load_state_dict(read_saved(kept, "a checkpoint")["state_dict"])
     trainer.strategy.barrier()
     if trainer.is_global_zero:
+        curves.write()
         shutil.copyfile(kept, part)
-        part.replace(store.checkpoints / f"{stage}.ckpt")
-        shutil.rmtree(aside)
+        move_into_place(part, final)
     trainer.strategy.barrier()
     return trainer

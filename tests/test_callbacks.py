@@ -29,12 +29,14 @@ class Counting(StageModule):
 def test_rows_hold_the_epochs_own_values_and_validation_only_where_it_ran(tmp_path):
     rows = torch.tensor([[1.0], [1.0], [-1.0]])
     path = tmp_path / "lrrnn.csv"
+    watch = LearningCurves(path)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=5, check_val_every_n_epoch=2, num_sanity_val_steps=0, logger=False,
-        callbacks=[LearningCurves(path)], enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[watch], enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(Counting(), DataLoader(TensorDataset(rows), batch_size=2), DataLoader(TensorDataset(rows)))
+    watch.write()
     curves = read_learning_curves(path)
     assert curves["lrrnn/train_loss"] == ([1, 2, 3, 4, 5], pytest.approx([e + 0.125 for e in (1, 2, 3, 4, 5)]))
     assert curves["lrrnn/train_part"] == ([1, 2, 3, 4, 5], [-1, -2, -3, -4, -5])

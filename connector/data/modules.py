@@ -92,8 +92,11 @@ class InMemoryBatches:
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: the epoch is asked for with the first batch. Lightning makes its iterator before it has read from the
+        # checkpoint at which epoch a resumed training goes on.
         order = self.order(self._epoch if self._epoch_now is None else int(self._epoch_now()))
-        return (self._take(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size))
+        for i in range(0, len(order), self.batch_size):
+            yield self._take(order[i : i + self.batch_size])
 
     def _take(self, index: Tensor) -> Any:
         if isinstance(self.data, Tensor):
