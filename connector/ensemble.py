@@ -20,7 +20,7 @@ from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import Plan, build_data, is_current, logging_to, plan, quiet, run_stages, unlogged_curves
+from connector.run import Plan, build_data, guarded, is_current, logging_to, plan, quiet, run_stages, unlogged_curves
 from connector.run_logger import ID_FILE, NoRun
 from connector.store import RunStore
 from connector.training import StageContext, clock, fit
@@ -29,14 +29,15 @@ _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}
 
 
 class _Member:
-    """One job on its way through the stages."""
+    """One job on its way through the stages; ``locks`` keep its run directory until all are through."""
 
-    def __init__(self, options: Options, directory: Path):
+    def __init__(self, options: Options, directory: Path, locks: contextlib.ExitStack):
         self.options, self.directory = options, directory
         self.data: RecordingDataModule = build_data(options)
         self.data.setup()
         self.schedule: Plan = plan(options, self.data)
         directory.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(guarded(directory))
         self.store = RunStore(directory)
         if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
             (directory / ID_FILE).unlink(missing_ok=True)
@@ -101,12 +102,17 @@ class _Member:
 def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:
     """Train the stages of several jobs, given by options and run directory, before they run one by one."""
     quiet()
+    with contextlib.ExitStack() as locks:
+        _train_stages(jobs, console, locks)
+
+
+def _train_stages(jobs: Sequence[tuple[Options, Path]], console: Console, locks: contextlib.ExitStack) -> None:
     members: list[_Member] = []
     for options, directory in jobs:
         if options.trainer.threads is not None:
             torch.set_num_threads(options.trainer.threads)
         with _left_alone_on_error(console, directory):
-            member = _Member(options, directory)
+            member = _Member(options, directory, locks)
             member.run_first_stage()
             members.append(member)
     for stage in _PREPARE:

@@ -32,6 +32,7 @@ from connector.errors import UserError
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
 from connector.results import result_tables, summarise
+from connector.run_lock import locked
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
 from connector.summary import counted
@@ -139,6 +140,17 @@ def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     finally:
         _log.removeHandler(handler)
         handler.close()
+
+
+@contextlib.contextmanager
+def guarded(directory: Path) -> Iterator[None]:
+    """The run directory for this process alone (other ranks of the same job write nothing), rid of half-written files."""
+    if is_child_rank():
+        yield
+        return
+    with locked(directory):
+        RunStore(directory).remove_leftovers()
+        yield
 
 
 def stage_files(store: RunStore) -> dict[str, list[Path]]:
@@ -296,7 +308,7 @@ def run(
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
         return _objective(store.metrics())
     directory.mkdir(parents=True, exist_ok=True)
-    with logging_to(directory):
+    with guarded(directory), logging_to(directory):
         return _run(options, config, directory, sweep_name, data, schedule, store, console)
 
 

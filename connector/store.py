@@ -170,6 +170,12 @@ class RunStore:
         self.loadings_flow_file = self.checkpoints / "loadings_flow.pt"
         self.connectivity_file = self.checkpoints / "connectivity.pt"
 
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed had written aside. For who holds the directory's lock."""
+        for directory in (self.path, self.checkpoints, self.figures, self.path / "logs"):
+            for part in directory.glob(".*.part"):
+                part.unlink(missing_ok=True)
+
     # -- stages -----------------------------------------------------------------------------------------------
     def stages(self) -> dict[str, dict]:
         return _read_json(self.path / "stages.json")
