@@ -17,7 +17,7 @@ from connector.conditional_mean import ConditionalMean, from_state
 from connector.diagnosis import Diagnosis, diagnose
 from connector.dynamics import ACTIVATIONS, Network, activation, potentials
 from connector.errors import UserError
-from connector.files import read_saved, refusing_damage
+from connector.files import read_saved, refusing_damage, write_saved
 from connector.flow import Flow
 from connector.tilt import DriveTilt
 from connector.types import Loadings
@@ -354,7 +354,7 @@ class ConnectivityDistribution(nn.Module):
             "mean": self.mean.state(),
             "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
         }
-        torch.save(saved, path)
+        write_saved(saved, path)
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> ConnectivityDistribution:

@@ -360,7 +360,7 @@ def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs
 def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
     """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
     options, connectivity, store = context.options, context.options.connectivity, context.store
-    loadings_flow = Flow.load(store.loadings_flow_file)
+    loadings_flow = store.read_loadings_flow()
     mean = estimate_conditional_mean(options, inputs, loadings_flow.requires_grad_(False))
     generator = torch.Generator().manual_seed(options.seed + 1)
     rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)

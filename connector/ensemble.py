@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,20 @@ from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import Plan, build_data, guarded, is_current, logging_to, plan, quiet, run_stages, unlogged_curves
+from connector.run import (
+    Plan,
+    artifacts,
+    build_data,
+    guarded,
+    is_current,
+    logging_to,
+    note_invocation,
+    plan,
+    quiet,
+    run_stages,
+    sources,
+    unlogged_curves,
+)
 from connector.run_logger import ID_FILE, NoRun
 from connector.store import RunStore
 from connector.training import StageContext, clock, fit
@@ -41,6 +55,7 @@ class _Member:
         self.store = RunStore(directory)
         if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
             (directory / ID_FILE).unlink(missing_ok=True)
+        note_invocation(self.store, self.schedule)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:
@@ -48,7 +63,7 @@ class _Member:
 
     def run_first_stage(self) -> None:
         only = tuple(stage for stage in self.schedule.requested if stage == "lrrnn")
-        first, due = Plan(only, self.schedule.marks, self.schedule.given_latents), self.due("lrrnn")
+        first, due = replace(self.schedule, requested=only), self.due("lrrnn")
         if due:
             self._forget_curves("lrrnn")
         with logging_to(self.directory) as say:
@@ -87,7 +102,8 @@ class _Member:
     def _close(self, job: FlowJob, metrics: dict[str, float], spent: np.ndarray) -> None:
         seconds, cpu_seconds = spent
         self._note_curves(job.stage)
-        self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds)
+        files, made_from = artifacts(self.store, job.stage), sources(self.store, job.stage)
+        self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds, files, made_from)
 
     def _forget_curves(self, stage: str) -> None:
         unlogged_curves(self.store, stage).with_suffix(".csv").unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from connector.errors import UserError
-from connector.files import check_module_state, read_saved, refusing_damage
+from connector.files import check_module_state, read_saved, refusing_damage, write_saved
 
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
@@ -169,7 +169,7 @@ class Flow(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write plain values and tensors; :meth:`load` reads them without running code."""
-        torch.save({"arguments": self.arguments(), "state": self.state_dict()}, path)
+        write_saved({"arguments": self.arguments(), "state": self.state_dict()}, path)
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> Flow:

@@ -16,7 +16,6 @@ from connector import figures
 from connector.callbacks import StepProgress, read_learning_curves
 from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
-from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
@@ -67,7 +66,7 @@ class Results:
     def __init__(self, options: Options, store: RunStore, data: RecordingDataModule):
         self.options, self.store, self.data = options, store, data
         self.inputs: StageInputs = store.read_stage_inputs()
-        self.distribution = ConnectivityDistribution.load(store.connectivity_file)
+        self.distribution = store.read_connectivity()
         published = options.connectivity.outputs == "flow"
         self.sigma = options.connectivity.sigma
         seed = options.seed
@@ -564,7 +563,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
         columns |= {f"n_{i + 1} fitted": values for i, values in enumerate(inputs.n.T)}
     lam = None
     if store.connectivity_file.exists() and "outputs" in store.stages():
-        distribution = ConnectivityDistribution.load(store.connectivity_file)
+        distribution = store.read_connectivity()
         lam = distribution.summary.get("lambda")
         nu = distribution.conditional_mean(loadings)
         columns |= {f"nu_{i + 1}": values for i, values in enumerate(nu.T)}

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import __version__, launch
+from connector import __version__, launch, provenance
 from connector.callbacks import StepProgress, read_rows
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
@@ -84,11 +84,15 @@ def build_data(options: Options) -> RecordingDataModule:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which stages are due, and the fingerprint of each: what it would compute, from what."""
+    """Which stages are due, and the fingerprint of each: what it would compute, from what.
+
+    ``data`` says what the recording was: path and SHA-256 of a file, or seed and SHA-256 of simulated activity.
+    """
 
     requested: tuple[str, ...]
     marks: dict[str, str]
     given_latents: bool
+    data: dict[str, Any]
 
 
 def plan(options: Options, data: RecordingDataModule) -> Plan:
@@ -103,6 +107,10 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     source = file_checksum(path) if path else options.seed
     if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
         source = (options.seed, file_checksum(teachers))
+    if path:
+        about = {"path": str(Path(path).resolve()), "sha256": source}
+    else:
+        about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
     connectivity = asdict(options.connectivity)
     of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
     shared = {
@@ -113,7 +121,7 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     marks["lrrnn"] = fingerprint(marks["data"], "given" if given_latents else asdict(options.lrrnn), options.seed)
     marks["loadings"] = fingerprint(marks["lrrnn"], of_loadings, shared)
     marks["outputs"] = fingerprint(marks["loadings"], connectivity)
-    return Plan(requested, marks, given_latents)
+    return Plan(requested, marks, given_latents, about)
 
 
 def quiet() -> None:
@@ -161,6 +169,23 @@ def stage_files(store: RunStore) -> dict[str, list[Path]]:
     }
 
 
+def artifacts(store: RunStore, stage: str) -> list[Path]:
+    """All that a stage may have written for others to read."""
+    of_stage = {"lrrnn": [store.path / "responses.npz"]}
+    return [*stage_files(store)[stage], store.checkpoints / f"{stage}.ckpt", *of_stage.get(stage, [])]
+
+
+def sources(store: RunStore, stage: str) -> list[Path]:
+    """The hand-overs of the stages before, from which a stage is made."""
+    return [file for earlier in STAGES[: STAGES.index(stage)] for file in stage_files(store)[earlier]]
+
+
+def note_invocation(store: RunStore, schedule: Plan) -> None:
+    """Note what the stages that follow are made with."""
+    made_with = {"connector": __version__, "versions": provenance.versions(), "git": provenance.git_state()}
+    store.note_invocation({"command": provenance.command(), **made_with, "data": schedule.data})
+
+
 def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
     """Whether the stage stands finished in the run directory, as it is planned."""
     return store.is_current(stage, schedule.marks[stage], stage_files(store)[stage])
@@ -187,7 +212,7 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         )
         if not is_child_rank():
             store.write_stage_inputs(given_stage_inputs(data))
-            store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {})
+            store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {}, files=[store.latents_file])
     trainers = {
         "lrrnn": lambda mark: train_lrrnn(context, data, mark),
         "loadings": lambda mark: train_flow(prepare_loadings(context, store.read_stage_inputs(), mark)),
@@ -198,9 +223,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         if stage not in schedule.requested:
             later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
             if later and not current:
+                damaged = store.damaged(stage, stage_files(store)[stage])
+                of_others = "results of other options" if stage in store.stages() else "none"
                 raise UserError(
                     f"finished results of stage {stage} for these options in {store.path}, to run {later[0]} on",
-                    "results of other options" if stage in store.stages() else "none",
+                    f"a damaged {damaged[0].name} (its checksum differs)" if damaged else of_others,
                     f"add {stage} to `stages`, or leave `stages=auto`",
                 )
             continue
@@ -208,13 +235,17 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             _log_curves_of_reused(context, stage)
             continue
+        for file in store.damaged(stage, stage_files(store)[stage]):
+            context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); trained anew")
         started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
         metrics = trainers[stage](mark)
         seconds, cpu_seconds = clock() - started
         if not is_child_rank():
-            store.finish_stage(stage, mark, seconds, metrics, cpu_seconds)
+            store.finish_stage(
+                stage, mark, seconds, metrics, cpu_seconds, artifacts(store, stage), sources(store, stage)
+            )
         launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
@@ -355,6 +386,7 @@ def _run(
         context = StageContext(options, store, logger, console, say)
         if not is_child_rank():
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+            note_invocation(store, schedule)
             store.forget_stage("results")
         run_stages(context, data, schedule)
         if is_child_rank():
@@ -383,7 +415,8 @@ def _run(
         networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
         if store.connectivity_file.exists():
             logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
-        store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds)
+        files = [directory / "metrics.json", directory / "network.npz"]
+        store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
         show(console, metrics, store)
         failed = False
         return _objective(metrics)

@@ -1,12 +1,14 @@
 """A run directory: what is written there, and what is read back.
 
     config.yaml            the resolved options
-    stages.json            per stage: the fingerprint of its inputs and options, seconds, metrics
+    manifest.json          format; per stage the fingerprint of its inputs and options, seconds, metrics, checksums of its
+                           files; per invocation the command, versions, state of the code, checksum of the data
     latents.npz            latent states, inputs, drive, the recorded neurons' loadings, the trials of each fold
     checkpoints/           one checkpoint a stage; loadings_flow.pt and connectivity.pt, which load on their own
     network.npz            a sampled network;  metrics.json, figures/, report.html, train.log, logs/
 
-Every file is written aside and renamed, so that none is ever read half-written.
+Every file is written aside and renamed, so that none is ever read half-written; what a stage has written is read only
+while its checksum is the one in the manifest.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +36,13 @@ from connector.data.folds import Fold
 from connector.dynamics import Network, activation
 from connector.errors import UserError
 from connector.files import read_arrays, refusing_damage, require_file, unreadable
+from connector.flow import Flow
 from connector.types import Latents, Loadings
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
 FORMAT = 2
+# Of manifest.json and the files that it speaks of: raise it when earlier versions cannot read them any more.
+MANIFEST_FORMAT = 1
 
 
 @contextlib.contextmanager
@@ -177,22 +182,106 @@ class RunStore:
                 part.unlink(missing_ok=True)
 
     # -- stages -----------------------------------------------------------------------------------------------
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json with all its parts; empty ones where there is none.
+
+        Raises:
+            UserError: it is damaged, or of a later format.
+        """
+        path, earlier = self.path / "manifest.json", self.path / "stages.json"
+        found = {"format": MANIFEST_FORMAT, "invocations": [], "stages": {}}
+        # Versions before the manifest kept the records of stages by themselves, without checksums.
+        found |= _read_json(path) if path.exists() else {"stages": _read_json(earlier)}
+        with refusing_damage(path, f"{path.name} with the records of a run's stages"):
+            if not isinstance(found["format"], int) or not isinstance(found["invocations"], list):
+                raise ValueError("no format, or no list of invocations")
+            if not isinstance(found["stages"], dict) or not all(isinstance(x, dict) for x in found["stages"].values()):
+                raise ValueError("no records of stages")
+        if found["format"] > MANIFEST_FORMAT:
+            raise UserError(
+                f"a run directory of format {MANIFEST_FORMAT} or earlier in {self.path}",
+                f"format {found['format']}",
+                "read it with the version of Connector that wrote it, or a later one",
+            )
+        return found
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.path / "manifest.json", manifest)
+        (self.path / "stages.json").unlink(missing_ok=True)  # of an earlier version, now in the manifest
+
+    def note_invocation(self, invocation: Mapping[str, Any]) -> None:
+        """Note with what the stages that follow are made, unless the last invocation was the same."""
+        manifest = self.manifest()
+        if manifest["invocations"][-1:] != [dict(invocation)]:
+            manifest["invocations"].append(dict(invocation))
+            self._write_manifest(manifest)
+
     def stages(self) -> dict[str, dict]:
-        return _read_json(self.path / "stages.json")
+        """stage -> its record: fingerprint, seconds, cpu_seconds, metrics, files and made_from (path in the directory ->
+        SHA-256)."""
+        return self.manifest()["stages"]
 
     def is_current(self, stage: str, mark: str, files: list[Path]) -> bool:
-        """True where the stage was finished with this fingerprint and its files are there."""
-        record = self.stages().get(stage)
-        return isinstance(record, dict) and record.get("fingerprint") == mark and all(f.exists() for f in files)
+        """True where the stage was finished with this fingerprint, and its files and those it was made from are there as
+        they were."""
+        record = self.stages().get(stage, {})
+        if record.get("fingerprint") != mark or not all(f.exists() for f in files) or self.damaged(stage, files):
+            return False
+        sources = record.get("made_from", {})
+        return sources == self._checksums(self.path / name for name in sources)
+
+    def damaged(self, stage: str, files: list[Path]) -> list[Path]:
+        """Those of the files that are there, but not as the stage wrote them."""
+        known = self.stages().get(stage, {}).get("files", {})
+        found = self._checksums(f for f in files if f.relative_to(self.path).as_posix() in known)
+        return [self.path / name for name, checksum in found.items() if checksum != known[name]]
+
+    def _checksums(self, files: Iterable[Path]) -> dict[str, str]:
+        """Path in the directory -> SHA-256, of those that are there."""
+        return {f.relative_to(self.path).as_posix(): file_checksum(f) for f in files if f.exists()}
+
+    def whole(self, file: Path) -> Path:
+        """A file of a finished stage, before it is read.
+
+        Raises:
+            UserError: its content is not what the stage wrote.
+        """
+        for stage in self.stages():
+            if self.damaged(stage, [file]):
+                raise UserError(
+                    f"{file.name} in {self.path} as the stage {stage} wrote it",
+                    "other content (its checksum is not the one in manifest.json)",
+                    "copy it from where it is whole, or run the command that made the run: it makes the file again",
+                )
+        return file
 
     def finish_stage(
-        self, stage: str, mark: str, seconds: float, metrics: Mapping[str, float], cpu_seconds: float = 0.0
+        self,
+        stage: str,
+        mark: str,
+        seconds: float,
+        metrics: Mapping[str, float],
+        cpu_seconds: float = 0.0,
+        files: Iterable[Path] = (),
+        made_from: Iterable[Path] = (),
     ) -> None:
-        """``seconds``: of the clock; ``cpu_seconds``: of this process, all threads together."""
-        done = self.stages()
-        times = {"seconds": round(float(seconds), 3), "cpu_seconds": round(float(cpu_seconds), 3)}
-        done[stage] = {"fingerprint": mark, **times, "metrics": dict(metrics)}
-        write_json(self.path / "stages.json", done)
+        """Note a stage as finished.
+
+        Args:
+            seconds: of the clock; cpu_seconds: of this process, all threads together.
+            files: what it wrote; made_from: what it read. Those that are not there are passed over.
+        """
+        manifest = self.manifest()
+        manifest["stages"][stage] = {
+            "fingerprint": mark,
+            "invocation": max(0, len(manifest["invocations"]) - 1),
+            "seconds": round(float(seconds), 3),
+            "cpu_seconds": round(float(cpu_seconds), 3),
+            "metrics": dict(metrics),
+            "files": self._checksums(files),
+            "made_from": self._checksums(made_from),
+        }
+        self._write_manifest(manifest)
         for unfinished in self.checkpoints.glob(f"{stage}-*"):
             shutil.rmtree(unfinished)
 
@@ -201,9 +290,9 @@ class RunStore:
         return self.checkpoints / f"{stage}-{mark}"
 
     def forget_stage(self, stage: str) -> None:
-        done = self.stages()
-        if done.pop(stage, None) is not None:
-            write_json(self.path / "stages.json", done)
+        manifest = self.manifest()
+        if manifest["stages"].pop(stage, None) is not None:
+            self._write_manifest(manifest)
 
     # -- hand-over ----------------------------------------------------------------------------------------------
     def write_stage_inputs(self, inputs: StageInputs) -> None:
@@ -237,7 +326,7 @@ class RunStore:
                 "no such file",
                 "add lrrnn to `stages`, or leave `stages=auto`",
             )
-        arrays = read_npz(self.latents_file)
+        arrays = read_npz(self.whole(self.latents_file))
         with refusing_damage(self.latents_file, f"the hand-over of the lrrnn stage in {self.latents_file}"):
             tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
             inputs = StageInputs(
@@ -257,6 +346,12 @@ class RunStore:
             )
             _check_stage_inputs(inputs)
         return inputs
+
+    def read_loadings_flow(self) -> Flow:
+        return Flow.load(self.whole(self.loadings_flow_file))
+
+    def read_connectivity(self) -> ConnectivityDistribution:
+        return ConnectivityDistribution.load(self.whole(self.connectivity_file))
 
     def write_module(self, path: Path, save: Callable[[Path], None]) -> None:
         with atomic(path) as aside:
@@ -421,12 +516,12 @@ class Run:
                 "none",
                 "run the stages loadings and outputs (stages=auto runs all)",
             )
-        return ConnectivityDistribution.load(self.store.connectivity_file)
+        return self.store.read_connectivity()
 
     @cached_property
     def network(self) -> Network:
         """The sampled network saved in network.npz."""
-        return load_network(self.path / "network.npz")
+        return load_network(self.store.whole(self.path / "network.npz"))
 
 
 def load_run(path: str | Path) -> Run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import time
@@ -23,7 +22,7 @@ from torch import Tensor
 from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
 from connector.config import Options, TrainerOptions
 from connector.errors import UserError
-from connector.files import read_saved
+from connector.files import read_saved, write_saved
 from connector.store import RunStore, move_into_place
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
@@ -159,10 +158,7 @@ class PlainCheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:  # torch.save to a path reports a full disk as an error of its archive
-            buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)
-            file.write(buffer.getbuffer())
+        write_saved(checkpoint, path)
 
 
 def fit(

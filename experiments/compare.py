@@ -38,7 +38,7 @@ from connector.config import STAGES
 from connector.errors import UserError, exit_code
 from connector.report import METRICS, Metric
 from connector.run_directory import without_effect
-from connector.store import write_text
+from connector.store import RunStore, write_text
 
 LEVEL = 0.95
 # Of these the first that every run has puts the settings in order: what is known of the truth before the fit alone.
@@ -135,10 +135,9 @@ def ended_early(lines: Sequence[str]) -> str:
 
 def _is_stale(path: Path, metrics: Mapping[str, float]) -> bool:
     """Whether a later job has trained a stage anew since metrics.json was written, and has not come to its end."""
-    file = path / "stages.json"
-    if not file.exists():
+    stages = RunStore(path).stages()
+    if not stages:
         return False
-    stages = json.loads(file.read_text())
     missing = any(f"timing/{stage}_seconds" in metrics and stage not in stages for stage in STAGES)
     return missing or any(
         metrics.get(key) != value
@@ -173,10 +172,10 @@ def read_run(path: Path) -> FoundRun:
     try:
         metrics = {key: float(value) for key, value in json.loads(file.read_text()).items()}
         stale = _is_stale(path, metrics)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return FoundRun(path, options, problem=f"metrics.json or stages.json cannot be read: {error}")
+    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
+        return FoundRun(path, options, problem=f"metrics.json or manifest.json cannot be read: {error}")
     if stale:
-        problem = f"metrics.json is of an earlier run than stages.json: still running, or killed{so_far}"
+        problem = f"metrics.json is of an earlier run than its stages: still running, or killed{so_far}"
         return FoundRun(path, options, problem=problem)
     return FoundRun(path, options, metrics)
 

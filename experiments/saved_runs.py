@@ -276,7 +276,7 @@ def fitted_model(run: Run, recording: Recording, baseline: Baseline) -> SpikeMod
     Raises:
         UserError: no checkpoint, or one of another model than the encoder's.
     """
-    file = run.store.checkpoints / "lrrnn.ckpt"
+    file = run.store.whole(run.store.checkpoints / "lrrnn.ckpt")
     if not file.exists():
         raise UserError(f"the fitted low-rank RNN {file}", "no such file", "run the stage lrrnn again with force=true")
     model = LowRankRNNModule.load_from_checkpoint(file, map_location="cpu", weights_only=True).model.eval()

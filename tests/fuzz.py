@@ -372,7 +372,14 @@ class Reader:
     hdf5: bool = False
 
 
-RUN_FILES = ("config.yaml", "metrics.json", "stages.json", "latents.npz", "network.npz", "checkpoints/connectivity.pt")
+RUN_FILES = (
+    "config.yaml",
+    "metrics.json",
+    "manifest.json",
+    "latents.npz",
+    "network.npz",
+    "checkpoints/connectivity.pt",
+)
 
 
 def network_arrays(rng: np.random.Generator) -> dict:

@@ -1,5 +1,7 @@
 """What is written to a run directory comes back as it was, whole or not at all."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +184,66 @@ def test_damaged_options_metrics_and_stages_of_a_run_are_refused(tmp_path):
         with pytest.raises(UserError, match=name):
             read(load_run(tmp_path))
         (tmp_path / "config.yaml").write_text("seed: 1\n")
+
+
+def test_a_file_that_is_not_as_its_stage_wrote_it_is_never_read(tmp_path):
+    run = _finished(tmp_path)
+    store, network = run.store, tmp_path / "network.npz"
+    store.finish_stage("lrrnn", "abc", 1.0, {}, files=[store.latents_file, store.path / "absent.npz"])
+    store.finish_stage("results", "def", 0.0, {}, files=[network])
+    assert store.stages()["lrrnn"]["files"].keys() == {"latents.npz"}
+    assert store.is_current("lrrnn", "abc", [store.latents_file])
+    assert load_run(tmp_path).latents.rank == 2
+    for file, read in ((store.latents_file, lambda run: run.latents), (network, lambda run: run.network)):
+        whole = file.read_bytes()
+        np.savez(file, **read_npz(file))  # the same arrays: what is compared is the file
+        with pytest.raises(UserError, match=f"{file.name}.*as the stage"):
+            read(load_run(tmp_path))
+        file.write_bytes(whole)
+        read(load_run(tmp_path))
+    store.latents_file.write_bytes(b"")
+    assert not store.is_current("lrrnn", "abc", [store.latents_file])
+    assert store.damaged("lrrnn", [store.latents_file]) == [store.latents_file]
+
+
+def test_a_stage_made_from_what_is_no_longer_there_is_not_current(tmp_path):
+    store = _finished(tmp_path).store
+    store.loadings_flow_file.parent.mkdir()
+    store.loadings_flow_file.write_text("a flow")
+    store.finish_stage("lrrnn", "abc", 1.0, {}, files=[store.latents_file])
+    store.finish_stage("loadings", "def", 1.0, {}, files=[store.loadings_flow_file], made_from=[store.latents_file])
+    assert store.is_current("loadings", "def", [store.loadings_flow_file])
+    np.savez(store.latents_file, **read_npz(store.latents_file))  # trained anew, and no longer the same
+    store.finish_stage("lrrnn", "abc", 1.0, {}, files=[store.latents_file])
+    assert store.is_current("lrrnn", "abc", [store.latents_file])
+    assert not store.is_current("loadings", "def", [store.loadings_flow_file])
+
+
+def test_the_manifest_tells_with_what_each_stage_was_made(tmp_path):
+    store = RunStore(tmp_path)
+    store.note_invocation({"command": "a"})
+    store.finish_stage("lrrnn", "abc", 1.0, {})
+    store.note_invocation({"command": "a"})
+    store.note_invocation({"command": "b"})
+    store.finish_stage("loadings", "def", 1.0, {})
+    found = store.manifest()
+    assert found["invocations"] == [{"command": "a"}, {"command": "b"}]
+    assert [found["stages"][stage]["invocation"] for stage in ("lrrnn", "loadings")] == [0, 1]
+
+
+def test_a_manifest_of_a_later_format_is_refused_and_records_of_earlier_versions_are_read(tmp_path):
+    store = RunStore(tmp_path)
+    record = {"fingerprint": "abc", "seconds": 1.0, "metrics": {}}
+    (tmp_path / "stages.json").write_text(json.dumps({"lrrnn": record}))
+    (tmp_path / "latents.npz").write_text("")
+    assert store.is_current("lrrnn", "abc", [store.latents_file])
+    store.finish_stage("loadings", "def", 1.0, {})
+    assert store.stages().keys() == {"lrrnn", "loadings"}
+    assert not (tmp_path / "stages.json").exists()
+    (tmp_path / "manifest.json").write_text(json.dumps(store.manifest() | {"format": 99}))
+    with pytest.raises(UserError, match="got format 99"):
+        store.stages()
+    for damaged in ("{", '{"stages": []}', '{"stages": {"lrrnn": 1}}', '{"format": "1"}', '{"invocations": {}}'):
+        (tmp_path / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            store.stages()

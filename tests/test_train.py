@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from connector import load_run
-from connector.store import read_npz
+from connector.store import file_checksum, read_npz
 from connector.summary import percent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +77,39 @@ def test_the_saved_network_is_the_conditional_mean_at_its_loadings(finished):
     np.testing.assert_allclose(run.network.n, nu, atol=1e-9)
     again = run.connectivity.sample(n_neurons=1000, sigma=0.0, seed=int(run.config.seed))
     assert (again.m == run.network.m).all()
+
+
+def test_the_manifest_names_the_files_of_each_stage_and_what_they_were_made_with(finished):
+    directory, _ = finished
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    (made_with,) = manifest["invocations"]
+    assert {"torch", "numpy", "python", "hydra-core"} <= made_with["versions"].keys()
+    assert "data.n_neurons=200" in made_with["command"]
+    assert len(made_with["data"]["sha256"]) == 64
+    files = {file: checksum for record in manifest["stages"].values() for file, checksum in record["files"].items()}
+    assert files.keys() == {
+        "latents.npz", "checkpoints/lrrnn.ckpt", "checkpoints/loadings_flow.pt", "checkpoints/loadings.ckpt",
+        "checkpoints/connectivity.pt", "checkpoints/outputs.ckpt", "metrics.json", "network.npz",
+    }  # fmt: skip
+    assert all(file_checksum(directory / file) == checksum for file, checksum in files.items())
+
+
+def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    flow = copy / "checkpoints" / "loadings_flow.pt"
+    content = bytearray(flow.read_bytes())
+    content[-1000] ^= 1
+    flow.write_bytes(content)
+    refused = train(*SMALL, "report=false", "stages=[outputs]", "force=true", f"hydra.run.dir={copy}")
+    assert refused.returncode == 2
+    assert "a damaged loadings_flow.pt" in refused.stderr
+    done = train(*SMALL, "report=false", f"hydra.run.dir={copy}")
+    assert done.returncode == 0, done.stderr
+    assert "loadings: loadings_flow.pt is not what the stage wrote" in done.stdout
+    assert done.stdout.count("reused") == 2
+    assert flow.read_bytes() == (finished[0] / "checkpoints" / "loadings_flow.pt").read_bytes()
+    assert (copy / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
 
 
 def test_the_same_command_reuses_every_stage(finished):
