@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -29,9 +28,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from connector import interruption
 from connector.errors import UserError
+from connector.failures import RunFailure
 from connector.run_directory import register_resolvers
-from connector.sweep import close_sweep
+from connector.sweep import close_sweep, sweep_directory
 
 register_resolvers()
 
@@ -78,8 +79,11 @@ def job(config: DictConfig) -> float | None:
         return None
 
 
-def _terminate(signum, frame) -> None:
-    raise SystemExit(128 + signum)
+def _said_to_go_on() -> str:
+    """How to go on after an interruption."""
+    sweep = sweep_directory()
+    same = "the same command" if sweep is None else f"the same command with hydra.sweep.dir={sweep}"
+    return f"{same} goes on from the last checkpoint."
 
 
 def refused_override(error: Exception) -> str:
@@ -110,8 +114,9 @@ def _uncomposed(error: Exception) -> UserError:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 1 anything else."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
+    else."""
+    interruption.install()
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
         code = _run_jobs(sweep)
@@ -132,9 +137,17 @@ def _run_jobs(sweep: bool) -> int:
     except (CompactHydraException, OmegaConfBaseException) as error:
         print("Error: " + refused_override(error), file=sys.stderr)
         return 2
+    except RunFailure as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(f"Interrupted; {_said_to_go_on()}", file=sys.stderr)
         return 130
+    except SystemExit as left:
+        if left.code != interruption.EXIT_CODE:
+            raise
+        print(f"Terminated; {_said_to_go_on()}", file=sys.stderr)
+        return interruption.EXIT_CODE
     except Exception as error:
         if not _composed:
             print(f"Error: {_uncomposed(error)}", file=sys.stderr)

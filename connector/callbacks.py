@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from connector import interruption
+from connector.failures import numerical_failure
 from connector.files import read_saved
 from connector.store import file_checksum, move_into_place, write_text
 
@@ -155,6 +157,12 @@ class StageCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._written = time.monotonic()
+        interruption.training_starts()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        # Ranks of a distributed job leave together, at the end of an epoch.
+        if interruption.grace_is_over() and trainer.world_size == 1:
+            interruption.leave()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = True
@@ -166,12 +174,16 @@ class StageCheckpoints(Checkpoint):
             self.best_model_score = value.detach().cpu().clone()
             self.best = self._write(trainer, "best")
         ends = trainer.current_epoch + 1 >= trainer.max_epochs
+        stops = trainer.strategy.reduce_boolean_decision(interruption.stop_asked(), all=False)
         # One process decides for all: their clocks differ.
-        if trainer.strategy.broadcast(ends or time.monotonic() - self._written >= self.every_s):
+        if trainer.strategy.broadcast(stops or ends or time.monotonic() - self._written >= self.every_s):
+            _require_finite(pl_module, self.last)
             self.last = self._write(trainer, "last")
             self._written = time.monotonic()
             if trainer.is_global_zero:
                 self._remove_all_but({self.best, self.last})
+        if stops:
+            interruption.leave()
 
     def _write(self, trainer: pl.Trainer, kind: str) -> Path:
         aside = self.directory / f".{kind}.part"
@@ -193,6 +205,13 @@ class StageCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_score = state_dict["score"]
         self.best = None if state_dict["best"] is None else self.directory / state_dict["best"]
+
+
+def _require_finite(module: pl.LightningModule, last: Path | None) -> None:
+    """No state with numbers that are not finite is kept: a training that resumed from it could only fail."""
+    if not all(bool(torch.isfinite(weight).all()) for weight in module.parameters()):
+        kept = "no state of this training was kept" if last is None else f"the last good state is {last}"
+        raise numerical_failure(module.stage, "weights are not finite", f"epoch {module.current_epoch + 1}", kept)
 
 
 def _epoch_of(path: Path) -> int:

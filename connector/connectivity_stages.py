@@ -15,6 +15,7 @@ from connector.config import Options
 from connector.connectivity import ConnectivityDistribution
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
+from connector.failures import numerical_failure
 from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.measures import drift_r2
@@ -365,6 +366,8 @@ def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> Fl
     generator = torch.Generator().manual_seed(options.seed + 1)
     rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
     nu = mean.quick(rows)
+    if not torch.isfinite(nu).all():
+        raise numerical_failure("outputs", "the conditional mean of n is not finite at some loadings")
     through_flow = connectivity.outputs == "flow"
     flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
     flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}

@@ -29,6 +29,7 @@ from connector.data.modules import (
     RecordingDataModule,
 )
 from connector.errors import UserError
+from connector.failures import explain
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report import METRICS
 from connector.results import result_tables, summarise
@@ -135,10 +136,29 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, on a full disk, stops no run and prints no traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def explained(stage: str, directory: Path) -> Iterator[None]:
+    """What leaves the block is a mistake, or a failure that says in which stage it happened and what to do."""
+    try:
+        yield
+    except Exception as error:
+        told = explain(error, stage, directory)
+        if told is error:
+            raise
+        raise told from error
+
+
 @contextlib.contextmanager
 def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     """Yields what writes a line to the run's train.log."""
-    handler = logging.FileHandler(directory / "train.log", delay=True)
+    handler = _LogFile(directory / "train.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.setLevel(logging.INFO)
     _log.propagate = False  # a configuration of one's own may have Hydra print what is logged: each line twice
@@ -240,7 +260,8 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
-        metrics = trainers[stage](mark)
+        with explained(stage, store.path):
+            metrics = trainers[stage](mark)
         seconds, cpu_seconds = clock() - started
         if not is_child_rank():
             store.finish_stage(
@@ -331,9 +352,10 @@ def run(
     if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
     check_trainer(options.trainer)
-    data = build_data(options)
-    data.setup()
-    schedule = plan(options, data)
+    with explained("data", directory):
+        data = build_data(options)
+        data.setup()
+        schedule = plan(options, data)
     store = RunStore(directory)
     if sweep_name is not None and not options.force and _is_finished(store, options, schedule):
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
@@ -374,50 +396,52 @@ def _run(
 
     ranks, logger, failed = launch.rank_variables(), NoRun(), True
     try:
-        for line in describe(data.recording):
-            say(line)
-        plain = OmegaConf.to_container(config, resolve=True)
-        logger = _logger(options, directory, sweep_name, plain)
-        if isinstance(logger, WandbRun):
-            say(logger.where)
-            # A simulation is a function of the seed, too.
-            seed = {"seed": options.seed} if data.teacher is not None else {}
-            logger.log_data(plain["data"] | seed, options.data.name)
-        context = StageContext(options, store, logger, console, say)
-        if not is_child_rank():
-            write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-            note_invocation(store, schedule)
-            store.forget_stage("results")
+        with explained("start", directory):
+            for line in describe(data.recording):
+                say(line)
+            plain = OmegaConf.to_container(config, resolve=True)
+            logger = _logger(options, directory, sweep_name, plain)
+            if isinstance(logger, WandbRun):
+                say(logger.where)
+                # A simulation is a function of the seed, too.
+                seed = {"seed": options.seed} if data.teacher is not None else {}
+                logger.log_data(plain["data"] | seed, options.data.name)
+            context = StageContext(options, store, logger, console, say)
+            if not is_child_rank():
+                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+                note_invocation(store, schedule)
+                store.forget_stage("results")
         run_stages(context, data, schedule)
         if is_child_rank():
             failed = False
             return None
-        metrics = all_metrics(store, {})
-        if "outputs" in store.stages():
-            say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
-            started = clock()
-            with StepProgress("results", console if options.trainer.progress else None) as progress:
-                results, figures, cautions = summarise(
-                    options, store, data, metrics, describe(data.recording), progress
-                )
-            seconds, cpu_seconds = clock() - started
-            say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
-            for line in cautions:
-                say(line)
-            metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
-            store.write_metrics(metrics)
-        else:
-            figures, seconds, cpu_seconds = {}, 0.0, 0.0
-            store.write_metrics(metrics)
-        tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
-        logger.log_results(metrics, figures, tables)
-        logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
-        networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
-        if store.connectivity_file.exists():
-            logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
-        files = [directory / "metrics.json", directory / "network.npz"]
-        store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
-        show(console, metrics, store)
+        with explained("results", directory):
+            metrics = all_metrics(store, {})
+            if "outputs" in store.stages():
+                say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
+                started = clock()
+                with StepProgress("results", console if options.trainer.progress else None) as progress:
+                    results, figures, cautions = summarise(
+                        options, store, data, metrics, describe(data.recording), progress
+                    )
+                seconds, cpu_seconds = clock() - started
+                say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
+                for line in cautions:
+                    say(line)
+                metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
+                store.write_metrics(metrics)
+            else:
+                figures, seconds, cpu_seconds = {}, 0.0, 0.0
+                store.write_metrics(metrics)
+            tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
+            logger.log_results(metrics, figures, tables)
+            logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
+            networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
+            if store.connectivity_file.exists():
+                logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
+            files = [directory / "metrics.json", directory / "network.npz"]
+            store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
+            show(console, metrics, store)
         failed = False
         return _objective(metrics)
     except BaseException:

@@ -35,6 +35,7 @@ from connector.connectivity import ConnectivityDistribution
 from connector.data.folds import Fold
 from connector.dynamics import Network, activation
 from connector.errors import UserError
+from connector.failures import numerical_failure
 from connector.files import read_arrays, refusing_damage, require_file, unreadable
 from connector.flow import Flow
 from connector.types import Latents, Loadings
@@ -296,7 +297,12 @@ class RunStore:
 
     # -- hand-over ----------------------------------------------------------------------------------------------
     def write_stage_inputs(self, inputs: StageInputs) -> None:
+        """Raises RunFailure where numbers are not finite."""
         latents, loadings, fold = inputs.latents, inputs.loadings, inputs.fold
+        try:
+            _require_finite(latents.z, latents.drive, loadings.m, loadings.b, loadings.d, inputs.n)
+        except ValueError as error:
+            raise numerical_failure("lrrnn", "latents or loadings are not finite") from error
         write_npz(
             self.latents_file,
             {

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from connector.errors import UserError
+from connector.failures import RunFailure
 
 # Shown, as far as jobs have them; jobs.csv holds all.
 MAIN_METRICS = (
@@ -73,6 +74,8 @@ def end_state(error: BaseException | None) -> str:
     line = (str(error).splitlines() or [""])[0]
     if isinstance(error, UserError):
         return f"mistake (2): {line}"
+    if isinstance(error, RunFailure):
+        return f"failed (1): {line}"
     return f"failed (1): {type(error).__name__}{f': {line}' if line else ''}"
 
 
@@ -128,6 +131,11 @@ class SweepReport(Callback):
             job["metrics"] = RunStore(job["directory"]).metrics() if job["state"] == "done" else {}
             found.append(job)
         return found
+
+
+def sweep_directory() -> Path | None:
+    """Of the sweep that this process started, while it is open."""
+    return None if _open is None else _open.directory
 
 
 def close_sweep(console: Console | None = None) -> bool:

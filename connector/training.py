@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -19,9 +20,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
 
+from connector import interruption
 from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
 from connector.config import Options, TrainerOptions
 from connector.errors import UserError
+from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
 from connector.store import RunStore, move_into_place
 
@@ -56,6 +59,9 @@ class StageModule(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         loss, extra = self.losses(batch, self.global_step, training=True)
+        # On a GPU to look at each value would wait for it; there the epoch's mean tells.
+        if loss.device.type == "cpu":
+            self._require_finite(loss)
         # self.log in every step costs more than these small models; sum here, log once an epoch.
         for name, value in {"loss": loss.detach(), **extra}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -63,10 +69,19 @@ class StageModule(pl.LightningModule):
         # With the last batch and not in on_train_epoch_end: callbacks' hook of that name runs before the module's, so
         # that they would find the epoch before.
         if self.trainer.is_last_batch:
+            self._require_finite(self._sums["loss"])
             means = {f"{self.stage}/train_{name}": value / self._count for name, value in self._sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
             self._sums, self._count = {}, 0
         return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = f"step {self.global_step + 1} (epoch {self.current_epoch + 1})"
+            last = getattr(self.trainer.checkpoint_callback, "last", None)
+            kept = "no state of this training was kept" if last is None else f"the last good state is {last}"
+            raise numerical_failure(self.stage, f"the training loss is {value}", where, kept)
 
     def validation_step(self, batch, batch_index: int) -> None:
         loss, extra = self.losses(batch, -1 - batch_index, training=False)
@@ -213,6 +228,8 @@ def fit(
         if trainer.interrupted and left.code == 1:
             raise KeyboardInterrupt from left
         raise
+    finally:
+        interruption.training_ends()
     final = store.checkpoints / f"{stage}.ckpt"
     part = final.with_name(f".{final.name}.part")
     if not max_epochs:
@@ -222,7 +239,9 @@ def fit(
             shutil.rmtree(checkpoints.directory, ignore_errors=True)
         trainer.strategy.barrier()
         return trainer
-    kept = checkpoints.last if keep == "last" or checkpoints.best is None else checkpoints.best
+    if checkpoints.best is None:
+        raise numerical_failure(stage, "the validation loss was not finite after any epoch")
+    kept = checkpoints.last if keep == "last" else checkpoints.best
     # From the file, as the run that resumes after the last epoch has it: callbacks may have changed the weights at the end.
     module.load_state_dict(read_saved(kept, "a checkpoint")["state_dict"])
     trainer.strategy.barrier()

@@ -129,7 +129,7 @@ def ended_early(lines: Sequence[str]) -> str:
     if heads:
         said = [line for line in after[heads[-1] + 1 :] if line and not line.startswith(" ")]
         if said:
-            return said[0].rpartition("connector.errors.")[2]
+            return re.sub(r"^connector\.(errors\.|failures\.RunFailure: )", "", said[0])
     return _ENDED_EARLY
 
 

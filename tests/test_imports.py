@@ -10,7 +10,7 @@ PACKAGE = ROOT / "connector"
 
 # A module may import only from those above it.
 ORDER = [
-    "errors", "run_lock", "provenance", "files", "least_squares", "config", "run_directory", "types", "dynamics",
+    "errors", "failures", "interruption", "run_lock", "provenance", "files", "least_squares", "config", "run_directory", "types", "dynamics",
     "data.attractors", "data.preprocessing", "data.formats", "data.matlab", "data.nlb", "data.nwb", "data.recordings",
     "data.folds", "data.modules", "export",
     "observation", "activity_samples", "output_weights", "gauge", "latents", "smoother", "closed_form", "lrrnn", "rate_model",

@@ -1,0 +1,59 @@
+"""SIGTERM, as a cluster sends it before it takes a machine away: the epoch at hand is finished and kept, then the process ends.
+
+Outside of training the process ends at once: stages that are finished are on the disk, and nothing else can be kept.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+
+GRACE_S = 20.0  # for the epoch at hand; clusters kill after 30 s or more
+EXIT_CODE = 128 + signal.SIGTERM
+
+_asked_at: float | None = None
+_training = False
+_installed = False
+
+
+def install() -> None:
+    """Handle SIGTERM in this process from now on."""
+    global _installed
+    _installed = True
+    signal.signal(signal.SIGTERM, _on_signal)
+
+
+def training_starts() -> None:
+    """From now on a signal is answered by :func:`stop_asked`. Takes the handler back from Lightning, which has its own."""
+    global _training
+    if _installed and threading.current_thread() is threading.main_thread():
+        _training = True
+        signal.signal(signal.SIGTERM, _on_signal)
+
+
+def training_ends() -> None:
+    global _training
+    _training = False
+
+
+def stop_asked() -> bool:
+    """Whether training is to be left at the end of the epoch."""
+    return _asked_at is not None
+
+
+def grace_is_over() -> bool:
+    """Whether the epoch at hand has gone on for too long since a stop was asked for."""
+    return _asked_at is not None and time.monotonic() - _asked_at > GRACE_S
+
+
+def leave() -> None:
+    raise SystemExit(EXIT_CODE)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    global _asked_at
+    if not _training or _asked_at is not None:
+        leave()
+    _asked_at = time.monotonic()

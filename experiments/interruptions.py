@@ -1,0 +1,298 @@
+"""Runs that are killed at random moments, again and again, against runs that are not: do they end in the same bytes?
+
+    python experiments/interruptions.py                  # 50 kills over two experiments, then three full disks
+    python experiments/interruptions.py --kills 6 --chains 2 --experiments rates --no-full-disk
+
+Each experiment runs once uninterrupted. Then the same command is started in a fresh directory and killed after a random
+part of the CPU time that its work takes (four in five times by SIGKILL, else by SIGTERM), started again, killed again, and
+at last left to end: a chain. Printed are the kills by stage, and whether network.npz and latents.npz of each chain are
+those of the uninterrupted run, byte for byte. For the full disk the run directory lies on a small file system in memory
+(mount, as root) or, where that cannot be had, files are limited in size (RLIMIT_FSIZE): the run has to say so in two
+lines, keep what it had, and go on when there is room. Exit code 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from connector.data.attractors import simulate_recording, teacher
+from connector.errors import UserError, exit_code
+from connector.store import RunStore, write_npz
+
+ENTRY = Path(__file__).resolve().parent.parent / "train.py"
+# Small, yet training takes a few seconds in each stage: epochs are many, networks and recordings are not.
+_COMMON = [
+    "data=npz", "connectivity.early_stopping=false", "connectivity.outputs_loadings=2048", "report=false",
+    "connectivity.loadings_epochs=400", "connectivity.outputs_epochs=60", "trainer.threads=1", "trainer.progress=false",
+]  # fmt: skip
+EXPERIMENTS = {
+    "rates": ["lrrnn.max_epochs=20", "lrrnn.batch_size=4", *_COMMON],
+    "spikes": [
+        "lrrnn.inference=encoder", "lrrnn.max_epochs=25", "lrrnn.batch_size=8", "lrrnn.n_units=32", "data.tau=0.1", *_COMMON,
+    ],
+}  # fmt: skip
+_RECORDINGS = {
+    "rates": ("quadstable", {"n_neurons": 80, "n_grid": 6, "n_steps": 30, "observation_noise_std": 0.1}),
+    "spikes": ("bistable", {"n_neurons": 30, "n_grid": 6, "n_steps": 30, "observation": "spikes"}),
+}
+COMPARED = ("latents.npz", "network.npz")
+_STAGE = re.compile(r"INFO (lrrnn|loadings|outputs|results): (.*)")
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def recording(name: str, directory: Path) -> list[str]:
+    """Simulate the recording of an experiment to a file; the options that read it."""
+    system, size = _RECORDINGS[name]
+    simulated, _ = simulate_recording(teacher(system), seed=1, **size)
+    path = directory / f"{name}.npz"
+    write_npz(path, {name: simulated.activity})
+    return [*EXPERIMENTS[name], f"data.path={path}"]
+
+
+class Started:
+    """The real command, in a process of its own."""
+
+    def __init__(self, options: Sequence[str], directory: Path, limit_bytes: int | None = None):
+        command = [sys.executable, str(ENTRY), *options, f"hydra.run.dir={directory}"]
+        self.log, self.directory = directory / "train.log", directory
+        self.lines_before = len(self.lines())
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=None if limit_bytes is None else lambda: _limit_files(limit_bytes),
+        )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What the run has logged, all its processes together."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def cpu_seconds(self) -> float | None:
+        """User and system time of the process so far; None where it has ended."""
+        with contextlib.suppress(OSError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                return (int(fields[11]) + int(fields[12])) / _TICK
+        return None
+
+    def wait_for_work(self) -> float | None:
+        """CPU time when the run begins its log: everything before is imports and reading. None where it ended first."""
+        while (spent := self.cpu_seconds()) is not None:
+            if len(self.lines()) > self.lines_before:
+                return spent
+            time.sleep(0.02)
+        return None
+
+    def end(self) -> tuple[int, str]:
+        """Wait: exit code and what was said on stderr."""
+        said = self.process.communicate()[1]
+        return self.process.returncode, said
+
+
+def _limit_files(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def stage_of(lines: Sequence[str]) -> str:
+    """The stage at work, by the log of one process."""
+    stage = "lrrnn"
+    following = {"lrrnn": "loadings", "loadings": "outputs", "outputs": "results", "results": "end"}
+    for line in lines:
+        found = _STAGE.search(line)
+        if found:
+            ended = found[2].startswith(("done", "reused"))
+            stage = following[found[1]] if ended else found[1]
+    return stage
+
+
+@dataclass
+class Chain:
+    """One run with its kills: (signal, stage, exit code) each, and whether it ended as the uninterrupted one."""
+
+    kills: list[tuple[str, str, int]]
+    starts: int
+    differing: list[str]
+
+
+def uninterrupted(options: Sequence[str], directory: Path) -> float:
+    """Run to the end; CPU seconds of the work after the imports."""
+    started = Started(options, directory)
+    begun, last = started.wait_for_work(), 0.0
+    while (spent := started.cpu_seconds()) is not None:
+        last = spent
+        time.sleep(0.05)
+    code, said = started.end()
+    if code != 0 or begun is None:
+        raise UserError("a run that ends well when it is left alone", f"exit code {code}: {said[-500:]}")
+    return last - begun
+
+
+def left_to_do(directory: Path, reference: Path, work: float) -> float:
+    """CPU seconds that the stages which are not finished take."""
+    seconds = {stage: record["cpu_seconds"] for stage, record in RunStore(reference).stages().items()}
+    return work - sum(seconds[stage] for stage in RunStore(directory).stages())
+
+
+def differences(directory: Path, reference: Path) -> list[str]:
+    """Files that are not as those of the uninterrupted run, byte for byte, and what was left half-written."""
+    differing = [name for name in COMPARED if (directory / name).read_bytes() != (reference / name).read_bytes()]
+    return differing + [str(path.relative_to(directory)) for path in directory.rglob("*.part")]
+
+
+def chain(
+    options: Sequence[str], directory: Path, reference: Path, n_kills: int, work: float, draw: random.Random
+) -> Chain:
+    """Start, kill and start again until ``n_kills`` kills have fallen, then let it end and compare.
+
+    Each kill falls at a random moment of the work that is left; a run that ends before is compared, and begun anew.
+    """
+    kills, starts, differing = [], 0, []
+    while not differing:
+        last = len(kills) == n_kills
+        how = signal.SIGKILL if draw.random() < 0.8 else signal.SIGTERM
+        moment = float("inf") if last else draw.uniform(0.0, left_to_do(directory, reference, work))
+        started = Started(options, directory)
+        starts += 1
+        begun = started.wait_for_work()
+        while begun is not None and (spent := started.cpu_seconds()) is not None and spent - begun < moment:
+            time.sleep(0.01)
+        if started.process.poll() is None and not last:
+            stage = stage_of(started.lines()[started.lines_before :])
+            started.process.send_signal(how)
+            kills.append((how.name, stage, started.end()[0]))
+            continue
+        code, said = started.end()
+        differing = differences(directory, reference) if code == 0 else [f"exit code {code}: {said.strip()[-300:]}"]
+        if last:
+            break
+        shutil.rmtree(directory)
+    return Chain(kills, starts, differing)
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: int) -> Iterator[bool]:
+    """A file system of ``size`` bytes at ``directory``; yields False where it may not be mounted."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True
+    ).returncode == 0  # fmt: skip
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(directory)], check=True)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def full_disk(options: Sequence[str], base: Path, reference: Path, stage: str) -> list[str]:
+    """Fill the disk while ``stage`` is due, see how the run ends, make room, let it go on; what was wrong."""
+    directory, wrong = base / f"disk-{stage}", []
+    before = {"lrrnn": [], "loadings": ["stages=[lrrnn]"], "results": ["stages=[lrrnn,loadings,outputs]"]}[stage]
+    with small_disk(directory, 200 << 20) as mounted:
+        run, filler = directory / "run", directory / "filler"
+        if before and stage == "loadings":
+            Started([*options, *before], run).end()
+        if stage == "results":
+            shutil.copytree(reference, run)
+            for name in ("network.npz", "metrics.json"):
+                (run / name).unlink()
+        run.mkdir(parents=True, exist_ok=True)
+        kept = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".npz", ".ckpt", ".pt")}
+        if mounted:
+            room = {"lrrnn": 20_000, "loadings": 30_000, "results": 12_000}[stage]
+            free = shutil.disk_usage(directory).free
+            filler.write_bytes(b"\0" * (free - room))
+            code, said = Started(options, run).end()
+        else:
+            code, said = Started(options, run, limit_bytes=8_000).end()
+        if code != 1:
+            wrong.append(f"exit code {code}")
+        if "no space" not in said or "Traceback" in said or len(said.strip().splitlines()) > 2:
+            wrong.append(f"said: {said.strip()[-400:]}")
+        print(f"    {said.strip()}")
+        wrong += [f"{path.name} changed" for path, content in kept.items() if path.read_bytes() != content]
+        wrong += [f"{path.name} left" for path in run.rglob("*.part")]
+        filler.unlink(missing_ok=True)
+        code, said = Started(options, run).end()
+        if code != 0:
+            wrong.append(f"with room again: exit code {code}: {said.strip()[-300:]}")
+        else:
+            wrong += [
+                f"{name} differs" for name in COMPARED if (run / name).read_bytes() != (reference / name).read_bytes()
+            ]
+    shutil.rmtree(directory)
+    return wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--chains", type=int, default=10, help="runs that the kills are divided among")
+    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
+    parser.add_argument("--full-disk", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--directory", type=Path, default=Path("runs/interruptions"), help="emptied before")
+    given = parser.parse_args(arguments)
+    if given.chains < len(given.experiments) or given.kills < given.chains:
+        raise UserError("a chain for each experiment and a kill for each chain", f"{given.chains}, {given.kills}")
+    draw, failed = random.Random(given.seed), 0
+    base = given.directory.resolve()
+    shutil.rmtree(base, ignore_errors=True)
+    options, work, done = {}, {}, []
+    for name in given.experiments:
+        options[name] = recording(name, base)
+        work[name] = uninterrupted(options[name], base / name / "uninterrupted")
+        print(f"{name}: {work[name]:.1f} CPU s of work, uninterrupted", flush=True)
+    for number in range(given.chains):
+        name = given.experiments[number % len(given.experiments)]
+        n_kills = given.kills // given.chains + (number < given.kills % given.chains)
+        directory, reference = base / name / f"chain-{number}", base / name / "uninterrupted"
+        found = chain(options[name], directory, reference, n_kills, work[name], draw)
+        done.append((name, found))
+        failed += bool(found.differing)
+        kills = ", ".join(f"{how} in {stage} ({code})" for how, stage, code in found.kills)
+        print(f"{name} {number}: {kills}: {found.differing or 'same bytes'}", flush=True)
+        if not found.differing:
+            shutil.rmtree(directory)
+    stages = ("lrrnn", "loadings", "outputs", "results", "end")
+    print(
+        f"\n{'kills in':<12}" + "".join(f"{stage:>10}" for stage in stages) + f"{'SIGTERM':>10}{'chains':>8}{'same':>6}"
+    )
+    for name in given.experiments:
+        of = [found for which, found in done if which == name]
+        counted = Counter(stage for found in of for _, stage, _ in found.kills)
+        soft = sum(how == "SIGTERM" for found in of for how, _, _ in found.kills)
+        same = sum(not found.differing for found in of)
+        print(f"{name:<12}" + "".join(f"{counted[stage]:>10}" for stage in stages) + f"{soft:>10}{len(of):>8}{same:>6}")
+    if given.full_disk:
+        name = given.experiments[0]
+        for stage in ("lrrnn", "loadings", "results"):
+            wrong = full_disk(options[name], base, base / name / "uninterrupted", stage)
+            print(
+                f"full disk in {stage}: {wrong or 'said so, kept what it had, went on when there was room'}", flush=True
+            )
+            failed += bool(wrong)
+    if failed:
+        print(f"{failed} did not end as the uninterrupted run", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
