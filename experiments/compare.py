@@ -135,9 +135,9 @@ def ended_early(lines: Sequence[str]) -> str:
 
 def _is_stale(path: Path, metrics: Mapping[str, float]) -> bool:
     """Whether a later job has trained a stage anew since metrics.json was written, and has not come to its end."""
-    stages = RunStore(path).stages()
-    if not stages:
+    if not any((path / name).exists() for name in ("manifest.json", "stages.json")):
         return False
+    stages = RunStore(path).stages()
     missing = any(f"timing/{stage}_seconds" in metrics and stage not in stages for stage in STAGES)
     return missing or any(
         metrics.get(key) != value

@@ -42,7 +42,8 @@ _COMMON = [
 EXPERIMENTS = {
     "rates": ["lrrnn.max_epochs=20", "lrrnn.batch_size=4", *_COMMON],
     "spikes": [
-        "lrrnn.inference=encoder", "lrrnn.max_epochs=25", "lrrnn.batch_size=8", "lrrnn.n_units=32", "data.tau=0.1", *_COMMON,
+        "lrrnn.inference=encoder", "lrrnn.max_epochs=25", "lrrnn.batch_size=8", "lrrnn.n_units=32", "connectivity.estimator=ridge",
+        "connectivity.regularizer=1e-6", *_COMMON,
     ],
 }  # fmt: skip
 _RECORDINGS = {
