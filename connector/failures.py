@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,13 +81,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch on the CPU has no class of its own for it.
+    # torch on the CPU has no class of its own for it, and that of a GPU is a RuntimeError.
     said = str(error)
     of_torch = isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
-    torch = sys.modules.get("torch")  # not imported for this: --help answers without it
-    return (
-        isinstance(error, MemoryError) or of_torch or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-    )
+    return isinstance(error, MemoryError) or of_torch
 
 
 def _line(error: BaseException) -> str:
