@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_own_data import session
-from test_train import ROOT, SMALL
+from test_train import ROOT, SMALL, train
 
 import connector
 from connector.config import checked
@@ -62,6 +62,23 @@ def test_every_measure_stands_in_the_table_with_a_source_that_exists():
 
 def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
     assert set(json.loads((finished[0] / "metrics.json").read_text())) <= keys_of_the_table()
+
+
+@pytest.mark.slow
+def test_a_run_on_spikes_writes_no_other_key_than_those_of_the_table(tmp_path):
+    session(tmp_path / "A.mat", seed=0)
+    options = [
+        "experiment=rat",
+        "data.path=A.mat",
+        *SMALL_RAT,
+        *SMALL_SPIKES,
+        "lrrnn.max_epochs=1",
+        "trainer.threads=1",
+    ]
+    done = train(*options, "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = set(json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    assert {"lrrnn/bits_per_spike", "lrrnn/psth_r2_evidence", "lrrnn/choice_auc"} <= written <= keys_of_the_table()
 
 
 def test_the_version_is_the_same_everywhere_and_links_lead_somewhere():
