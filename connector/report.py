@@ -322,7 +322,8 @@ METRICS: dict[str, Metric] = {
 # What each neuron is granted beside the latent state, as ``lrrnn.baseline`` names it.
 BASELINES = {
     "standard": "slow drift across the session, where trial times are known, and the course within the trial",
-    "local": "the standard baseline, scaled to the neuron's count in neighbouring training trials",
+    "local": "slow drift across the session, where trial times are known, and the course within the trial, scaled to the "
+    "neuron's count in neighbouring training trials",
 }
 
 # The same quantity under the other baseline.

@@ -316,29 +316,17 @@ class Results:
         z = z[torch.linspace(0, len(z) - 1, min(N_DRAWN, len(z))).long()]
 
         def field_of(net: Network):
-            return lambda at: net.vector_field(at, None if mean_input is None else mean_input.expand(len(at), -1))
+            net, constant = net.double(), None if mean_input is None else mean_input.double()
+            return lambda at: net.vector_field(at, None if constant is None else constant.expand(len(at), -1))
 
-        fields, points = {}, {}
-        sampled = {}
+        fields = {}
         if self.data.teacher is not None:
             fields["true"] = self.data.teacher.vector_field
         fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(self.drawn)
         fields[f"projected, K = {N_NEURONS:,}, sigma = {self.sigma:g}"] = field_of(self.projected)
-        scale = float(z.abs().quantile(0.98))
-        starts = z[torch.linspace(0, len(z) - 1, min(60, len(z))).long()].double()
-        if z.shape[1] == 2:  # trials stay away from repellers
-            low, high = z.min(0).values.double(), z.max(0).values.double()
-            steps = torch.linspace(0, 1, _N_STARTS, dtype=torch.float64)
-            starts = torch.cat([starts, low + (high - low) * torch.cartesian_prod(steps, steps)])
-        for name, net in zip(list(fields)[-2:], (self.drawn, self.projected)):
-            sampled[name] = net.fixed_points(starts, mean_input)
-        if self.data.teacher is not None:
-            sampled["true"] = leading_fixed_points(self.data.teacher.vector_field, starts)
         ring = self.data.teacher is not None and self.data.teacher.attractor_kind == "ring"
         # every point of a ring is one: where a search ends on it means nothing
-        for name, found in ({} if ring else sampled).items():
-            inside = found[0].norm(dim=1) < 2.5 * scale * self.inputs.latents.rank**0.5
-            points[name] = (found[0][inside], found[1][inside])
+        points = {} if ring else {name: _fixed_points(field, z) for name, field in fields.items()}
         caption = (
             "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
             "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation."
@@ -347,8 +335,8 @@ class Results:
             caption += " States on a ring hardly move; which of its points rest exactly is chance in a finite network."
         if u is not None:
             caption += (
-                " Inputs are held at their mean. Fixed points that differ between panels, or lie beyond what trials of "
-                "this length reach, are no findings."
+                " Inputs are held at their mean; steps in the trajectories are their effect. Fixed points that differ "
+                "between panels, or lie beyond what trials of this length reach, are no findings."
             )
         test = self.inputs.fold.test
         shown = self.inputs.latents.trials(test[torch.linspace(0, len(test) - 1, min(16, len(test))).long()])
@@ -498,6 +486,18 @@ class Results:
         if levels:
             caption += " Where no epoch improved on the start, the start was kept, and training changed nothing."
         return caption, figures.losses(curves, changes=changes, levels=levels, units=units)
+
+
+def _fixed_points(field: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """Fixed points of a field near the visited states z (T, R), and their eigenvalues."""
+    starts = z[torch.linspace(0, len(z) - 1, min(_N_STARTS**2, len(z))).long()].double()
+    if z.shape[1] == 2:  # trials stay away from repellers: a grid over the plane finds them
+        low, high = z.min(0).values.double(), z.max(0).values.double()
+        steps = torch.linspace(0, 1, _N_STARTS, dtype=torch.float64)
+        starts = torch.cat([starts[::3], low + (high - low) * torch.cartesian_prod(steps, steps)])
+    points, eigenvalues = leading_fixed_points(field, starts)
+    inside = points.norm(dim=1) < 2.5 * float(z.abs().quantile(0.98)) * z.shape[1] ** 0.5
+    return points[inside], eigenvalues[inside]
 
 
 def summarise(

@@ -63,9 +63,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def opening(found: Findings) -> list[str]:
-    """Three to six sentences."""
-    said = [_fit(found), _dynamics(found), _determined(found), _cell_types(found), _input_weights(found), _open(found)]
-    return [sentence for sentence in said if sentence]
+    """Three to nine sentences, each of one thing."""
+    parts = (_fit, _prediction, _baseline, _dynamics, _finite, _determined, _cell_types, _input_weights, _open)
+    return [sentence for part in parts if (sentence := part(found))]
 
 
 def _fit(f: Findings) -> str:
@@ -76,29 +76,36 @@ def _fit(f: Findings) -> str:
         )
     else:
         said = f"A low-rank RNN of rank {f.rank} was fitted to the {data}"
-    quality = []
     if f.explained is not None:
-        quality.append(f"{'explain' if f.given else 'explains'} {percent(f.explained)} of the variance of the rates")
+        subject, verb = ("the given states", "explain") if f.given else ("it", "explains")
+        said += f"; on the {f.n_test} test trials {subject} {verb} {percent(f.explained)} of the variance of the rates"
+    return said + "."
+
+
+def _prediction(f: Findings) -> str:
     bits = "lrrnn/bits_per_spike"
-    if bits in f.metrics:
-        text = f"predicts spikes {_gain(f.metrics[bits])} than each neuron's mean rate"
-        if f"{bits}_prior" in f.metrics:
-            text += f" ({_gain(f.metrics[f'{bits}_prior'])} from the inputs alone)"
-        if f.baseline is not None:
-            text += f" with the {f.baseline} baseline ({BASELINES[f.baseline]}"
-            other = f.metrics.get(f"{bits}_{f.other_baseline}")
-            text += ")" if other is None else f"; with the {f.other_baseline} one {_gain(other)})"
-        null = f.metrics.get(f"{bits}_null_drift_evidence_psth")
-        if null is not None:
-            text += f", where drift and mean responses by evidence alone predict them {_gain(null)}"
-        quality.append(text)
+    if bits not in f.metrics:
+        return ""
+    said = f"On the {f.n_test} test trials it predicts spikes {_gain(f.metrics[bits])} than each neuron's mean rate"
+    if f"{bits}_prior" in f.metrics:
+        said += f" ({_gain(f.metrics[f'{bits}_prior'])} from the inputs alone)"
+    null = f.metrics.get(f"{bits}_null_drift_evidence_psth")
+    if null is not None:
+        said += f", where drift and mean responses by evidence alone predict them {_gain(null)}"
     if "lrrnn/psth_r2_evidence" in f.metrics:
-        quality.append(
-            f"gives mean responses by evidence with a median R² of {f.metrics['lrrnn/psth_r2_evidence']:.2f}"
-        )
-    if quality:
-        subject = "the given states" if f.given else "it"
-        said += f"; on the {f.n_test} test trials {subject} {' and '.join(quality)}"
+        r2 = f.metrics["lrrnn/psth_r2_evidence"]
+        said += f"; it gives mean responses by evidence with a median R² of {r2:.2f} over neurons"
+    return said + "."
+
+
+def _baseline(f: Findings) -> str:
+    bits = "lrrnn/bits_per_spike"
+    if f.baseline is None or bits not in f.metrics:
+        return ""
+    said = f"The model grants each neuron the {f.baseline} baseline beside the latent state: {BASELINES[f.baseline]}"
+    other = f.metrics.get(f"{bits}_{f.other_baseline}")
+    if other is not None:
+        said += f"; with the {f.other_baseline} one in its place it predicts spikes {_gain(other)} than the mean rate"
     return said + "."
 
 
@@ -115,6 +122,10 @@ def _dynamics(f: Findings) -> str:
         f"With infinitely many neurons the inferred connectivity reproduces the vector field at held-out states {verdict} "
         f"(error {percent(error)} of the field's size)"
     )
+    return said + "."
+
+
+def _finite(f: Findings) -> str:
     size = []
     if f.unprojected_error is not None:
         drawn = f"by {percent(f.unprojected_error)} as drawn at sigma = {f.sigma:g}"
@@ -124,9 +135,13 @@ def _dynamics(f: Findings) -> str:
             )
         size.append(drawn)
     if "dynamics/field_error_projected" in f.metrics:
-        size.append(f"by {percent(f.metrics['dynamics/field_error_projected'])} after projection")
-    if size:
-        said += f"; a sampled network of {f.n_sampled} neurons, being finite, misses it {', '.join(size)}"
+        size.append(
+            f"by {percent(f.metrics['dynamics/field_error_projected'])} after projection, the smallest change of its output "
+            "weights that restores the recorded drive"
+        )
+    if not size or "dynamics/field_error" not in f.metrics:
+        return ""
+    said = f"A sampled network of {f.n_sampled} neurons, being finite, misses the field {', and '.join(size)}"
     kept = f.metrics.get("dynamics/attractors_kept")
     if kept is not None and f.n_networks:
         said += f"; {round(kept * f.n_networks)} of {f.n_networks} projected networks keep the true attractors"
@@ -141,8 +156,8 @@ def _determined(f: Findings) -> str:
         )
     said = (
         f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
-        "latent dimension; each involves all neurons, and as nu is taken to be smooth in the loadings they suffice to "
-        f"fix the sign of {f.diagnosis.signs} of the neurons, jointly and not neuron by neuron"
+        "latent dimension; each involves all neurons, and as nu, the mean output weight of neurons with given loadings, is "
+        f"taken to be smooth in the loadings, they suffice to fix the sign of {f.diagnosis.signs} of the neurons, jointly and not neuron by neuron"
     )
     if not f.diagnosis.calibrated:
         said += ", by intervals whose coverage has not been measured"
@@ -181,7 +196,7 @@ def _input_weights(f: Findings) -> str:
 
 
 def _open(f: Findings) -> str:
-    said = f"Not supported is any spread of n about nu: {relative_sigma(f.sigma, f.spread)}"
+    said = f"Not supported is any spread of the output weights n about nu: {relative_sigma(f.sigma, f.spread)}"
     if f.diagnosis is not None:
         loose = f.diagnosis.open_share
         if loose > 0:

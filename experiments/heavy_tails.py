@@ -107,7 +107,7 @@ def draw(found: dict, sigma: float) -> Figure:
             axis.plot(
                 middle, _SURVIVAL.numpy(), color=colours[name], label=name, linewidth=2.2 if name == "true" else 1.5
             )
-        axis.set(xscale="log", yscale="log", title=title, xlabel="$|m_i \\cdot n_j|$, connectivity entry times $K$",
+        axis.set(xscale="log", yscale="log", title=title, xlabel="$|m_i \\cdot n_j|$, connection weight times $K$",
                  ylabel="fraction of pairs above", xlim=(0.1, None), ylim=(1e-5, 1.5))  # fmt: skip
     axes[0].legend(loc="lower left")
     axis, at = axes[2], torch.arange(len(TAIL_PROBABILITIES), dtype=torch.float64)
@@ -119,11 +119,15 @@ def draw(found: dict, sigma: float) -> Figure:
         error = torch.stack([middle - low, high - middle]).numpy()
         axis.errorbar(at + 0.12 * (shift - 1), middle, yerr=error, color=colours[name], fmt="o", capsize=2.5)
     axis.set_xticks(at.numpy(), [f"{100 * p:g} %" for p in TAIL_PROBABILITIES])
-    axis.set(title=r"Quantiles over true ones, $n = \nu$", xlabel="quantile of $|m_i \\cdot n_j|$", ylabel="ratio")
+    axis.set(
+        title=r"Quantiles over true ones, $n = \nu$",
+        xlabel="quantile of $|m_i \\cdot n_j|$",
+        ylabel="ratio to the true quantile",
+    )
     note(
         figure,
-        "Lines: medians; bands and bars: 5 to 95 % over networks of 1000 neurons (grey: of the teacher itself, the null "
-        "of this comparison). Data determine p(m) and nu, hence the left and right panels; in the middle one the inferred "
+        "Lines and dots: medians; bands and bars: 5 to 95 % over networks of 1000 neurons (dark: of the teacher itself, the "
+        "null of this comparison; grey: the one network that was recorded; the right panel has the colours of the left). Data determine p(m) and nu, hence the left and right panels; in the middle one the inferred "
         "spread about nu is the stated Gaussian, while the teacher's is heavy-tailed: no data on dynamics could tell.",
     )
     return figure

@@ -56,6 +56,12 @@ AXES = {
     "fraction": "share of neurons recorded",
     "stride": r"time between samples ($\tau$)",
 }
+TITLES = {
+    "coverage": "states visited",
+    "noise": "noise",
+    "fraction": "share recorded",
+    "stride": "time step",
+}
 MEASURES = ("error", "predicted_error", "determined", "interval_coverage")
 N_NEURONS, N_TRIALS, N_STEPS = 1000, 60, 100
 
@@ -151,7 +157,7 @@ def draw(rows: list[dict], datasets: int) -> Figure:
     axes = figure.subplots(2, len(VARIED), sharey="row", sharex="col")
     lines = (
         (0, "error", INFERRED, "error of the estimate"),
-        (0, "predicted_error", ACCENT, "error that the posterior predicts"),
+        (0, "predicted_error", ACCENT, "error that the posterior expects (not measured)"),
         (1, "determined", INFERRED, "determined: 95 % interval excludes 0"),
         (1, "interval_coverage", ACCENT, "truth inside the 95 % interval"),
     )
@@ -166,13 +172,13 @@ def draw(rows: list[dict], datasets: int) -> Figure:
             axis.plot(x, middle, color=colour, marker="o", markersize=4, label=label)
         axes[0, column].axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="knowing nothing (nu = 0)")
         axes[1, column].axhline(0.95, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="nominal 95 %")
-        axes[0, column].set(yscale="log", xscale="log", title=factor if factor != "stride" else "time step")
+        axes[0, column].set(yscale="log", xscale="log", title=TITLES[factor])
         axes[1, column].set(xlabel=AXES[factor], ylim=(0, 1.03))
         axes[1, column].set_xticks(x, [f"{v:g}" for v in x])
         axes[1, column].xaxis.set_minor_formatter(NullFormatter())
         for axis in axes[:, column]:
             axis.axvline(scale * REFERENCE[factor], color=MUTED, linewidth=0.8, linestyle=":")
-    axes[0, 0].set_ylabel(r"$|\hat\nu - \nu|^2 / |\nu|^2$")
+    axes[0, 0].set_ylabel(r"squared error of $\nu$, $|\hat\nu - \nu|^2 / |\nu|^2$")
     axes[1, 0].set_ylabel("share of loadings")
     axes[0, 1].legend(fontsize=7)
     axes[1, 1].legend(fontsize=7)

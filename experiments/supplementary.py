@@ -21,7 +21,7 @@ from saved_runs import AttractorRun, Wanted, arguments_of, finish, note, require
 from connector.clusters import COMPONENTS, cell_type_test, features, mixture_likelihood, null_mixture_likelihood
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
-from connector.figures import INFERRED, TRUE, draw_flow_field
+from connector.figures import INFERRED, TRUE, draw_flow_field, flow_handles
 from connector.measures import attractors_kept, field_error, find_attractors, reference_attractors
 
 SYSTEMS = {"bistable": "Bistable", "limit_cycle": "Limit cycle", "ring": "Ring"}
@@ -113,11 +113,11 @@ def draw(runs: dict[str, AttractorRun], measured: dict[str, dict]) -> Figure:
         axis = block.add_subplot(grid[:, 5])
         mixture_curve(axis, found["curve"], found["null"], f"Mixtures; test: $p$ = {found['test'].p_value:.2g}")
         if index == len(runs) - 1:
+            block.legend(handles=flow_handles(paths=True), loc="outside lower left", ncols=5)
             block.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     note(
         figure,
-        "Data determine p(m) and the mean of n given m. The spread of n "
-        "about it, and so the width of p(n), is a stated choice (sigma). A mixture curve means nothing where it leaves "
+        "Data determine p(m) and the mean of n given m. The spread of n about it, and so the width of p(n), is a stated choice (sigma). A mixture curve means nothing where it leaves "
         "its null (no types, shifted to the same start) by less than the sd over folds; p is of the test for cell types on "
         "the recorded neurons' loadings. In these systems there is one population, and p(m) is the same in all three: "
         "with one seed the loadings, and so p, are the same as well.",

@@ -1,4 +1,4 @@
-"""The opening of a report says what its numbers say, in three to six sentences."""
+"""The opening of a report says what its numbers say, in three to nine sentences."""
 
 import re
 from dataclasses import replace
@@ -57,9 +57,9 @@ def rates(**changes):
         spikes(metrics={}, b_different=None, baseline=None, other_baseline=None),
     ],
 )  # fmt: skip
-def test_three_to_six_sentences(found):
+def test_three_to_nine_sentences(found):
     said = opening(found)
-    assert 3 <= len(said) <= 6
+    assert 3 <= len(said) <= 9
     for sentence in said:
         assert re.fullmatch(r"[A-Z].*\.", sentence)
         assert not re.search(r"\.\s+[A-Z]", sentence), sentence  # one sentence each
@@ -70,7 +70,7 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
     text = " ".join(opening(spikes()))
     for part in (
         "spikes of 76 neurons in 664 trials", "0.090 bits per spike better", "0.078 bits per spike better from the inputs alone", "local baseline",
-        "mean responses by evidence alone predict them 0.071 bits per spike better", BASELINES["local"], "standard one 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn at sigma = 1",
+        "mean responses by evidence alone predict them 0.071 bits per spike better", BASELINES["local"], "standard one in its place it predicts spikes 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn at sigma = 1",
         "17 % after projection", "2.54 combinations", "nu_1 at 80 %", "jointly and not neuron by neuron",
         "coverage has not been measured", "no evidence for more than one population", "p = 0.4",
         "input weights b are not supported", "7.9 %", "2.7 % of the spread of nu",
@@ -80,7 +80,7 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
 
 def test_a_model_worse_than_mean_rates_is_called_worse():
     metrics = {**spikes().metrics, "lrrnn/bits_per_spike": -0.021}
-    said = opening(spikes(metrics=metrics))[0]
+    said = opening(spikes(metrics=metrics))[1]
     assert "0.021 bits per spike worse than each neuron's mean rate" in said
 
 
