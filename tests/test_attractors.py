@@ -292,7 +292,12 @@ def test_teachers_of_a_users_file_are_known_by_their_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("\nx = 1 / 0\n", "ZeroDivisionError in mine.py, line 2"), ("x = (", "line 1")]
+    ("text", "said"),
+    [
+        ("\nx = 1 / 0\n", "ZeroDivisionError in mine.py, line 2"),
+        ("x = (", "line 1"),
+        ("raise SystemExit", "SystemExit in mine.py, line 1"),
+    ],
 )
 def test_a_users_file_that_fails_is_refused_with_the_line(tmp_path, text, said):
     (tmp_path / "mine.py").write_text(text)

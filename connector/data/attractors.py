@@ -106,7 +106,7 @@ def load_teachers(path: str | os.PathLike) -> None:
         raise UserError("a Python file that registers teachers", str(path))
     try:
         runpy.run_path(str(path), run_name=f"teachers of {path.name}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         where = path.name if line is None else f"{path.name}, line {line}"
