@@ -178,6 +178,28 @@ METRICS: dict[str, Metric] = {
         "reproduces, worst dimension.",
         "higher",
     ),
+    "dynamics/left_region": Metric(
+        "Trials in which the projected network leaves the visited region",
+        "share",
+        "Share of test trials in which a sampled and projected network, started where the trial starts, gets farther from "
+        "the states of the training trials than one and a half times the farthest of them. What it does there was never "
+        "fitted. Above 0.05 the report warns.",
+        "lower",
+    ),
+    "dynamics/saturated": Metric(
+        "States at which neurons are saturated",
+        "share",
+        "Share of neurons and held-out states at which the activation is flat: a change of the state hardly changes the "
+        "rate. Above 0.5 the report warns; for spikes silent neurons count, too.",
+        "",
+    ),
+    "loadings/outside_support": Metric(
+        "Sampled loadings far from those of all recorded neurons",
+        "share",
+        "Share of sampled neurons whose nearest recorded one is more than twice as far as the loneliest recorded neuron's "
+        "is. Above 0.05 the report warns: the flow puts neurons where none was seen.",
+        "lower",
+    ),
     "lrrnn/val_loss": Metric(
         "Validation loss of the low-rank RNN",
         "squared rate (rates), nats per bin (spikes)",

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from connector import figures
+from connector import figures, watch
 from connector.callbacks import StepProgress, read_learning_curves
 from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
@@ -76,6 +76,7 @@ class Results:
         # The published ridge makes no statement about its error.
         has_posterior = options.connectivity.estimator != "ridge"
         self.diagnosis = self.distribution.diagnose(self.network.loadings) if has_posterior else None
+        self.signs: list[str] = []
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
@@ -114,6 +115,7 @@ class Results:
         if self.reference is not None:
             steps["attractors"] = self._attractors
         steps["cell types"] = self._cell_types
+        steps["signs of trouble"] = self._watch
         return steps
 
     def metrics(self) -> dict[str, float]:
@@ -156,7 +158,7 @@ class Results:
             spread=self.spread,
             given="lrrnn/val_loss" not in metrics,
             metrics=metrics,
-            explained=self._explained() if recording.kind == "rates" else None,
+            explained=self._explained(fold.test) if recording.kind == "rates" else None,
             baseline=baseline,
             other_baseline=other,
             n_networks=N_NETWORKS,
@@ -173,9 +175,8 @@ class Results:
         n = self.distribution.conditional_mean(self.network.loadings)
         return float((n - n.mean(0)).square().mean().sqrt())
 
-    def _explained(self) -> float:
-        """Share of the variance of the recorded rates on test trials that latents and loadings explain."""
-        trials = self.inputs.fold.test
+    def _explained(self, trials: Tensor) -> float:
+        """Share of the variance of the recorded rates on these trials that latents and loadings explain."""
         latents, recorded = self.inputs.latents.trials(trials), self.data.recording.activity[trials].double()
         fitted = activation(self.inputs.activation)(potentials(self.inputs.loadings, latents.z, latents.inputs))
         recorded, fitted = recorded[latents.mask], fitted.double()[latents.mask]
@@ -224,7 +225,24 @@ class Results:
                 "sampled network, is then mostly assumption; no test for cell types is made."
             )
         cautions = () if self.diagnosis is None else self.diagnosis.cautions
-        return [*said, *(f"Caution: {caution}" for caution in cautions)]
+        return [*said, *(f"Caution: {caution}" for caution in cautions), *(f"Warning: {sign}." for sign in self.signs)]
+
+    def _watch(self) -> dict[str, float]:
+        """Shares of :mod:`connector.watch`."""
+        inputs, train = self.inputs, self.inputs.latents.trials(self.inputs.fold.train)
+        z, u, _ = self.held_out(N_STATES_LARGE)
+        return {
+            watch.SATURATED: watch.saturated_share(inputs.loadings, z, inputs.activation, u),
+            watch.LEFT_REGION: watch.left_share(
+                self.projected, train.samples()[0], inputs.latents.trials(inputs.fold.test)
+            ),
+            watch.OUTSIDE_SUPPORT: watch.outside_share(self.network.loadings.stack(), inputs.loadings.stack()),
+        }
+
+    def note_signs(self, metrics: Mapping[str, float]) -> None:
+        """Find the sentences to warn with, from the metrics of the stages and of :meth:`measures`."""
+        explained = self._explained(self.inputs.fold.validation) if self.data.recording.kind == "rates" else None
+        self.signs = watch.sentences(metrics, finite=watch.is_finite(self.network), explained=explained)
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
@@ -527,6 +545,7 @@ def summarise(
     for name, measure in measures.items():
         progress.start(name)
         metrics |= measure()
+    results.note_signs({**stage_metrics, **metrics})
     for name, draw in figures_due.items():
         progress.start(f"figure {name}")
         caption, figure = draw()

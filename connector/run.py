@@ -431,10 +431,10 @@ def _run(
                 metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
                 store.write_metrics(metrics)
             else:
-                figures, seconds, cpu_seconds = {}, 0.0, 0.0
+                figures, cautions, seconds, cpu_seconds = {}, [], 0.0, 0.0
                 store.write_metrics(metrics)
             tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
-            logger.log_results(metrics, figures, tables)
+            logger.log_results(metrics, figures, tables, cautions)
             logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
             networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
             if store.connectivity_file.exists():

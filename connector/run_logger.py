@@ -138,10 +138,15 @@ class WandbRun:
                 logger.log_metrics(part, int(row["step"]) - 1)
 
     def log_results(
-        self, metrics: Mapping[str, float], figures: Mapping[str, Path], tables: Mapping[str, TableData]
+        self,
+        metrics: Mapping[str, float],
+        figures: Mapping[str, Path],
+        tables: Mapping[str, TableData],
+        cautions: Sequence[str] = (),
     ) -> None:
-        """Final metrics into the summary, under their names in metrics.json; figures as images; tables as tables."""
-        self.run.summary.update(dict(metrics))
+        """Final metrics into the summary, under their names in metrics.json, and the report's cautions beside them, a
+        sentence a line; figures as images; tables as tables."""
+        self.run.summary.update({**metrics, "cautions": "\n".join(cautions)})
         shown: dict[str, Any] = {f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()}
         for name, table in tables.items():
             shown[f"tables/{name}"] = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])

@@ -3,9 +3,9 @@
     python experiments/interruptions.py                  # 50 kills over two experiments, then three full disks
     python experiments/interruptions.py --kills 6 --chains 2 --experiments rates --no-full-disk
 
-Each experiment runs once uninterrupted. Then the same command is started in a fresh directory and killed after a random
-part of the CPU time that its work takes (four in five times by SIGKILL, else by SIGTERM), started again, killed again, and
-at last left to end: a chain. Printed are the kills by stage, and whether network.npz and latents.npz of each chain are
+Each experiment runs once uninterrupted. Then the same command is started in a fresh directory and killed at a random moment
+of its work (four in five times by SIGKILL, else by SIGTERM), started again, killed again, and at last left to end: a chain.
+ Printed are the kills by stage, and whether network.npz and latents.npz of each chain are
 those of the uninterrupted run, byte for byte. For the full disk the run directory lies on a small file system in memory
 (mount, as root) or, where that cannot be had, files are limited in size (RLIMIT_FSIZE): the run has to say so in two
 lines, keep what it had, and go on when there is room. Exit code 1 where anything differs.
@@ -51,6 +51,7 @@ _RECORDINGS = {
     "spikes": ("bistable", {"n_neurons": 30, "n_grid": 6, "n_steps": 30, "observation": "spikes"}),
 }
 COMPARED = ("latents.npz", "network.npz")
+STAGES = ("lrrnn", "loadings", "outputs", "results")
 _STAGE = re.compile(r"INFO (lrrnn|loadings|outputs|results): (.*)")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -89,10 +90,11 @@ class Started:
                 return (int(fields[11]) + int(fields[12])) / _TICK
         return None
 
-    def wait_for_work(self) -> float | None:
-        """CPU time when the run begins its log: everything before is imports and reading. None where it ended first."""
+    def wait_for_stage(self, stage: str) -> float | None:
+        """CPU time when the stage, or a later one, begins; None where the process ended first."""
         while (spent := self.cpu_seconds()) is not None:
-            if len(self.lines()) > self.lines_before:
+            lines = self.lines()[self.lines_before :]
+            if lines and STAGES.index(stage) <= (*STAGES, "end").index(stage_of(lines)):
                 return spent
             time.sleep(0.02)
         return None
@@ -110,13 +112,12 @@ def _limit_files(size: int) -> None:
 
 def stage_of(lines: Sequence[str]) -> str:
     """The stage at work, by the log of one process."""
-    stage = "lrrnn"
-    following = {"lrrnn": "loadings", "loadings": "outputs", "outputs": "results", "results": "end"}
+    stage = STAGES[0]
     for line in lines:
         found = _STAGE.search(line)
         if found:
             ended = found[2].startswith(("done", "reused"))
-            stage = following[found[1]] if ended else found[1]
+            stage = (*STAGES, "end")[STAGES.index(found[1]) + ended]
     return stage
 
 
@@ -125,27 +126,24 @@ class Chain:
     """One run with its kills: (signal, stage, exit code) each, and whether it ended as the uninterrupted one."""
 
     kills: list[tuple[str, str, int]]
-    starts: int
     differing: list[str]
 
 
-def uninterrupted(options: Sequence[str], directory: Path) -> float:
-    """Run to the end; CPU seconds of the work after the imports."""
-    started = Started(options, directory)
-    begun, last = started.wait_for_work(), 0.0
-    while (spent := started.cpu_seconds()) is not None:
-        last = spent
-        time.sleep(0.05)
-    code, said = started.end()
-    if code != 0 or begun is None:
+def uninterrupted(options: Sequence[str], directory: Path) -> dict[str, float]:
+    """Run to the end; CPU seconds of each stage."""
+    code, said = Started(options, directory).end()
+    if code != 0:
         raise UserError("a run that ends well when it is left alone", f"exit code {code}: {said[-500:]}")
-    return last - begun
+    return {stage: record["cpu_seconds"] for stage, record in RunStore(directory).stages().items()}
 
 
-def left_to_do(directory: Path, reference: Path, work: float) -> float:
-    """CPU seconds that the stages which are not finished take."""
-    seconds = {stage: record["cpu_seconds"] for stage, record in RunStore(reference).stages().items()}
-    return work - sum(seconds[stage] for stage in RunStore(directory).stages())
+def moment_of(position: float, work: dict[str, float]) -> tuple[str, float]:
+    """Stage, and CPU seconds within it, at ``position`` CPU seconds of the work of all stages."""
+    for stage in STAGES:
+        if position < work[stage]:
+            return stage, position
+        position -= work[stage]
+    return STAGES[-1], work[STAGES[-1]]
 
 
 def differences(directory: Path, reference: Path) -> list[str]:
@@ -155,33 +153,37 @@ def differences(directory: Path, reference: Path) -> list[str]:
 
 
 def chain(
-    options: Sequence[str], directory: Path, reference: Path, n_kills: int, work: float, draw: random.Random
+    options: Sequence[str], directory: Path, reference: Path, n_kills: int, work: dict[str, float], draw: random.Random
 ) -> Chain:
-    """Start, kill and start again until ``n_kills`` kills have fallen, then let it end and compare.
+    """Start, kill and start again, ``n_kills`` times, then let it end and compare.
 
-    Each kill falls at a random moment of the work that is left; a run that ends before is compared, and begun anew.
+    Kills fall at moments drawn evenly over the work of an uninterrupted run, one after the other: each process goes on where
+    the last was killed, until the next moment (the results, which are not trained, begin anew each time).
     """
-    kills, starts, differing = [], 0, []
-    while not differing:
-        last = len(kills) == n_kills
+    moments = sorted(draw.uniform(0.0, sum(work.values())) for _ in range(n_kills))
+    kills, spent_before = [], Counter()
+    for position in moments:
         how = signal.SIGKILL if draw.random() < 0.8 else signal.SIGTERM
-        moment = float("inf") if last else draw.uniform(0.0, left_to_do(directory, reference, work))
+        stage, offset = moment_of(position, work)
         started = Started(options, directory)
-        starts += 1
-        begun = started.wait_for_work()
-        while begun is not None and (spent := started.cpu_seconds()) is not None and spent - begun < moment:
+        at_work = started.wait_for_stage(stage)
+        due = offset - (spent_before[stage] if stage != "results" else 0.0)
+        while at_work is not None and (spent := started.cpu_seconds()) is not None and spent - at_work < due:
             time.sleep(0.01)
-        if started.process.poll() is None and not last:
-            stage = stage_of(started.lines()[started.lines_before :])
-            started.process.send_signal(how)
-            kills.append((how.name, stage, started.end()[0]))
-            continue
-        code, said = started.end()
-        differing = differences(directory, reference) if code == 0 else [f"exit code {code}: {said.strip()[-300:]}"]
-        if last:
-            break
-        shutil.rmtree(directory)
-    return Chain(kills, starts, differing)
+            spent_before[stage] = max(spent_before[stage], offset - due + spent - at_work)
+        if started.process.poll() is not None:
+            code, said = started.end()
+            if code != 0:
+                return Chain(kills, [f"exit code {code}: {said.strip()[-300:]}"])
+            continue  # faster than the uninterrupted run: it is compared below
+        killed_in = stage_of(started.lines()[started.lines_before :])
+        started.process.send_signal(how)
+        kills.append((how.name, killed_in, started.end()[0]))
+        print(f"  {how.name} in {killed_in}", flush=True)
+    code, said = Started(options, directory).end()
+    return Chain(
+        kills, differences(directory, reference) if code == 0 else [f"exit code {code}: {said.strip()[-300:]}"]
+    )
 
 
 @contextlib.contextmanager
@@ -245,7 +247,7 @@ def full_disk(options: Sequence[str], base: Path, reference: Path, stage: str) -
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="in all")
-    parser.add_argument("--chains", type=int, default=10, help="runs that the kills are divided among")
+    parser.add_argument("--chains", type=int, default=6, help="runs that the kills are divided among")
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--full-disk", action=argparse.BooleanOptionalAction, default=True)
@@ -260,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.experiments:
         options[name] = recording(name, base)
         work[name] = uninterrupted(options[name], base / name / "uninterrupted")
-        print(f"{name}: {work[name]:.1f} CPU s of work, uninterrupted", flush=True)
+        seconds = ", ".join(f"{stage} {work[name][stage]:.1f}" for stage in STAGES)
+        print(f"{name}: CPU s of an uninterrupted run: {seconds}", flush=True)
     for number in range(given.chains):
         name = given.experiments[number % len(given.experiments)]
         n_kills = given.kills // given.chains + (number < given.kills % given.chains)
@@ -272,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name} {number}: {kills}: {found.differing or 'same bytes'}", flush=True)
         if not found.differing:
             shutil.rmtree(directory)
-    stages = ("lrrnn", "loadings", "outputs", "results", "end")
+    stages = (*STAGES, "end")
     print(
         f"\n{'kills in':<12}" + "".join(f"{stage:>10}" for stage in stages) + f"{'SIGTERM':>10}{'chains':>8}{'same':>6}"
     )

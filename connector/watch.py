@@ -1,0 +1,117 @@
+"""Signs that a fit, a flow or a sampled network is not to be trusted: shares that are measured, and sentences where they
+are too large. Plain functions; a run says each sentence once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from connector.dynamics import Network, activation, potentials
+from connector.types import Latents, Loadings
+
+# Derivative of phi, relative to its largest: below it a neuron hardly answers to the state.
+_FLAT = 0.01
+# Distance from the centre of the visited states, in units of the farthest of them, beyond which a state has left.
+_FAR = 1.5
+_MAX_ROWS = 2000
+
+SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
+# Shares above which a reader is warned.
+LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
+
+
+def saturated_share(loadings: Loadings, z: Tensor, activation_name: str, u: Tensor | None = None) -> float:
+    """Share of (state, neuron) pairs at which phi is flat: its derivative is below 1 % of the largest.
+
+    Args:
+        z: states (T, R); u: inputs (T, U) or None.
+    """
+    h = potentials(loadings, z, u)
+    slope = activation(activation_name).derivative(h)
+    steepest = float(activation(activation_name).derivative(torch.linspace(-20, 20, 401, dtype=h.dtype)).max())
+    return float((slope < _FLAT * steepest).double().mean())
+
+
+def left_share(network: Network, visited: Tensor, trials: Latents) -> float:
+    """Share of trials in which the network, started where they start, leaves the region of the visited states.
+
+    The region is the ellipsoid, of the visited states' mean and covariance, that reaches one and a half times as far as the
+    farthest of them. A state that is not finite has left.
+
+    Args:
+        visited: (T, R) states that the network was inferred from; trials: initial states, inputs and lengths.
+    """
+    centre = visited.double().mean(0)
+    spread = torch.cov(visited.double().T).reshape(visited.shape[1], -1)
+    factor = torch.linalg.cholesky(spread + 1e-9 * spread.diagonal().mean() * torch.eye(len(spread)).double())
+
+    def distance(z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(factor, (z - centre).flatten(0, -2).T, upper=False).norm(dim=0)
+
+    farthest = distance(visited.double()).max()
+    z = network.double().simulate(trials.z[:, 0].double(), trials.z.shape[1], _double(trials.inputs))
+    far = ~(distance(z).reshape(z.shape[:2]) <= _FAR * farthest)  # true also where the distance is NaN
+    return float((far & trials.mask).any(1).double().mean())
+
+
+def _double(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+def outside_share(samples: Tensor, rows: Tensor) -> float:
+    """Share of samples (N, P) whose nearest data row is farther than any data row's is, twice over.
+
+    Distances are between columns scaled to unit variance of the data (K, P); of many data rows a part is looked at, evenly
+    spread.
+    """
+    data, samples = rows.double(), samples.double()
+    scale = data.std(0).clamp_min(1e-12)
+    data = data[torch.linspace(0, len(data) - 1, min(_MAX_ROWS, len(data))).long()] / scale
+    own = torch.cdist(data, data)
+    own.fill_diagonal_(torch.inf)
+    nearest = torch.cdist(samples / scale, data).min(1).values
+    return float((~(nearest <= 2 * own.min(1).values.max())).double().mean())
+
+
+def is_finite(network: Network) -> bool:
+    parts = (network.m, network.n, network.b, network.d)
+    return all(bool(torch.isfinite(part).all()) for part in parts if part is not None)
+
+
+def sentences(metrics: Mapping[str, float], *, finite: bool = True, explained: float | None = None) -> list[str]:
+    """What to warn of, a sentence each.
+
+    Args:
+        metrics: of the run: the shares of this module, and those that have a baseline to beat.
+        finite: the sampled network's weights are finite numbers.
+        explained: share of the variance of validation trials' rates that the fit explains; None for spikes.
+    """
+    said = []
+    if not finite:
+        said.append("weights of the sampled network are not finite numbers; nothing below that rests on it holds")
+    if metrics.get(SATURATED, 0.0) > LIMITS[SATURATED]:
+        said.append(
+            f"{100 * metrics[SATURATED]:.0f} % of the neurons' states lie where the activation is flat, so that rates say "
+            "little of the latent states there; check data.activation and the scale of the rates"
+        )
+    if metrics.get(LEFT_REGION, 0.0) > LIMITS[LEFT_REGION]:
+        said.append(
+            f"in {100 * metrics[LEFT_REGION]:.0f} % of the test trials the projected network, started where the trial starts, "
+            "leaves the region that training trials visit; what it does there was never fitted"
+        )
+    if metrics.get(OUTSIDE_SUPPORT, 0.0) > LIMITS[OUTSIDE_SUPPORT]:
+        said.append(
+            f"{100 * metrics[OUTSIDE_SUPPORT]:.0f} % of the sampled loadings lie where no recorded neuron is near; the flow of "
+            "the loadings fits poorly, or their tails are heavy"
+        )
+    if explained is not None and explained <= 0:
+        said.append("on validation trials the fit explains the rates no better than each neuron's mean does")
+    bits, null = metrics.get("lrrnn/bits_per_spike"), metrics.get("lrrnn/bits_per_spike_null_drift")
+    if bits is not None and bits <= max(0.0, null or 0.0):
+        than = "drift across the session alone" if (null or 0.0) > 0 else "each neuron's mean rate"
+        said.append(f"on held-out trials the fit predicts spikes no better than {than} does")
+    if metrics.get("dynamics/field_error", 0.0) >= 1:
+        said.append("the inferred vector field is as far from the recorded one as a field of zero would be")
+    return said
