@@ -439,6 +439,8 @@ def _run(
             networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
             if store.connectivity_file.exists():
                 logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
+            # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
+            logger.finish(exit_code=0)
             files = [directory / "metrics.json", directory / "network.npz"]
             store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
             show(console, metrics, store)

@@ -100,7 +100,7 @@ class WandbRun:
             settings=wandb.Settings(silent=True),
             reinit="finish_previous",
         )
-        self._disabled = mode == "disabled"
+        self._disabled, self._closed = mode == "disabled", False
         if not self._disabled:
             write_text(file, f"{self.run.id}\n")
         self._artifacts: dict[str, wandb.Artifact] = {}
@@ -195,7 +195,10 @@ class WandbRun:
             log(artifact, is_user_created=given, use_after_commit=used)
 
     def finish(self, exit_code: int) -> None:
-        self.run.finish(exit_code=exit_code)
+        """Close the run; once closed it stays as it is."""
+        if not self._closed:
+            self.run.finish(exit_code=exit_code)
+            self._closed = True
 
 
 class NoRun:

@@ -120,6 +120,7 @@ def test_exit_code_group_tags_and_summary(options, tmp_path, exit_code):
     table = TableData(("neuron", "m"), [["a", 0.5]])
     run.log_results({"connectivity/dissimilarity": 0.25, "loadings/val_loss": 0.3}, {}, {"neurons": table})
     run.finish(exit_code)
+    run.finish(1 - exit_code)  # too late
     found = records(tmp_path)
     assert of_type(found, "exit")[0].get("exit_code", 0) == exit_code
     about = of_type(found, "run")[0]

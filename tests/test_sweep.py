@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
-from test_train import train
+from test_train import ROOT, train
 
 from connector import sweep
 from connector.errors import UserError
@@ -62,6 +64,56 @@ def test_jobs_in_processes_of_their_own_end_in_one_table(tmp_path):
     done = swept(tmp_path / "sweep", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert check(tmp_path / "sweep", done, (1, 2)) == ["done", "done"]
+
+
+# train.py, but the fifth job of the process fails while it trains.
+FAULTY = """
+import runpy, sys
+import connector.run
+whole, calls = connector.run.run_stages, []
+def faulty(*arguments):
+    calls.append(arguments)
+    if len(calls) == 5:
+        raise RuntimeError("made to fail")
+    return whole(*arguments)
+connector.run.run_stages = faulty
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_study_notes_a_failed_trial_goes_on_and_is_resumed(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    directory = tmp_path / "study"
+    options = [
+        "-m", "hydra/sweeper=study", f"hydra.sweep.dir={directory}", "report=false", "trainer.threads=1",
+        "trainer.progress=false", "data.n_neurons=100", "data.n_grid=6", "data.n_steps=40",
+        "connectivity.loadings_epochs=10", "connectivity.outputs_epochs=2", "connectivity.outputs_loadings=512",
+        "connectivity.early_stopping=false", "connectivity.regularizer=tag(log, interval(1e-4, 1))",
+        "connectivity.flow.hidden_width=choice(16,32)",
+    ]  # fmt: skip
+
+    def trials():
+        found = optuna.load_study(study_name="connector", storage=f"sqlite:///{directory}/study.db").trials
+        return [trial.state.name for trial in found]
+
+    command = [sys.executable, "-c", FAULTY, *options, "hydra.sweeper.n_trials=12"]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert trials() == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 7
+    assert "Sweep: 11 of 12 jobs done" in first.stdout
+    with (directory / "jobs.csv").open(newline="") as handle:
+        failed = [row for row in csv.DictReader(handle) if row["state"] != "done"]
+    assert [row["state"] for row in failed] == ["failed (1): RuntimeError: made to fail"]
+    assert "RuntimeError: made to fail" in (Path(failed[0]["directory"]) / "train.log").read_text()
+
+    command = [sys.executable, "train.py", *options, "hydra.sweeper.n_trials=4"]
+    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert trials() == ["COMPLETE"] * 4 + ["FAIL"] + ["COMPLETE"] * 11
+    assert "Sweep: 4 of 4 jobs done" in second.stdout
 
 
 @pytest.mark.parametrize(
