@@ -190,10 +190,9 @@ def small_run(words):
     small = SMALL_FLOWS + SMALL_SPIKES if set(FILES) & set(typed) or "--config-dir" in typed else SMALL
     small = small + SMALL_RAT if {"data=rat", "experiment=rat"} & set(typed) else small
     if "-m" in typed:
-        # Sweeps are followed for how they run; all stages only where the sweep is about connectivity.
-        all_stages = any(
-            word.startswith(("connectivity.", "hydra/sweeper", "hydra/launcher=ensemble")) for word in typed
-        )
+        # Launchers and loggers are followed for how they run; one stage shows that. The ensemble is about the flows.
+        other = [word for word in typed if word.startswith(("hydra/launcher=", "logger="))]
+        all_stages = not other or "hydra/launcher=ensemble" in other
         small = [*small, "report=false", *([] if all_stages else ["stages=[lrrnn]"])]
     added = [option for option in small if option.partition("=")[0] not in keys]
     if "-m" not in typed and "hydra.run.dir" not in keys:
