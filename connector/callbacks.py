@@ -186,12 +186,15 @@ class StageCheckpoints(Checkpoint):
             interruption.leave()
 
     def _write(self, trainer: pl.Trainer, kind: str) -> Path:
-        aside = self.directory / f".{kind}.part"
-        trainer.save_checkpoint(aside)
-        name = None
-        if trainer.is_global_zero:
-            name = f"{kind}-{trainer.current_epoch + 1:05d}-{file_checksum(aside)[:_DIGITS]}.ckpt"
-            move_into_place(aside, self.directory / name)
+        aside, name = self.directory / f".{kind}.part", None
+        try:
+            trainer.save_checkpoint(aside)
+            if trainer.is_global_zero:
+                name = f"{kind}-{trainer.current_epoch + 1:05d}-{file_checksum(aside)[:_DIGITS]}.ckpt"
+                move_into_place(aside, self.directory / name)
+        finally:
+            if trainer.is_global_zero:
+                aside.unlink(missing_ok=True)
         return self.directory / trainer.strategy.broadcast(name)
 
     def _remove_all_but(self, kept: set[Path | None]) -> None:

@@ -142,6 +142,10 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before cannot be now
+            super().close()
+
 
 @contextlib.contextmanager
 def explained(stage: str, directory: Path) -> Iterator[None]:

@@ -26,7 +26,7 @@ from connector.config import Options, TrainerOptions
 from connector.errors import UserError
 from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
-from connector.store import RunStore, move_into_place
+from connector.store import RunStore, atomic, move_into_place
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
 
@@ -231,8 +231,8 @@ def fit(
     finally:
         interruption.training_ends()
     final = store.checkpoints / f"{stage}.ckpt"
-    part = final.with_name(f".{final.name}.part")
     if not max_epochs:
+        part = final.with_name(f".{final.name}.part")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             move_into_place(part, final)
@@ -247,7 +247,7 @@ def fit(
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         curves.write()
-        shutil.copyfile(kept, part)
-        move_into_place(part, final)
+        with atomic(final) as aside:
+            shutil.copyfile(kept, aside)
     trainer.strategy.barrier()
     return trainer

@@ -200,18 +200,13 @@ def small_disk(directory: Path, size: int) -> Iterator[bool]:
             subprocess.run(["umount", str(directory)], check=True)
 
 
-def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
 def full_disk(options: Sequence[str], base: Path, reference: Path, stage: str) -> list[str]:
     """Fill the disk while ``stage`` is due, see how the run ends, make room, let it go on; what was wrong."""
     directory, wrong = base / f"disk-{stage}", []
-    before = {"lrrnn": [], "loadings": ["stages=[lrrnn]"], "results": ["stages=[lrrnn,loadings,outputs]"]}[stage]
     with small_disk(directory, 200 << 20) as mounted:
         run, filler = directory / "run", directory / "filler"
-        if before and stage == "loadings":
-            Started([*options, *before], run).end()
+        if stage == "loadings":
+            Started([*options, "stages=[lrrnn]"], run).end()
         if stage == "results":
             shutil.copytree(reference, run)
             for name in ("network.npz", "metrics.json"):
@@ -219,7 +214,7 @@ def full_disk(options: Sequence[str], base: Path, reference: Path, stage: str) -
         run.mkdir(parents=True, exist_ok=True)
         kept = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".npz", ".ckpt", ".pt")}
         if mounted:
-            room = {"lrrnn": 20_000, "loadings": 30_000, "results": 12_000}[stage]
+            room = {"lrrnn": 20_000, "loadings": 30_000, "results": 24_000}[stage]
             free = shutil.disk_usage(directory).free
             filler.write_bytes(b"\0" * (free - room))
             code, said = Started(options, run).end()
@@ -246,15 +241,17 @@ def full_disk(options: Sequence[str], base: Path, reference: Path, stage: str) -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--kills", type=int, default=50, help="in all; 0: none")
     parser.add_argument("--chains", type=int, default=6, help="runs that the kills are divided among")
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--full-disk", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--directory", type=Path, default=Path("runs/interruptions"), help="emptied before")
     given = parser.parse_args(arguments)
-    if given.chains < len(given.experiments) or given.kills < given.chains:
-        raise UserError("a chain for each experiment and a kill for each chain", f"{given.chains}, {given.kills}")
+    if given.kills and not len(given.experiments) <= given.chains <= given.kills:
+        raise UserError(
+            "a chain for each experiment and a kill for each chain", f"{given.chains} chains, {given.kills} kills"
+        )
     draw, failed = random.Random(given.seed), 0
     base = given.directory.resolve()
     shutil.rmtree(base, ignore_errors=True)
@@ -264,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work[name] = uninterrupted(options[name], base / name / "uninterrupted")
         seconds = ", ".join(f"{stage} {work[name][stage]:.1f}" for stage in STAGES)
         print(f"{name}: CPU s of an uninterrupted run: {seconds}", flush=True)
-    for number in range(given.chains):
+    for number in range(given.chains if given.kills else 0):
         name = given.experiments[number % len(given.experiments)]
         n_kills = given.kills // given.chains + (number < given.kills % given.chains)
         directory, reference = base / name / f"chain-{number}", base / name / "uninterrupted"
