@@ -31,6 +31,7 @@ from connector.run import (
     note_invocation,
     plan,
     quiet,
+    read_already,
     run_stages,
     sources,
     unlogged_curves,
@@ -139,6 +140,7 @@ def _train_stages(jobs: Sequence[tuple[Options, Path]], console: Console, locks:
                 groups.setdefault(kind(job), []).append((member, job))
         for group in groups.values():
             _train_group(stage, group, members, console)
+    read_already.update({member.directory.resolve(): member.data for member in members})
 
 
 def _train_group(stage: str, group: list[tuple[_Member, FlowJob]], members: list[_Member], console: Console) -> None:

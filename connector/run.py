@@ -45,6 +45,10 @@ _log = logging.getLogger("connector")
 _FILE_MODULES = {NpzData: NpzDataModule, RatData: RatDataModule, NwbData: NwbDataModule, NlbData: NlbDataModule}
 
 
+# Data that an ensemble has read for its jobs, by their run directories; each job takes its own.
+read_already: dict[Path, RecordingDataModule] = {}
+
+
 def build_data(options: Options) -> RecordingDataModule:
     """The data module that the options name, not yet read.
 
@@ -357,8 +361,10 @@ def run(
         launch.install_job_command()
     check_trainer(options.trainer)
     with explained("data", directory):
-        data = build_data(options)
-        data.setup()
+        data = read_already.pop(directory.resolve(), None)
+        if data is None:
+            data = build_data(options)
+            data.setup()
         schedule = plan(options, data)
     store = RunStore(directory)
     if sweep_name is not None and not options.force and _is_finished(store, options, schedule):

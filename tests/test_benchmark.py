@@ -137,3 +137,14 @@ def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
     assert "extrapolated from 1, 2, 2 epochs" in text
     assert "released checkpoints of the authors" in text
     assert "times the CPU seconds" in capsys.readouterr().out
+
+
+def test_the_target_is_what_every_device_reached(experiments_importable):
+    from throughput import Throughput, set_targets, table
+
+    slow = Throughput("flow of n", "cpu", 100, 50.0, 25.0, [(10.0, 2.0), (20.0, 1.005), (30.0, 1.0)])
+    fast = Throughput("flow of n", "gpu", 100, 5.0, 5.0, [(1.0, 1.02), (2.0, 0.9)])
+    unwatched = Throughput("low-rank RNN, rates", "cpu", 10, 1.0, 1.0, [])
+    set_targets([slow, fast, unwatched])
+    assert (slow.to_target_s, fast.to_target_s, unwatched.to_target_s) == (20.0, 2.0, None)
+    assert "| flow of n | cpu | 100 | 2 | 4 | 20 |" in table([slow, fast, unwatched])
