@@ -24,6 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from connector.errors import UserError
+from connector.store import RunStore
+
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = {
     "basic": [],
@@ -77,10 +80,10 @@ def offline_logs(folder: Path) -> list[Path]:
 def finished(sweep: Path) -> dict[str, float]:
     """Run directories of a sweep whose results are complete -> when their metrics were written."""
     found = {}
-    for stages in sweep.glob("*/stages.json"):
-        with contextlib.suppress(ValueError, OSError):  # being written
-            if "results" in json.loads(stages.read_text()):
-                found[stages.parent.name] = (stages.parent / "metrics.json").stat().st_mtime
+    for metrics in sweep.glob("*/metrics.json"):
+        with contextlib.suppress(UserError, OSError, ValueError):  # being written
+            if "results" in RunStore(metrics.parent).stages():
+                found[metrics.parent.name] = metrics.stat().st_mtime
     return found
 
 
