@@ -10,10 +10,7 @@ the noise-free latents spread as far as those fitted to the recording. Each data
 
 separation   of left and right trials 2 s after their end, without input, relative to that at their end: how often it
              tells the two kinds apart;
-points       stable fixed points without input: how often their number comes back, with its interval (Wilson);
-axis         log-likelihood of two attractors over one slow point along the axis on which inputs act, each a model of few
-             parameters with the path of the state integrated out (:mod:`connector.axis_dynamics`): how often its sign is
-             right, and the separation in the likelier of the two.
+points       stable fixed points without input: how often their number comes back, with its interval (Wilson).
 
 --trials repeats every trial that many times, with fresh noise. Each finished data set is added to --out, and the same
 command goes on where an interrupted one stopped. Figure 5 draws what it finds there.
@@ -38,8 +35,6 @@ from saved_runs import SpikeRun, finish, recording_arguments, spike_run
 from scipy.stats import binomtest
 from torch import Tensor
 
-from connector.axis_dynamics import KINDS as AXIS_KINDS
-from connector.axis_dynamics import axis_data, fit_axis, input_axis
 from connector.baselines import Baseline
 from connector.config import Options, checked
 from connector.data.folds import Fold
@@ -114,9 +109,15 @@ class Truth:
 def draw_truth(kind: str, run: SpikeRun, generator: torch.Generator) -> Truth:
     """A truth of that kind for the recording and the fit of ``run``."""
     recording, model, latents = run.recording, run.model, run.latents
-    mask = recording.mask
+    network, mask = model.rnn.network().double(), recording.mask
+    if recording.n_inputs != 2:
+        raise UserError("two inputs, to the left and to the right", str(recording.n_inputs))
     inputs = recording.inputs.double()
-    axis, _ = input_axis(model, recording, latents.z[mask])
+    # The axis: where a click on the right moves the state, less where one on the left does, on average.
+    states = latents.z[mask][:: max(1, int(mask.sum()) // 500)]
+    unit = torch.eye(2, dtype=torch.float64) * float(inputs[inputs > 0].mean())
+    moved = [network.drive(states, one.expand(len(states), -1)).mean(0) for one in unit]
+    axis = (moved[1] - moved[0]) / (moved[1] - moved[0]).norm()
     fitted = model.infer(trial_batch(recording, None, run.baseline), rollout=True).double()[mask]
     spread = float(torch.linalg.eigvalsh(torch.cov(fitted.T))[-1].sqrt())
     ends = last_states(latents.z, recording.lengths)
@@ -214,23 +215,6 @@ def after_trials(
     return separation(step, last_states(z, recording.lengths), recording.choices, steps)
 
 
-def along_axis(model: SpikeModel, recording: Recording, baseline: Baseline) -> dict[str, float]:
-    """Two attractors against one slow point along the axis of the inputs, and the separation in the likelier of the two."""
-    data = axis_data(model, recording, baseline)
-    one, two = (fit_axis(data, kind) for kind in AXIS_KINDS)
-    likelier = two if two.log_likelihood > one.log_likelihood else one
-    step_s = recording.bin_s
-    curve = separation(
-        lambda x: x + step_s * likelier.drift(x), likelier.ends[:, None], recording.choices, round(AFTER_S / step_s) + 1
-    )
-    return {
-        "log_ratio": two.log_likelihood - one.log_likelihood,
-        "separation_axis": float(curve[-1]),
-        "rate_one": one.r,
-        "rate_two": two.r,
-    }
-
-
 def found_points(network: Network, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Stable points without input near the latents z (trials, time, R), and their eigenvalues."""
     states = z[mask]
@@ -257,7 +241,6 @@ def measure(run: SpikeRun, kind: str, seed: int, repeats: int, options: Options)
         "curve": [round(float(x), 4) for x in fitted[:: max(1, len(fitted) // 40)]],
         "points": len(points),
         "decay_s": [round(float(t), 4) for t in decay_times(eigenvalues, tau_s)],
-        **along_axis(model, session, baseline),
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
@@ -311,8 +294,6 @@ def verdict(sets: list[dict], value: float | None = None) -> list[str]:
         else "So it is not shown that the separation tells the two kinds apart, and from a recording like this neither "
         "attractors nor their absence can be concluded."
     )
-    if all("log_ratio" in one for one in sets):
-        said.append(axis_verdict(by_kind, limit))
     if value is not None:
         low = {kind: wilson(sum(x <= value for x in of), len(of)) for kind, of in ranges.items()}
         said.append(
@@ -321,21 +302,6 @@ def verdict(sets: list[dict], value: float | None = None) -> list[str]:
             + "."
         )
     return said
-
-
-def axis_verdict(by_kind: dict[str, list[dict]], limit: float) -> str:
-    """The same question put to the likelihoods along the axis of the inputs; ``limit`` between the separations."""
-    sets = [one for of in by_kind.values() for one in of]
-    ratios = {kind: [one["log_ratio"] for one in of] for kind, of in by_kind.items()}
-    larger, pairs = told_apart(*(ratios[kind] for kind in KINDS))
-    right = sum((one["log_ratio"] > 0) == (one["kind"] == KINDS[1]) for one in sets)
-    kept = sum((one["separation_axis"] > limit) == (one["kind"] == KINDS[1]) for one in sets)
-    return (
-        "Log-likelihood of two attractors over one slow point along the axis of the inputs: "
-        + "; ".join(f"{kind} {min(of):.1f} to {max(of):.1f} nats" for kind, of in ratios.items())
-        + f". Its sign is right in {wilson(right, len(sets))}; it is larger with two attractors in {larger} of {pairs} "
-        f"pairs. The separation in the likelier of the two is on the right side of the boundary in {wilson(kept, len(sets))}."
-    )
 
 
 def read_sets(path: str | Path) -> list[dict]:
@@ -354,15 +320,13 @@ def groups_of(sets: list[dict]) -> dict[tuple[int, int], list[dict]]:
 
 def show(sets: list[dict], value: float, console: Console) -> None:
     table = Table(title=f"Separation of left and right trials {AFTER_S:g} s after trial end, relative to trial end")
-    for head in ("truth", "trials", "epochs", "time constant, s", "true", "refitted", "stable points", "decay, s",
-                 "log ratio"):  # fmt: skip
+    for head in ("truth", "trials", "epochs", "time constant, s", "true", "refitted", "stable points", "decay, s"):
         table.add_column(head, justify="left" if head == "truth" else "right")
     for (trials, epochs), group in groups_of(sets).items():
         for one in sorted(group, key=lambda s: (KINDS.index(s["kind"]), s["index"])):
             decay = ", ".join(f"{t:.2f}" for t in one["decay_s"]) or "-"
             table.add_row(one["kind"], f"x {trials}", str(epochs), f"{one['time_constant_s']:.2f}",
-                          f"{one['separation_true']:.2f}", f"{one['separation']:.2f}", str(one["points"]), decay,
-                          f"{one['log_ratio']:.1f}" if "log_ratio" in one else "-")  # fmt: skip
+                          f"{one['separation_true']:.2f}", f"{one['separation']:.2f}", str(one["points"]), decay)  # fmt: skip
     console.print(table)
     for (trials, epochs), group in groups_of(sets).items():
         console.print(f"Trials x {trials}, {epochs} epochs:", style="bold")
@@ -411,13 +375,6 @@ def main(arguments=None) -> None:
     network = run.model.rnn.network().double()
     value = float(after_trials(network.step, run.latents.z, run.recording, tau_s, run.latents.alpha)[-1])
     show([s for s in sets if s["recording"] == name], value, console)
-    own = along_axis(run.model, run.recording, run.baseline)
-    console.print(
-        f"The recording itself: log-likelihood of two attractors over one slow point along the axis of the inputs "
-        f"{own['log_ratio']:.1f} nats (rate of the slow point {own['rate_one']:.2f} per s), separation in the likelier "
-        f"{own['separation_axis']:.2f}.",
-        highlight=False,
-    )
     console.print(f"{path}", soft_wrap=True, highlight=False)
 
 

@@ -14,7 +14,7 @@ ORDER = [
     "data.attractors", "data.preprocessing", "data.formats", "data.matlab", "data.nlb", "data.nwb", "data.recordings",
     "data.folds", "data.modules", "export",
     "observation", "activity_samples", "output_weights", "gauge", "latents", "smoother", "closed_form", "lrrnn", "rate_model",
-    "baselines", "fused", "spikes", "axis_dynamics", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
+    "baselines", "fused", "spikes", "spike_smoother", "flow", "flow_selection", "conditional_mean", "trajectory_likelihood", "diagnosis", "tilt", "connectivity",
     "measures", "watch", "spike_measures", "spike_nulls", "clusters", "predictions", "figures", "report", "summary",
     "store", "sample", "callbacks", "run_logger", "training", "lrrnn_stage", "connectivity_stages", "flow_ensemble", "results",
     "launch", "sweep", "run", "ensemble",
