@@ -159,11 +159,12 @@ def check(launcher: str, out: Path, options: Sequence[str], n_jobs: int) -> list
     said = problems_of(sweep, n_jobs, before, logs)
     if code != 0:
         said.append(f"exit code {code}, see {sweep / 'second.log'}")
-    passed_over = (sweep / "second.log").read_text().count("finished earlier with these options")
+    after = finished(sweep)
+    passed_over = sum(after.get(name) == written for name, written in before.items())
     runs = [read_offline(log) for log in offline_logs(sweep)]
     print(
-        f"{launcher}: started again, {len(finished(sweep))} runs, {len({run.id for run in runs})} W&B runs in {len(runs)} "
-        f"logs, {passed_over} jobs said to be finished earlier, {time.monotonic() - started:.0f} s: "
+        f"{launcher}: started again, {len(after)} runs, {len({run.id for run in runs})} W&B runs in {len(runs)} "
+        f"logs, {passed_over} of them left as they were, {time.monotonic() - started:.0f} s: "
         + ("; ".join(said) or "all metrics read back from W&B are those of metrics.json"),
         flush=True,
     )
