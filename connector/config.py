@@ -400,6 +400,8 @@ _GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hy
 
 def _suggest(key: str, schema_keys: list[str]) -> str:
     schema_keys = [*schema_keys, *_GROUPS]
+    if key in schema_keys:
+        return "this is an option of other data sets: choose one that has it with data=NAME, or leave the option out"
     near = difflib.get_close_matches(key, schema_keys, n=1) or [
         k
         for k in schema_keys

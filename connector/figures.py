@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,7 @@ STYLE = {
 
 Field = Callable[[Tensor], Tensor]
 _VISITED = 0.04  # of the axes' length: a place nearer than this to a visited state counts as visited
+_TITLE_WIDTH = 22  # characters over a panel, which is narrow where data are taller than wide
 _UNSEEN = {"facecolor": "#efefeb", "edgecolor": "#d2d2ca", "hatch": "////", "linewidth": 0}
 # What the flow does at a fixed point -> how it is marked.
 FIXED_POINTS = {
@@ -204,7 +206,7 @@ def flow_field(
             arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
         points = None if fixed_points is None else fixed_points.get(name)
         _over_field(axis, plane, limits, paths.get(name), points, max_trajectories)
-        axis.set_title(name)
+        axis.set_title(textwrap.fill(name, _TITLE_WIDTH))
     for axis in axes.flat[len(fields) :]:
         axis.remove()
     for axis in axes[:, 0]:

@@ -231,10 +231,11 @@ METRICS: dict[str, Metric] = {
         "higher",
     ),
     "lrrnn/bits_per_spike_prior": Metric(
-        "Spikes predicted from the inputs alone",
+        "Spikes predicted by the dynamics (rollout)",
         "bits per spike",
-        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, with latents that see the "
-        "inputs but none of the trial's spikes: what the dynamics explain by themselves.",
+        "Gain in log-likelihood per spike of held-out trials over each neuron's mean rate, with latents that run on "
+        "by the fitted dynamics: driven by the inputs and blind to the trial's spikes; in recordings without inputs from a "
+        "start that is inferred from the trial's spikes. What the dynamics explain by themselves.",
         "higher",
     ),
     "lrrnn/co_smoothing": Metric(
@@ -295,8 +296,8 @@ METRICS: dict[str, Metric] = {
     "lrrnn/choice_auc_prior": Metric(
         "Choice read from the final state of the rollout",
         "AUC",
-        "Chance that the final state of latents simulated from the inputs alone, without the trial's own spikes, ranks "
-        "a right-choice trial above a left-choice one.",
+        "Chance that the final state of latents simulated from the inputs, without the trial's own spikes (but for the start, in recordings "
+        "without inputs), ranks a right-choice trial above a left-choice one.",
         "higher",
     ),
     "lrrnn/click_difference_auc": Metric(

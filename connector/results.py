@@ -167,6 +167,7 @@ class Results:
             diagnosis=self.diagnosis,
             b_different=self._input_weights_different(),
             odd=self._only_odd(),
+            has_inputs=recording.n_inputs > 0,
         )
 
     @cached_property
@@ -425,9 +426,10 @@ class Results:
         arrays = read_npz(self.store.path / "responses.npz")
         observed, model = (torch.from_numpy(arrays[k]) for k in ("observed", "model"))
         groups = list(map(str, arrays["groups"]))
+        source = "the inputs alone" if self.data.recording.n_inputs else "each trial's inferred start alone"
         caption = (
-            "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from the inputs "
-            "alone (average over noisy rollouts)."
+            "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from "
+            f"{source} (average over noisy rollouts)."
         )
         by = groups[0].split()[0] if len(groups) > 1 else None
         return caption, figures.psths(
@@ -671,7 +673,8 @@ def _dynamics_text(results: Results) -> str:
         said.append(f"The true mean field has {results.reference}.")
     if found is not None:
         said.append(
-            f"The projected network of {N_NEURONS} neurons has {found}, followed from outside the visited region."
+            f"The projected network of {N_NEURONS} neurons has {found}, where simulations end that start in and around the "
+            "visited region. One that lies where no trial went is extrapolation."
         )
     else:
         said.append(

@@ -83,7 +83,8 @@ def build_data(options: Options) -> RecordingDataModule:
             load_teachers(data.teachers)
         return AttractorDataModule(data.name, simulation=simulation, data_seed=options.seed, **common)
     if not Path(data.path).is_file():
-        raise UserError("data.path naming a file that exists", data.path)
+        got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
+        raise UserError("data.path naming a file that exists", got)
     return _FILE_MODULES[type(data)](data.path, reading=data.reading(), **common)
 
 

@@ -34,6 +34,7 @@ class Findings:
         b_different: share of the input weights whose 95 % interval excludes zero.
         sigma: stated spread of n about nu; spread: root-mean-square deviation of nu from its mean over neurons.
         odd: only the odd part of nu acts.
+        has_inputs: whether the recording is driven by known inputs.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Findings:
     diagnosis: Diagnosis | None = None
     b_different: float | None = None
     odd: bool = False
+    has_inputs: bool = True
 
 
 def counted(number: int, noun: str) -> str:
@@ -88,7 +90,12 @@ def _prediction(f: Findings) -> str:
         return ""
     said = f"On the {f.n_test} test trials it predicts spikes {_gain(f.metrics[bits])} than each neuron's mean rate"
     if f"{bits}_prior" in f.metrics:
-        said += f" ({_gain(f.metrics[f'{bits}_prior'])} from the inputs alone)"
+        source = (
+            "from the inputs alone"
+            if f.has_inputs
+            else "from the start of each trial, as inferred from its spikes, alone"
+        )
+        said += f" ({_gain(f.metrics[f'{bits}_prior'])} {source})"
     null = f.metrics.get(f"{bits}_null_drift_evidence_psth")
     if null is not None:
         said += f", where drift and mean responses by evidence alone predict them {_gain(null)}"
@@ -157,7 +164,7 @@ def _determined(f: Findings) -> str:
     said = (
         f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
         "latent dimension; each involves all neurons, and as nu, the mean output weight of neurons with given loadings, is "
-        f"taken to be smooth in the loadings, they suffice to fix the sign of {f.diagnosis.signs} of the neurons, jointly and not neuron by neuron"
+        f"taken to be smooth in the loadings, together with that they fix the sign of {f.diagnosis.signs} of the sampled neurons, jointly and not neuron by neuron"
     )
     if not f.diagnosis.calibrated:
         said += ", by intervals whose coverage has not been measured"

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.config import DATA_TYPES, checked
+from connector.config import DATA_TYPES, checked, unknown_option
 from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.errors import UserError
 from connector.run_directory import register_resolvers
@@ -127,3 +127,11 @@ def test_a_typo_inside_a_file_of_the_user_is_refused():
 def test_stages_are_put_in_order_and_may_be_a_single_name():
     assert checked(composed("stages=[outputs,loadings]")).stages == ["loadings", "outputs"]
     assert checked(composed("stages=outputs")).stages == ["outputs"]
+
+
+def test_an_option_of_another_data_set_is_named_as_such():
+    keys = ["data.path", "data.n_neurons"]
+    with pytest.raises(UserError, match="other data sets"):
+        raise unknown_option("data.n_neurons", keys)
+    with pytest.raises(UserError, match="nearest is data.n_neurons"):
+        raise unknown_option("data.n_neuron", keys)

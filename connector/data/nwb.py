@@ -496,6 +496,11 @@ def _check_memory(grid: _Grid, n_units: int, max_gigabytes: float) -> None:
     )
 
 
+def _span(lengths: np.ndarray) -> str:
+    low, high = int(lengths.min()), int(lengths.max())
+    return str(high) if low == high else f"{low} to {high}"
+
+
 def _describe(
     notes: list[str], grid: _Grid, n_units: int, rate_hz: float, cells: _Table, nwb, kept: np.ndarray
 ) -> None:
@@ -505,7 +510,7 @@ def _describe(
         notes.insert(0, f"units: {counted}")
     notes.insert(
         0,
-        f"{grid.n_trials} trials of {int(grid.lengths.min())} to {int(grid.lengths.max())} bins of {1000 * grid.bin_s:g} ms; "
+        f"{grid.n_trials} trials of {_span(grid.lengths)} bins of {1000 * grid.bin_s:g} ms; "
         f"{n_units} units, mean rate in trials {rate_hz:.2g} Hz",
     )
 
