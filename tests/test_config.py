@@ -133,5 +133,5 @@ def test_an_option_of_another_data_set_is_named_as_such():
     keys = ["data.path", "data.n_neurons"]
     with pytest.raises(UserError, match="other data sets"):
         raise unknown_option("data.n_neurons", keys)
-    with pytest.raises(UserError, match="nearest is data.n_neurons"):
+    with pytest.raises(UserError, match=r"nearest is data\.n_neurons"):
         raise unknown_option("data.n_neuron", keys)
