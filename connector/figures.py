@@ -75,7 +75,8 @@ STYLE = {
 
 Field = Callable[[Tensor], Tensor]
 _VISITED = 0.04  # of the axes' length: a place nearer than this to a visited state counts as visited
-_TITLE_WIDTH = 22  # characters over a panel, which is narrow where data are taller than wide
+_TITLE_WIDTH = 24  # characters over a square panel; it is narrower where data are taller than wide
+_NARROWEST = 0.6  # width of a panel of a field over its height, and the other way round
 _UNSEEN = {"facecolor": "#efefeb", "edgecolor": "#d2d2ca", "hatch": "////", "linewidth": 0}
 # What the flow does at a fixed point -> how it is marked.
 FIXED_POINTS = {
@@ -152,6 +153,13 @@ def _evaluate(field, points: np.ndarray) -> np.ndarray:
 
 
 @_styled
+def _not_too_narrow(limits: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Limits of two axes, the shorter one extended about its middle."""
+    longest = max(high - low for low, high in limits)
+    missing = [max(0.0, _NARROWEST * longest - (high - low)) / 2 for low, high in limits]
+    return [(low - more, high + more) for (low, high), more in zip(limits, missing)]
+
+
 def flow_field(
     fields: Mapping[str, Field],
     states: Tensor,
@@ -197,7 +205,8 @@ def flow_field(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     plane = _Plane.of(visited)
     flat = plane.down(visited)
-    limits = [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
+    limits = _not_too_narrow([_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)])
+    narrow = min(1.0, (limits[0][1] - limits[0][0]) / (limits[1][1] - limits[1][0]))
     speed_cap = None
     for axis, (name, field) in zip(axes.flat, fields.items()):
         if colour is None:
@@ -206,7 +215,7 @@ def flow_field(
             arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
         points = None if fixed_points is None else fixed_points.get(name)
         _over_field(axis, plane, limits, paths.get(name), points, max_trajectories)
-        axis.set_title(textwrap.fill(name, _TITLE_WIDTH))
+        axis.set_title(textwrap.fill(name, int(_TITLE_WIDTH * narrow)))
     for axis in axes.flat[len(fields) :]:
         axis.remove()
     for axis in axes[:, 0]:
