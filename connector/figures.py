@@ -152,7 +152,6 @@ def _evaluate(field, points: np.ndarray) -> np.ndarray:
         return _array(call(torch.from_numpy(np.ascontiguousarray(points))))
 
 
-@_styled
 def _not_too_narrow(limits: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Limits of two axes, the shorter one extended about its middle."""
     longest = max(high - low for low, high in limits)
@@ -160,6 +159,7 @@ def _not_too_narrow(limits: list[tuple[float, float]]) -> list[tuple[float, floa
     return [(low - more, high + more) for (low, high), more in zip(limits, missing)]
 
 
+@_styled
 def flow_field(
     fields: Mapping[str, Field],
     states: Tensor,
