@@ -305,3 +305,10 @@ def test_a_users_file_that_fails_is_refused_with_the_line(tmp_path, text, said):
         load_teachers(tmp_path / "mine.py")
     with pytest.raises(UserError, match=r"a Python file .*absent\.py"):
         load_teachers(tmp_path / "absent.py")
+
+
+def test_rates_beyond_counting_are_refused_before_anything_is_simulated_from_them():
+    with pytest.raises(UserError, match="spikes of a neuron in a bin"):
+        simulate_recording(
+            teacher("quadstable"), n_neurons=20, n_grid=4, n_steps=12, observation="spikes", rate_scale_hz=1e300
+        )

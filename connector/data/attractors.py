@@ -23,6 +23,7 @@ from connector.dynamics import Network, potentials, simulate
 from connector.errors import UserError
 from connector.types import Loadings, Recording
 
+_MOST_SPIKES = 1e6  # simulated in a bin: counts are kept in single precision
 ATTRACTOR_KINDS = ("fixed_points", "limit_cycle", "ring", "none")
 
 
@@ -508,6 +509,12 @@ def simulate_recording(
     else:
         intensity = rate_scale_hz * torch.nn.functional.softplus(potentials(recorded.loadings, kept) + rate_offset)
         expected = bin_s * intensity.unflatten(1, (samples, stride)).sum(2)
+        if not float(expected.max()) < _MOST_SPIKES:
+            raise UserError(
+                f"fewer than {_MOST_SPIKES:g} spikes of a neuron in a bin",
+                f"up to {float(expected.max()):.3g}",
+                "choose a smaller rate_scale_hz or bin_s",
+            )
         activity = torch.poisson(expected, generator=generator).float()
         kept = kept[:, ::stride]
 
