@@ -17,10 +17,11 @@ _MIRROR = {
     "keeps its sign there",
     "sigmoid": "sigmoid(-h) = 1 - sigmoid(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, but for a "
     "constant, so that the part of nu that keeps its sign there",
-    "softplus": "softplus(h) - softplus(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), "
-    "only its correlation with the loadings acts; the rest of it",
-    "relu": "relu(h) - relu(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
-    "correlation with the loadings acts; the rest of it",
+    **{
+        name: f"{name}(h) - {name}(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
+        "correlation with the loadings acts; the rest of it"
+        for name in ("softplus", "relu")
+    },
 }
 OPEN = 0.3  # expected squared error of nu over its mean square above which a report cautions
 _NORMAL_QUANTILE = torch.distributions.Normal(0.0, 1.0).icdf

@@ -38,7 +38,7 @@ from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
 from connector.summary import counted
 from connector.training import StageContext, check_trainer, clock, is_child_rank
-from connector.types import Recording
+from connector.types import Recording, span
 
 _log = logging.getLogger("connector")
 
@@ -309,10 +309,8 @@ def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
 def describe(recording: Recording) -> list[str]:
     """The recording in a few lines: sizes, and what was dropped or assumed when it was read."""
     kind = "firing rates" if recording.kind == "rates" else "spike counts"
-    steps = int(recording.lengths.min()), int(recording.lengths.max())
-    length = f"{steps[1]}" if steps[0] == steps[1] else f"{steps[0]} to {steps[1]}"
     line = f"{recording.name}: {kind} of {counted(recording.n_neurons, 'neuron')}, "
-    line += f"{counted(recording.n_trials, 'trial')} of {length} samples"
+    line += f"{counted(recording.n_trials, 'trial')} of {span(recording.lengths)} samples"
     if recording.bin_s is not None:
         line += f" of {1000 * recording.bin_s:g} ms"
     inputs = f", {counted(recording.n_inputs, 'input')}" if recording.n_inputs else ""

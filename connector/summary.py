@@ -163,8 +163,9 @@ def _determined(f: Findings) -> str:
         )
     said = (
         f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
-        "latent dimension; each involves all neurons, and as nu, the mean output weight of neurons with given loadings, is "
-        f"taken to be smooth in the loadings, together with that they fix the sign of {f.diagnosis.signs} of the sampled neurons, jointly and not neuron by neuron"
+        "latent dimension; each involves all neurons, and with nu, the mean output weight of neurons with given loadings, taken "
+        f"to be smooth in the loadings, they fix the sign of {f.diagnosis.signs} of the sampled neurons, jointly and not "
+        "neuron by neuron"
     )
     if not f.diagnosis.calibrated:
         said += ", by intervals whose coverage has not been measured"

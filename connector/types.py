@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,12 @@ KINDS = ("rates", "spikes")
 def _require(condition: bool, expected: str, got: object, remedy: str = "") -> None:
     if not condition:
         raise UserError(expected, str(got), remedy)
+
+
+def span(lengths: Tensor | np.ndarray) -> str:
+    """The lengths of trials in words: 60, or 16 to 100."""
+    low, high = int(lengths.min()), int(lengths.max())
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def valid_mask(lengths: Tensor, n_steps: int) -> Tensor:

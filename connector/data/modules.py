@@ -16,7 +16,7 @@ from connector.data.folds import Fold, fold
 from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.types import DataSizes, Recording, TrialBatch
+from connector.types import DataSizes, Recording, TrialBatch, span
 
 
 class InMemoryBatches:
@@ -237,7 +237,7 @@ class RecordingDataModule(_MemoryDataModule):
         what = {"rates": "rates", "spikes": "spike counts"}[recording.kind]
         lines = [
             f"{recording.name}: {what} of {recording.n_neurons} neurons, {recording.n_trials} trials, "
-            f"{int(recording.lengths.min())} to {int(recording.lengths.max())} samples each",
+            f"{span(recording.lengths)} samples each",
             f"{recording.activation}, alpha {recording.alpha:.3g}"
             + (f", inputs: {', '.join(recording.input_names)}" if recording.n_inputs else ", no inputs"),
             f"fold {self.fold_number} of {self.n_folds}: {len(parts.train)} training, {len(parts.validation)} "

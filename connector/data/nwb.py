@@ -21,7 +21,7 @@ from connector.data.preprocessing import bin_events, mean_rates_hz
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, refusing_damage, unreadable
-from connector.types import Loadings, Recording, valid_mask
+from connector.types import Loadings, Recording, span, valid_mask
 
 EVENT_TIMES = ("session", "align")
 # Where an exported file says how it is to be read.
@@ -496,11 +496,6 @@ def _check_memory(grid: _Grid, n_units: int, max_gigabytes: float) -> None:
     )
 
 
-def _span(lengths: np.ndarray) -> str:
-    low, high = int(lengths.min()), int(lengths.max())
-    return str(high) if low == high else f"{low} to {high}"
-
-
 def _describe(
     notes: list[str], grid: _Grid, n_units: int, rate_hz: float, cells: _Table, nwb, kept: np.ndarray
 ) -> None:
@@ -510,7 +505,7 @@ def _describe(
         notes.insert(0, f"units: {counted}")
     notes.insert(
         0,
-        f"{grid.n_trials} trials of {_span(grid.lengths)} bins of {1000 * grid.bin_s:g} ms; "
+        f"{grid.n_trials} trials of {span(grid.lengths)} bins of {1000 * grid.bin_s:g} ms; "
         f"{n_units} units, mean rate in trials {rate_hz:.2g} Hz",
     )
 
