@@ -49,16 +49,16 @@ def _remove_if_empty(directory: Path) -> None:
 # What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
 # waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.
 _raised: list[BaseException] = []
-# Whether a job was reached: what is raised before concerns the command line and the configuration files.
-_composed: list[bool] = []
+# Directories of the jobs reached: what is raised before the first concerns the command line and the configuration files.
+_directories: list[Path] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(config: DictConfig) -> float | None:
     """One job: a single run, or one of a sweep. Returns the value that an optimizing sweeper minimises."""
-    _composed.append(True)
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
+    _directories.append(directory)
     sweep = settings.mode == RunMode.MULTIRUN
     try:
         # Imported here: --help, --cfg and refused options answer without waiting for torch.
@@ -82,8 +82,9 @@ def job(config: DictConfig) -> float | None:
 def _said_to_go_on() -> str:
     """How to go on after an interruption."""
     sweep = sweep_directory()
-    same = "the same command" if sweep is None else f"the same command with hydra.sweep.dir={sweep}"
-    return f"{same} goes on from the last checkpoint."
+    if sweep is not None:
+        return f"the same command with hydra.sweep.dir={sweep} runs what is missing; finished jobs and checkpoints are kept."
+    return f"{interruption.goes_on(_directories[-1])}." if _directories else "nothing was started yet."
 
 
 def refused_override(error: Exception) -> str:
@@ -122,8 +123,17 @@ def main() -> int:
         code = _run_jobs(sweep)
     finally:
         failed = close_sweep()
+        _flush_output()
     # A sweeper may go on past jobs that failed, as a study does.
     return code or int(failed)
+
+
+def _flush_output() -> None:
+    """Write out what was printed here, where a reader that left early is no error; at its end Python would say one."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_jobs(sweep: bool) -> int:
@@ -148,8 +158,12 @@ def _run_jobs(sweep: bool) -> int:
             raise
         print(f"Terminated; {_said_to_go_on()}", file=sys.stderr)
         return interruption.EXIT_CODE
+    except BrokenPipeError:
+        if not _directories:  # of `--help | head`, whose reader has seen enough
+            return 0
+        raise
     except Exception as error:
-        if not _composed:
+        if not _directories:
             print(f"Error: {_uncomposed(error)}", file=sys.stderr)
             return 2
         traceback.print_exc()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -418,10 +419,31 @@ def unknown_option(key: str, keys: list[str] | None = None) -> UserError:
     return UserError("an option that exists", key, _suggest(key, keys))
 
 
-def _refuse(error: OmegaConfBaseException, keys: list[str]) -> UserError:
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [a,b]"}
+
+
+def _kind_of(key: str, schema: type) -> str:
+    """What an option of ``schema`` holds, in words; empty where that has no short name."""
+    hint: Any = schema
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    kinds = [list] if get_origin(hint) is list else [get_origin(x) or x for x in get_args(hint) or (hint,)]
+    words = [_KINDS.get(kind, "") for kind in kinds if kind is not NoneType]
+    if len(words) != 1 or not words[0]:
+        return ""
+    return words[0] + (" or null" if NoneType in kinds else "")
+
+
+def _refuse(error: OmegaConfBaseException, keys: list[str], schema: type) -> UserError:
+    """The message for what OmegaConf refused of options that ``schema`` types."""
     key = getattr(error, "full_key", None) or str(getattr(error, "key", "") or "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return unknown_option(key, keys)
+    kind = _kind_of(key.removeprefix("data.") if issubclass(schema, DataOptions) else key, schema)
+    if kind:
+        value = getattr(error, "value", None)
+        got = "null" if value is None else repr(value)
+        return UserError(f"{kind} as {key}", got, f"give one with {key}=VALUE, or leave the option out")
     first_line = str(error).splitlines()[0]
     return UserError(f"a valid value of {key}" if key else "a valid configuration", first_line)
 
@@ -441,7 +463,7 @@ def checked_data(plain: dict[str, Any]) -> DataOptions:
         merged = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain})
         options = OmegaConf.to_object(merged)["data"]
     except OmegaConfBaseException as error:
-        raise _refuse(error, _known_keys(data_type, "data.")) from error
+        raise _refuse(error, _known_keys(data_type, "data."), data_type) from error
     _check_numbers(options, "data.")
     options.check()
     return options
@@ -464,7 +486,7 @@ def checked(config: DictConfig) -> Options:
         options = OmegaConf.to_object(rest)
         options.data = data
     except OmegaConfBaseException as error:
-        raise _refuse(error, _known_keys(Options)) from error
+        raise _refuse(error, _known_keys(Options), Options) from error
     _check_numbers(options)
     _check_ranges(options)
     return options

@@ -31,8 +31,7 @@ def file_options(path: Path, given: list[str]) -> FileData:
     wrong = [text for text in given if not text.startswith("data.") or "=" not in text]
     if wrong:
         raise UserError("options of the form data.OPTION=VALUE", wrong[0])
-    defaults = OmegaConf.merge(*(OmegaConf.load(CONF / "data" / f"{name}.yaml") for name in ("folds", source)))
-    defaults.pop("defaults")
+    defaults = OmegaConf.load(CONF / "data" / f"{source}.yaml")
     try:
         changes = OmegaConf.from_dotlist(given).get("data", {})
     except (OmegaConfBaseException, ValueError) as error:

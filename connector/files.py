@@ -79,9 +79,37 @@ def memory_left_gb() -> float:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            used = 1.024e-6 * int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-            left = min(left, 1e-9 * limit - used)
+            left = min(left, 1e-9 * limit - _used_gb())
     return left
+
+
+@contextlib.contextmanager
+def limited_memory(gigabytes: float) -> Iterator[None]:
+    """Within the block this process can take ``gigabytes`` more, and a quarter for libraries themselves.
+
+    For HDF5, which takes as much memory as the length of a text or the size of a chunk declares before it finds that the
+    file does not hold it, and shows neither beforehand: its allocation then fails, and with it the reading. Without effect
+    where the system does not tell, or cannot limit, a process's memory.
+    """
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = int(1e9 * (_used_gb() + gigabytes + 0.25))
+        wanted = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    except (ImportError, AttributeError, TypeError, ValueError, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _used_gb() -> float:
+    """Address space of this process; raises TypeError or OSError where the system does not tell."""
+    return 1.024e-6 * int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def check_size(gigabytes: float, max_gigabytes: float, remedy: str) -> None:

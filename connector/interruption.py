@@ -5,9 +5,12 @@ Outside of training the process ends at once: stages that are finished are on th
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 GRACE_S = 20.0  # for the epoch at hand; clusters kill after 30 s or more
@@ -50,6 +53,20 @@ def grace_is_over() -> bool:
 
 def leave() -> None:
     raise SystemExit(EXIT_CODE)
+
+
+def goes_on(directory: Path) -> str:
+    """What an interrupted run has on the disk, as the same command finds it; needs no torch."""
+    under_way = sorted(path.parent.name.partition("-")[0] for path in directory.glob("checkpoints/*-*/last-*.ckpt"))
+    if under_way:
+        return f"the same command goes on from the last checkpoint of the stage {under_way[-1]}"
+    finished = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stages = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["stages"]
+        finished = [stage for stage in ("lrrnn", "loadings", "outputs") if stage in stages]
+    if finished:
+        return f"the same command goes on from what is finished ({', '.join(finished)})"
+    return "no stage was finished and no checkpoint written yet, so the same command starts from the beginning"
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import __version__, launch, provenance
+from connector import __version__, interruption, launch, provenance
 from connector.callbacks import StepProgress, read_rows
 from connector.config import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
@@ -455,6 +455,16 @@ def _run(
             show(console, metrics, store)
         failed = False
         return _objective(metrics)
+    except (KeyboardInterrupt, SystemExit) as left:
+        how = (
+            "Ctrl-C"
+            if isinstance(left, KeyboardInterrupt)
+            else "SIGTERM"
+            if left.code == interruption.EXIT_CODE
+            else left
+        )
+        _log.info(f"the job ended early ({how}); {interruption.goes_on(directory)}")
+        raise
     except BaseException:
         _log.exception("the job ended early")
         raise

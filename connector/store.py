@@ -469,12 +469,14 @@ class Run:
     """A finished run, read back: ``config``, ``metrics``, ``latents``, ``loadings``, ``connectivity``, ``network``."""
 
     def __init__(self, path: str | Path):
+        if not str(path):
+            raise UserError("the path of a run directory", "an empty one", "`python train.py` says where the run lies")
         self.path = Path(path)
         self.store = RunStore(self.path)
         if not (self.path / "config.yaml").exists():
             raise UserError(
                 f"a run directory with config.yaml in {self.path}",
-                "an incomplete run" if self.path.exists() else "no such directory",
+                "a directory without it" if self.path.is_dir() else "no such directory",
                 "make a run with `python train.py`; it says where the run lies",
             )
         self.config = _read_config(self.path / "config.yaml")

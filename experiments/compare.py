@@ -121,7 +121,8 @@ def _log_lines(path: Path) -> list[str]:
 def ended_early(lines: Sequence[str]) -> str:
     """What ended the last job that a train.log tells of, in a line; "" where it did not end early."""
     records = [i for i, line in enumerate(lines) if _LOG_RECORD.match(line)]
-    if not records or _LOG_RECORD.match(lines[records[-1]])[1] != _ENDED_EARLY:
+    last = _LOG_RECORD.match(lines[records[-1]])[1] if records else ""
+    if not last.startswith(_ENDED_EARLY):
         return ""
     # The exception stands below its traceback, whose lines are indented; a message may have several lines.
     after = lines[records[-1] + 1 :]
@@ -130,7 +131,7 @@ def ended_early(lines: Sequence[str]) -> str:
         said = [line for line in after[heads[-1] + 1 :] if line and not line.startswith(" ")]
         if said:
             return re.sub(r"^connector\.(errors\.|failures\.RunFailure: )", "", said[0])
-    return _ENDED_EARLY
+    return last
 
 
 def _is_stale(path: Path, metrics: Mapping[str, float]) -> bool:

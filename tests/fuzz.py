@@ -892,7 +892,7 @@ def command(arguments: list[str]) -> int:
     connector.run.run = rehearsal
     GlobalHydra.instance().clear()
     train._raised.clear()
-    train._composed.clear()
+    train._directories.clear()
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):

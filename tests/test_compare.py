@@ -205,6 +205,8 @@ def broken(root):
     written(root / "failed", {D: 0.0}, log=error)  # the measures are of an earlier run
     mistake = [*error[:5], "connector.errors.UserError: expected a file; got none.", "Give one."]
     written(root / "mistake", None, log=mistake)
+    stopped = "the job ended early (Ctrl-C); the same command goes on from what is finished (lrrnn)"
+    written(root / "stopped", None, log=[f"INFO {stopped}"])
     written(root / "running", None, log=["INFO lrrnn: done in 1.0 s"])
     written(root / "again", {D: 0.0, "timing/lrrnn_seconds": 3.0})
     (root / "again" / "stages.json").write_text("{}")  # its first stage is being trained anew
@@ -219,6 +221,7 @@ def broken(root):
         )
     return {
         "failed": "ValueError: rank 7 > 5 neurons", "mistake": "UserError: expected a file; got none.",
+        "stopped": stopped,
         "running": "no metrics.json: still running, or killed; train.log ends with: lrrnn: done in 1.0 s",
         "again": "earlier run", "cut": "cannot be read", "early": "no config.yaml",
         "refused": "mistake (2): expected seed of 0 or more",

@@ -42,6 +42,15 @@ def test_options_of_files_are_those_of_their_reader_with_the_same_defaults(sourc
     assert options.reading() == defaults
 
 
+def test_every_data_set_that_help_lists_is_one_and_divides_its_trials_alike():
+    files = [OmegaConf.load(path) for path in (CONF / "data").glob("*.yaml")]
+    inherited = [x for x in files if "source" not in x]
+    assert all(list(x.defaults) == ["attractor", "_self_"] for x in inherited)
+    own = [x for x in files if "source" in x]
+    assert {x.source for x in own} == set(DATA_TYPES)
+    assert len({(x.fold, x.n_folds, x.fold_seed) for x in own}) == 1
+
+
 def test_options_that_hold_lists_and_columns():
     reading = checked(
         composed(
@@ -73,7 +82,16 @@ def test_no_option_equals_the_main_experiment():
         (["+data.n_neuron=3"], ["n_neuron", "n_neurons"]),
         (["seed=abc"], ["seed", "abc"]),
         (["seed=-1"], ["seed", "-1"]),
-        (["lrrnn.learning_rate=fast"], ["lrrnn.learning_rate", "fast"]),
+        (
+            ["lrrnn.learning_rate=fast"],
+            ["a number or null as lrrnn.learning_rate; got 'fast'", "lrrnn.learning_rate=VALUE"],
+        ),
+        (["data.n_neurons=abc"], ["a whole number as data.n_neurons; got 'abc'", "data.n_neurons=VALUE"]),
+        (["trainer.threads=x"], ["a whole number or null as trainer.threads; got 'x'"]),
+        (["data.exact_moments=maybe"], ["true or false as data.exact_moments; got 'maybe'"]),
+        (["connectivity.flow.hidden_width=null"], ["a whole number as connectivity.flow.hidden_width; got null"]),
+        (["logger.tags=3"], ["a list, as in [a,b] as logger.tags; got 3"]),
+        (["connectivity.flow=3"], ["connectivity.flow", "3"]),
         (["lrrnn.rank=0"], ["lrrnn.rank", "0"]),
         (["data.fold=6"], ["data.fold", "5", "6"]),
         (["stages=[lrn]"], ["stages", "lrn"]),

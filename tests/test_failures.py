@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
-from test_train import train
+from test_train import ROOT, train
 
 from connector import callbacks, interruption
 from connector.errors import UserError
@@ -154,6 +156,51 @@ def test_outside_of_training_sigterm_leaves_at_once(handled):
     with pytest.raises(SystemExit) as left:
         os.kill(os.getpid(), signal.SIGTERM)
     assert left.value.code == 143
+
+
+def test_what_is_said_to_be_kept_of_an_interrupted_run_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    assert "starts from the beginning" in interruption.goes_on(tmp_path / "nowhere")
+    store = RunStore(tmp_path)
+    store.note_invocation({})
+    assert "starts from the beginning" in interruption.goes_on(tmp_path)
+    store.finish_stage("lrrnn", "mark", 1.0, {})
+    store.finish_stage("loadings", "mark", 1.0, {})
+    assert interruption.goes_on(tmp_path).endswith("goes on from what is finished (lrrnn, loadings)")
+    with pytest.raises(KeyError, match="interrupted"):
+        best_flow(tmp_path, Interrupts(3))
+    assert interruption.goes_on(tmp_path).endswith("goes on from the last checkpoint of the stage outputs")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [(signal.SIGINT, 130, "Ctrl-C"), pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.slow)],
+)
+def test_an_interrupted_command_leaves_one_line_and_no_traceback(tmp_path, sent, code, word):
+    """Stopped in its first stage, before any checkpoint is written."""
+    small = [
+        "data.n_neurons=40",
+        "data.n_grid=5",
+        "data.n_steps=20",
+        "data.observation=spikes",
+        "lrrnn.max_epochs=100000",
+    ]
+    more = ["lrrnn.inference=encoder", "trainer.threads=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, str(ROOT / "train.py"), *small, *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while "lrrnn: baseline" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert len(said.strip().splitlines()) == 1
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "Traceback" not in log + said
+    assert f"the job ended early ({word}); " in log.splitlines()[-1]
+    # What is said is what is there: a checkpoint that SIGTERM, during training, has time to write; or nothing.
+    kept = list((tmp_path / "run" / "checkpoints").glob("*/last-*.ckpt"))
+    assert ("from the last checkpoint of the stage lrrnn" if kept else "starts from the beginning") in said
+    assert interruption.goes_on(tmp_path / "run") in log.splitlines()[-1]
 
 
 def test_the_command_line_says_in_two_lines_that_training_diverged(tmp_path):

@@ -3,8 +3,11 @@
 import re
 
 import fuzz
+import h5py
 import numpy as np
 import pytest
+
+from connector.data.nwb import load_nwb
 
 
 def failures(cases):
@@ -50,3 +53,17 @@ def test_what_must_not_happen_is_a_failure(act, why):
     outcome = fuzz.judged(0, "npz", "values", act)
     assert outcome.became == "failed"
     assert re.search(why, outcome.why)
+
+
+def test_a_text_that_declares_a_gigabyte_takes_none(tmp_path):
+    """HDF5 makes room for what a text's length says before it looks for the text; nothing but a limit can keep it from that."""
+    fuzz.write_whole(tmp_path)
+    path = tmp_path / "exported.nwb"
+    with h5py.File(path) as file:
+        place = file["session_description"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[place + 3] = 0x50  # the highest byte of the length
+    path.write_bytes(content)
+    outcome = fuzz.judged(0, "nwb", "declared", lambda: load_nwb(path, max_gigabytes=fuzz.LIMIT_GB))
+    assert outcome.became == "refused", outcome.why
+    assert outcome.memory_gb < fuzz.MEMORY_GB

@@ -120,8 +120,10 @@ def test_metrics_that_are_not_finite_are_left_out(tmp_path):
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="incomplete"):
+    with pytest.raises(UserError, match="without it"):
         load_run(tmp_path)
+    with pytest.raises(UserError, match="got an empty one"):
+        load_run("")
 
 
 def _finished(path):

@@ -112,6 +112,15 @@ def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, tmp_path)
     assert (copy / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
 
 
+def test_a_reader_of_help_that_leaves_early_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_the_same_command_reuses_every_stage(finished):
     directory, _ = finished
     before = (directory / "network.npz").read_bytes()

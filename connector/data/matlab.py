@@ -12,7 +12,7 @@ import numpy as np
 
 from connector.data.formats import require_format
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, unreadable
+from connector.files import MAX_GIGABYTES, check_size, limited_memory, unreadable
 
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 
@@ -175,7 +175,8 @@ def _read_v73(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[
     # MemoryError: where the machine has less than max_gigabytes.
     damage = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError, MemoryError)
     try:
-        with h5py.File(path, "r") as file:
+        # Twice: what is read is copied where MATLAB's axes or characters are made of it.
+        with limited_memory(2 * max_gigabytes), h5py.File(path, "r") as file:
             reader = _V73(file, max_gigabytes)
             return {name: reader.value(file[name]) for name in names if name in file}
     except damage as error:

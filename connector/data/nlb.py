@@ -12,7 +12,7 @@ import torch
 from connector.data.formats import require_format
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, refusing_damage
+from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage
 from connector.types import Recording
 
 SPLITS = ("train", "eval", "all")
@@ -103,7 +103,9 @@ def _read_parts(
     import h5py
 
     splits = ["train", "eval"] if split == "all" else [split]
-    with refusing_damage(path, "a Neural Latents Benchmark file that is whole"), h5py.File(path, "r") as file:
+    whole = refusing_damage(path, "a Neural Latents Benchmark file that is whole")
+    # Four times: counts may be of double precision in the file, and are joined.
+    with whole, limited_memory(4 * max_gigabytes), h5py.File(path, "r") as file:
         group = _which_group(path, file, group)
         tensors = file[group] if group else file
         keys = [key for key in tensors if isinstance(tensors[key], h5py.Dataset)]

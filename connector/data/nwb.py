@@ -20,7 +20,7 @@ from connector.data.formats import require_format
 from connector.data.preprocessing import bin_events, mean_rates_hz
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, refusing_damage, unreadable
+from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage, unreadable
 from connector.types import Loadings, Recording, span, valid_mask
 
 EVENT_TIMES = ("session", "align")
@@ -105,7 +105,7 @@ def load_nwb(
     require_format(path, "nwb")
     if event_times not in EVENT_TIMES:
         raise UserError(f"data.event_times among {', '.join(EVENT_TIMES)}", repr(event_times))
-    with _opened(path) as nwb:
+    with _opened(path, max_gigabytes) as nwb:
         noted = _noted_reading(path, nwb)
 
         def chosen(key: str, given: Any, default: Any = None) -> Any:
@@ -199,13 +199,14 @@ def _pynwb():
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, max_gigabytes: float) -> Iterator[Any]:
     pynwb = _pynwb()
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # pynwb warns of every namespace that it has in another version
         try:
-            nwb = stack.enter_context(pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)).read()
+            with limited_memory(max_gigabytes):
+                nwb = stack.enter_context(pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)).read()
         except Exception as error:  # hdmf has no common class for what a damaged or foreign file makes it raise
             raise unreadable(path, "an NWB file that is whole and that pynwb can read", error) from error
         # h5py at data that are cut off; and hdmf reads columns of any kind, so that what is done with them fails in any way.
@@ -313,7 +314,8 @@ def _whole(data, max_gigabytes: float):
         size = 1e-9 * math.prod(data.shape) * np.dtype(data.dtype).itemsize
         if size > _SMALL_GB:
             check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
-    return data[:]
+    with limited_memory(max_gigabytes):
+        return data[:]
 
 
 class _Grid:
