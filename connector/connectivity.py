@@ -19,7 +19,7 @@ from connector.dynamics import ACTIVATIONS, Network, activation, potentials
 from connector.errors import UserError
 from connector.files import read_saved, refusing_damage, write_saved
 from connector.flow import Flow
-from connector.tilt import DriveTilt
+from connector.tilt import DriveTilt, OutputShift
 from connector.types import Loadings
 
 OUTPUTS = ("conditional_mean", "flow")
@@ -30,7 +30,7 @@ _MOST_ROUNDS = 200  # of rejection; a ceiling is such that a third of the draws 
 
 
 class ConnectivityDistribution(nn.Module):
-    """Networks whose loadings follow ``loadings_flow`` and whose n has the conditional mean ``mean``.
+    """Networks whose loadings follow ``loadings_flow`` and whose n has the conditional mean ``mean`` (plus ``shift``).
 
     Args:
         loadings_flow: density of stacked loadings (m, b, d), R + U + bias columns.
@@ -38,6 +38,8 @@ class ConnectivityDistribution(nn.Module):
         alpha, activation: of the networks drawn.
         tilt: weights of the loadings under which the mean drive is the recorded neurons' (:mod:`connector.tilt`); None:
             the loadings follow their flow as it is.
+        shift: what is added to nu in the mean of n, so that the infinite network has the recorded drive (same module);
+            None: nothing.
         outputs_flow: flow of n given the stacked loadings, trained on n with spread ``sigma`` around nu; or None.
         sigma: the spread of n around nu to which log_prob and entropy refer; where there is an ``outputs_flow``, the
             one at which it was trained (0 where it was trained on conditional means, as the published recipe does).
@@ -57,6 +59,7 @@ class ConnectivityDistribution(nn.Module):
         alpha: float,
         activation: str,
         tilt: DriveTilt | None = None,
+        shift: OutputShift | None = None,
         outputs_flow: Flow | None = None,
         sigma: float = 1.0,
         outputs: str = "conditional_mean",
@@ -77,7 +80,8 @@ class ConnectivityDistribution(nn.Module):
                 f"an outputs flow of {mean.rank} columns given {columns}",
                 f"{outputs_flow.dim} given {outputs_flow.context_dim}",
             )
-        self.loadings_flow, self.tilt, self.mean, self.outputs_flow = loadings_flow, tilt, mean, outputs_flow
+        self.loadings_flow, self.tilt, self.mean = loadings_flow, tilt, mean
+        self.shift, self.outputs_flow = shift, outputs_flow
         self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
         self.alpha, self.activation = float(alpha), activation
         self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
@@ -121,7 +125,7 @@ class ConnectivityDistribution(nn.Module):
         """A network of ``n_neurons``, float64. One seed, one network; and the same loadings at any sigma.
 
         Args:
-            sigma: standard deviation of each component of n around nu. At 0, n = nu(loading) exactly.
+            sigma: standard deviation of each component of n around its mean. At 0, n is :meth:`conditional_mean`.
             project: restore the observed drive, see :meth:`project`.
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
@@ -136,9 +140,9 @@ class ConnectivityDistribution(nn.Module):
         if outputs is None:
             outputs = self.outputs if sigma > 0 else "conditional_mean"
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
-        rows, nu = self._draw_loadings(n_neurons, generator)
+        rows, mean = self._draw_loadings(n_neurons, generator)
         if self._checked_outputs(outputs) == "conditional_mean":
-            n, spread = nu, sigma
+            n, spread = mean, sigma
         else:
             if sigma < self.sigma:
                 raise UserError(
@@ -156,10 +160,10 @@ class ConnectivityDistribution(nn.Module):
         return self.project(net) if project else net
 
     def _draw_loadings(self, n_neurons: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Stacked loadings (K, P) and their nu (K, R), float64; with a tilt by rejection of draws of the flow."""
+        """Stacked loadings (K, P) and their mean n (K, R), float64; with a tilt by rejection of draws of the flow."""
         if self.tilt is None:
             rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
-            return rows, self.mean(rows)
+            return rows, self._shifted(self.mean(rows), rows)
         kept, missing, rounds = [], n_neurons, 0
         while missing > 0:
             rounds += 1
@@ -174,12 +178,20 @@ class ConnectivityDistribution(nn.Module):
             keep = level < self.tilt.log_weight(rows, nu) - self.tilt.log_ceiling
             kept.append((rows[keep][:missing], nu[keep][:missing]))
             missing -= len(kept[-1][0])
-        return torch.cat([rows for rows, _ in kept]), torch.cat([nu for _, nu in kept])
+        rows, nu = torch.cat([rows for rows, _ in kept]), torch.cat([nu for _, nu in kept])
+        return rows, self._shifted(nu, rows)
+
+    def _shifted(self, nu: Tensor, rows: Tensor) -> Tensor:
+        return nu if self.shift is None else nu + self.shift(rows.to(nu.dtype))
 
     @torch.no_grad()
     def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
-        """nu (K, R) at loadings, given as such or stacked (m, b, d) (K, R + U + bias)."""
-        return self.mean(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+        """Mean of n (K, R) of sampled neurons with these loadings, given as such or stacked (m, b, d) (K, R + U + bias).
+
+        nu as the data determine it, ``mean``, and the small ``shift`` that the recorded drive asks for besides.
+        """
+        rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
+        return self._shifted(self.mean(rows), rows)
 
     @torch.no_grad()
     def conditional_variance(self, loadings: Loadings | Tensor) -> Tensor:
@@ -203,7 +215,7 @@ class ConnectivityDistribution(nn.Module):
 
     @torch.no_grad()
     def quadrature(self, n_points: int = 32768, seed: int = 0) -> Network:
-        """A network that stands for infinitely many neurons: loadings at quasi-random points of their flow, n = nu.
+        """A network that stands for infinitely many neurons: loadings at quasi-random points of their flow, n its mean.
 
         Its field scatters far less about the mean field of the distribution than that of as many random neurons. With a
         tilt, n carries the weight of each point besides.
@@ -211,9 +223,10 @@ class ConnectivityDistribution(nn.Module):
         rows = self.loadings_flow.sample(
             base=self.loadings_flow.base_quadrature(n_points, seed), steps=self.flow_steps
         ).double()
-        loadings, n = self._unstack(rows), self.mean(rows)
+        loadings, nu = self._unstack(rows), self.mean(rows)
+        n = self._shifted(nu, rows)
         if self.tilt is not None:
-            n = n * self.tilt.log_weight(rows, n).exp()[:, None]
+            n = n * self.tilt.log_weight(rows, nu).exp()[:, None]
         return Network(loadings.m, n, loadings.b, loadings.d, alpha=self.alpha, activation=self.activation)
 
     @torch.no_grad()
@@ -280,8 +293,8 @@ class ConnectivityDistribution(nn.Module):
         """log p(m, b, d, n) of each neuron, (K,), in nats; differentiable.
 
         Args:
-            sigma: spread of n around nu; default: the distribution's own.
-            outputs: density of n: "conditional_mean", N(nu, sigma^2 I); "flow", the flow of n, at its own sigma only.
+            sigma: spread of n around its mean; default: the distribution's own.
+            outputs: density of n: "conditional_mean", N(mean, sigma^2 I); "flow", the flow of n, at its own sigma only.
                 Default: as the networks are sampled.
             options: of the integrator, see :meth:`connector.flow.Flow.log_prob`.
 
@@ -297,7 +310,7 @@ class ConnectivityDistribution(nn.Module):
             density = density + self.tilt.log_weight(rows, nu)
         if outputs == "flow":
             return density + self.outputs_flow.log_prob(net.n, rows, **options)
-        squares = (net.n - nu).square().sum(1)
+        squares = (net.n - self._shifted(nu, rows)).square().sum(1)
         return density - 0.5 * squares / sigma**2 - 0.5 * self.rank * math.log(2 * math.pi * sigma**2)
 
     def entropy(
@@ -317,7 +330,8 @@ class ConnectivityDistribution(nn.Module):
         if self.tilt is None:
             return self.loadings_flow.entropy(n_samples, generator=generator)
         with torch.no_grad():
-            rows, nu = self._draw_loadings(n_samples, generator)
+            rows, _ = self._draw_loadings(n_samples, generator)
+            nu = self.mean(rows)
             surprise = -(self.loadings_flow.log_prob(rows) + self.tilt.log_weight(rows, nu))
         return float(surprise.mean()), float(surprise.std() / n_samples**0.5)
 
@@ -350,6 +364,7 @@ class ConnectivityDistribution(nn.Module):
             },
             "loadings_flow": _flow_state(self.loadings_flow),
             "tilt": None if self.tilt is None else self.tilt.state(),
+            "shift": None if self.shift is None else self.shift.state(),
             "outputs_flow": None if flow is None else _flow_state(flow),
             "mean": self.mean.state(),
             "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
@@ -368,6 +383,7 @@ class ConnectivityDistribution(nn.Module):
                 Flow.rebuild(saved["loadings_flow"]),
                 from_state(saved["mean"]),
                 tilt=None if saved.get("tilt") is None else DriveTilt.rebuild(saved["tilt"]),
+                shift=None if saved.get("shift") is None else OutputShift.rebuild(saved["shift"]),
                 outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
                 reference=None if reference is None else tuple(reference),
                 max_reference=10**9,

@@ -20,14 +20,14 @@ from connector.flow import Flow
 from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.measures import drift_r2
 from connector.store import StageInputs
-from connector.tilt import DriveTilt, fit_drive_tilt
+from connector.tilt import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.training import StageContext, StageModule, fit
 from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Loadings
 
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
-_TILT_POINTS = 8192  # of the flow, in the means that its tilt sets
+_TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
 PROJECTION_REGULARIZER = 1e-5  # of sampled networks where the recorded drive is known
 _KEPT_DRIFT, _PROJECTED_NEURONS = 0.98, 1000
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
@@ -284,28 +284,51 @@ def published_ridge(options: Options, inputs: StageInputs, max_states: int = 200
     return solve
 
 
-def drive_of_mean(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
+def drive_of_mean(
+    inputs: StageInputs, mean: ConditionalMean, max_states: int | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """States, inputs and drive of the training trials: of a fitted model where there is one, else of the recorded neurons
-    with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise."""
+    with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise.
+    ``max_states``: so many states at most, evenly spread; None: all."""
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    if max_states is not None:
+        keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
+        z, u, y = z[keep], None if u is None else u[keep], y[keep]
     if inputs.latents.drive is None:
         loadings = inputs.loadings.map(Tensor.double)
         y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
     return z, u, y
 
 
-def drive_tilt(options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean) -> DriveTilt | None:
-    """The tilt of the flow of the loadings towards the recorded network's drive (:func:`drive_of_mean`), or None.
+def reference_drive(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
+    """States, inputs and drive of the training trials that sampled networks shall have.
+
+    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
+    """
+    clean = inputs.readings is None
+    return inputs.latents.trials(inputs.fold.train).samples() if clean else drive_of_mean(inputs, mean)
+
+
+def match_drive(
+    options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean
+) -> tuple[DriveTilt | None, OutputShift | None]:
+    """What holds sampled networks to the recorded drive (:mod:`connector.tilt`): of the loadings, and of n given them.
 
     Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
     """
-    if not options.connectivity.match_drive or flow.base != "normal":
-        return None
+    if not options.connectivity.match_drive:
+        return None, None
     rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
     nu, rows, loadings = mean.quick(rows).double(), rows.double(), inputs.loadings
-    z, u, y = drive_of_mean(inputs, mean)
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    return fit_drive_tilt(rows, nu, z, u, y, activation=inputs.activation, shape=shape, n_neurons=loadings.n_neurons)
+    fixed = {"activation": inputs.activation, "shape": shape}
+    tilt = None
+    if flow.base == "normal":
+        tilt = fit_drive_tilt(
+            rows, nu, *drive_of_mean(inputs, mean, _TILT_STATES), n_neurons=loadings.n_neurons, **fixed
+        )
+    weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
+    return tilt, fit_output_shift(rows, nu, *reference_drive(inputs, mean), weights=weights, **fixed)
 
 
 def assemble(
@@ -313,27 +336,24 @@ def assemble(
     inputs: StageInputs,
     loadings_flow: Flow,
     tilt: DriveTilt | None,
+    shift: OutputShift | None,
     mean: ConditionalMean,
     outputs_flow: Flow,
 ) -> ConnectivityDistribution:
-    """The distribution from its parts; networks are projected on the drive of the training trials.
-
-    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
-    """
+    """The distribution from its parts; networks are projected on :func:`reference_drive`."""
     connectivity = options.connectivity
-    clean = inputs.readings is None
-    reference = inputs.latents.trials(inputs.fold.train).samples() if clean else drive_of_mean(inputs, mean)
     return ConnectivityDistribution(
         loadings_flow,
         mean,
         alpha=inputs.latents.alpha,
         activation=inputs.activation,
         tilt=tilt,
+        shift=shift,
         outputs_flow=outputs_flow,
         # The published flow of n is trained on ridge solutions without spread.
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
-        reference=reference,
+        reference=reference_drive(inputs, mean),
         projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
         flow_steps=connectivity.flow.steps,
         seed=options.seed,
@@ -392,8 +412,8 @@ def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> Fl
     )
 
     def finish() -> None:
-        tilt = drive_tilt(options, inputs, loadings_flow, mean)
-        distribution = assemble(options, inputs, loadings_flow, tilt, mean, module.flow.eval())
+        tilt, shift = match_drive(options, inputs, loadings_flow, mean)
+        distribution = assemble(options, inputs, loadings_flow, tilt, shift, mean, module.flow.eval())
         if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
             chosen = choose_projection_regularizer(distribution, inputs, options.seed)
             distribution.projection_regularizer = chosen

@@ -131,6 +131,9 @@ class Results:
         }
         if self.diagnosis is not None:
             found["connectivity/predicted_error"] = self.diagnosis.predicted_error
+        if self.distribution.shift is not None:
+            shift = self.distribution.shift(self.network.loadings.stack().double())
+            found["connectivity/output_shift"] = float(shift.square().mean().sqrt())
         return found
 
     def _cell_types(self) -> dict[str, float]:
@@ -586,7 +589,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     if store.connectivity_file.exists() and "outputs" in store.stages():
         distribution = store.read_connectivity()
         lam = distribution.summary.get("lambda")
-        nu = distribution.conditional_mean(loadings)
+        nu = distribution.mean(rows)
         columns |= {f"nu_{i + 1}": values for i, values in enumerate(nu.T)}
         if options.connectivity.estimator != "ridge":
             found = distribution.diagnose(loadings)

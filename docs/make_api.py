@@ -80,6 +80,7 @@ SOURCES = {
     "connectivity/r2_of_n": "connector.measures.distance_of_n",
     "connectivity/valente_dissimilarity": "connector.measures.valente_dissimilarity",
     "connectivity/determined_modes": "connector.diagnosis.diagnose",
+    "connectivity/output_shift": "connector.tilt.fit_output_shift",
     "connectivity/predicted_error": "connector.diagnosis.diagnose",
     "connectivity/entropy": "connector.connectivity.ConnectivityDistribution.entropy",
     "connectivity/cell_types_p": "connector.clusters.cell_type_test",

@@ -12,7 +12,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.flow import Flow
 from connector.measures import field_error
-from connector.tilt import fit_drive_tilt
+from connector.tilt import fit_drive_tilt, fit_output_shift
 
 MIX = torch.tensor([[1.2, 0.8], [0.0, 1.6]]).double()
 
@@ -260,6 +260,24 @@ def test_draws_of_a_tilted_distribution_follow_its_density(tmp_path):
     tilted.save(tmp_path / "tilted.pt")
     again = ConnectivityDistribution.load(tmp_path / "tilted.pt")
     assert torch.equal(again.sample(50, seed=3).m, tilted.sample(50, seed=3).m)
+
+
+def test_a_shift_moves_the_mean_of_n_in_draws_density_and_field_alike(tmp_path):
+    plain = _distribution(sigma=0.7)
+    rows = plain.loadings_flow.sample(base=plain.loadings_flow.base_quadrature(4096, 1), steps=1).double()
+    z = plain.reference_z
+    drive = 1.03 * plain.quadrature(8192).drive(z)
+    shift = fit_output_shift(rows, plain.mean(rows), z, None, drive, activation="tanh", shape=(2, 0, False))
+    shifted = _distribution(sigma=0.7, shift=shift)
+    before, after = (field_error(which.quadrature(8192), z, None, drive) for which in (plain, shifted))
+    assert after < 0.3 * before
+    exact, at_nu = shifted.sample(50, seed=3), plain.sample(50, seed=3)
+    assert torch.equal(exact.m, at_nu.m)
+    torch.testing.assert_close(exact.n - at_nu.n, shift(exact.m))
+    assert torch.equal(exact.n, shifted.conditional_mean(exact.m))
+    torch.testing.assert_close(shifted.log_prob(exact), plain.log_prob(at_nu))
+    shifted.save(tmp_path / "shifted.pt")
+    assert torch.equal(ConnectivityDistribution.load(tmp_path / "shifted.pt").sample(50, seed=3).n, exact.n)
 
 
 def test_a_file_whose_parts_do_not_fit_each_other_is_refused(tmp_path, distribution):

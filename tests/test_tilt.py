@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from connector.dynamics import activation, potentials
-from connector.tilt import DriveTilt, fit_drive_tilt
+from connector.tilt import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.types import Loadings
 
 
@@ -62,3 +62,33 @@ def test_weights_survive_their_state():
     tilt = fit_drive_tilt(rows, nu(rows), z, None, target, activation="tanh", shape=(2, 0, True), n_neurons=10**6)
     again = DriveTilt.rebuild(tilt.state())
     torch.testing.assert_close(again.log_weight(rows, nu(rows)), tilt.log_weight(rows, nu(rows)))
+
+
+def test_the_shift_is_the_ridge_solution_on_the_points():
+    """In its dual form: delta at the points = X^T (X W X^T / N + lambda T)^-1 (y - X W n / N), X = phi of all states."""
+    rows, nu, z, sheared = _case(n_points=900)
+    n, weights = nu(rows), torch.linspace(0.5, 1.5, 900).double()
+    target = _drive(sheared, nu(sheared), z)
+    fixed = {"activation": "tanh", "shape": (2, 0, True), "weights": weights}
+    shift = fit_output_shift(rows, n, z, None, target, regularizer=1e-3, **fixed)
+    x = activation("tanh")(potentials(Loadings.unstack(rows, 2, 0, True), z))
+    gram = (x * weights) @ x.T / 900 + 1e-3 * len(z) * torch.eye(len(z)).double()
+    expected = x.T @ torch.linalg.solve(gram, target - _drive(rows, n, z, weights))
+    torch.testing.assert_close(shift(rows), expected, rtol=0, atol=2e-2 * float(expected.std()))
+    # and a strong regularizer leaves nu alone
+    assert float(fit_output_shift(rows, n, z, None, target, regularizer=1e6, **fixed)(rows).abs().max()) < 1e-5
+
+
+def test_a_shift_meets_what_the_density_of_loadings_cannot():
+    """Output weights that rotate: no weights of symmetric loadings give their drive."""
+    rows, nu, z, _ = _case()
+    rotated = nu(rows) + 0.1 * rows[:, [1, 0]] * torch.tensor([1.0, -1.0]).double()
+    target = _drive(rows, rotated, z)
+    fixed = {"activation": "tanh", "shape": (2, 0, True)}
+    shift = fit_output_shift(rows, nu(rows), z, None, target, regularizer=1e-6, **fixed)
+    other = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(9))  # unseen states
+    missed = (_drive(rows, nu(rows) + shift(rows), other) - _drive(rows, rotated, other)).square().mean()
+    assert float(missed) < 1e-3 * float((_drive(rows, nu(rows), other) - _drive(rows, rotated, other)).square().mean())
+    assert float(shift(rows).square().mean()) < 1.05 * float((rotated - nu(rows)).square().mean())  # the smallest
+    again = OutputShift.rebuild(shift.state())
+    assert torch.equal(again(rows), shift(rows))
