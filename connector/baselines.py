@@ -22,6 +22,7 @@ from connector.errors import UserError
 from connector.types import Recording
 
 BASELINES = ("local", "standard", "constant")
+NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 _SOFTPLUS = activation("softplus")
 
 
@@ -274,8 +275,9 @@ def fit_baseline(
         course = _course(recording, train, _SOFTPLUS.inverse(rate / scale), scale, n_course, course_penalty)
         said.append("course within the trial")
     argument = _SOFTPLUS.inverse(rate / scale)[:, None, :] + course
+    name = kind
     if kind == "local" and recording.trial_times_s is None:
-        kind = "standard"
+        kind, name = "standard", f"standard (local {NO_TIMES})"
     if kind == "local":
         expected = scale * F.softplus(argument)
         factor = local_factor(
@@ -284,4 +286,4 @@ def fit_baseline(
         argument = _SOFTPLUS.inverse((expected * factor[:, None] / scale).clamp_min(1e-6))
         said.append(f"local factor (sd {local_sd_trials:g} trials)")
     argument = torch.where(mask[..., None], argument.expand(-1, recording.n_steps, -1), 0.0)
-    return Baseline(argument.float(), kind, scale, mean.float(), f"{kind}: " + ", ".join(said))
+    return Baseline(argument.float(), kind, scale, mean.float(), f"{name}: " + ", ".join(said))

@@ -84,6 +84,7 @@ class ConnectivityDistribution(nn.Module):
         self.shift, self.outputs_flow = shift, outputs_flow
         self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
         self.alpha, self.activation = float(alpha), activation
+        self.run_seed = 0  # of the run that it is read from, for :meth:`diagnose`
         self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
         for what, value, right in (
             ("sigma of 0 or more", self.sigma, 0 <= self.sigma < math.inf),
@@ -200,13 +201,22 @@ class ConnectivityDistribution(nn.Module):
 
     @torch.no_grad()
     def diagnose(
-        self, loadings: Loadings | Tensor | None = None, *, level: float = 0.95, n_neurons: int = 1000, seed: int = 0
+        self,
+        loadings: Loadings | Tensor | None = None,
+        *,
+        level: float = 0.95,
+        n_neurons: int = 1000,
+        seed: int | None = None,
     ) -> Diagnosis:
         """What the data determine about nu, at given loadings or at ``n_neurons`` drawn from their flow.
 
-        ``print("\\n".join(run.connectivity.diagnose().sentences()))`` says it in plain words.
+        ``print("\\n".join(run.connectivity.diagnose().sentences()))`` says it in plain words, as the run's report does.
+
+        Args:
+            seed: of the loadings drawn; None: the run's, as in its report (0 for a distribution that is of no run).
         """
         if loadings is None:
+            seed = self.run_seed if seed is None else seed
             generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
             rows, _ = self._draw_loadings(n_neurons, generator)
         else:

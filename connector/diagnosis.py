@@ -27,7 +27,7 @@ OPEN = 0.3  # expected squared error of nu over its mean square above which a re
 _NORMAL_QUANTILE = torch.distributions.Normal(0.0, 1.0).icdf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What the data say about nu = E[n | m, b, d] at some loadings.
 
@@ -72,11 +72,19 @@ class Diagnosis:
         """Share of the loadings at which the uncertainty of nu exceeds half its typical size."""
         return float((self.certainty < _UNDETERMINED).double().mean())
 
+    def __repr__(self) -> str:
+        return (
+            f"Diagnosis({len(self.nu)} neurons: {self.determined_modes:.3g} combinations of output weights determined in each "
+            f"latent dimension; sign of {self.signs} of the neurons; {100 * self.level:g} % intervals; .sentences() says more)"
+        )
+
     @property
     def signs(self) -> str:
         """At which share of the neurons the sign of each dimension of nu is determined, in words."""
-        shares = self.sign_determined.double().mean(0)
-        return ", ".join(f"nu_{i + 1} at {percent(float(share))}" for i, share in enumerate(shares))
+        shares = self.sign_determined.double().mean(0).tolist()
+        if not any(shares):
+            return "nu at none"
+        return ", ".join(f"nu_{i + 1} at {percent(share) if share else 'none'}" for i, share in enumerate(shares))
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -99,11 +107,17 @@ class Diagnosis:
             f"in the loadings. The squared error of nu that the posterior expects is {self.predicted_error:.3g} of the mean "
             "square of nu: an expectation that stands and falls with the model, no measured error."
         ]
-        said.append(
-            f"Required by the data and that smoothness together: the sign of {self.signs} of the neurons (the "
-            f"{100 * self.level:g} % interval there excludes zero). These signs follow from the few combinations above, "
-            "neurons with like loadings sharing one; they are not so many separate findings."
-        )
+        if self.sign_determined.any():
+            said.append(
+                f"Required by the data and that smoothness together: the sign of {self.signs} of the neurons: whether nu is "
+                f"positive or negative there, as the {100 * self.level:g} % interval excludes zero. These signs follow from the "
+                "few combinations above, neurons with like loadings sharing one; they are not so many separate findings."
+            )
+        else:
+            said.append(
+                "Even with that smoothness the data do not tell at any neuron whether nu is positive or negative: all "
+                f"{100 * self.level:g} % intervals hold zero."
+            )
         loose = self.open_share
         if loose > 0:
             said.append(

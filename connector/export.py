@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recording", type=Path, help="a file that data=npz, rat, nwb or nlb reads")
     parser.add_argument("--out", type=Path, required=True, help="the NWB file to write")
+    parser.add_argument("--force", action="store_true", help="replace a file of that name")
     parser.add_argument(
         "options",
         nargs="*",
@@ -56,9 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     try:
         options = file_options(given.recording, given.options)
-        recording = read_recording(given.recording, options.source, **options.reading())
         if given.out.resolve() == given.recording.resolve():
             raise UserError("--out naming another file than the recording", str(given.out))
+        if given.out.exists() and not given.force:
+            raise UserError("--out naming a file that is not there yet", str(given.out), "--force replaces it")
+        recording = read_recording(given.recording, options.source, **options.reading())
         export_nwb(recording, given.out, max_gigabytes=options.max_gigabytes)
         lost = same_recording(recording, load_nwb(given.out))
     except UserError as error:

@@ -78,9 +78,13 @@ _VISITED = 0.04  # of the axes' length: a place nearer than this to a visited st
 _TITLE_WIDTH = 24  # characters over a square panel; it is narrower where data are taller than wide
 _NARROWEST = 0.6  # width of a panel of a field over its height, and the other way round
 _UNSEEN = {"facecolor": "#efefeb", "edgecolor": "#d2d2ca", "hatch": "////", "linewidth": 0}
+_CYCLE = {"color": ACCENT, "linewidth": 2.2}
+_NO_TRIAL = "attractor where no trial came"
+_FARTHEST = 0.5  # of the frame: attractors farther outside it do not widen it
 # What the flow does at a fixed point -> how it is marked.
 FIXED_POINTS = {
     "attractor": {"marker": "o", "markerfacecolor": ACCENT},
+    _NO_TRIAL: {"marker": "s", "markerfacecolor": "white"},
     "saddle": {"marker": "D", "markerfacecolor": "white"},
     "repeller": {"marker": "o", "markerfacecolor": "white"},
 }
@@ -166,6 +170,7 @@ def flow_field(
     *,
     trajectories: Mapping[str, Tensor] | Tensor | None = None,
     fixed_points: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    cycles: Mapping[str, Tensor] | None = None,
     colour: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     colour_label: str = "",
     title: str = "",
@@ -181,10 +186,12 @@ def flow_field(
     Args:
         fields: panel title -> Network or vector field, (P, R) -> (P, R), units 1 / tau. Fields with an input have to
             be closed over it.
-        states: (T, R) visited states: they set the axes, and the region drawn.
-        trajectories: (N, S, R) drawn in every panel, or one such tensor per panel title.
-        fixed_points: panel title -> (points (F, R), eigenvalues (F, R)): attractors filled circles, saddles diamonds,
-            repellers open circles.
+        states: (T, R) visited states: they set the region drawn; the axes hold nearly all of them, all trajectories, and
+            attractors that are not far.
+        trajectories: (N, S, R) drawn in every panel, or one such tensor per panel title; NaN where they have ended.
+        fixed_points: panel title -> (points (F, R), eigenvalues (F, R)): attractors filled circles, those where no state
+            was visited open squares, saddles diamonds, repellers open circles.
+        cycles: panel title -> (S, R) one turn of a stable limit cycle.
         colour: panel title -> function of states (P, R) -> (P,) in [-1, 1], such as the normalised difference of two
             cell types' contributions; then arrows in that colour replace the streamlines.
         colour_label: what the colours mean.
@@ -205,7 +212,20 @@ def flow_field(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     plane = _Plane.of(visited)
     flat = plane.down(visited)
-    limits = _not_too_narrow([_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)])
+    marked = {
+        name: (_array(points), _kinds_where_visited(points, eigenvalues, visited))
+        for name, (points, eigenvalues) in (fixed_points or {}).items()
+    }
+    shown = [plane.down(path) for of_panel in paths.values() for path in _drawn_paths(of_panel, max_trajectories)]
+    shown += [plane.down(_array(orbit)) for orbit in (cycles or {}).values()]
+    attractors = [
+        x
+        for points, kinds in marked.values()
+        for x, kind in zip(plane.down(points), kinds)
+        if kind.startswith("attractor")
+    ]
+    limits = [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
+    limits = _not_too_narrow(_holding(limits, [*shown, *_near(attractors, limits)]))
     narrow = min(1.0, (limits[0][1] - limits[0][0]) / (limits[1][1] - limits[1][0]))
     speed_cap = None
     for axis, (name, field) in zip(axes.flat, fields.items()):
@@ -213,8 +233,9 @@ def flow_field(
             speed_cap = _streams(axis, field, plane, flat, limits, n_grid, speed_cap)
         else:
             arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
-        points = None if fixed_points is None else fixed_points.get(name)
-        _over_field(axis, plane, limits, paths.get(name), points, max_trajectories)
+        if cycles is not None and name in cycles:
+            _cycle(axis, plane.down(_array(cycles[name])))
+        _over_field(axis, plane, limits, paths.get(name), marked.get(name), max_trajectories)
         axis.set_title(textwrap.fill(name, int(_TITLE_WIDTH * narrow)))
     for axis in axes.flat[len(fields) :]:
         axis.remove()
@@ -230,9 +251,9 @@ def flow_field(
         shades = ScalarMappable(PowerNorm(0.5, 0, speed_cap), SPEED)
         label = r"speed (latent units per $\tau$)"
         figure.colorbar(shades, ax=axes, label=label, shrink=0.7, aspect=28, extend="max")
-    kinds = [kind for _, eigenvalues in (fixed_points or {}).values() for kind in kinds_of_fixed_points(eigenvalues)]
+    kinds = [kind for _, of_panel in marked.values() for kind in of_panel]
     paths_drawn = any(p is not None for p in paths.values())
-    handles = flow_handles(kinds, paths=paths_drawn, unseen=colour is None)
+    handles = flow_handles(kinds, paths=paths_drawn, unseen=colour is None, cycles=bool(cycles))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
     if title:
@@ -268,7 +289,7 @@ def draw_flow_field(
     flat = plane.down(visited)
     limits = limits or [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
     cap = _streams(axis, field, plane, flat, list(limits), n_grid, speed_cap)
-    _over_field(axis, plane, limits, trajectories, fixed_points, max_trajectories)
+    _over_field(axis, plane, limits, trajectories, _with_kinds(fixed_points), max_trajectories)
     return cap
 
 
@@ -310,17 +331,33 @@ def draw_contrast_field(
         axis.plot(*down.T, color="white", linewidth=3.6, zorder=2)
         axis.plot(*down.T, color=shade, linewidth=2.2, zorder=3)
         axis.plot(*down[-1], "o", color=shade, markersize=4.5, zorder=3)
-    _over_field(axis, plane, limits, None, fixed_points, 0)
+    _over_field(axis, plane, limits, None, _with_kinds(fixed_points), 0)
     axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
     return arrows
 
 
+def _holding(limits: list[tuple[float, float]], shown: list[np.ndarray]) -> list[tuple[float, float]]:
+    """Limits widened where needed to hold points (S, 2) with a little room."""
+    room = [0.03 * (high - low) for low, high in limits]
+    return [
+        (min([low, *(x[:, i].min() - more for x in shown)]), max([high, *(x[:, i].max() + more for x in shown)]))
+        for i, ((low, high), more) in enumerate(zip(limits, room))
+    ]
+
+
+def _near(points: list[np.ndarray], limits: list[tuple[float, float]]) -> list[np.ndarray]:
+    """Those points (2,), as (1, 2), that do not lie far outside the limits."""
+    frame = np.array(limits).T
+    room = _FARTHEST * (frame[1] - frame[0])
+    return [x[None] for x in points if (x >= frame[0] - room).all() and (x <= frame[1] + room).all()]
+
+
 def _over_field(axis: Axes, plane: _Plane, limits, trajectories, fixed_points, max_trajectories: int) -> None:
-    """Trajectories and fixed points on a field, and the axes' limits."""
-    if trajectories is not None:
-        _paths(axis, plane, _array(trajectories), max_trajectories)
+    """Trajectories and fixed points (points (F, R) and their kinds) on a field, and the axes' limits."""
+    _paths(axis, plane, _drawn_paths(trajectories, max_trajectories))
     if fixed_points is not None:
-        _fixed_points(axis, plane, *fixed_points)
+        for point, kind in zip(plane.down(_array(fixed_points[0])), fixed_points[1]):
+            _fixed_point(axis, *point, kind)
     axis.set(xlim=limits[0], ylim=limits[1])
     axis.grid(False)
     axis.set_aspect("equal" if len(plane.basis) == 2 else "auto")
@@ -383,9 +420,22 @@ def _arrows(axis, field, plane, flat, limits, n_grid, colour):
     return drawn
 
 
-def _paths(axis: Axes, plane: _Plane, paths: np.ndarray, limit: int) -> None:
-    for path in paths[_thin(len(paths), limit)]:
-        flat = plane.down(path[np.isfinite(path).all(1)])
+def _drawn_paths(trajectories: Tensor | None, limit: int) -> list[np.ndarray]:
+    """At most ``limit`` of trajectories (N, S, R), each (samples, R) as far as it goes."""
+    if trajectories is None:
+        return []
+    paths = _array(trajectories)
+    drawn = [path[np.isfinite(path).all(1)] for path in paths[_thin(len(paths), limit)]]
+    return [path for path in drawn if len(path)]
+
+
+def _cycle(axis: Axes, flat: np.ndarray) -> None:
+    axis.plot(*np.concatenate([flat, flat[:1]]).T, zorder=3, **_CYCLE)
+
+
+def _paths(axis: Axes, plane: _Plane, paths: list[np.ndarray]) -> None:
+    for path in paths:
+        flat = plane.down(path)
         axis.plot(*flat.T, color="#6a3d9a", linewidth=0.9, alpha=0.75, zorder=2)
         axis.plot(
             *flat[0], "o", color="white", markeredgecolor="#6a3d9a", markeredgewidth=0.9, markersize=3.4, zorder=3
@@ -401,13 +451,22 @@ def kinds_of_fixed_points(eigenvalues: Tensor) -> list[str]:
     ]
 
 
-def _fixed_points(axis: Axes, plane: _Plane, points, eigenvalues) -> None:
-    for point, kind in zip(plane.down(_array(points)), kinds_of_fixed_points(eigenvalues)):
-        _fixed_point(axis, *point, kind)
+def _with_kinds(fixed_points: tuple[Tensor, Tensor] | None) -> tuple[Tensor, list[str]] | None:
+    return None if fixed_points is None else (fixed_points[0], kinds_of_fixed_points(fixed_points[1]))
+
+
+def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarray) -> list[str]:
+    """:func:`kinds_of_fixed_points`, attractors told apart by whether a state (T, R) was visited near them."""
+    kinds, at = kinds_of_fixed_points(eigenvalues), _array(points)
+    if not len(at):
+        return kinds
+    scale = np.maximum(np.ptp(visited, axis=0), 1e-30)
+    far = cKDTree(visited / scale).query(at / scale)[0] > _VISITED * math.sqrt(visited.shape[1] / 2)
+    return [_NO_TRIAL if kind == "attractor" and alone else kind for kind, alone in zip(kinds, far)]
 
 
 def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:
-    size = 6 if kind == "saddle" else 7
+    size = 6 if FIXED_POINTS[kind]["marker"] in "Ds" else 7
     axis.plot(
         x,
         y,
@@ -420,13 +479,21 @@ def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:
     )
 
 
-def flow_handles(kinds: Sequence[str] = tuple(FIXED_POINTS), paths: bool = False, unseen: bool = True) -> list:
-    """What a legend of flow fields explains: fixed points of these ``kinds``, trajectories, the region not visited."""
+def flow_handles(
+    kinds: Sequence[str] = ("attractor", "saddle", "repeller"),
+    paths: bool = False,
+    unseen: bool = True,
+    cycles: bool = False,
+) -> list:
+    """What a legend of flow fields explains: fixed points of these ``kinds``, limit cycles, trajectories, the region not
+    visited."""
     handles = [
         Line2D([], [], linestyle="none", markeredgecolor=ACCENT, markersize=6, label=kind, **FIXED_POINTS[kind])
         for kind in FIXED_POINTS
         if kind in kinds
     ]
+    if cycles:
+        handles.append(Line2D([], [], label="stable limit cycle", **_CYCLE))
     if paths:
         start = {"marker": "o", "markerfacecolor": "white", "markersize": 4, "markevery": [0]}
         handles.append(
@@ -441,6 +508,7 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
     figure = Figure(figsize=(0.8 + 3.2 * columns, 0.7 + 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     x = np.linspace(*_limits(visited, tail=0.001, pad=0.08), 600)
+    kinds = ["attractor", "repeller"]
     for axis, (name, field) in zip(axes.flat, fields.items()):
         flow = _evaluate(field, x[:, None])[:, 0]
         axis.axhline(0, color=MUTED, linewidth=0.8)
@@ -449,7 +517,9 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
                   alpha=0.4, transform=axis.get_xaxis_transform(), label="visited states")  # fmt: skip
         for i in np.flatnonzero(np.diff(np.sign(flow)) != 0):
             root = x[i] - flow[i] * (x[i + 1] - x[i]) / (flow[i + 1] - flow[i])
-            _fixed_point(axis, root, 0.0, "attractor" if flow[i] > flow[i + 1] else "repeller")
+            slope = torch.tensor([[flow[i + 1] - flow[i]]])
+            kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited)
+            _fixed_point(axis, root, 0.0, kinds[-1])
         axis.set_title(name)
     for axis in axes[:, 0]:
         axis.set_ylabel(r"$dz/dt$ (1/$\tau$)")
@@ -458,10 +528,10 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
     for axis in axes.flat[len(fields) :]:
         axis.remove()
     handles = [
-        *flow_handles(("attractor", "repeller"), unseen=False),
+        *flow_handles(kinds, unseen=False),
         Line2D([], [], color=MUTED, linestyle="none", marker="|", label="visited states"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.3)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -911,12 +981,14 @@ def psths(
     neuron_names: Sequence[str] = (),
     r2: Tensor | None = None,
     time_unit: str = "s",
+    origin: str = "the start of the trial",
     title: str = "Responses by evidence, held-out trials",
 ) -> Figure:
     """Peri-stimulus time histograms of example neurons, observed (faint) and model (strong), by group of trials.
 
     Args:
         time: (T,) in ``time_unit``: "s", or "samples" where time has no unit; then rates are counts per sample.
+        origin: what the time is counted from, as the axis says.
         observed, model: (groups, T, K) rates, Hz; NaN where a group has no trial.
         group_names: one per group; ``group_values``: their signed evidence or choice, which sets the colours.
         neurons: indices drawn; the nine of strongest modulation otherwise.
@@ -948,7 +1020,7 @@ def psths(
         if index >= len(neurons):
             axis.remove()
         elif index + columns >= len(neurons):
-            axis.set_xlabel("time from stimulus onset (s)" if time_unit == "s" else f"time ({time_unit})")
+            axis.set_xlabel(f"time from {origin} ({time_unit})")
             axis.tick_params(labelbottom=True)
     handles = [Line2D([], [], color=c, linewidth=1.8, label=name) for c, name in zip(colours, group_names)]
     handles += [Line2D([], [], color=MUTED, alpha=0.4, linewidth=2.6, label="observed")]

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from connector.baselines import Baseline, fit_baseline
+from connector.baselines import NO_TIMES, Baseline, fit_baseline
 from connector.closed_form import bias_supported, double
 from connector.conditional_mean import drive_offset
 from connector.data.folds import Fold
@@ -301,8 +301,9 @@ def _solve_spikes(
     # What the latents do is seen here bin by bin: without a session's drift there is nothing else for a baseline to hold.
     kind = "constant" if recording.trial_times_s is None else options.lrrnn.baseline
     baseline = fit_baseline(recording, fold.train, kind)
+    why = "" if kind == options.lrrnn.baseline else f" ({options.lrrnn.baseline} {NO_TIMES})"
     context.say(
-        f"lrrnn: {spikes_per_bin(recording):.0f} spikes a bin, enough for the closed form; baseline {baseline.description}"
+        f"lrrnn: {spikes_per_bin(recording):.0f} spikes a bin, enough for the closed form; baseline {baseline.description}{why}"
     )
     pl.seed_everything(options.seed, verbose=False)
     arguments = {

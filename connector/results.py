@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from connector import figures, watch
+from connector.baselines import NO_TIMES
 from connector.callbacks import StepProgress, read_learning_curves
 from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
@@ -33,7 +34,17 @@ from connector.measures import (
     relative_field_error,
     valente_dissimilarity,
 )
-from connector.report import BASELINES, ESTIMATE, WORDS, Section, TableData, figure_png, format_number, write_report
+from connector.report import (
+    BASELINES,
+    ESTIMATE,
+    GRANTS,
+    WORDS,
+    Section,
+    TableData,
+    figure_png,
+    format_number,
+    write_report,
+)
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
 from connector.summary import LEVEL, Findings, opening, relative_sigma
 
@@ -43,6 +54,7 @@ N_NETWORKS = 20  # in which the attractors are looked for
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
 _N_STARTS = 7  # along each axis of the latent plane, from which fixed points are looked for
+_N_CYCLE_STARTS = 4  # from which a limit cycle is looked for in fields of many neurons
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 _NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
@@ -146,10 +158,9 @@ class Results:
         recording, fold = self.data.recording, self.inputs.fold
         baseline = other = None
         if recording.kind == "spikes" and "lrrnn/bits_per_spike" in metrics:
-            # Without trial times the local baseline is the standard one, and there is no other to score.
-            scored = [name for name in BASELINES if f"lrrnn/bits_per_spike_{name}" in metrics]
-            other = scored[0] if scored else None
-            baseline = next(name for name in BASELINES if name != other) if other else "standard"
+            # Without trial times the local baseline is the standard one, and there may be no other to score.
+            other = next((name for name in BASELINES if f"lrrnn/bits_per_spike_{name}" in metrics), None)
+            baseline = self._fitted_baseline()
         return Findings(
             kind=recording.kind,
             rank=self.inputs.latents.rank,
@@ -164,6 +175,7 @@ class Results:
             explained=self._explained(fold.test) if recording.kind == "rates" else None,
             baseline=baseline,
             other_baseline=other,
+            baseline_missing=baseline not in (None, self.options.lrrnn.baseline),
             n_networks=N_NETWORKS,
             unprojected_error=self._error_as_drawn(),
             drawn_from_teacher=self._error_drawn_from_teacher(),
@@ -178,6 +190,9 @@ class Results:
         """Root-mean-square deviation of nu from its mean over the sampled neurons, all dimensions together."""
         n = self.distribution.conditional_mean(self.network.loadings)
         return float((n - n.mean(0)).square().mean().sqrt())
+
+    def _fitted_baseline(self) -> str:
+        return str(read_npz(self.store.path / "responses.npz")["baseline"])
 
     def _explained(self, trials: Tensor) -> float:
         """Share of the variance of the recorded rates on these trials that latents and loadings explain."""
@@ -353,6 +368,9 @@ class Results:
             "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
             "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation."
         )
+        cycles = {} if ring or u is not None else self._cycles(fields)
+        if cycles:
+            caption += " Thick closed curves: stable limit cycles of the field without noise."
         if ring:
             caption += " States on a ring hardly move; which of its points rest exactly is chance in a finite network."
         if u is not None:
@@ -363,7 +381,21 @@ class Results:
         test = self.inputs.fold.test
         shown = self.inputs.latents.trials(test[torch.linspace(0, len(test) - 1, min(16, len(test))).long()])
         trajectories = shown.z.masked_fill(~shown.mask[..., None], float("nan"))
-        return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points)
+        return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points, cycles=cycles)
+
+    def _cycles(self, fields: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
+        """The stable limit cycle of each field that has one, from where trials end: one turn (S, R)."""
+        latents, trials = self.inputs.latents, self.inputs.fold.test
+        trials = trials[torch.linspace(0, len(trials) - 1, min(_N_CYCLE_STARTS, len(trials))).long()]
+        starts = latents.z[trials, latents.lengths[trials] - 1].double()
+        found = {}
+        for name, field in fields.items():
+            orbit = (
+                find_attractors(field, starts, alpha=latents.alpha, settle=40.0).orbit if starts.shape[1] > 1 else None
+            )
+            if orbit is not None:
+                found[name] = orbit
+        return found
 
     def _loadings(self) -> tuple[str, Figure]:
         populations, labels, certainty = {}, {}, {}
@@ -443,6 +475,8 @@ class Results:
             neuron_names=self.data.recording.neuron_names,
             title="Responses, held-out trials" if by is None else f"Responses by {by}, held-out trials",
             time_unit="s" if self.data.recording.bin_s else "samples",
+            # The trials of the clicks task begin with the stereo click; of others it is not known what happens then.
+            origin="stimulus onset" if self.options.data.source == "rat" else "the start of the trial",
         )
 
     def _latents(self) -> tuple[str, Figure]:
@@ -656,8 +690,10 @@ def _fit_text(found: Findings) -> str:
         return ""
     said = (
         "A baseline is what each neuron fires apart from the latent state; it enters the model beside it. This run "
-        f"fitted with the {found.baseline} baseline: {BASELINES[found.baseline]}."
+        f"fitted with the {found.baseline} baseline: {GRANTS[found.baseline]}."
     )
+    if found.baseline_missing:
+        said += f" lrrnn.baseline asks for another one, which {NO_TIMES}."
     if found.other_baseline is not None:
         said += (
             f" Measures named after the {found.other_baseline} baseline score the same fitted model with it instead: "

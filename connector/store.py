@@ -31,6 +31,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from connector.config import STAGES
 from connector.connectivity import ConnectivityDistribution
 from connector.data.folds import Fold
 from connector.dynamics import Network, activation
@@ -481,6 +482,12 @@ class Run:
             )
         self.config = _read_config(self.path / "config.yaml")
 
+    def __repr__(self) -> str:
+        finished = self.store.stages()
+        stages = [stage for stage in STAGES if stage in finished]
+        done = f"stages done: {', '.join(stages)}" if stages else "no stage done"
+        return f"Run({self.path}: {self.config.get('experiment_name', '?')}, {done})"
+
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The numbers of metrics.json by their keys; docs/metrics.md says what each is."""
@@ -524,7 +531,9 @@ class Run:
                 "none",
                 "run the stages loadings and outputs (stages=auto runs all)",
             )
-        return self.store.read_connectivity()
+        distribution = self.store.read_connectivity()
+        distribution.run_seed = int(self.config.get("seed", 0))
+        return distribution
 
     @cached_property
     def network(self) -> Network:

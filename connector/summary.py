@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from connector.diagnosis import Diagnosis, percent
-from connector.report import BASELINES, format_number
+from connector.report import GRANTS, format_number
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
@@ -26,7 +26,8 @@ class Findings:
         given: latents and loadings came with the file.
         metrics: of the run, as in ``metrics.json``.
         explained: share of the variance of the test trials' rates that the latents explain.
-        baseline: of the spikes, as fitted: "local" or "standard"; other_baseline: the other one, where it was scored.
+        baseline: of the spikes, as fitted: "local", "standard" or "constant"; other_baseline: the other one, where it was
+            scored; baseline_missing: the one asked for needs times of trials, which the recording lacks.
         n_sampled: neurons of the sampled networks; n_networks: those in which the attractors were looked for.
         unprojected_error: field error of sampled networks before projection, at held-out states.
         drawn_from_teacher: field error of as many neurons drawn from the teacher by chance, against its mean field.
@@ -50,6 +51,7 @@ class Findings:
     explained: float | None = None
     baseline: str | None = None
     other_baseline: str | None = None
+    baseline_missing: bool = False
     n_networks: int = 0
     unprojected_error: float | None = None
     drawn_from_teacher: float | None = None
@@ -109,7 +111,7 @@ def _baseline(f: Findings) -> str:
     bits = "lrrnn/bits_per_spike"
     if f.baseline is None or bits not in f.metrics:
         return ""
-    said = f"The model grants each neuron the {f.baseline} baseline beside the latent state: {BASELINES[f.baseline]}"
+    said = f"The model grants each neuron the {f.baseline} baseline beside the latent state: {GRANTS[f.baseline]}"
     other = f.metrics.get(f"{bits}_{f.other_baseline}")
     if other is not None:
         said += f"; with the {f.other_baseline} one in its place it predicts spikes {_gain(other)} than the mean rate"
@@ -163,10 +165,16 @@ def _determined(f: Findings) -> str:
         )
     said = (
         f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
-        "latent dimension; each involves all neurons, and with nu, the mean output weight of neurons with given loadings, taken "
-        f"to be smooth in the loadings, they fix the sign of {f.diagnosis.signs} of the sampled neurons, jointly and not "
-        "neuron by neuron"
+        "latent dimension, weighted sums in which every neuron has a part; with nu, the mean output weight of neurons with "
+        "given loadings, taken to be smooth in the loadings, they "
     )
+    if f.diagnosis.sign_determined.any():
+        said += (
+            f"tell whether nu is positive or negative ({f.diagnosis.signs} of the sampled neurons), jointly and not neuron by "
+            "neuron"
+        )
+    else:
+        said += "do not tell at any of the sampled neurons whether nu is positive or negative"
     if not f.diagnosis.calibrated:
         said += ", by intervals whose coverage has not been measured"
     if f.diagnosis.warnings:

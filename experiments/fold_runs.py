@@ -26,7 +26,7 @@ from connector.run_directory import register_resolvers
 from connector.store import read_npz
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-EXAMPLE = "python train.py -m experiment=rat data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'"
+EXAMPLE = "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'    # npz: or nwb, nlb, rat, as the file is"
 _FIT_ONLY = "stages=[lrrnn]"
 
 

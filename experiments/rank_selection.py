@@ -1,6 +1,6 @@
 """Cross-validation over the rank of the low-rank RNN: the score on held-out trials against the rank.
 
-    python train.py -m experiment=rat data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'
+    python train.py -m data=npz data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'
     python experiments/rank_selection.py            # or: python experiments/rank_selection.py SWEEP_DIRECTORY
 
 Spikes: bits per spike of test trials (the bound on the marginal likelihood, and the rollout from the inputs alone),
@@ -31,7 +31,10 @@ from saved_runs import MissingRuns, finish, note, save, styled
 from connector.figures import ACCENT, INFERRED, MUTED
 from connector.report import METRICS
 
-EXAMPLE = "python train.py -m experiment=rat data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'"
+EXAMPLE = (
+    "python train.py -m data=npz data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'"
+    "    # npz: or nwb, nlb, rat, as the file is"
+)
 RANK = "lrrnn.rank"
 BITS, ROLLOUT, LOSS = "lrrnn/bits_per_spike", "lrrnn/bits_per_spike_prior", "lrrnn/val_loss"
 CAVEAT = (

@@ -147,6 +147,8 @@ def test_without_trial_times_there_is_a_course_only_and_it_says_so():
     baseline = fit_baseline(recording, torch.arange(60), "local")
     assert baseline.kind == "standard"
     assert "drift" not in baseline.description
+    assert baseline.description.startswith("standard (local needs the times of trials")
+    assert fit_baseline(recording, torch.arange(60), "standard").description.startswith("standard: ")
     assert (baseline.argument[0] == baseline.argument[70]).all()
 
 

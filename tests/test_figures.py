@@ -102,6 +102,49 @@ def test_flow_field_marks_stability_and_phase_line_finds_its_zeros():
     assert said == ["attractor", "saddle", "repeller", "not visited"]
 
 
+def test_attractors_where_no_trial_came_are_hollow_and_the_frame_holds_all_that_is_drawn():
+    disc = normal(3000, 2)
+    disc = disc[disc.norm(dim=1) < 1.0]
+    points = torch.tensor([[0.0, 0.0], [1.6, 0.0], [40.0, 0.0]], dtype=torch.float64)
+    eigenvalues = -torch.ones(3, 2, dtype=torch.complex128)
+    path = torch.tensor([[[0.0, 0.0], [0.2, -2.5], [float("nan"), float("nan")]]], dtype=torch.float64)
+    angle = torch.linspace(0, 2 * torch.pi, 50, dtype=torch.float64)
+    orbit = 1.4 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    figure = figures.flow_field(
+        {"f": lambda z: -z}, disc, trajectories=path, fixed_points={"f": (points, eigenvalues)}, cycles={"f": orbit}
+    )
+    axis = figure.axes[0]
+    marks = {
+        float(line.get_xdata()[0]): (line.get_marker(), line.get_markerfacecolor())
+        for line in axis.lines
+        if line.get_markeredgecolor() == figures.ACCENT and len(line.get_xdata()) == 1
+    }
+    assert marks == {0.0: ("o", figures.ACCENT), 1.6: ("s", "white"), 40.0: ("s", "white")}
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    assert low < -2.5
+    assert left < -1.4
+    assert 1.6 < right < 4  # one that is far away does not make all else small
+    assert high > 1.4
+    closed = [line for line in axis.lines if len(line.get_xdata()) == len(orbit) + 1]
+    assert len(closed) == 1
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == [
+        "attractor", "attractor where no trial came", "stable limit cycle", "trajectory, from its start", "not visited",
+    ]  # fmt: skip
+
+
+def test_an_attractor_beyond_all_states_is_hollow_on_the_line_too():
+    states = torch.linspace(-2, 0.7, 100, dtype=torch.float64)[:, None]
+    figure = figures.flow_field({"double well": lambda z: z - z**3}, torch.cat([states, torch.tensor([[2.0]])]))
+    marks = {
+        round(float(line.get_xdata()[0])): line.get_marker()
+        for line in figure.axes[0].lines
+        if len(line.get_xdata()) == 1
+    }
+    assert marks == {-1: "o", 0: "o", 1: "s"}
+    assert "attractor where no trial came" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_places_that_no_state_visited_are_hatched_and_slow_ones_are_white():
     disc = normal(3000, 2)
     disc = disc[disc.norm(dim=1) < 1.5]
@@ -283,7 +326,9 @@ def test_psths_with_a_group_without_trials():
     figure = figures.psths(time, seen, seen, ["left", "none", "right"], group_values=[-1, 0, 1], r2=torch.rand(12))
     assert len(figure.axes) == 9
     assert figure.axes[0].get_ylabel() == "rate (Hz)"
-    assert figure.axes[-1].get_xlabel().endswith("(s)")
+    assert figure.axes[-1].get_xlabel() == "time from the start of the trial (s)"
+    figure = figures.psths(time, seen, seen, ["left", "none", "right"], origin="stimulus onset", r2=torch.rand(12))
+    assert figure.axes[-1].get_xlabel() == "time from stimulus onset (s)"
     assert render(figure) > 3000
 
 

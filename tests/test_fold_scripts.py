@@ -193,7 +193,7 @@ def test_missing_folds_end_with_2_and_the_command(runs, tmp_path, capsys):
     command = capsys.readouterr().err.splitlines()[-1]
     assert shlex.split(command) == ["python", "train.py", "-m", *BY_HAND, "data.fold=2,4", "stages=[lrrnn]"]
     assert ran("folds", tmp_path / "nowhere") == 2
-    assert "python train.py -m experiment=rat data.path=FILE data.fold=1,2,3,4,5" in capsys.readouterr().err
+    assert "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5" in capsys.readouterr().err
 
 
 def test_runs_that_kept_nothing_to_pool_are_made_anew(runs, tmp_path, capsys):

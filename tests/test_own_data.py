@@ -114,11 +114,17 @@ def test_export_takes_the_options_of_the_reader(tmp_path, capsys):
         ([tmp_path / "absent.mat"], "no file"),
         ([tmp_path / "rates.npz"], "firing rates"),
         ([out], "another file"),
+        ([out, "--force"], "another file"),
+        ([path], "--force replaces it"),
     ):
-        assert export([*map(str, arguments), "--out", str(out)]) == 2, arguments
+        to = out if "file" in words or "force" in words else tmp_path / "u.nwb"
+        assert export([*map(str, arguments), "--out", str(to)]) == 2, arguments
         said = capsys.readouterr().err
         assert words in said
         assert len(said.strip().splitlines()) <= 2
+    assert load_nwb(out).n_neurons == 3
+    assert export([str(path), "--out", str(out), "--force"]) == 0
+    assert load_nwb(out).n_neurons == 5
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,16 @@ def test_columns_of_zeros_are_absent(tmp_path):
     assert len(recording.notes) == 2
 
 
+def test_choices_of_more_than_two_values_are_none_and_counted(tmp_path):
+    path = _save(tmp_path / "a.npz", spikes=_spikes(), choices=np.arange(TRIALS, dtype=float))
+    recording = load_npz(path)
+    assert recording.choices.nan_to_num(-1).tolist() == [0, 1, *[-1] * (TRIALS - 2)]
+    (said,) = [note for note in recording.notes if "choices" in note]
+    assert f"{TRIALS - 2} of {TRIALS} trials" in said
+    assert "such as 2" in said
+    assert "1 left and 1 right" in said
+
+
 def test_findrs_convention(tmp_path):
     spikes = _spikes().astype(float)
     lengths = np.array([9, 4, 7, 9, 2, 8])

@@ -8,6 +8,7 @@ import torch
 
 from connector.diagnosis import Diagnosis, percent
 from connector.report import BASELINES
+from connector.results import _fit_text
 from connector.summary import Findings, counted, opening, relative_sigma
 
 
@@ -88,6 +89,30 @@ def test_signs_of_misfit_qualify_what_is_supported():
     warned = replace(diagnosis(8, 0.9), warnings=("Trajectories miss the samples.",))
     assert "signs of misfit" in " ".join(opening(rates(diagnosis=warned)))
     assert "misfit" not in " ".join(opening(rates()))
+
+
+def test_signs_that_no_neuron_has_are_said_in_words():
+    open_everywhere = diagnosis(0, 0.1)
+    assert "do not tell at any of the sampled neurons whether nu is positive or negative" in " ".join(
+        opening(rates(diagnosis=open_everywhere))
+    )
+    assert "do not tell at any neuron" in " ".join(open_everywhere.sentences())
+    two = replace(open_everywhere, low=torch.tensor([[0.5, -1.0]]).expand(10, 2), high=torch.ones(10, 2))
+    assert two.signs == "nu_1 at 100 %, nu_2 at none"
+    assert "(nu_1 at 100 %, nu_2 at none of the sampled neurons)" in " ".join(opening(rates(diagnosis=two)))
+    said = repr(two)
+    assert "2.54 combinations" in said
+    assert "nu_1 at 100 %" in said
+    assert "95 % intervals" in said
+    assert len(said) < 250
+
+
+def test_a_baseline_other_than_the_one_asked_for_is_told():
+    assert "its mean rate" in " ".join(opening(spikes(baseline="constant")))
+    assert "asks for" not in _fit_text(spikes())
+    assert "which needs the times of trials" in _fit_text(
+        spikes(baseline="standard", other_baseline=None, baseline_missing=True)
+    )
 
 
 def test_what_the_data_leave_open_is_a_caution_but_no_misfit():

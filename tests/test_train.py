@@ -1,5 +1,6 @@
 """The command line, run for real on small sizes: files, exit codes, reuse, repeatability."""
 
+import html
 import json
 import re
 import shutil
@@ -69,6 +70,16 @@ def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
     spread = float((network.n - network.n.mean(0)).square().mean().sqrt())
     assert f"sigma = 1 is a choice, {percent(1 / spread)} of the spread" in said[-1]
     assert page.count(f"sigma = 1 is a choice, {percent(1 / spread)} of the spread") == 2  # and with the figure
+
+
+def test_python_says_what_the_report_says_and_shows_it_in_a_line(finished):
+    directory, _ = finished
+    page = html.unescape((directory / "report.html").read_text())
+    run = load_run(directory)
+    for sentence in run.connectivity.diagnose().sentences():
+        assert sentence in page
+    assert run.connectivity.diagnose(seed=0).sentences() != run.connectivity.diagnose().sentences()  # the run's is 1
+    assert repr(run) == f"Run({directory}: quadstable, stages done: lrrnn, loadings, outputs)"
 
 
 def test_the_saved_network_is_the_conditional_mean_at_its_loadings(finished):

@@ -287,9 +287,16 @@ def _per_trial(arrays: _Arrays, key: str, trials: int) -> Tensor | None:
 
 def _choices(arrays: _Arrays, trials: int, notes: list[str]) -> Tensor | None:
     choices = _per_trial(arrays, "choices", trials)
-    if choices is not None and not (torch.isnan(choices) | (choices == 0) | (choices == 1)).all():
-        notes.append("choices other than 0 (left), 1 (right) and NaN (none): trials with them count for neither side")
-    return choices
+    if choices is None:
+        return None
+    left, right, none = choices == 0, choices == 1, torch.isnan(choices)
+    others = ~(left | right | none)
+    if others.any():
+        notes.append(
+            f"choices of {int(others.sum())} of {trials} trials are neither 0 (left) nor 1 (right), such as "
+            f"{float(choices[others][0]):g}: taken as no choice, which leaves {int(left.sum())} left and {int(right.sum())} right"
+        )
+    return choices.masked_fill(others, math.nan)
 
 
 def _trial_times(arrays: _Arrays, shape: tuple[int, ...], notes: list[str]) -> Tensor | None:
