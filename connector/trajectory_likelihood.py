@@ -551,7 +551,7 @@ class _GaussNewton:
             z0 = segments.z[:, 0]
             found = self._at(c, segments, z0, root)
             for _ in range(20):  # segments not seen before can send a fit to a few of them off; leak alone is stable
-                if bool(torch.isfinite(found.h).all()) and float(found.h.abs().max()) < self.limit * len(segments.z):
+                if self._is_tame(found):
                     break
                 c = 0.5 * c
                 found = self._at(c, segments, z0, root)
@@ -600,6 +600,12 @@ class _GaussNewton:
         found.b = self.lift @ found.b
         return found
 
+    def _is_tame(self, found: _Linearised) -> bool:
+        """Whether trajectories stay where their linearisation says something: else rounding outweighs the prior."""
+        if not bool(torch.isfinite(found.h).all()) or not float(found.h.abs().max()) < self.limit * len(found.cross):
+            return False
+        return _ridged_factor(found.h + self.precision) is not None
+
     def _step(self, c, z0, found, move, segments, root, variance):
         """Along ``move``, as far as the penalised sum of squares falls; else stay."""
         before = found.squares / variance + float(c @ self.precision @ c)
@@ -610,7 +616,8 @@ class _GaussNewton:
         for _ in range(4):
             trial, trial0 = c + share * move, z0 + share * move0
             new = self._at(trial, segments, trial0, root)
-            if new.squares / variance + float(trial @ self.precision @ trial) <= before + 1e-9 * abs(before):
+            after = new.squares / variance + float(trial @ self.precision @ trial)
+            if after <= before + 1e-9 * abs(before) and self._is_tame(new):
                 return trial, trial0, new, True
             share *= 0.3
         return c, z0, found, False
@@ -639,22 +646,29 @@ class _GaussNewton:
 def _factor(information: Tensor) -> Tensor:
     """Cholesky factor of a sum of squares and a prior's precision.
 
-    Eliminating the initial states subtracts nearly equal numbers: where trajectories run away their rounding outweighs
-    the prior. Then the smallest ridge that restores a positive matrix is added.
-
     Raises:
-        UserError: where none does, or the matrix is not finite.
+        UserError: where there is none, even with a small ridge.
+    """
+    factor = _ridged_factor(information)
+    if factor is None:
+        raise UserError(
+            "trajectories that stay near where they were seen", "a fit that ran away", "check the time step alpha"
+        )
+    return factor
+
+
+def _ridged_factor(information: Tensor) -> Tensor | None:
+    """Cholesky factor, with the smallest ridge that makes the matrix positive; None where no small one does.
+
+    Eliminating the initial states subtracts nearly equal numbers: where trajectories run away their rounding can outweigh
+    the prior.
     """
     factor, failed = torch.linalg.cholesky_ex(information)
     ridge = 1e-15 * information.diagonal().abs().max() * torch.eye(len(information)).to(information)
     while failed and float(ridge[0, 0]) < 1e-6 * float(information.diagonal().abs().max()):
         ridge = 10 * ridge
         factor, failed = torch.linalg.cholesky_ex(information + ridge)
-    if failed:
-        raise UserError(
-            "trajectories that stay near where they were seen", "a fit that ran away", "check the time step alpha"
-        )
-    return factor
+    return None if failed or not bool(torch.isfinite(factor).all()) else factor
 
 
 def _regular(r: Tensor, mask: Tensor, floor: float) -> Tensor:

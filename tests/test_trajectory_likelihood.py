@@ -432,3 +432,18 @@ def test_information_that_rounding_left_indefinite_is_factored_and_nonsense_refu
     torch.testing.assert_close(factor @ factor.T, information, rtol=1e-9, atol=10.0)
     with pytest.raises(UserError, match="ran away"):
         module._factor(-information)
+
+
+def test_a_fit_that_rounding_would_make_indefinite_is_not_tame():
+    """Trajectories that run away leave a matrix whose rounding outweighs the prior: such a step is not taken."""
+    basis = type("Basis", (), {"v": torch.zeros(3, 2)})
+    solver = module._GaussNewton(basis, torch.eye(1).double(), 1e3 * torch.eye(2).double(), 0.1, 1)
+
+    def found(h):
+        nothing = torch.zeros(1, 2, 1).double()
+        return module._Linearised(None, None, torch.tensor(h).double(), torch.zeros(2), nothing, None, None, 1.0)
+
+    assert solver._is_tame(found([[2.0, 0.0], [0.0, 1.0]]))
+    assert not solver._is_tame(found([[1e4, 0.0], [0.0, -1.0]]))  # as rounding leaves it
+    assert not solver._is_tame(found([[math.inf, 0.0], [0.0, 1.0]]))
+    assert not solver._is_tame(found([[1e13, 0.0], [0.0, 1.0]]))
