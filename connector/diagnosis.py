@@ -109,8 +109,8 @@ class Diagnosis:
         ]
         if self.sign_determined.any():
             said.append(
-                f"Required by the data and that smoothness together: the sign of {self.signs} of the neurons: whether nu is "
-                f"positive or negative there, as the {100 * self.level:g} % interval excludes zero. These signs follow from the "
+                f"Required by the data and that smoothness together: whether nu is positive or negative, {self.signs} of the "
+                f"neurons (the {100 * self.level:g} % interval there excludes zero). These signs follow from the "
                 "few combinations above, neurons with like loadings sharing one; they are not so many separate findings."
             )
         else:

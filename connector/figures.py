@@ -212,20 +212,19 @@ def flow_field(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     plane = _Plane.of(visited)
     flat = plane.down(visited)
-    marked = {
-        name: (_array(points), _kinds_where_visited(points, eigenvalues, visited))
-        for name, (points, eigenvalues) in (fixed_points or {}).items()
-    }
     shown = [plane.down(path) for of_panel in paths.values() for path in _drawn_paths(of_panel, max_trajectories)]
     shown += [plane.down(_array(orbit)) for orbit in (cycles or {}).values()]
     attractors = [
-        x
-        for points, kinds in marked.values()
-        for x, kind in zip(plane.down(points), kinds)
-        if kind.startswith("attractor")
+        plane.down(_array(points))[(e.real < 0).all(-1).numpy()] for points, e in (fixed_points or {}).values()
     ]
     limits = [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
     limits = _not_too_narrow(_holding(limits, [*shown, *_near(attractors, limits)]))
+    lengths = np.ptp(limits, axis=1)
+    scale = lengths if visited.shape[1] == 2 else lengths.max()
+    marked = {
+        name: (points, _kinds_where_visited(points, eigenvalues, visited, scale))
+        for name, (points, eigenvalues) in (fixed_points or {}).items()
+    }
     narrow = min(1.0, (limits[0][1] - limits[0][0]) / (limits[1][1] - limits[1][0]))
     speed_cap = None
     for axis, (name, field) in zip(axes.flat, fields.items()):
@@ -236,7 +235,8 @@ def flow_field(
         if cycles is not None and name in cycles:
             _cycle(axis, plane.down(_array(cycles[name])))
         _over_field(axis, plane, limits, paths.get(name), marked.get(name), max_trajectories)
-        axis.set_title(textwrap.fill(name, int(_TITLE_WIDTH * narrow)))
+        whole = name.replace(" = ", "\xa0=\xa0")  # no line break within
+        axis.set_title(textwrap.fill(whole, int(_TITLE_WIDTH * narrow)).replace("\xa0", " "))
     for axis in axes.flat[len(fields) :]:
         axis.remove()
     for axis in axes[:, 0]:
@@ -346,10 +346,14 @@ def _holding(limits: list[tuple[float, float]], shown: list[np.ndarray]) -> list
 
 
 def _near(points: list[np.ndarray], limits: list[tuple[float, float]]) -> list[np.ndarray]:
-    """Those points (2,), as (1, 2), that do not lie far outside the limits."""
+    """Those of several points (F, 2), each as (1, 2), that do not lie far outside the limits."""
     frame = np.array(limits).T
     room = _FARTHEST * (frame[1] - frame[0])
-    return [x[None] for x in points if (x >= frame[0] - room).all() and (x <= frame[1] + room).all()]
+    return [
+        x[None]
+        for x in np.concatenate([np.zeros((0, 2)), *points])
+        if ((frame[0] - room <= x) & (x <= frame[1] + room)).all()
+    ]
 
 
 def _over_field(axis: Axes, plane: _Plane, limits, trajectories, fixed_points, max_trajectories: int) -> None:
@@ -455,13 +459,13 @@ def _with_kinds(fixed_points: tuple[Tensor, Tensor] | None) -> tuple[Tensor, lis
     return None if fixed_points is None else (fixed_points[0], kinds_of_fixed_points(fixed_points[1]))
 
 
-def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarray) -> list[str]:
-    """:func:`kinds_of_fixed_points`, attractors told apart by whether a state (T, R) was visited near them."""
+def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarray, scale) -> list[str]:
+    """:func:`kinds_of_fixed_points`, attractors told apart by whether a state (T, R) was visited near them, in units of
+    ``scale``, the length of the axes."""
     kinds, at = kinds_of_fixed_points(eigenvalues), _array(points)
     if not len(at):
         return kinds
-    scale = np.maximum(np.ptp(visited, axis=0), 1e-30)
-    far = cKDTree(visited / scale).query(at / scale)[0] > _VISITED * math.sqrt(visited.shape[1] / 2)
+    far = cKDTree(visited / scale).query(at / scale)[0] > _VISITED
     return [_NO_TRIAL if kind == "attractor" and alone else kind for kind, alone in zip(kinds, far)]
 
 
@@ -518,7 +522,7 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
         for i in np.flatnonzero(np.diff(np.sign(flow)) != 0):
             root = x[i] - flow[i] * (x[i + 1] - x[i]) / (flow[i + 1] - flow[i])
             slope = torch.tensor([[flow[i + 1] - flow[i]]])
-            kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited)
+            kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited, x[-1] - x[0])
             _fixed_point(axis, root, 0.0, kinds[-1])
         axis.set_title(name)
     for axis in axes[:, 0]:

@@ -713,7 +713,7 @@ def _dynamics_text(results: Results) -> str:
     if found is not None:
         said.append(
             f"The projected network of {N_NEURONS} neurons has {found}, where simulations end that start in and around the "
-            "visited region. One that lies where no trial went is extrapolation."
+            "visited region. One that lies where no trial went, an open square in the figure, is extrapolation."
         )
     else:
         said.append(
