@@ -54,6 +54,17 @@ def test_training_trials_with_the_held_out_neurons_behind_the_held_in_ones(tmp_p
     assert torch.equal(every.activity, torch.cat([recording.activity, later.activity]))
 
 
+def test_names_that_are_no_text_are_left_alone(tmp_path):
+    path = write(tmp_path / "a.h5", tensors("train"))
+    with h5py.File(path, "a") as file:
+        file[b"\xff behaviour"] = np.zeros(3)
+        file[b"z\xfe/\xff"] = np.zeros(3)
+        file["train_behavior"] = np.zeros(3)
+    (said,) = [note for note in load_nlb(path).notes if "not used" in note]
+    assert "train_behavior" in said
+    assert "\ufffd behaviour" in said
+
+
 def test_without_held_out_neurons(tmp_path):
     evaluation = {"eval_spikes_heldin": tensors("eval")["eval_spikes_heldin"]}
     path = write(tmp_path / "a.h5", tensors("train") | evaluation)

@@ -78,7 +78,8 @@ def _recognise_hdf5(path: Path) -> str:
             for group in [file[name] for name in names]:
                 if isinstance(group, h5py.Group):
                     names |= set(group.keys())
-            return "nlb" if any("spikes_heldin" in name for name in names) else "hdf5"
+            # h5py gives a name that is no text as bytes.
+            return "nlb" if any("spikes_heldin" in name for name in names if isinstance(name, str)) else "hdf5"
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises on damage depends on the place of it
         raise unreadable(path, "an HDF5 file that is whole", error) from error
 

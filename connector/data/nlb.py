@@ -109,6 +109,8 @@ def _read_parts(
         group = _which_group(path, file, group)
         tensors = file[group] if group else file
         keys = [key for key in tensors if isinstance(tensors[key], h5py.Dataset)]
+        # h5py gives a name that is no text as bytes.
+        keys = [key if isinstance(key, str) else key.decode(errors="replace") for key in keys]
         absent = [f"{s}_spikes_heldin" for s in splits if f"{s}_spikes_heldin" not in keys]
         if absent:
             raise UserError(
@@ -147,7 +149,7 @@ def _which_group(path: Path, file, group: str | None) -> str:
     import h5py
 
     def holds_spikes(item) -> bool:
-        return any("spikes_heldin" in key for key in item)
+        return any("spikes_heldin" in key for key in item if isinstance(key, str))
 
     found = [key for key in file if isinstance(file[key], h5py.Group) and holds_spikes(file[key])]
     if group is not None:
