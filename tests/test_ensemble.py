@@ -112,7 +112,7 @@ SMALL = [
 def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path, experiments_importable):
     logged = (*SMALL, "logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}")
     sweep = ("-m", *logged, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    done = train(*sweep, "seed=1,2", "data.fold=1,9")  # there is no ninth of five folds
+    done = train(*sweep, "hydra.launcher.n_jobs=2", "seed=1,2", "data.fold=1,9")  # there is no ninth of five folds
     assert done.returncode == 1, done.stderr
     assert "loadings: 2 flows trained as one" in done.stdout
     assert "outputs: 2 flows trained as one" in done.stdout
@@ -140,6 +140,14 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path, experiment
     assert metrics.keys() == expected.keys()
     assert metrics["connectivity/dissimilarity"] == pytest.approx(expected["connectivity/dissimilarity"], rel=1e-3)
     check_curves(tmp_path, alone, directory)
+
+
+@pytest.mark.parametrize("n_jobs", ["0", "abc"])
+def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, n_jobs):
+    refused = train("-m", "hydra/launcher=ensemble", f"hydra.launcher.n_jobs={n_jobs}", f"hydra.sweep.dir={tmp_path}")
+    assert refused.returncode == 2
+    assert f"got {n_jobs}" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def check_curves(logs, alone, directory):

@@ -11,6 +11,8 @@ from pathlib import Path
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,8 +30,33 @@ def _without_hydra(config: DictConfig) -> DictConfig:
         HydraConfig.instance().cfg = before
 
 
+def _checked_side_by_side(n_jobs: int) -> type[Launcher] | None:
+    """Joblib's launcher, or None for one job at a time. What is refused here is refused before any job is reached."""
+    from connector.errors import UserError
+
+    if not isinstance(n_jobs, int) or (n_jobs < 1 and n_jobs != -1):
+        expected = "a number of jobs from 1, or -1 for one on each core, as hydra.launcher.n_jobs"
+        raise CompactHydraException(str(UserError(expected, str(n_jobs))))
+    if n_jobs == 1:
+        return None
+    try:
+        from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+    except ImportError as error:
+        missing = UserError("joblib's launcher for jobs side by side", "none installed", "install the extra `sweep`")
+        raise CompactHydraException(str(missing)) from error
+    return JoblibLauncher
+
+
 class EnsembleLauncher(BasicLauncher):
-    """Trains the stages of all jobs together, then runs each job, which finds its stages finished."""
+    """Trains the stages of all jobs together, then runs each job, which finds its stages finished.
+
+    Args:
+        n_jobs: jobs that run side by side then, in processes of joblib's; 1: one after the other, in this process.
+    """
+
+    def __init__(self, n_jobs: int = 1):
+        super().__init__()
+        self.n_jobs = n_jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra imports plugins for every command line, --help among them: torch only where it is needed.
@@ -39,6 +66,7 @@ class EnsembleLauncher(BasicLauncher):
         from connector.ensemble import train_together
         from connector.errors import UserError
 
+        joblib_launcher = _checked_side_by_side(self.n_jobs)
         jobs, kept = [], [list(overrides) for overrides in job_overrides]
         for number, overrides in enumerate(kept):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -53,4 +81,8 @@ class EnsembleLauncher(BasicLauncher):
             if options.force:  # trained anew here, once
                 overrides.append("force=false")
         train_together(jobs, Console())
-        return super().launch(kept, initial_job_idx)
+        if joblib_launcher is None:
+            return super().launch(kept, initial_job_idx)
+        side_by_side = joblib_launcher(n_jobs=self.n_jobs)
+        side_by_side.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
+        return side_by_side.launch(kept, initial_job_idx)
