@@ -195,7 +195,8 @@ def stage_cost(
     n_validations: int = 0,
     warmup: int = 1,
 ) -> StageCost:
-    """The cost of a stage of ``n_epochs`` from that of the first few; None: all were run.
+    """The cost of a stage of ``n_epochs`` from that of the first few; None: all were run, if any (a fit in closed form has
+    none).
 
     Args:
         training, after: CPU seconds of each epoch that was run: its training; validation, checkpoint and log. Each of
@@ -207,9 +208,9 @@ def stage_cost(
     """
     warmup = warmup if n_epochs is not None else 0
     epochs = len(training) - warmup
-    if epochs < 1 or len(after) != len(training):
+    if (epochs < 1 and n_epochs is not None) or len(after) != len(training):
         raise ValueError(f"{len(training)} epochs leave none beside {warmup} of warm-up")
-    epoch_s, validation_s = statistics.fmean(training[warmup:]), statistics.fmean(after[warmup:])
+    epoch_s, validation_s = (statistics.fmean(spent[warmup:] or [0.0]) for spent in (training, after))
     outside_s = measured_s - math.fsum(training) - math.fsum(after)
     total = measured_s
     if n_epochs is not None:
@@ -303,7 +304,7 @@ def run_recipe(
                 seconds = time.process_time() - started
                 n = None if epochs is None else epochs_of(whole)[stage]
                 validations = 0 if n is None else n // validation_interval(n)
-                clocks = stopwatch.training[stage], stopwatch.after[stage]
+                clocks = stopwatch.training.get(stage, []), stopwatch.after.get(stage, [])
                 stages.append(stage_cost(stage, seconds, *clocks, n, validations, warmup))
 
         _, cost = cost_of(train)

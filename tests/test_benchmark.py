@@ -49,6 +49,11 @@ def test_a_stage_that_ran_whole_is_not_extrapolated(benchmark):
     assert cost.outside_s == pytest.approx(2.0)
 
 
+def test_a_stage_in_closed_form_has_no_epochs(benchmark):
+    cost = benchmark.stage_cost("lrrnn", 7.0, [], [])
+    assert (cost.total_s, cost.epochs, cost.epoch_s, cost.outside_s) == (7.0, 0, 0.0, 7.0)
+
+
 def test_extrapolation_needs_an_epoch_beside_the_warm_up(benchmark):
     with pytest.raises(ValueError, match="none beside 2"):
         benchmark.stage_cost("lrrnn", 9.0, [4.0, 2.0], [0.5, 0.5], 1000, 40, warmup=2)
@@ -118,7 +123,7 @@ def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
     tiny += ["connectivity.outputs_loadings=200", "connectivity.flow.hidden_width=8"]
     sizes = ["--states", "1000", "2000", "--neurons", "100", "--ranks", "--rates-states", "1000"]
     sizes += ["--rates-neurons", "50", "--epochs", "1", "2", "2", "--out", str(out)]
-    few = ["connectivity.loadings_epochs=5", "lrrnn.max_epochs=1"]  # the published recipe's few epochs override them
+    few = ["connectivity.loadings_epochs=5"]  # the published recipe's few epochs override them
     assert benchmark.main([*sizes, "--overrides", *tiny, *few]) == 0
     found = json.loads(out.read_text())
     assert [recipe["recipe"] for recipe in found["recipes"]] == ["default", "published"]
