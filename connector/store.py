@@ -531,8 +531,10 @@ class Run:
                 "none",
                 "run the stages loadings and outputs (stages=auto runs all)",
             )
-        distribution = self.store.read_connectivity()
-        distribution.run_seed = int(self.config.get("seed", 0))
+        distribution, seed = self.store.read_connectivity(), self.config.get("seed", 0)
+        if not isinstance(seed, int):
+            raise UserError(f"a whole number as the seed in {self.path / 'config.yaml'}", repr(seed))
+        distribution.run_seed = seed
         return distribution
 
     @cached_property

@@ -10,6 +10,7 @@ from test_train import train
 
 from connector import load_run
 from connector.connectivity_stages import FlowModule
+from connector.errors import UserError
 from connector.lrrnn_stage import LowRankRNNModule
 from connector.sample import main as sample
 from connector.store import MANIFEST_FORMAT, RunStore, file_checksum, load_network, read_npz
@@ -37,6 +38,14 @@ def test_it_loads_and_gives_the_network_that_it_gave():
     torch.testing.assert_close(nu, run.network.n.to(nu), rtol=1e-5, atol=1e-6)
     again = run.connectivity.sample(n_neurons=1000, sigma=0.0, seed=int(run.config.seed))
     torch.testing.assert_close(again.m, run.network.m.to(again.m), rtol=1e-3, atol=1e-4)
+
+
+def test_a_seed_that_is_none_is_refused(tmp_path):
+    damaged = shutil.copytree(RUN, tmp_path / "run")
+    config = damaged / "config.yaml"
+    config.write_text(config.read_text().replace("\nseed: 1", "\nseed: null"))
+    with pytest.raises(UserError, match="whole number as the seed in"):
+        _ = load_run(damaged).connectivity
 
 
 def test_networks_are_sampled_from_it_on_the_command_line(tmp_path):
