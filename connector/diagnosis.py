@@ -121,8 +121,9 @@ class Diagnosis:
         loose = self.open_share
         if loose > 0:
             said.append(
-                f"Only the prior: at {percent(loose)} of the neurons the uncertainty exceeds half the typical size of "
-                "nu. Those neurons are faded in the figure; structure seen there is no finding."
+                f"How large nu is comes from the prior at {percent(loose)} of the neurons, where the uncertainty exceeds half "
+                "the typical size of nu. Those neurons are faded in the figure; structure seen there is no finding beyond "
+                "the signs that are told."
             )
         else:
             said.append("At no neuron does the uncertainty exceed half the typical size of nu.")

@@ -233,7 +233,7 @@ def flow_field(
         else:
             arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
         if cycles is not None and name in cycles:
-            _cycle(axis, plane.down(_array(cycles[name])))
+            _cycle(axis, plane.down(_array(cycles[name])), _is_mostly_visited(cycles[name], visited, scale))
         _over_field(axis, plane, limits, paths.get(name), marked.get(name), max_trajectories)
         whole = name.replace(" = ", "\xa0=\xa0")  # no line break within
         axis.set_title(textwrap.fill(whole, int(_TITLE_WIDTH * narrow)).replace("\xa0", " "))
@@ -433,8 +433,8 @@ def _drawn_paths(trajectories: Tensor | None, limit: int) -> list[np.ndarray]:
     return [path for path in drawn if len(path)]
 
 
-def _cycle(axis: Axes, flat: np.ndarray) -> None:
-    axis.plot(*np.concatenate([flat, flat[:1]]).T, zorder=3, **_CYCLE)
+def _cycle(axis: Axes, flat: np.ndarray, visited: bool) -> None:
+    axis.plot(*np.concatenate([flat, flat[:1]]).T, zorder=3, linestyle="-" if visited else ":", **_CYCLE)
 
 
 def _paths(axis: Axes, plane: _Plane, paths: list[np.ndarray]) -> None:
@@ -467,6 +467,12 @@ def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarra
         return kinds
     far = cKDTree(visited / scale).query(at / scale)[0] > _VISITED
     return [_NO_TRIAL if kind == "attractor" and alone else kind for kind, alone in zip(kinds, far)]
+
+
+def _is_mostly_visited(orbit: Tensor, visited: np.ndarray, scale) -> bool:
+    """Whether states (T, R) were visited near most of a cycle (S, R), in units of ``scale``, the length of the axes."""
+    distances = cKDTree(visited / scale).query(_array(orbit) / scale)[0]
+    return bool((distances <= _VISITED).mean() > 0.5)
 
 
 def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:

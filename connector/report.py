@@ -123,7 +123,8 @@ METRICS: dict[str, Metric] = {
         "Test for cell types in the loadings",
         "p-value",
         "How often a population without cell types looks at least as clustered as the recorded one. Below 0.05 counts "
-        "as evidence. A large value does not prove that there are none: few neurons, or overlapping types, hide them.",
+        "as evidence, if the fitted loadings are right. The least value that 99 simulated populations allow is 0.01. A large "
+        "value does not prove that there are none: few neurons, or overlapping types, hide them.",
     ),
     "dynamics/attractors_kept": Metric(
         "Sampled networks, projected, that keep the true attractors",
@@ -144,7 +145,8 @@ METRICS: dict[str, Metric] = {
         "Error of the vector field, infinitely many sampled neurons",
         "of the field's rms",
         "Root-mean-square error of the inferred distribution's vector field at held-out states, relative to the size "
-        "of the field there, for so many neurons that chance plays no part, against the recorded network's field. Where "
+        "of the field there, for so many neurons that chance plays no part, against the recorded network's field: of "
+        "recorded rates, how the inferred states move, their own noise included, which no connectivity reproduces. Where "
         "most states rest near fixed points the field itself is small and this ratio is strict.",
         "lower",
     ),

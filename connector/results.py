@@ -370,7 +370,10 @@ class Results:
         )
         cycles = {} if ring or u is not None else self._cycles(fields)
         if cycles:
-            caption += " Thick closed curves: stable limit cycles of the field without noise."
+            caption += (
+                " Thick closed curves: stable limit cycles of the field without noise, dotted where most of a cycle lies where no "
+                "trial came."
+            )
         if ring:
             caption += " States on a ring hardly move; which of its points rest exactly is chance in a finite network."
         if u is not None:
@@ -742,7 +745,8 @@ def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
     p = metrics.get("connectivity/cell_types_p")
     if p is not None:
         verdict = (
-            "the loadings are not those of one Gaussian or Student-t population: there is evidence for cell types"
+            "the loadings, if they are right, are not those of one Gaussian or Student-t population: there is evidence for "
+            "cell types"
             if p < LEVEL
             else "the loadings give no evidence for more than one population"
         )

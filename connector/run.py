@@ -314,7 +314,10 @@ def describe(recording: Recording) -> list[str]:
     if recording.bin_s is not None:
         line += f" of {1000 * recording.bin_s:g} ms"
     inputs = f", {counted(recording.n_inputs, 'input')}" if recording.n_inputs else ""
-    return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *recording.notes]
+    notes = list(recording.notes)
+    if recording.kind == "rates" and recording.choices is not None:
+        notes.append("choices are read and not used: measures by choice are of spikes")
+    return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *notes]
 
 
 def _logger(options: Options, directory: Path, sweep_name: str | None, config: dict) -> Any:

@@ -131,6 +131,11 @@ def _dynamics(f: Findings) -> str:
         f"With infinitely many neurons the inferred connectivity reproduces the vector field at held-out states {verdict} "
         f"(error {percent(error)} of the field's size)"
     )
+    if f.kind == "rates" and f.drawn_from_teacher is None:
+        said += (
+            "; that field is how the inferred states move, with whatever noise the states have of their own, which no "
+            "connectivity reproduces"
+        )
     return said + "."
 
 
@@ -193,7 +198,10 @@ def _cell_types(f: Findings) -> str:
         if p < LEVEL
         else "The loadings give no evidence for more than one population of neurons"
     )
-    return f"{verdict} (test for cell types: p = {format_number(p)})."
+    said = f"{verdict} (test for cell types: p = {format_number(p)})"
+    if f.kind == "spikes" and p < LEVEL:
+        said += ", if the fitted loadings are right: an input that was left out, or few neurons, can make them look clustered"
+    return said + "."
 
 
 def _input_weights(f: Findings) -> str:
@@ -216,7 +224,7 @@ def _open(f: Findings) -> str:
     if f.diagnosis is not None:
         loose = f.diagnosis.open_share
         if loose > 0:
-            said += f"; nor nu itself at {percent(loose)} of the neurons, where its uncertainty exceeds half its typical size"
+            said += f"; nor how large nu is at {percent(loose)} of the neurons, where its uncertainty exceeds half its typical size"
     if f.odd:
         said += "; nor an even part of nu, which cannot act"
     return said + "."

@@ -113,5 +113,5 @@ def sentences(metrics: Mapping[str, float], *, finite: bool = True, explained: f
         than = "drift across the session alone" if (null or 0.0) > 0 else "each neuron's mean rate"
         said.append(f"on held-out trials the fit predicts spikes no better than {than} does")
     if metrics.get("dynamics/field_error", 0.0) >= 1:
-        said.append("the inferred vector field is as far from the recorded one as a field of zero would be")
+        said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
     return said

@@ -126,7 +126,9 @@ def test_attractors_where_no_trial_came_are_hollow_and_the_frame_holds_all_that_
     assert 1.6 < right < 4  # one that is far away does not make all else small
     assert high > 1.4
     closed = [line for line in axis.lines if len(line.get_xdata()) == len(orbit) + 1]
-    assert len(closed) == 1
+    assert [line.get_linestyle() for line in closed] == [":"]  # no trial came there
+    inner = figures.flow_field({"f": lambda z: -z}, disc, cycles={"f": orbit / 2}).axes[0].lines
+    assert [line.get_linestyle() for line in inner if len(line.get_xdata()) == len(orbit) + 1] == ["-"]
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == [
         "attractor", "attractor where no trial came", "stable limit cycle", "trajectory, from its start", "not visited",

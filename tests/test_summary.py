@@ -85,6 +85,14 @@ def test_a_model_worse_than_mean_rates_is_called_worse():
     assert "0.021 bits per spike worse than each neuron's mean rate" in said
 
 
+def test_what_is_no_error_of_the_connectivity_or_hangs_on_the_fit_is_told():
+    assert "noise" not in " ".join(opening(rates()))  # a simulated network's field has none
+    assert "whatever noise the states have" in " ".join(opening(rates(drawn_from_teacher=None)))
+    p = "connectivity/cell_types_p"
+    assert "if the fitted loadings are right" in " ".join(opening(spikes(metrics={**spikes().metrics, p: 0.01})))
+    assert "if the fitted loadings are right" not in " ".join(opening(spikes(metrics={**spikes().metrics, p: 0.4})))
+
+
 def test_signs_of_misfit_qualify_what_is_supported():
     warned = replace(diagnosis(8, 0.9), warnings=("Trajectories miss the samples.",))
     assert "signs of misfit" in " ".join(opening(rates(diagnosis=warned)))
