@@ -38,8 +38,8 @@ class ConnectivityDistribution(nn.Module):
         alpha, activation: of the networks drawn.
         tilt: weights of the loadings under which the mean drive is the recorded neurons' (:mod:`connector.tilt`); None:
             the loadings follow their flow as it is.
-        shift: what is added to nu in the mean of n, so that the infinite network has the recorded drive (same module);
-            None: nothing.
+        shift: what is added to nu in the mean of n for sigma > 0, so that the infinite network has the recorded drive
+            (same module); None: nothing.
         outputs_flow: flow of n given the stacked loadings, trained on n with spread ``sigma`` around nu; or None.
         sigma: the spread of n around nu to which log_prob and entropy refer; where there is an ``outputs_flow``, the
             one at which it was trained (0 where it was trained on conditional means, as the published recipe does).
@@ -126,7 +126,8 @@ class ConnectivityDistribution(nn.Module):
         """A network of ``n_neurons``, float64. One seed, one network; and the same loadings at any sigma.
 
         Args:
-            sigma: standard deviation of each component of n around its mean. At 0, n is :meth:`conditional_mean`.
+            sigma: standard deviation of each component of n around its mean, nu and the ``shift``. At 0, n = nu(loading)
+                exactly.
             project: restore the observed drive, see :meth:`project`.
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
@@ -141,9 +142,9 @@ class ConnectivityDistribution(nn.Module):
         if outputs is None:
             outputs = self.outputs if sigma > 0 else "conditional_mean"
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
-        rows, mean = self._draw_loadings(n_neurons, generator)
+        rows, nu = self._draw_loadings(n_neurons, generator)
         if self._checked_outputs(outputs) == "conditional_mean":
-            n, spread = mean, sigma
+            n, spread = nu if sigma == 0 else self._shifted(nu, rows), sigma
         else:
             if sigma < self.sigma:
                 raise UserError(
@@ -161,10 +162,10 @@ class ConnectivityDistribution(nn.Module):
         return self.project(net) if project else net
 
     def _draw_loadings(self, n_neurons: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Stacked loadings (K, P) and their mean n (K, R), float64; with a tilt by rejection of draws of the flow."""
+        """Stacked loadings (K, P) and their nu (K, R), float64; with a tilt by rejection of draws of the flow."""
         if self.tilt is None:
             rows = self.loadings_flow.sample(n_neurons, steps=self.flow_steps, generator=generator).double()
-            return rows, self._shifted(self.mean(rows), rows)
+            return rows, self.mean(rows)
         kept, missing, rounds = [], n_neurons, 0
         while missing > 0:
             rounds += 1
@@ -179,20 +180,15 @@ class ConnectivityDistribution(nn.Module):
             keep = level < self.tilt.log_weight(rows, nu) - self.tilt.log_ceiling
             kept.append((rows[keep][:missing], nu[keep][:missing]))
             missing -= len(kept[-1][0])
-        rows, nu = torch.cat([rows for rows, _ in kept]), torch.cat([nu for _, nu in kept])
-        return rows, self._shifted(nu, rows)
+        return torch.cat([rows for rows, _ in kept]), torch.cat([nu for _, nu in kept])
 
     def _shifted(self, nu: Tensor, rows: Tensor) -> Tensor:
         return nu if self.shift is None else nu + self.shift(rows.to(nu.dtype))
 
     @torch.no_grad()
     def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
-        """Mean of n (K, R) of sampled neurons with these loadings, given as such or stacked (m, b, d) (K, R + U + bias).
-
-        nu as the data determine it, ``mean``, and the small ``shift`` that the recorded drive asks for besides.
-        """
-        rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
-        return self._shifted(self.mean(rows), rows)
+        """nu (K, R) at loadings, given as such or stacked (m, b, d) (K, R + U + bias); without the ``shift``."""
+        return self.mean(loadings.stack() if isinstance(loadings, Loadings) else loadings)
 
     @torch.no_grad()
     def conditional_variance(self, loadings: Loadings | Tensor) -> Tensor:
@@ -225,7 +221,8 @@ class ConnectivityDistribution(nn.Module):
 
     @torch.no_grad()
     def quadrature(self, n_points: int = 32768, seed: int = 0) -> Network:
-        """A network that stands for infinitely many neurons: loadings at quasi-random points of their flow, n its mean.
+        """A network that stands for infinitely many neurons: loadings at quasi-random points of their flow, n its mean
+        at sigma > 0.
 
         Its field scatters far less about the mean field of the distribution than that of as many random neurons. With a
         tilt, n carries the weight of each point besides.
@@ -340,8 +337,7 @@ class ConnectivityDistribution(nn.Module):
         if self.tilt is None:
             return self.loadings_flow.entropy(n_samples, generator=generator)
         with torch.no_grad():
-            rows, _ = self._draw_loadings(n_samples, generator)
-            nu = self.mean(rows)
+            rows, nu = self._draw_loadings(n_samples, generator)
             surprise = -(self.loadings_flow.log_prob(rows) + self.tilt.log_weight(rows, nu))
         return float(surprise.mean()), float(surprise.std() / n_samples**0.5)
 

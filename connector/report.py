@@ -110,8 +110,8 @@ METRICS: dict[str, Metric] = {
         "Shift of the mean output weights towards the recorded drive",
         "units of n, rms",
         "The recorded neurons' output weights scatter about their conditional mean, and so few neurons do not average "
-        "that out. By so much the mean of sampled output weights is off the estimate of nu, for the vector field of "
-        "infinitely many sampled neurons to be the recorded one. It is no statement about nu.",
+        "that out. By so much the mean of output weights sampled at sigma > 0 is off the estimate of nu, for the "
+        "vector field of infinitely many sampled neurons to be the recorded one. It is no statement about nu.",
     ),
     "connectivity/entropy": Metric(
         "Entropy of the inferred distribution of weights",

@@ -626,7 +626,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     if store.connectivity_file.exists() and "outputs" in store.stages():
         distribution = store.read_connectivity()
         lam = distribution.summary.get("lambda")
-        nu = distribution.mean(rows)
+        nu = distribution.conditional_mean(loadings)
         columns |= {f"nu_{i + 1}": values for i, values in enumerate(nu.T)}
         if options.connectivity.estimator != "ridge":
             found = distribution.diagnose(loadings)

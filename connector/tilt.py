@@ -15,7 +15,8 @@ infinite network has that drive as well is, by the same principle,
 
     delta(l) = sum_t c_t phi(m.z_t + b.u_t + d),        c to minimise  <|y - E p'[(nu + delta) phi]|^2>_t + lambda E p'[|delta|^2].
 
-nu, what the data say of the conditional mean, and its intervals stay as they are: delta is far smaller.
+nu, what the data say of the conditional mean, and its intervals stay as they are, and so does n at sigma = 0, where there is no
+such density: delta is far smaller.
 """
 
 from __future__ import annotations
