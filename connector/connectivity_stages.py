@@ -310,9 +310,14 @@ def reference_drive(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor,
 
 
 def match_drive(
-    options: Options, inputs: StageInputs, flow: Flow, mean: ConditionalMean
+    options: Options,
+    inputs: StageInputs,
+    flow: Flow,
+    mean: ConditionalMean,
+    reference: tuple[Tensor, Tensor | None, Tensor],
 ) -> tuple[DriveTilt | None, OutputShift | None]:
     """What holds sampled networks to the recorded drive (:mod:`connector.tilt`): of the loadings, and of n given them.
+    ``reference``: of :func:`reference_drive`.
 
     Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
     """
@@ -328,7 +333,7 @@ def match_drive(
             rows, nu, *drive_of_mean(inputs, mean, _TILT_STATES), n_neurons=loadings.n_neurons, **fixed
         )
     weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
-    return tilt, fit_output_shift(rows, nu, *reference_drive(inputs, mean), weights=weights, **fixed)
+    return tilt, fit_output_shift(rows, nu, *reference, weights=weights, **fixed)
 
 
 def assemble(
@@ -339,8 +344,9 @@ def assemble(
     shift: OutputShift | None,
     mean: ConditionalMean,
     outputs_flow: Flow,
+    reference: tuple[Tensor, Tensor | None, Tensor],
 ) -> ConnectivityDistribution:
-    """The distribution from its parts; networks are projected on :func:`reference_drive`."""
+    """The distribution from its parts; networks are projected on ``reference``, of :func:`reference_drive`."""
     connectivity = options.connectivity
     return ConnectivityDistribution(
         loadings_flow,
@@ -353,7 +359,7 @@ def assemble(
         # The published flow of n is trained on ridge solutions without spread.
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
-        reference=reference_drive(inputs, mean),
+        reference=reference,
         projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
         flow_steps=connectivity.flow.steps,
         seed=options.seed,
@@ -412,8 +418,9 @@ def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> Fl
     )
 
     def finish() -> None:
-        tilt, shift = match_drive(options, inputs, loadings_flow, mean)
-        distribution = assemble(options, inputs, loadings_flow, tilt, shift, mean, module.flow.eval())
+        reference = reference_drive(inputs, mean)
+        tilt, shift = match_drive(options, inputs, loadings_flow, mean, reference)
+        distribution = assemble(options, inputs, loadings_flow, tilt, shift, mean, module.flow.eval(), reference)
         if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
             chosen = choose_projection_regularizer(distribution, inputs, options.seed)
             distribution.projection_regularizer = chosen

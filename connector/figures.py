@@ -323,7 +323,7 @@ def draw_contrast_field(
     limits = [_limits(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
     arrows = _arrows(axis, field, plane, flat, limits, n_grid, colour)
     x, y, points = _grid(limits, 120)
-    distance = _distance(points, flat, limits).reshape(120, 120)
+    distance = _distance(points, flat, np.ptp(limits, axis=1)).reshape(120, 120)
     axis.contour(x, y, distance, levels=[_VISITED], colors=MUTED, linestyles="dotted", linewidths=1.1, zorder=1)
     colours = group_colours(np.linspace(-1, 1, len(paths)) if path_values is None else path_values)
     for path, shade in zip(paths, colours):
@@ -372,16 +372,15 @@ def _grid(limits: list[tuple[float, float]], n_grid: int) -> tuple[np.ndarray, n
     return x, y, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def _distance(points: np.ndarray, flat: np.ndarray, limits: list[tuple[float, float]]) -> np.ndarray:
-    """Distance of each grid point from the nearest visited state, in units of the axes' length."""
-    scale = np.array([high - low for low, high in limits])
-    return cKDTree(flat / scale).query(points / scale)[0]
+def _distance(points: np.ndarray, visited: np.ndarray, scale) -> np.ndarray:
+    """Distance of each point from the nearest visited state, in units of ``scale``, the length of the axes."""
+    return cKDTree(visited / scale).query(points / scale)[0]
 
 
 def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
     x, y, points = _grid(limits, n_grid)
     flow = _evaluate(field, plane.up(points)) @ plane.basis
-    distance = _distance(points, flat, limits)
+    distance = _distance(points, flat, np.ptp(limits, axis=1))
     speed = np.linalg.norm(flow, axis=1)
     if cap is None:
         cap = max(float(np.quantile(speed[distance < 0.04], 0.97)) if (distance < 0.04).any() else 1.0, 1e-12)
@@ -397,7 +396,7 @@ def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
 
 def _arrows(axis, field, plane, flat, limits, n_grid, colour):
     _, _, points = _grid(limits, n_grid)
-    points = points[_distance(points, flat, limits) < _VISITED]
+    points = points[_distance(points, flat, np.ptp(limits, axis=1)) < _VISITED]
     states = plane.up(points)
     flow = _evaluate(field, states) @ plane.basis
     # The root of the speed keeps slow regions readable.
@@ -465,14 +464,13 @@ def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarra
     kinds, at = kinds_of_fixed_points(eigenvalues), _array(points)
     if not len(at):
         return kinds
-    far = cKDTree(visited / scale).query(at / scale)[0] > _VISITED
+    far = _distance(at, visited, scale) > _VISITED
     return [_NO_TRIAL if kind == "attractor" and alone else kind for kind, alone in zip(kinds, far)]
 
 
 def _is_mostly_visited(orbit: Tensor, visited: np.ndarray, scale) -> bool:
     """Whether states (T, R) were visited near most of a cycle (S, R), in units of ``scale``, the length of the axes."""
-    distances = cKDTree(visited / scale).query(_array(orbit) / scale)[0]
-    return bool((distances <= _VISITED).mean() > 0.5)
+    return bool((_distance(_array(orbit), visited, scale) <= _VISITED).mean() > 0.5)
 
 
 def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:

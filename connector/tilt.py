@@ -26,7 +26,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from connector.dynamics import activation, potentials
+from connector.conditional_mean import times_design
+from connector.dynamics import activation as get_activation
+from connector.dynamics import potentials
 from connector.errors import UserError
 from connector.types import Loadings
 
@@ -128,7 +130,7 @@ class OutputShift(nn.Module):
 
 def _rates(name: str, rows: Tensor, z: Tensor, u: Tensor | None, shape: tuple[int, int, bool]) -> Tensor:
     """phi of the potentials, (N, T): neurons in rows."""
-    return activation(name)(potentials(Loadings.unstack(rows, *shape), z, u)).T
+    return get_activation(name)(potentials(Loadings.unstack(rows, *shape), z, u)).T
 
 
 def _rates_times(name: str, rows: Tensor, z: Tensor, u: Tensor | None, shape, right: Tensor) -> Tensor:
@@ -166,26 +168,19 @@ def fit_output_shift(
     z, u, drive = z[keep].double(), None if u is None else u[keep].double(), drive[keep].double()
     few = torch.linspace(0, len(z) - 1, min(spanning_states, len(z))).long()
     z_few, u_few = z[few], None if u is None else u[few]
-    weights = (points.new_ones(len(points)) if weights is None else weights).double() / len(points)
+    weights = (points.new_ones(len(points)) if weights is None else weights).double()
     x = _rates(activation, points, z_few, u_few, shape)
-    values, vectors = torch.linalg.eigh(x.T @ (x * weights[:, None]))
+    values, vectors = torch.linalg.eigh(x.T @ (x * weights[:, None]) / len(x))
     keep = values > _CUTOFF**2 * values[-1]
     basis = vectors[:, keep] / values[keep].sqrt()
     # under the weighted points the columns of v are orthonormal, so that E|delta|^2 is the sum of squares of its coefficients
     right = torch.cat([x @ basis, n_at_points], dim=1) * weights[:, None]
-    of_basis, had = _drives(activation, points, z, u, shape, right).split([int(keep.sum()), drive.shape[1]], dim=1)
+    drives = times_design(get_activation(activation), Loadings.unstack(points, *shape), z, u, right)
+    of_basis, had = drives.split([int(keep.sum()), drive.shape[1]], dim=1)
     normal = of_basis.T @ of_basis / len(z)
     normal.diagonal().add_(regularizer)
     coefficients = torch.linalg.solve(normal, of_basis.T @ (drive - had) / len(z))
     return OutputShift(activation, z_few, u_few, basis @ coefficients, shape)
-
-
-def _drives(name: str, points: Tensor, z: Tensor, u: Tensor | None, shape, right: Tensor) -> Tensor:
-    """sum over points of phi(h) right, (T, columns), in chunks of the points."""
-    size, total = max(1, _CHUNK // len(z)), 0
-    for part, of_part in zip(points.split(size), right.split(size)):
-        total = total + _rates(name, part, z, u, shape).T @ of_part
-    return total
 
 
 @torch.no_grad()
