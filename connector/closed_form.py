@@ -14,7 +14,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.gauge import Gauge
 from connector.latents import DAMPING, inverse_of_normal, latents_of, limited_solve, update_latents
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.observation import Observation
 from connector.output_weights import (
     SEGMENT_SAMPLES,

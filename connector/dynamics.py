@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from connector.errors import UserError
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.types import Loadings
 
 

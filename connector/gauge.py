@@ -10,7 +10,7 @@ from torch import Tensor
 from connector.activity_samples import _SUBSET_SAMPLES, random_rows
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.output_weights import ridge_output_weights
 from connector.types import Loadings, valid_mask
 

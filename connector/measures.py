@@ -15,7 +15,7 @@ from torch import Tensor
 
 from connector.dynamics import Network, leading_fixed_points, simulate
 from connector.errors import UserError
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.types import Loadings
 
 Field = Callable[[Tensor], Tensor]

@@ -45,7 +45,7 @@ from connector.conditional_mean import (
 from connector.dynamics import Activation, potentials
 from connector.dynamics import activation as get_activation
 from connector.errors import UserError
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.types import Latents, Loadings
 
 _CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB

@@ -56,7 +56,7 @@ from connector.data.attractors import teacher
 from connector.data.folds import fold
 from connector.errors import UserError
 from connector.flow import Flow
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.run_directory import register_resolvers
 from connector.store import RunStore, StageInputs, write_json, write_text
 from connector.trajectory_likelihood import fit_trajectories

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ from connector import measures
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
 

@@ -12,7 +12,7 @@ from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.fused import PoissonNats, Scan, run_pair
-from connector.least_squares import least_squares
+from connector.numerics import least_squares
 from connector.rate_model import RateModel
 from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
 from connector.spike_smoother import SmoothedSpikeModel, as_rates
