@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from connector.dynamics import Network
     from connector.errors import UserError
     from connector.flow import Flow
-    from connector.lrrnn import LowRankRNN
+    from connector.lrrnn.module import LowRankRNN
     from connector.store import load_run
     from connector.types import Latents, Loadings, Recording
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Network": "dynamics",
     "UserError": "errors",
     "Flow": "flow",
-    "LowRankRNN": "lrrnn",
+    "LowRankRNN": "lrrnn.module",
     "load_run": "store",
     "Latents": "types",
     "Loadings": "types",

@@ -10,16 +10,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from connector.baselines import NO_TIMES, Baseline, fit_baseline
-from connector.closed_form import bias_supported, double
 from connector.conditional_mean import drive_offset
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.gauge import Gauge
-from connector.rate_model import RateModel
-from connector.rate_model import connectivity_inputs as rate_inputs
+from connector.lrrnn.closed_form import bias_supported, double
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.rate_model import connectivity_inputs as rate_inputs
+from connector.lrrnn.spikes.baselines import NO_TIMES, Baseline, fit_baseline
+from connector.lrrnn.spikes.model import SpikeModel, trial_batch
+from connector.lrrnn.spikes.model import connectivity_inputs as spike_inputs
+from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.spike_measures import (
     ResponseSums,
     SpikeScores,
@@ -29,9 +32,6 @@ from connector.spike_measures import (
     smoothing_of,
 )
 from connector.spike_nulls import null_bits, null_counts
-from connector.spike_smoother import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
-from connector.spikes import SpikeModel, trial_batch
-from connector.spikes import connectivity_inputs as spike_inputs
 from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch
@@ -49,7 +49,7 @@ class LowRankRNNModule(StageModule):
     """A low-rank RNN fitted to rates or spikes.
 
     Args:
-        kind: "rates" (:class:`connector.rate_model.RateModel`) or "spikes" (:class:`connector.spikes.SpikeModel`).
+        kind: "rates" (:class:`connector.lrrnn.rate_model.RateModel`) or "spikes" (:class:`connector.lrrnn.spikes.model.SpikeModel`).
         model: constructor arguments of that model.
         one_cycle: one-cycle schedule (spikes) instead of a constant learning rate.
     """

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
+from connector.lrrnn.spikes.model import last_states
 from connector.measures import normalised_difference
 from connector.spike_measures import fit_choice_axis, psths, sign_conditions
-from connector.spikes import last_states
 from connector.types import Loadings, valid_mask
 
 LEVEL = 0.05

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from connector.baselines import Baseline
 from connector.errors import UserError
-from connector.spikes import SpikeModel, last_states, trial_batch
+from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
 from connector.types import Recording, TrialBatch
 
 

@@ -16,7 +16,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from connector.baselines import fit_baseline, local_factor, session_drift
+from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift
 from connector.spike_measures import bits_per_spike, poisson_log_likelihood, sign_conditions
 from connector.types import Recording
 
@@ -67,8 +67,8 @@ def null_counts(recording: Recording, train: Tensor, kind: str = "local", **opti
         recording: spike counts.
         train: (n,) int64 numbers of the training trials.
         kind: "standard", or "local": each null is multiplied, trial by trial, by the factor of
-            :func:`connector.baselines.local_factor` that its own prediction leaves in neighbouring training trials.
-        options: ``n_drift``, ``local_sd_trials``, ``local_pseudo_count`` of :func:`connector.baselines.fit_baseline`.
+            :func:`connector.lrrnn.spikes.baselines.local_factor` that its own prediction leaves in neighbouring training trials.
+        options: ``n_drift``, ``local_sd_trials``, ``local_pseudo_count`` of :func:`connector.lrrnn.spikes.baselines.fit_baseline`.
 
     Returns:
         Without trial times there is no "drift" (the other nulls then start from the mean rate), and "local" is

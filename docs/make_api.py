@@ -55,7 +55,7 @@ PARTS = {
     ),
     "Models": (
         "Plain `torch.nn.Module`s, to be used without the framework, too.",
-        ["connector.lrrnn.LowRankRNN", "connector.flow.Flow"],
+        ["connector.lrrnn.module.LowRankRNN", "connector.flow.Flow"],
     ),
     "Measures": (
         "Functions of networks, states and densities; no files.",

@@ -35,17 +35,17 @@ from saved_runs import SpikeRun, finish, recording_arguments, spike_run
 from scipy.stats import binomtest
 from torch import Tensor
 
-from connector.baselines import Baseline
 from connector.config import Options, checked
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
 from connector.lrrnn_stage import fit_spike_model
 from connector.predictions import ChoiceReadout, decay_times, separation, stable_points
 from connector.run import quiet
 from connector.run_logger import NoRun
-from connector.spikes import SpikeModel, last_states, trial_batch
 from connector.store import RunStore, write_json
 from connector.training import StageContext
 from connector.types import Recording

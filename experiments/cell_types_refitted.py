@@ -30,8 +30,8 @@ from connector.clusters import cell_type_test
 from connector.config import Options
 from connector.dynamics import potentials
 from connector.errors import UserError
+from connector.lrrnn.spikes.model import Posterior, refit_loadings, trial_batch
 from connector.run import quiet
-from connector.spikes import Posterior, refit_loadings, trial_batch
 from connector.store import write_json
 from connector.types import Loadings, Recording
 

@@ -32,8 +32,8 @@ from torch import Tensor
 from connector.diagnosis import OPEN
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
-from connector.gauge import Gauge
-from connector.rate_model import RateModel, connectivity_inputs
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.rate_model import RateModel, connectivity_inputs
 from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Latents, Loadings, Recording
 

@@ -52,6 +52,7 @@ from connector.diagnosis import Diagnosis
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.figures import ACCENT, FAINT, GROUPS, INFERRED, INK, MUTED, TRUE, draw_contrast_field, group_colours
+from connector.lrrnn.spikes.model import last_states, trial_batch
 from connector.measures import field_error
 from connector.predictions import (
     LEVEL,
@@ -70,7 +71,6 @@ from connector.predictions import (
     single,
 )
 from connector.spike_measures import choice_conditions, psths, sign_conditions
-from connector.spikes import last_states, trial_batch
 from connector.types import Loadings, Recording
 
 N_NEURONS = 1000  # of each sampled network

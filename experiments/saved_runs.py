@@ -26,16 +26,16 @@ from rich.console import Console
 from torch import Tensor
 
 from connector import figures
-from connector.baselines import Baseline, fit_baseline
 from connector.config import AttractorData, checked_data
 from connector.data.attractors import Teacher
 from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError, exit_code
+from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
+from connector.lrrnn.spikes.model import SpikeModel, trial_batch
 from connector.lrrnn_stage import LowRankRNNModule
 from connector.run import build_data
 from connector.run_directory import run_directory
-from connector.spikes import SpikeModel, trial_batch
 from connector.store import Run
 from connector.types import Recording
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from connector.baselines import Baseline, fit_baseline, local_factor, poisson_regression, raised_cosines
 from connector.errors import UserError
+from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, local_factor, poisson_regression, raised_cosines
 from connector.types import Recording
 
 

@@ -16,9 +16,9 @@ from connector.config import checked
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
+from connector.lrrnn.spikes.model import trial_batch
 from connector.measures import field_error
 from connector.run_directory import register_resolvers
-from connector.spikes import trial_batch
 from connector.store import write_network
 from connector.types import Loadings
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from test_own_data import QUICK, session, train
 
 from connector import figures
-from connector.baselines import fit_baseline
 from connector.data.folds import fold
+from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn_stage import write_responses
 from connector.report import METRICS
 from connector.run_directory import register_resolvers

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from connector.closed_form import fit_rates_closed_form
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.gauge import Gauge
-from connector.latents import least_squares_latents
-from connector.lrrnn import LowRankRNN
-from connector.observation import Observation
-from connector.output_weights import ridge_output_weights
-from connector.rate_model import RateModel, connectivity_inputs
-from connector.smoother import smooth_latents
+from connector.lrrnn.closed_form import fit_rates_closed_form
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.latents import least_squares_latents
+from connector.lrrnn.module import LowRankRNN
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.output_weights import ridge_output_weights
+from connector.lrrnn.rate_model import RateModel, connectivity_inputs
+from connector.lrrnn.smoother import smooth_latents
 from connector.types import Loadings, Recording, TrialBatch, valid_mask
 
 GAIN = {"tanh": 1.0, "relu": 1.0, "softplus": 1.2, "sigmoid": 4.0}

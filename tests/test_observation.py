@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from connector.errors import UserError
-from connector.observation import Observation, value_and_slope
+from connector.lrrnn.observation import Observation, value_and_slope
 
 CASES = [
     ("tanh", "gaussian"),

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from connector.baselines import fit_baseline
 from connector.data.attractors import simulate_recording, teacher
-from connector.gauge import Gauge
-from connector.rate_model import RateModel, connectivity_inputs
-from connector.spike_smoother import SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
-from connector.spikes import trial_batch
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.rate_model import RateModel, connectivity_inputs
+from connector.lrrnn.spikes.baselines import fit_baseline
+from connector.lrrnn.spikes.model import trial_batch
+from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from connector.baselines import fit_baseline
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.fused import PoissonNats, Scan, run_pair
-from connector.numerics import least_squares
-from connector.rate_model import RateModel
-from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
-from connector.spike_smoother import SmoothedSpikeModel, as_rates
-from connector.spikes import (
+from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.spikes.baselines import fit_baseline
+from connector.lrrnn.spikes.model import (
     Encoder,
     Posterior,
     SpikeModel,
@@ -26,6 +22,10 @@ from connector.spikes import (
     refit_loadings,
     trial_batch,
 )
+from connector.lrrnn.spikes.scan import PoissonNats, Scan, run_pair
+from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates
+from connector.numerics import least_squares
+from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
 from connector.types import Loadings, Recording, TrialBatch
 
 
@@ -499,7 +499,7 @@ def test_inference_is_deterministic_and_chunks_do_not_matter(small, monkeypatch)
     recording, model, baseline = small
     batch = trial_batch(recording, None, baseline)
     whole = model.infer(batch)
-    monkeypatch.setattr("connector.spikes._CHUNK_NUMBERS", 1.0)
+    monkeypatch.setattr("connector.lrrnn.spikes.model._CHUNK_NUMBERS", 1.0)
     torch.testing.assert_close(model.infer(batch), whole)
     monkeypatch.undo()
     torch.testing.assert_close(model.rollout_log_likelihood(batch).shape, torch.Size([40]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from connector.activity_samples import ActivitySamples, outer
-from connector.observation import Observation
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.samples import ActivitySamples, outer
 from connector.types import Loadings
 
 # Prior standard deviation of latents, in units where they have variance one; binds only what the data leave open.

@@ -1,6 +1,6 @@
 """A low-rank RNN fitted to recorded rates, or counts, through its dynamics (LINT: Valente, Pillow, Ostojic 2022).
 
-It starts from the closed form (:mod:`connector.closed_form`), which on clean rates leaves nothing to gain.
+It starts from the closed form (:mod:`connector.lrrnn.closed_form`), which on clean rates leaves nothing to gain.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from connector.activity_samples import ActivitySamples
-from connector.closed_form import (
+from connector.dynamics import potentials
+from connector.errors import UserError
+from connector.lrrnn.closed_form import (
     ClosedFormFit,
     check_rates,
     double,
@@ -20,12 +21,11 @@ from connector.closed_form import (
     loadings_covariance,
     with_noise_seen,
 )
-from connector.dynamics import potentials
-from connector.errors import UserError
-from connector.latents import inverse_of_normal, least_squares_latents, read_states
-from connector.lrrnn import LowRankRNN
-from connector.observation import Observation
-from connector.smoother import smooth_latents
+from connector.lrrnn.latents import inverse_of_normal, least_squares_latents, read_states
+from connector.lrrnn.module import LowRankRNN
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.samples import ActivitySamples
+from connector.lrrnn.smoother import smooth_latents
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.activity_samples import CHUNK_ELEMENTS
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as activation_named
-from connector.latents import _PRIOR_SD
-from connector.observation import value_and_slope
+from connector.lrrnn.latents import _PRIOR_SD
+from connector.lrrnn.observation import value_and_slope
+from connector.lrrnn.samples import CHUNK_ELEMENTS
 from connector.types import valid_mask
 
 # Factors tried on the covariance of process noise in every iteration of the smoother.

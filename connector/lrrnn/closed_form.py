@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from connector.activity_samples import ActivitySamples, outer, random_rows, subset_size
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.gauge import Gauge
-from connector.latents import DAMPING, inverse_of_normal, latents_of, limited_solve, update_latents
-from connector.numerics import least_squares
-from connector.observation import Observation
-from connector.output_weights import (
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.latents import DAMPING, inverse_of_normal, latents_of, limited_solve, update_latents
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.output_weights import (
     SEGMENT_SAMPLES,
     SHOOT_MODES,
     Segments,
@@ -24,7 +22,9 @@ from connector.output_weights import (
     fit_trajectory_weights,
     rate_modes,
 )
-from connector.smoother import linearised_step, moment_covariance, smooth_latents
+from connector.lrrnn.samples import ActivitySamples, outer, random_rows, subset_size
+from connector.lrrnn.smoother import linearised_step, moment_covariance, smooth_latents
+from connector.numerics import least_squares
 from connector.types import Latents, Loadings, Recording
 
 # Ridge parameter of the start for them.

@@ -1,8 +1,8 @@
 """Spikes of many neurons: the low-rank RNN in closed form, and the smoother that inverts it.
 
-Where a bin holds enough spikes, each bin says by itself where the latent state is, and :class:`connector.rate_model.RateModel`
+Where a bin holds enough spikes, each bin says by itself where the latent state is, and :class:`connector.lrrnn.rate_model.RateModel`
 with Poisson counts finds loadings, latents and dynamics without gradient descent. Its units are the recorded neurons with
-softplus(m.z + b.u + d); it stands for a :class:`connector.spikes.SpikeModel` whose encoder is the smoother, so that
+softplus(m.z + b.u + d); it stands for a :class:`connector.lrrnn.spikes.model.SpikeModel` whose encoder is the smoother, so that
 everything that scores one scores the other.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from connector.baselines import Baseline
-from connector.rate_model import Posterior as StatePosterior
-from connector.rate_model import RateModel
-from connector.spikes import Posterior, SpikeModel, trial_batch
+from connector.lrrnn.rate_model import Posterior as StatePosterior
+from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.model import Posterior, SpikeModel, trial_batch
 from connector.types import Recording, TrialBatch
 
 # Spikes per bin of all neurons together, for each latent dimension, from which on the closed form is chosen by itself. In

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from connector.baselines import Baseline, poisson_regression
 from connector.errors import UserError
-from connector.fused import RATE_FLOOR, PoissonNats, Scan, run_pair
-from connector.latents import read_states
-from connector.lrrnn import LowRankRNN
-from connector.observation import Observation
+from connector.lrrnn.latents import read_states
+from connector.lrrnn.module import LowRankRNN
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
+from connector.lrrnn.spikes.scan import RATE_FLOOR, PoissonNats, Scan, run_pair
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
 _CHUNK_NUMBERS = 1.5e7  # numbers in the largest tensor when trained models are evaluated
@@ -120,7 +120,7 @@ class SpikeModel(nn.Module):
         alpha: Euler step in units of the time constant.
         n_units: units of the latent network.
         unit_activation: their nonlinearity.
-        scale: expected count per bin where softplus is 1 (:func:`connector.baselines.count_scale`).
+        scale: expected count per bin where softplus is 1 (:func:`connector.lrrnn.spikes.baselines.count_scale`).
         encoder_hidden, encoder_window: width of the GRU; bins summed before it (4 bins of 10 ms).
         rollout_weight: weight of the noise-free rollout's log-likelihood beside the bound.
         rollout_fraction: share of training, at its start, with the rollout alone.
@@ -832,7 +832,7 @@ def connectivity_inputs(
 def read_counts(
     batch: TrialBatch, guide: Tensor, loadings: Loadings, scale: float, baseline_mean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the spikes of each bin say of the state by themselves: :func:`connector.latents.read_states` of counts.
+    """What the spikes of each bin say of the state by themselves: :func:`connector.lrrnn.latents.read_states` of counts.
 
     Args:
         batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.

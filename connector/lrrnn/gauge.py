@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from connector.activity_samples import _SUBSET_SAMPLES, random_rows
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.lrrnn.output_weights import ridge_output_weights
+from connector.lrrnn.samples import _SUBSET_SAMPLES, random_rows
 from connector.numerics import least_squares
-from connector.output_weights import ridge_output_weights
 from connector.types import Loadings, valid_mask
 
 

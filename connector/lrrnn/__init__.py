@@ -1,0 +1,1 @@
+"""The low-rank RNN and its fit to rates, two-valued data and spikes."""
