@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from connector.connectivity import ConnectivityDistribution
+    from connector.connectivity.distribution import ConnectivityDistribution
+    from connector.connectivity.flow import Flow
     from connector.dynamics import Network
     from connector.errors import UserError
-    from connector.flow import Flow
     from connector.lrrnn.module import LowRankRNN
     from connector.store import load_run
     from connector.types import Latents, Loadings, Recording
@@ -35,10 +35,10 @@ __all__ = [
 
 # Imported when they are asked for: the command line answers --help without waiting for torch.
 _HOMES = {
-    "ConnectivityDistribution": "connectivity",
+    "ConnectivityDistribution": "connectivity.distribution",
     "Network": "dynamics",
     "UserError": "errors",
-    "Flow": "flow",
+    "Flow": "connectivity.flow",
     "LowRankRNN": "lrrnn.module",
     "load_run": "store",
     "Latents": "types",

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from connector.callbacks import ExponentialMovingAverage
-from connector.conditional_mean import ConditionalMean, fit_conditional_mean, published_to_lambda, times_design
 from connector.config import Options
-from connector.connectivity import ConnectivityDistribution
+from connector.connectivity.distribution import ConnectivityDistribution
+from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
+from connector.connectivity.flow import Flow
+from connector.connectivity.flow_selection import BaseChoice, best_stopping, choose_base
+from connector.connectivity.nu.mean import ConditionalMean, fit_conditional_mean, published_to_lambda, times_design
+from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.failures import numerical_failure
-from connector.flow import Flow
-from connector.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.measures import drift_r2
 from connector.store import StageInputs
-from connector.tilt import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.training import StageContext, StageModule, fit
-from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Loadings
 
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
@@ -38,7 +38,7 @@ class FlowModule(StageModule):
 
     Args:
         stage: "loadings" or "outputs": prefix of the logged metrics.
-        flow: constructor arguments of :class:`connector.flow.Flow`.
+        flow: constructor arguments of :class:`connector.connectivity.flow.Flow`.
         noise_std: sd of fresh normal noise added to x in every step (the spread of n around its conditional mean).
         paths: a step draws at least so many paths, repeating the rows of a smaller batch: more base points and times
             for each row cost less than more steps.
@@ -66,7 +66,7 @@ class FlowModule(StageModule):
     def drawn(
         self, batch: Sequence[Tensor], step: int, training: bool
     ) -> tuple[Tensor, Tensor | None, torch.Generator]:
-        """Data, context and the random numbers of :meth:`connector.flow.Flow.loss` in this step."""
+        """Data, context and the random numbers of :meth:`connector.connectivity.flow.Flow.loss` in this step."""
         generator = self.generator(step)
         x, context = batch[0], (batch[1] if len(batch) > 1 else None)
         repeats = max(1, self.paths // len(x)) if training else 1
@@ -316,7 +316,7 @@ def match_drive(
     mean: ConditionalMean,
     reference: tuple[Tensor, Tensor | None, Tensor],
 ) -> tuple[DriveTilt | None, OutputShift | None]:
-    """What holds sampled networks to the recorded drive (:mod:`connector.tilt`): of the loadings, and of n given them.
+    """What holds sampled networks to the recorded drive (:mod:`connector.connectivity.drive_matching`): of the loadings, and of n given them.
     ``reference``: of :func:`reference_drive`.
 
     Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.

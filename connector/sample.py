@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from connector.connectivity import ConnectivityDistribution
+from connector.connectivity.distribution import ConnectivityDistribution
 from connector.errors import UserError
 from connector.store import load_run, write_network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from connector.diagnosis import Diagnosis, percent
+from connector.connectivity.diagnosis import Diagnosis, percent
 from connector.report import GRANTS, format_number
 
 LEVEL = 0.05  # below it a p-value counts as evidence

@@ -29,12 +29,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from torch import Tensor
 
-from connector.diagnosis import OPEN
+from connector.connectivity.diagnosis import OPEN
+from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel, connectivity_inputs
-from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Latents, Loadings, Recording
 
 LEVELS = (0.5, 0.8, 0.95)

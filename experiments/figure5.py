@@ -48,7 +48,7 @@ from connector.clusters import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
-from connector.diagnosis import Diagnosis
+from connector.connectivity.diagnosis import Diagnosis
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.figures import ACCENT, FAINT, GROUPS, INFERRED, INK, MUTED, TRUE, draw_contrast_field, group_colours

@@ -36,9 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from saved_runs import arguments_of, finish, note, save, styled
 
+from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
 from connector.figures import ACCENT, INFERRED, MUTED
-from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Latents, Loadings
 
 # Rank two and without input, so that one figure's axes serve all of them.

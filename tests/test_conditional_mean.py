@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from connector import conditional_mean as module
-from connector.conditional_mean import (
+from connector.connectivity.nu import mean as module
+from connector.connectivity.nu.mean import (
     KERNELS,
     drive_offset,
     fit_conditional_mean,

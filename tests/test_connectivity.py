@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from connector.conditional_mean import fit_conditional_mean
-from connector.connectivity import ConnectivityDistribution
+from connector.connectivity.distribution import ConnectivityDistribution
+from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
+from connector.connectivity.flow import Flow
+from connector.connectivity.nu.mean import fit_conditional_mean
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.flow import Flow
 from connector.measures import field_error
-from connector.tilt import fit_drive_tilt, fit_output_shift
 
 MIX = torch.tensor([[1.2, 0.8], [0.0, 1.6]]).double()
 

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
+from connector.connectivity.flow import Flow, fit_student_t
 from connector.errors import UserError
-from connector.flow import Flow, fit_student_t
 
 
 def _generator(seed=0):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from connector import figures, report
-from connector.conditional_mean import fit_conditional_mean
+from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
 from connector.report import ESTIMATE, METRICS, Section, TableData, format_number, render_report, write_report
-from connector.trajectory_likelihood import fit_trajectories
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector.diagnosis import Diagnosis, percent
+from connector.connectivity.diagnosis import Diagnosis, percent
 from connector.report import BASELINES
 from connector.results import _fit_text
 from connector.summary import Findings, counted, opening, relative_sigma

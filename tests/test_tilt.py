@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.dynamics import activation, potentials
-from connector.tilt import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.types import Loadings
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector import trajectory_likelihood as module
-from connector.conditional_mean import KERNELS, fit_conditional_mean, from_state, kernel, kernel_pairs
+from connector.connectivity.diagnosis import diagnose
+from connector.connectivity.nu import trajectories as module
+from connector.connectivity.nu.mean import KERNELS, fit_conditional_mean, from_state, kernel, kernel_pairs
+from connector.connectivity.nu.trajectories import difference_noise, fit_trajectories
 from connector.data.attractors import grid_of_states, teacher
-from connector.diagnosis import diagnose
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
-from connector.trajectory_likelihood import difference_noise, fit_trajectories
 from connector.types import Latents, Loadings
 
 FAST = {"families": ("none", "arcsine"), "widths": (0.8,)}

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from connector.connectivity.flow import Flow
 from connector.errors import UserError
-from connector.flow import Flow
 
 _PARTS = 10  # of the cross-validation of the base
 _ERRORS = 2.0  # standard errors by which another base has to be better
@@ -67,7 +67,7 @@ def best_stopping(
 
     Args:
         x: (N, D) rows; at least 10.
-        arguments: of :class:`connector.flow.Flow`.
+        arguments: of :class:`connector.connectivity.flow.Flow`.
         steps: of the trial; learning_rate: of Adam, constant; paths: at least so many in each step, by repeating
             rows, and at most so many rows.
         held_out: fraction of the rows that is scored.

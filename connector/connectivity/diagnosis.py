@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.conditional_mean import ConditionalMean
-from connector.trajectory_likelihood import TrajectoryMean
+from connector.connectivity.nu.mean import ConditionalMean
+from connector.connectivity.nu.trajectories import TrajectoryMean
 
 _UNDETERMINED = 0.5  # certainty below which the estimate at a loading is more prior than data
 # What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.conditional_mean import (
+from connector.connectivity.nu.mean import (
     KERNELS,
     WIDTHS,
     Amplitudes,

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from connector.conditional_mean import ConditionalMean, from_state
-from connector.diagnosis import Diagnosis, diagnose
+from connector.connectivity.diagnosis import Diagnosis, diagnose
+from connector.connectivity.drive_matching import DriveTilt, OutputShift
+from connector.connectivity.flow import Flow
+from connector.connectivity.nu.mean import ConditionalMean, from_state
 from connector.dynamics import ACTIVATIONS, Network, activation, potentials
 from connector.errors import UserError
 from connector.files import read_saved, refusing_damage, write_saved
-from connector.flow import Flow
-from connector.tilt import DriveTilt, OutputShift
 from connector.types import Loadings
 
 OUTPUTS = ("conditional_mean", "flow")
@@ -36,7 +36,7 @@ class ConnectivityDistribution(nn.Module):
         loadings_flow: density of stacked loadings (m, b, d), R + U + bias columns.
         mean: nu = E[n | m, b, d].
         alpha, activation: of the networks drawn.
-        tilt: weights of the loadings under which the mean drive is the recorded neurons' (:mod:`connector.tilt`); None:
+        tilt: weights of the loadings under which the mean drive is the recorded neurons' (:mod:`connector.connectivity.drive_matching`); None:
             the loadings follow their flow as it is.
         shift: what is added to nu in the mean of n for sigma > 0, so that the infinite network has the recorded drive
             (same module); None: nothing.
@@ -303,7 +303,7 @@ class ConnectivityDistribution(nn.Module):
             sigma: spread of n around its mean; default: the distribution's own.
             outputs: density of n: "conditional_mean", N(mean, sigma^2 I); "flow", the flow of n, at its own sigma only.
                 Default: as the networks are sampled.
-            options: of the integrator, see :meth:`connector.flow.Flow.log_prob`.
+            options: of the integrator, see :meth:`connector.connectivity.flow.Flow.log_prob`.
 
         Raises:
             UserError: sigma 0, for which n has no density; loadings that do not fit.

@@ -1,0 +1,1 @@
+"""nu = E[n | m, b, d]: estimators and what the data determine."""
