@@ -12,13 +12,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from connector import figures, watch
+from connector import watch
 from connector.callbacks import StepProgress, read_learning_curves
 from connector.clusters import cell_type_test
 from connector.config import STAGES, Options
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
+from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import NO_TIMES
 from connector.measures import (
     Attractors,

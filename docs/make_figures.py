@@ -24,7 +24,7 @@ from connector import Network, load_run
 from connector.data.attractors import teacher
 from connector.dynamics import activation, potentials
 from connector.errors import UserError
-from connector.figures import INFERRED, MUTED, STYLE, TRUE, draw_flow_field
+from connector.figures.panels import INFERRED, MUTED, STYLE, TRUE, draw_flow_field
 from connector.measures import field_error
 from connector.store import Run
 

@@ -40,7 +40,15 @@ from connector.clusters import (
 )
 from connector.data.attractors import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
-from connector.figures import ACCENT, GROUPS, INFERRED, TRUE, draw_flow_field, flow_handles, kinds_of_fixed_points
+from connector.figures.panels import (
+    ACCENT,
+    GROUPS,
+    INFERRED,
+    TRUE,
+    draw_flow_field,
+    flow_handles,
+    kinds_of_fixed_points,
+)
 from connector.measures import attractors_kept, field_error, reference_attractors
 from connector.results import N_STATES_LARGE
 

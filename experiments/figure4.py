@@ -28,7 +28,7 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher
 from connector.dynamics import Network
-from connector.figures import dissimilarity_matrices
+from connector.figures.panels import dissimilarity_matrices
 from connector.measures import sinkhorn_divergence, squared_error, valente_dissimilarity
 
 NAMES = ("quadstable", "bistable", "limit cycle", "ring")

@@ -51,7 +51,17 @@ from connector.clusters import (
 from connector.connectivity.diagnosis import Diagnosis
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.figures import ACCENT, FAINT, GROUPS, INFERRED, INK, MUTED, TRUE, draw_contrast_field, group_colours
+from connector.figures.panels import (
+    ACCENT,
+    FAINT,
+    GROUPS,
+    INFERRED,
+    INK,
+    MUTED,
+    TRUE,
+    draw_contrast_field,
+    group_colours,
+)
 from connector.lrrnn.spikes.model import last_states, trial_batch
 from connector.measures import field_error
 from connector.predictions import (

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher
 from connector.dynamics import Network
-from connector.figures import ACCENT, INFERRED, MUTED, TRUE
+from connector.figures.panels import ACCENT, INFERRED, MUTED, TRUE
 from connector.measures import TAIL_PROBABILITIES, connectivity_entries, tail_quantiles
 
 NORMAL = ("connectivity.flow.base=normal",)

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
-from connector.figures import ACCENT, INFERRED, MUTED
+from connector.figures.panels import ACCENT, INFERRED, MUTED
 from connector.report import METRICS
 
 EXAMPLE = (

@@ -21,7 +21,7 @@ from saved_runs import AttractorRun, Wanted, arguments_of, finish, note, require
 from connector.clusters import COMPONENTS, cell_type_test, features, mixture_likelihood, null_mixture_likelihood
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
-from connector.figures import INFERRED, TRUE, draw_flow_field, flow_handles
+from connector.figures.panels import INFERRED, TRUE, draw_flow_field, flow_handles
 from connector.measures import attractors_kept, field_error, find_attractors, reference_attractors
 
 SYSTEMS = {"bistable": "Bistable", "limit_cycle": "Limit cycle", "ring": "Ring"}

@@ -12,8 +12,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from connector import figures
 from connector.dynamics import Network
+from connector.figures import panels as figures
 from connector.types import Loadings
 
 
@@ -354,6 +354,6 @@ def test_latent_trajectories_average_running_trials_only(rank):
 
 
 def test_no_pyplot_state_is_touched():
-    code = "import sys, connector.figures as f, torch; f.tails({'a': torch.ones(3)}); print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, connector.figures.panels as f, torch; f.tails({'a': torch.ones(3)}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_own_data import QUICK, session, train
 
-from connector import figures
 from connector.data.folds import fold
+from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn_stage import write_responses
 from connector.report import METRICS
