@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from connector.analysis.measures import drift_r2
 from connector.callbacks import ExponentialMovingAverage
 from connector.config import Options
 from connector.connectivity.distribution import ConnectivityDistribution
@@ -20,7 +21,6 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.failures import numerical_failure
-from connector.measures import drift_r2
 from connector.store import StageInputs
 from connector.training import StageContext, StageModule, fit
 from connector.types import Loadings

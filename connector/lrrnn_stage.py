@@ -10,6 +10,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from connector.analysis.spike_nulls import null_bits, null_counts
+from connector.analysis.spike_scores import (
+    ResponseSums,
+    SpikeScores,
+    psths,
+    response_conditions,
+    score_spike_model,
+    smoothing_of,
+)
 from connector.connectivity.nu.mean import drive_offset
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
@@ -23,15 +32,6 @@ from connector.lrrnn.spikes.baselines import NO_TIMES, Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel, trial_batch
 from connector.lrrnn.spikes.model import connectivity_inputs as spike_inputs
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
-from connector.spike_measures import (
-    ResponseSums,
-    SpikeScores,
-    psths,
-    response_conditions,
-    score_spike_model,
-    smoothing_of,
-)
-from connector.spike_nulls import null_bits, null_counts
 from connector.store import RunStore, StageInputs, write_npz
 from connector.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch

@@ -12,16 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from connector import watch
-from connector.callbacks import StepProgress, read_learning_curves
-from connector.clusters import cell_type_test
-from connector.config import STAGES, Options
-from connector.data.modules import RecordingDataModule
-from connector.dynamics import Network, activation, leading_fixed_points, potentials
-from connector.errors import UserError
-from connector.figures import panels as figures
-from connector.lrrnn.spikes.baselines import NO_TIMES
-from connector.measures import (
+from connector.analysis import signs as watch
+from connector.analysis.cell_types import cell_type_test
+from connector.analysis.measures import (
     Attractors,
     attractors_kept,
     connectivity_entries,
@@ -35,6 +28,13 @@ from connector.measures import (
     relative_field_error,
     valente_dissimilarity,
 )
+from connector.callbacks import StepProgress, read_learning_curves
+from connector.config import STAGES, Options
+from connector.data.modules import RecordingDataModule
+from connector.dynamics import Network, activation, leading_fixed_points, potentials
+from connector.errors import UserError
+from connector.figures import panels as figures
+from connector.lrrnn.spikes.baselines import NO_TIMES
 from connector.report import (
     BASELINES,
     ESTIMATE,
@@ -248,7 +248,7 @@ class Results:
         return [*said, *(f"Caution: {caution}" for caution in cautions), *(f"Warning: {sign}." for sign in self.signs)]
 
     def _watch(self) -> dict[str, float]:
-        """Shares of :mod:`connector.watch`."""
+        """Shares of :mod:`connector.analysis.signs`."""
         inputs, train = self.inputs, self.inputs.latents.trials(self.inputs.fold.train)
         z, u, _ = self.held_out(N_STATES_LARGE)
         return {

@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from connector import Network, load_run
+from connector.analysis.measures import field_error
 from connector.data.attractors import teacher
 from connector.dynamics import activation, potentials
 from connector.errors import UserError
 from connector.figures.panels import INFERRED, MUTED, STYLE, TRUE, draw_flow_field
-from connector.measures import field_error
 from connector.store import Run
 
 DOCS = Path(__file__).resolve().parent

@@ -35,6 +35,7 @@ from saved_runs import SpikeRun, finish, recording_arguments, spike_run
 from scipy.stats import binomtest
 from torch import Tensor
 
+from connector.analysis.predictions import ChoiceReadout, decay_times, separation, stable_points
 from connector.config import Options, checked
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
@@ -43,7 +44,6 @@ from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
 from connector.lrrnn_stage import fit_spike_model
-from connector.predictions import ChoiceReadout, decay_times, separation, stable_points
 from connector.run import quiet
 from connector.run_logger import NoRun
 from connector.store import RunStore, write_json
@@ -210,7 +210,7 @@ def refit(recording: Recording, options: Options) -> tuple[SpikeModel, Baseline,
 def after_trials(
     step: Callable[[Tensor], Tensor], z: Tensor, recording: Recording, tau_s: float, alpha: float
 ) -> Tensor:
-    """Separation (see :func:`connector.predictions.separation`) from trial end to AFTER_S later, one value per step."""
+    """Separation (see :func:`connector.analysis.predictions.separation`) from trial end to AFTER_S later, one value per step."""
     steps = round(AFTER_S / (tau_s * alpha)) + 1
     return separation(step, last_states(z, recording.lengths), recording.choices, steps)
 

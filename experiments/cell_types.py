@@ -3,7 +3,7 @@
     python experiments/cell_types.py --datasets 100 --out cell_types.json
 
 Without cell types: bistable, limit_cycle, ring and heavy_tailed in turn. With: quadstable. Each data set is a fresh draw
-of neurons; the test is :func:`connector.clusters.cell_type_test` as a run makes it, on the loadings alone. Printed are
+of neurons; the test is :func:`connector.analysis.cell_types.cell_type_test` as a run makes it, on the loadings alone. Printed are
 the share with p <= .05 and its 95 % interval (Wilson). Seeds of the populations count up from --seed.
 """
 
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from scipy.stats import binomtest
 
-from connector.clusters import cell_type_test
+from connector.analysis.cell_types import cell_type_test
 from connector.data.attractors import teacher
 
 LEVEL = 0.05

@@ -8,7 +8,7 @@ anew is how neurons read them: (m, b, d) of all neurons from one Gaussian with t
 ones (--types 1), or from K Gaussians of equal weight, narrow (a quarter of the covariance) and spread so that mean and
 covariance over all neurons stay the same (--types K). Each neuron keeps its own drift and course around its mean, so that
 rates are like the recorded ones. The data set is fitted by the same training, and the loadings found there are tested as
-a run tests them (:func:`connector.clusters.cell_type_test`, level .05).
+a run tests them (:func:`connector.analysis.cell_types.cell_type_test`, level .05).
 
 Each finished data set is added to --out, and the same command goes on where an interrupted one stopped.
 """
@@ -26,7 +26,7 @@ from rich.console import Console
 from saved_runs import SpikeRun, finish, recording_arguments, spike_run
 from torch import Tensor
 
-from connector.clusters import cell_type_test
+from connector.analysis.cell_types import cell_type_test
 from connector.config import Options
 from connector.dynamics import potentials
 from connector.errors import UserError

@@ -29,7 +29,7 @@ from rich.table import Table
 from saved_runs import LINT, LINT_HELP, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
-from connector.clusters import (
+from connector.analysis.cell_types import (
     COMPONENTS,
     assign_cell_types,
     cell_type_test,
@@ -38,6 +38,7 @@ from connector.clusters import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
+from connector.analysis.measures import attractors_kept, field_error, reference_attractors
 from connector.data.attractors import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
 from connector.figures.panels import (
@@ -49,7 +50,6 @@ from connector.figures.panels import (
     flow_handles,
     kinds_of_fixed_points,
 )
-from connector.measures import attractors_kept, field_error, reference_attractors
 from connector.results import N_STATES_LARGE
 
 N_TYPES = 4

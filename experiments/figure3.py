@@ -31,11 +31,11 @@ from saved_runs import LINT_HELP, AttractorRun, arguments_of, finish, note, save
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from connector.clusters import assign_cell_types, cluster_centres, features
+from connector.analysis.cell_types import assign_cell_types, cluster_centres, features
+from connector.analysis.measures import field_error
 from connector.data.attractors import grid_of_states
 from connector.dynamics import Network
 from connector.figures.panels import GROUPS, draw_flow_field, flow_handles
-from connector.measures import field_error
 
 N_REFERENCE = 20_000  # neurons of the network that stands for the teacher's mean field
 

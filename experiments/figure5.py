@@ -39,7 +39,7 @@ from rich.table import Table
 from saved_runs import SpikeRun, finish, note, recording_arguments, save, spike_run, styled
 from torch import Tensor
 
-from connector.clusters import (
+from connector.analysis.cell_types import (
     COMPONENTS,
     CellTypes,
     CellTypeTest,
@@ -48,23 +48,8 @@ from connector.clusters import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
-from connector.connectivity.diagnosis import Diagnosis
-from connector.dynamics import Network
-from connector.errors import UserError
-from connector.figures.panels import (
-    ACCENT,
-    FAINT,
-    GROUPS,
-    INFERRED,
-    INK,
-    MUTED,
-    TRUE,
-    draw_contrast_field,
-    group_colours,
-)
-from connector.lrrnn.spikes.model import last_states, trial_batch
-from connector.measures import field_error
-from connector.predictions import (
+from connector.analysis.measures import field_error
+from connector.analysis.predictions import (
     LEVEL,
     NO_EFFECT,
     ChoiceReadout,
@@ -80,7 +65,22 @@ from connector.predictions import (
     silencing_effects,
     single,
 )
-from connector.spike_measures import choice_conditions, psths, sign_conditions
+from connector.analysis.spike_scores import choice_conditions, psths, sign_conditions
+from connector.connectivity.diagnosis import Diagnosis
+from connector.dynamics import Network
+from connector.errors import UserError
+from connector.figures.panels import (
+    ACCENT,
+    FAINT,
+    GROUPS,
+    INFERRED,
+    INK,
+    MUTED,
+    TRUE,
+    draw_contrast_field,
+    group_colours,
+)
+from connector.lrrnn.spikes.model import last_states, trial_batch
 from connector.types import Loadings, Recording
 
 N_NEURONS = 1000  # of each sampled network

@@ -30,10 +30,10 @@ from fold_runs import EXAMPLE, FoldGroup, FoldRun, differing, find_runs, grouped
 from rich.table import Table
 from saved_runs import MissingRuns, finish
 
+from connector.analysis.spike_nulls import NULLS
+from connector.analysis.spike_scores import ResponseSums, auc, psth_r2_of_sums
 from connector.errors import UserError
 from connector.report import BASELINES
-from connector.spike_measures import ResponseSums, auc, psth_r2_of_sums
-from connector.spike_nulls import NULLS
 from connector.store import RunStore
 
 BITS = "lrrnn/bits_per_spike"

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
-from connector.clusters import MixtureLikelihood
+from connector.analysis.cell_types import MixtureLikelihood
 from connector.dynamics import Network
 from connector.figures.panels import ACCENT, GROUPS, INFERRED, MUTED, TRUE
 

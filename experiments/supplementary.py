@@ -18,11 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from saved_runs import AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 
-from connector.clusters import COMPONENTS, cell_type_test, features, mixture_likelihood, null_mixture_likelihood
+from connector.analysis.cell_types import (
+    COMPONENTS,
+    cell_type_test,
+    features,
+    mixture_likelihood,
+    null_mixture_likelihood,
+)
+from connector.analysis.measures import attractors_kept, field_error, find_attractors, reference_attractors
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.figures.panels import INFERRED, TRUE, draw_flow_field, flow_handles
-from connector.measures import attractors_kept, field_error, find_attractors, reference_attractors
 
 SYSTEMS = {"bistable": "Bistable", "limit_cycle": "Limit cycle", "ring": "Ring"}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from connector import clusters
+from connector.analysis import cell_types as clusters
 from connector.data.attractors import teacher
 from connector.errors import UserError
 from connector.types import Loadings

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from connector.analysis.measures import field_error
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
@@ -12,7 +13,6 @@ from connector.connectivity.nu.mean import fit_conditional_mean
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.measures import field_error
 
 MIX = torch.tensor([[1.2, 0.8], [0.0, 1.6]]).double()
 

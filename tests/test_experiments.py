@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_dir
 
 import connector.run
 from connector import ConnectivityDistribution, load_run
+from connector.analysis.measures import field_error
 from connector.config import checked
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.model import trial_batch
-from connector.measures import field_error
 from connector.run_directory import register_resolvers
 from connector.store import write_network
 from connector.types import Loadings

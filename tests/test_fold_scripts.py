@@ -13,13 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_own_data import QUICK, session, train
 
-from connector.data.folds import fold
-from connector.figures import panels as figures
-from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.lrrnn_stage import write_responses
-from connector.report import METRICS
-from connector.run_directory import register_resolvers
-from connector.spike_measures import (
+from connector.analysis.spike_scores import (
     SpikeScores,
     auc,
     bits_per_spike,
@@ -28,6 +22,12 @@ from connector.spike_measures import (
     psth_r2,
     sign_conditions,
 )
+from connector.data.folds import fold
+from connector.figures import panels as figures
+from connector.lrrnn.spikes.baselines import fit_baseline
+from connector.lrrnn_stage import write_responses
+from connector.report import METRICS
+from connector.run_directory import register_resolvers
 from connector.store import RunStore
 from connector.types import Recording
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector import measures
+from connector.analysis import measures
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector import predictions
-from connector.clusters import CellTypes
+from connector.analysis import predictions
+from connector.analysis.cell_types import CellTypes
+from connector.analysis.measures import contributions, find_attractors, normalised_difference
+from connector.analysis.predictions import NO_EFFECT, ChoiceReadout, Effect, Readouts, Trials
 from connector.data.attractors import teacher
 from connector.dynamics import Network, simulate
 from connector.errors import UserError
-from connector.measures import contributions, find_attractors, normalised_difference
-from connector.predictions import NO_EFFECT, ChoiceReadout, Effect, Readouts, Trials
 from connector.types import Loadings
 
 

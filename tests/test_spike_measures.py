@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from connector.errors import UserError
-from connector.spike_measures import (
+from connector.analysis.spike_scores import (
     auc,
     bits_per_spike,
     choice_auc,
@@ -17,6 +16,7 @@ from connector.spike_measures import (
     sign_conditions,
     smooth_causal,
 )
+from connector.errors import UserError
 
 
 def test_bits_of_the_true_rates_equal_the_analytic_value():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector.spike_measures import bits_per_spike, poisson_log_likelihood
-from connector.spike_nulls import NULLS, fit_course, null_bits, null_counts
+from connector.analysis.spike_nulls import NULLS, fit_course, null_bits, null_counts
+from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood
 from connector.types import Recording
 
 TRAIN, TEST = torch.arange(0, 600, 2), torch.arange(1, 600, 2)

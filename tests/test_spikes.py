@@ -7,6 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from connector.analysis.spike_scores import (
+    bits_per_spike,
+    co_smoothed_counts,
+    groups_of_neurons,
+    poisson_log_likelihood,
+)
 from connector.data.attractors import simulate_recording, teacher
 from connector.dynamics import Network
 from connector.errors import UserError
@@ -25,7 +31,6 @@ from connector.lrrnn.spikes.model import (
 from connector.lrrnn.spikes.scan import PoissonNats, Scan, run_pair
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates
 from connector.numerics import least_squares
-from connector.spike_measures import bits_per_spike, co_smoothed_counts, groups_of_neurons, poisson_log_likelihood
 from connector.types import Loadings, Recording, TrialBatch
 
 

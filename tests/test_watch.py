@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from connector import watch
+from connector.analysis import signs as watch
 from connector.dynamics import Network
 from connector.report import METRICS
 from connector.types import Latents, Loadings

@@ -16,8 +16,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood, sign_conditions
 from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift
-from connector.spike_measures import bits_per_spike, poisson_log_likelihood, sign_conditions
 from connector.types import Recording
 
 NULLS = ("drift", "drift_psth", "drift_evidence_psth")

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from connector.analysis.measures import normalised_difference
+from connector.analysis.spike_scores import fit_choice_axis, psths, sign_conditions
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
 from connector.lrrnn.spikes.model import last_states
-from connector.measures import normalised_difference
-from connector.spike_measures import fit_choice_axis, psths, sign_conditions
 from connector.types import Loadings, valid_mask
 
 LEVEL = 0.05

@@ -1,0 +1,1 @@
+"""Measures of networks, states and predictions, each with its null."""
