@@ -35,7 +35,8 @@ from connector.dynamics import Network, activation, leading_fixed_points, potent
 from connector.errors import UserError
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import NO_TIMES
-from connector.report import (
+from connector.report.opening import LEVEL, Findings, opening, relative_sigma
+from connector.report.page import (
     BASELINES,
     ESTIMATE,
     GRANTS,
@@ -47,7 +48,6 @@ from connector.report import (
     write_report,
 )
 from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
-from connector.summary import LEVEL, Findings, opening, relative_sigma
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn

@@ -31,12 +31,12 @@ from connector.data.modules import (
 from connector.errors import UserError
 from connector.failures import explain
 from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
-from connector.report import METRICS
+from connector.report.opening import counted
+from connector.report.page import METRICS
 from connector.results import result_tables, summarise
 from connector.run_lock import locked
 from connector.run_logger import NoRun, WandbRun
 from connector.store import RunStore, file_checksum, fingerprint, write_text
-from connector.summary import counted
 from connector.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording, span
 

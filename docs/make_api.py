@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from connector.report import METRICS
+from connector.report.page import METRICS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -223,7 +223,7 @@ def metrics() -> str:
     said = [
         "# The numbers in metrics.json",
         "",
-        "Made from `connector/report.py` by `python docs/make_api.py`; the report of a run explains the same numbers "
+        "Made from `connector/report/page.py` by `python docs/make_api.py`; the report of a run explains the same numbers "
         "where they stand. `metrics.json` is flat: `stage/name` and a number. A measure that is not defined for a run "
         "is left out, never NaN: distances to the truth need a simulated network, scores of spikes need spikes, times "
         "are of stages that ran.",

@@ -36,7 +36,7 @@ from scipy.special import stdtrit
 from connector.callbacks import read_learning_curves
 from connector.config import STAGES
 from connector.errors import UserError, exit_code
-from connector.report import METRICS, Metric
+from connector.report.page import METRICS, Metric
 from connector.run_directory import without_effect
 from connector.store import RunStore, write_text
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from connector.config import STAGES
 from connector.errors import UserError, exit_code
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.store import write_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

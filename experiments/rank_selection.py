@@ -29,7 +29,7 @@ from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
 from connector.figures.panels import ACCENT, INFERRED, MUTED
-from connector.report import METRICS
+from connector.report.page import METRICS
 
 EXAMPLE = (
     "python train.py -m data=npz data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'"

@@ -18,7 +18,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.run_directory import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.run_directory import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent

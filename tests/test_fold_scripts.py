@@ -26,7 +26,7 @@ from connector.data.folds import fold
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn_stage import write_responses
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.run_directory import register_resolvers
 from connector.store import RunStore
 from connector.types import Recording

@@ -19,7 +19,7 @@ from test_train import ROOT, SMALL, train
 
 import connector
 from connector.config import checked
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.run_directory import register_resolvers, run_directory
 
 register_resolvers()

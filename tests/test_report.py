@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from connector import report
 from connector.connectivity.nu.mean import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
 from connector.figures import panels as figures
-from connector.report import ESTIMATE, METRICS, Section, TableData, format_number, render_report, write_report
+from connector.report import page as report
+from connector.report.page import ESTIMATE, METRICS, Section, TableData, format_number, render_report, write_report
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

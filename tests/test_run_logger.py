@@ -11,7 +11,7 @@ import wandb
 
 from connector import load_run
 from connector.config import LoggerOptions
-from connector.report import TableData
+from connector.report.page import TableData
 from connector.run_logger import ID_FILE, WandbRun
 
 TINY = [

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from connector.connectivity.diagnosis import Diagnosis, percent
-from connector.report import BASELINES
+from connector.report.opening import Findings, counted, opening, relative_sigma
+from connector.report.page import BASELINES
 from connector.results import _fit_text
-from connector.summary import Findings, counted, opening, relative_sigma
 
 
 def diagnosis(signs, certainty, calibrated=True):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from connector import load_run
+from connector.report.opening import percent
 from connector.store import file_checksum, read_npz
-from connector.summary import percent
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException
 
 from connector.config import checked
 from connector.errors import UserError
-from connector.report import METRICS
+from connector.report.page import METRICS
 from connector.run_directory import register_resolvers, run_directory
 
 ROOT = Path(__file__).resolve().parent.parent
