@@ -31,7 +31,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from connector import interruption
 from connector.errors import UserError
 from connector.failures import RunFailure
-from connector.run_directory import register_resolvers
+from connector.runs.naming import register_resolvers
 from connector.sweep import close_sweep, sweep_directory
 
 register_resolvers()
@@ -62,7 +62,7 @@ def job(config: DictConfig) -> float | None:
     sweep = settings.mode == RunMode.MULTIRUN
     try:
         # Imported here: --help, --cfg and refused options answer without waiting for torch.
-        from connector.config import checked
+        from connector.runs.options import checked
 
         options = checked(config)
         from connector.run import run
@@ -91,7 +91,7 @@ def refused_override(error: Exception) -> str:
     """What Hydra or OmegaConf refused, in one or two lines with what to do."""
     cause = error.__cause__
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
-        from connector.config import unknown_option
+        from connector.runs.options import unknown_option
 
         return str(unknown_option(cause.full_key))
     if isinstance(error, MissingConfigException) and error.options:

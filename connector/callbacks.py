@@ -20,7 +20,7 @@ from torch import Tensor
 from connector import interruption
 from connector.failures import numerical_failure
 from connector.files import read_saved
-from connector.store import file_checksum, move_into_place, write_text
+from connector.runs.store import file_checksum, move_into_place, write_text
 
 _REFRESH_S = 0.2
 CHECKPOINT_EVERY_S = 1.0

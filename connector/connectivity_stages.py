@@ -11,7 +11,6 @@ from torch import Tensor
 
 from connector.analysis.measures import drift_r2
 from connector.callbacks import ExponentialMovingAverage
-from connector.config import Options
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
@@ -21,7 +20,8 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.failures import numerical_failure
-from connector.store import StageInputs
+from connector.runs.options import Options
+from connector.runs.store import StageInputs
 from connector.training import StageContext, StageModule, fit
 from connector.types import Loadings
 

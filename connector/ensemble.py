@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 
 from connector.callbacks import StepProgress, write_learning_curves
-from connector.config import Options
 from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
@@ -37,7 +36,8 @@ from connector.run import (
     unlogged_curves,
 )
 from connector.run_logger import ID_FILE, NoRun
-from connector.store import RunStore
+from connector.runs.options import Options
+from connector.runs.store import RunStore
 from connector.training import StageContext, clock, fit
 
 _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}

@@ -9,10 +9,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from connector.config import FileData, checked_data
 from connector.data.nwb import export_nwb, load_nwb, same_recording
 from connector.data.recordings import read_recording, source_of
 from connector.errors import UserError
+from connector.runs.options import FileData, checked_data
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

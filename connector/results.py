@@ -29,7 +29,6 @@ from connector.analysis.measures import (
     valente_dissimilarity,
 )
 from connector.callbacks import StepProgress, read_learning_curves
-from connector.config import STAGES, Options
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
@@ -47,7 +46,8 @@ from connector.report.page import (
     format_number,
     write_report,
 )
-from connector.store import RunStore, StageInputs, atomic, read_npz, write_network
+from connector.runs.options import STAGES, Options
+from connector.runs.store import RunStore, StageInputs, atomic, read_npz, write_network
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.errors import UserError
-from connector.store import load_run, write_network
+from connector.runs.store import load_run, write_network
 
 
 def build_parser() -> argparse.ArgumentParser:

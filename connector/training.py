@@ -22,11 +22,11 @@ from torch import Tensor
 
 from connector import interruption
 from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
-from connector.config import Options, TrainerOptions
 from connector.errors import UserError
 from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
-from connector.store import RunStore, atomic, move_into_place
+from connector.runs.options import Options, TrainerOptions
+from connector.runs.store import RunStore, atomic, move_into_place
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
 

@@ -36,7 +36,6 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from connector.analysis.predictions import ChoiceReadout, decay_times, separation, stable_points
-from connector.config import Options, checked
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
@@ -46,7 +45,8 @@ from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
 from connector.lrrnn_stage import fit_spike_model
 from connector.run import quiet
 from connector.run_logger import NoRun
-from connector.store import RunStore, write_json
+from connector.runs.options import Options, checked
+from connector.runs.store import RunStore, write_json
 from connector.training import StageContext
 from connector.types import Recording
 

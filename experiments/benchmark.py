@@ -48,7 +48,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from connector.config import STAGES, Options, checked
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.mean import fit_conditional_mean
@@ -58,8 +57,9 @@ from connector.data.folds import fold
 from connector.errors import UserError
 from connector.lrrnn.closed_form import fit_rates_closed_form
 from connector.numerics import least_squares
-from connector.run_directory import register_resolvers
-from connector.store import RunStore, StageInputs, write_json, write_text
+from connector.runs.naming import register_resolvers
+from connector.runs.options import STAGES, Options, checked
+from connector.runs.store import RunStore, StageInputs, write_json, write_text
 from connector.types import Latents, Loadings, Recording
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -27,12 +27,12 @@ from saved_runs import SpikeRun, finish, recording_arguments, spike_run
 from torch import Tensor
 
 from connector.analysis.cell_types import cell_type_test
-from connector.config import Options
 from connector.dynamics import potentials
 from connector.errors import UserError
 from connector.lrrnn.spikes.model import Posterior, refit_loadings, trial_batch
 from connector.run import quiet
-from connector.store import write_json
+from connector.runs.options import Options
+from connector.runs.store import write_json
 from connector.types import Loadings, Recording
 
 LEVEL = 0.05

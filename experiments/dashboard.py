@@ -18,10 +18,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from connector.config import STAGES
 from connector.errors import UserError, exit_code
 from connector.report.page import METRICS
-from connector.store import write_text
+from connector.runs.options import STAGES
+from connector.runs.store import write_text
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Measures that runs are judged by, as far as they have them; each gets a chart of its own.

@@ -34,7 +34,7 @@ from connector.analysis.spike_nulls import NULLS
 from connector.analysis.spike_scores import ResponseSums, auc, psth_r2_of_sums
 from connector.errors import UserError
 from connector.report.page import BASELINES
-from connector.store import RunStore
+from connector.runs.store import RunStore
 
 BITS = "lrrnn/bits_per_spike"
 MODEL = "low-rank RNN"

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from connector.data.attractors import simulate_recording, teacher
 from connector.errors import UserError, exit_code
-from connector.store import RunStore, write_npz
+from connector.runs.store import RunStore, write_npz
 
 ENTRY = Path(__file__).resolve().parent.parent / "train.py"
 # Small, yet training takes a few seconds in each stage: epochs are many, networks and recordings are not.

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from connector.errors import UserError
-from connector.store import RunStore
+from connector.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = {

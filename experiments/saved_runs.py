@@ -25,7 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor
 
-from connector.config import AttractorData, checked_data
 from connector.data.attractors import Teacher
 from connector.data.folds import Fold
 from connector.dynamics import Network
@@ -35,8 +34,9 @@ from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel, trial_batch
 from connector.lrrnn_stage import LowRankRNNModule
 from connector.run import build_data
-from connector.run_directory import run_directory
-from connector.store import Run
+from connector.runs.naming import run_directory
+from connector.runs.options import AttractorData, checked_data
+from connector.runs.store import Run
 from connector.types import Recording
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")

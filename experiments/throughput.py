@@ -25,7 +25,7 @@ from rich.console import Console
 
 from connector.run import build_data, plan, run_stages
 from connector.run_logger import NoRun
-from connector.store import RunStore, write_json, write_text
+from connector.runs.store import RunStore, write_json, write_text
 from connector.training import StageContext, clock
 
 SPIKES = ["data.observation=spikes", "data.n_neurons=100", "lrrnn.inference=encoder"]

@@ -50,7 +50,6 @@ from rich.table import Table
 from scipy.io import savemat
 
 import connector.run
-from connector import config as options_schema
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.mean import fit_conditional_mean
@@ -59,8 +58,9 @@ from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.export import main as export_main
+from connector.runs import options as options_schema
+from connector.runs.store import RunStore, StageInputs, load_network, load_run, write_network
 from connector.sample import main as sample_main
-from connector.store import RunStore, StageInputs, load_network, load_run, write_network
 from connector.training import check_trainer
 from connector.types import Latents, Recording, valid_mask
 

@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.config import DATA_TYPES, checked, unknown_option
 from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
 from connector.errors import UserError
-from connector.run_directory import register_resolvers
+from connector.runs.naming import register_resolvers
+from connector.runs.options import DATA_TYPES, checked, unknown_option
 
 register_resolvers()
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.report.page import METRICS
-from connector.run_directory import register_resolvers
+from connector.runs.naming import register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from test_train import ROOT, train
 
 from connector import callbacks
-from connector.config import checked
 from connector.connectivity_stages import FlowJob, FlowModule, train_flow
 from connector.data.modules import TensorDataModule
 from connector.flow_ensemble import kind, train_as_one
-from connector.run_directory import register_resolvers
 from connector.run_logger import NoRun
-from connector.store import RunStore, read_npz
+from connector.runs.naming import register_resolvers
+from connector.runs.options import checked
+from connector.runs.store import RunStore, read_npz
 from connector.training import StageContext, fit
 
 register_resolvers()

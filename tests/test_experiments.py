@@ -13,14 +13,14 @@ from hydra import compose, initialize_config_dir
 import connector.run
 from connector import ConnectivityDistribution, load_run
 from connector.analysis.measures import field_error
-from connector.config import checked
 from connector.data.attractors import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.model import trial_batch
-from connector.run_directory import register_resolvers
-from connector.store import write_network
+from connector.runs.naming import register_resolvers
+from connector.runs.options import checked
+from connector.runs.store import write_network
 from connector.types import Loadings
 
 ROOT = Path(__file__).resolve().parent.parent

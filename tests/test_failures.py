@@ -18,7 +18,7 @@ from test_train import ROOT, train
 from connector import callbacks, interruption
 from connector.errors import UserError
 from connector.failures import RunFailure, explain, numerical_failure
-from connector.store import RunStore, StageInputs, write_npz
+from connector.runs.store import RunStore, StageInputs, write_npz
 from connector.sweep import end_state
 
 

@@ -27,8 +27,8 @@ from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn_stage import write_responses
 from connector.report.page import METRICS
-from connector.run_directory import register_resolvers
-from connector.store import RunStore
+from connector.runs.naming import register_resolvers
+from connector.runs.store import RunStore
 from connector.types import Recording
 
 ROOT = Path(__file__).resolve().parent.parent

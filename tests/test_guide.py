@@ -18,9 +18,9 @@ from test_own_data import session
 from test_train import ROOT, SMALL, train
 
 import connector
-from connector.config import checked
 from connector.report.page import METRICS
-from connector.run_directory import register_resolvers, run_directory
+from connector.runs.naming import register_resolvers, run_directory
+from connector.runs.options import checked
 
 register_resolvers()
 

@@ -9,13 +9,13 @@ from test_ensemble import job
 from test_train import ROOT
 
 from connector import callbacks
-from connector.config import checked
 from connector.connectivity_stages import train_flow
 from connector.lrrnn_stage import train_lrrnn
 from connector.run import build_data
-from connector.run_directory import register_resolvers
 from connector.run_logger import NoRun
-from connector.store import RunStore
+from connector.runs.naming import register_resolvers
+from connector.runs.options import checked
+from connector.runs.store import RunStore
 from connector.training import StageContext
 
 register_resolvers()

@@ -5,7 +5,7 @@ import torch
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
 from connector.lrrnn_stage import with_plausible_origin
-from connector.store import StageInputs
+from connector.runs.store import StageInputs
 from connector.types import Latents, Loadings
 
 

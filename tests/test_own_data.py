@@ -13,7 +13,7 @@ from test_train import ROOT, train
 
 from connector.data.recordings import load_rat
 from connector.export import main as export
-from connector.store import read_npz
+from connector.runs.store import read_npz
 
 QUICK = ["stages=[lrrnn]", "lrrnn.max_epochs=2", "lrrnn.n_units=8", "trainer.threads=1"]
 

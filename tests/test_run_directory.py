@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from connector.run_directory import run_directory, run_name
+from connector.runs.naming import run_directory, run_name
 
 DEFAULT = {"experiment": None, "data": "quadstable"}
 

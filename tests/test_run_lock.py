@@ -10,13 +10,13 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from test_train import ROOT, train
 
-from connector.config import checked
 from connector.ensemble import train_together
 from connector.errors import UserError
-from connector.run_lock import LOCK_FILE, locked
-from connector.store import RunStore
+from connector.runs.lock import LOCK_FILE, locked
+from connector.runs.options import checked
+from connector.runs.store import RunStore
 
-HOLD = "import sys; from pathlib import Path; from connector.run_lock import locked\n"
+HOLD = "import sys; from pathlib import Path; from connector.runs.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_ends(tmp
 def test_who_opened_the_file_of_an_earlier_holder_does_not_get_in_beside_the_next(tmp_path, monkeypatch):
     first = locked(tmp_path)
     first.__enter__()
-    from connector import run_lock
+    from connector.runs import lock as run_lock
 
     take = run_lock.fcntl.flock
     entered = []

@@ -10,9 +10,9 @@ import pytest
 import wandb
 
 from connector import load_run
-from connector.config import LoggerOptions
 from connector.report.page import TableData
 from connector.run_logger import ID_FILE, WandbRun
+from connector.runs.options import LoggerOptions
 
 TINY = [
     "data.n_neurons=60", "data.n_grid=5", "data.n_steps=30", "connectivity.loadings_epochs=4",

@@ -9,7 +9,7 @@ import torch
 from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.store import (
+from connector.runs.store import (
     RunStore,
     StageInputs,
     atomic,

@@ -13,7 +13,7 @@ import pytest
 
 from connector import load_run
 from connector.report.opening import percent
-from connector.store import file_checksum, read_npz
+from connector.runs.store import file_checksum, read_npz
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

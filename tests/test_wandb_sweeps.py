@@ -9,10 +9,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from connector.config import checked
 from connector.errors import UserError
 from connector.report.page import METRICS
-from connector.run_directory import register_resolvers, run_directory
+from connector.runs.naming import register_resolvers, run_directory
+from connector.runs.options import checked
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "conf" / "sweep").glob("*.yaml"))

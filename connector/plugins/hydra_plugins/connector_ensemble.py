@@ -62,9 +62,9 @@ class EnsembleLauncher(BasicLauncher):
         # Hydra imports plugins for every command line, --help among them: torch only where it is needed.
         from rich.console import Console
 
-        from connector.config import checked
         from connector.ensemble import train_together
         from connector.errors import UserError
+        from connector.runs.options import checked
 
         joblib_launcher = _checked_side_by_side(self.n_jobs)
         jobs, kept = [], [list(overrides) for overrides in job_overrides]

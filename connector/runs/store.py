@@ -31,7 +31,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from connector.config import STAGES
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.data.folds import Fold
@@ -39,6 +38,7 @@ from connector.dynamics import Network, activation
 from connector.errors import UserError
 from connector.failures import numerical_failure
 from connector.files import read_arrays, refusing_damage, require_file, unreadable
+from connector.runs.options import STAGES
 from connector.types import Latents, Loadings
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.

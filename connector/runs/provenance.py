@@ -18,7 +18,7 @@ _PACKAGES = (
     "torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "scipy", "scikit-learn", "torchdiffeq", "matplotlib",
     "wandb",
 )  # fmt: skip
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def command() -> str:

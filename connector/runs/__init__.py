@@ -1,0 +1,1 @@
+"""A run directory: options, names, what is written and read back, lock, provenance."""
