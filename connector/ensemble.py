@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from connector.callbacks import StepProgress, write_learning_curves
-from connector.connectivity_stages import FlowJob, prepare_loadings, prepare_outputs, train_flow
 from connector.data.modules import RecordingDataModule
 from connector.flow_ensemble import Trained, kind, train_as_one
 from connector.run import (
@@ -38,7 +36,9 @@ from connector.run import (
 from connector.run_logger import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore
-from connector.training import StageContext, clock, fit
+from connector.stages.checkpoints import StepProgress, write_learning_curves
+from connector.stages.flows import FlowJob, prepare_loadings, prepare_outputs, train_flow
+from connector.stages.training import StageContext, clock, fit
 
 _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from connector.callbacks import warming_average
-from connector.connectivity_stages import FlowJob, FlowModule
 from connector.data.modules import InMemoryBatches
-from connector.training import validation_interval
+from connector.stages.checkpoints import warming_average
+from connector.stages.flows import FlowJob, FlowModule
+from connector.stages.training import validation_interval
 
 
 @dataclass

@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from connector import __version__, interruption, launch
-from connector.callbacks import StepProgress, read_rows
-from connector.connectivity_stages import prepare_loadings, prepare_outputs, train_flow
 from connector.data.attractors import load_teachers
 from connector.data.modules import (
     AttractorDataModule,
@@ -29,16 +27,18 @@ from connector.data.modules import (
 )
 from connector.errors import UserError
 from connector.failures import explain
-from connector.lrrnn_stage import given_stage_inputs, train_lrrnn
 from connector.report.opening import counted
 from connector.report.page import METRICS
-from connector.results import result_tables, summarise
 from connector.run_logger import NoRun, WandbRun
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.runs.store import RunStore, file_checksum, fingerprint, write_text
-from connector.training import StageContext, check_trainer, clock, is_child_rank
+from connector.stages.checkpoints import StepProgress, read_rows
+from connector.stages.flows import prepare_loadings, prepare_outputs, train_flow
+from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
+from connector.stages.results import result_tables, summarise
+from connector.stages.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording, span
 
 _log = logging.getLogger("connector")

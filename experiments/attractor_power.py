@@ -42,12 +42,12 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
-from connector.lrrnn_stage import fit_spike_model
 from connector.run import quiet
 from connector.run_logger import NoRun
 from connector.runs.options import Options, checked
 from connector.runs.store import RunStore, write_json
-from connector.training import StageContext
+from connector.stages.lrrnn import fit_spike_model
+from connector.stages.training import StageContext
 from connector.types import Recording
 
 KINDS = ("one slow point", "two attractors")

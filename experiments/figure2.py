@@ -50,7 +50,7 @@ from connector.figures.panels import (
     flow_handles,
     kinds_of_fixed_points,
 )
-from connector.results import N_STATES_LARGE
+from connector.stages.results import N_STATES_LARGE
 
 N_TYPES = 4
 N_LARGE = 100_000  # neurons of the network whose field error is the distribution's own

@@ -32,11 +32,11 @@ from connector.errors import UserError, exit_code
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel, trial_batch
-from connector.lrrnn_stage import LowRankRNNModule
 from connector.run import build_data
 from connector.runs.naming import run_directory
 from connector.runs.options import AttractorData, checked_data
 from connector.runs.store import Run
+from connector.stages.lrrnn import LowRankRNNModule
 from connector.types import Recording
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")

@@ -26,7 +26,7 @@ from rich.console import Console
 from connector.run import build_data, plan, run_stages
 from connector.run_logger import NoRun
 from connector.runs.store import RunStore, write_json, write_text
-from connector.training import StageContext, clock
+from connector.stages.training import StageContext, clock
 
 SPIKES = ["data.observation=spikes", "data.n_neurons=100", "lrrnn.inference=encoder"]
 # name -> stage, options and epochs of each (None: as many as the recipe has)

@@ -61,7 +61,7 @@ from connector.export import main as export_main
 from connector.runs import options as options_schema
 from connector.runs.store import RunStore, StageInputs, load_network, load_run, write_network
 from connector.sample import main as sample_main
-from connector.training import check_trainer
+from connector.stages.training import check_trainer
 from connector.types import Latents, Recording, valid_mask
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -109,7 +109,7 @@ def in_this_process(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "in_own_process", lambda function, *arguments, fresh=False: function(*arguments))
     short = benchmark.composed("connectivity.early_stopping=false", "connectivity.loadings_epochs=5")
     monkeypatch.setattr(benchmark, "defaults", lambda: short)
-    monkeypatch.setattr("connector.results.N_NETWORKS", 1)
+    monkeypatch.setattr("connector.stages.results.N_NETWORKS", 1)
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         yield

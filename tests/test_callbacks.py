@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from connector.callbacks import LearningCurves, StepProgress, read_learning_curves
-from connector.training import StageModule
+from connector.stages.checkpoints import LearningCurves, StepProgress, read_learning_curves
+from connector.stages.training import StageModule
 
 
 class Counting(StageModule):

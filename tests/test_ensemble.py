@@ -12,15 +12,15 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from test_train import ROOT, train
 
-from connector import callbacks
-from connector.connectivity_stages import FlowJob, FlowModule, train_flow
 from connector.data.modules import TensorDataModule
 from connector.flow_ensemble import kind, train_as_one
 from connector.run_logger import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import RunStore, read_npz
-from connector.training import StageContext, fit
+from connector.stages import checkpoints as callbacks
+from connector.stages.flows import FlowJob, FlowModule, train_flow
+from connector.stages.training import StageContext, fit
 
 register_resolvers()
 

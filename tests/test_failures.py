@@ -15,10 +15,11 @@ from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
 from test_train import ROOT, train
 
-from connector import callbacks, interruption
+from connector import interruption
 from connector.errors import UserError
 from connector.failures import RunFailure, explain, numerical_failure
 from connector.runs.store import RunStore, StageInputs, write_npz
+from connector.stages import checkpoints as callbacks
 from connector.sweep import end_state
 
 

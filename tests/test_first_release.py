@@ -9,11 +9,11 @@ import torch
 from test_train import train
 
 from connector import load_run
-from connector.connectivity_stages import FlowModule
 from connector.errors import UserError
-from connector.lrrnn_stage import LowRankRNNModule
 from connector.runs.store import MANIFEST_FORMAT, RunStore, file_checksum, load_network, read_npz
 from connector.sample import main as sample
+from connector.stages.flows import FlowModule
+from connector.stages.lrrnn import LowRankRNNModule
 
 RUN = Path(__file__).resolve().parent / "fixtures" / "run_v1"
 COMMAND = (RUN.parent / "make_run_v1.sh").read_text().split("train.py", 1)[1].replace("\\\n", " ").split()

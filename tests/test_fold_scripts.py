@@ -25,10 +25,10 @@ from connector.analysis.spike_scores import (
 from connector.data.folds import fold
 from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.lrrnn_stage import write_responses
 from connector.report.page import METRICS
 from connector.runs.naming import register_resolvers
 from connector.runs.store import RunStore
+from connector.stages.lrrnn import write_responses
 from connector.types import Recording
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,15 +8,15 @@ from rich.console import Console
 from test_ensemble import job
 from test_train import ROOT
 
-from connector import callbacks
-from connector.connectivity_stages import train_flow
-from connector.lrrnn_stage import train_lrrnn
 from connector.run import build_data
 from connector.run_logger import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import RunStore
-from connector.training import StageContext
+from connector.stages import checkpoints as callbacks
+from connector.stages.flows import train_flow
+from connector.stages.lrrnn import train_lrrnn
+from connector.stages.training import StageContext
 
 register_resolvers()
 

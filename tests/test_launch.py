@@ -6,7 +6,7 @@ from test_train import train
 
 from connector import load_run
 from connector.launch import devices_of_job
-from connector.training import is_child_rank
+from connector.stages.training import is_child_rank
 
 SMALL = [
     "experiment=limit_cycle", "data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "report=false",

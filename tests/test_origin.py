@@ -4,8 +4,8 @@ import torch
 
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
-from connector.lrrnn_stage import with_plausible_origin
 from connector.runs.store import StageInputs
+from connector.stages.lrrnn import with_plausible_origin
 from connector.types import Latents, Loadings
 
 

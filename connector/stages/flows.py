@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from connector.analysis.measures import drift_r2
-from connector.callbacks import ExponentialMovingAverage
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
@@ -22,7 +21,8 @@ from connector.dynamics import activation, potentials
 from connector.failures import numerical_failure
 from connector.runs.options import Options
 from connector.runs.store import StageInputs
-from connector.training import StageContext, StageModule, fit
+from connector.stages.checkpoints import ExponentialMovingAverage
+from connector.stages.training import StageContext, StageModule, fit
 from connector.types import Loadings
 
 _VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n

@@ -21,12 +21,12 @@ from rich.console import Console
 from torch import Tensor
 
 from connector import interruption
-from connector.callbacks import LearningCurves, StageCheckpoints, StageProgress
 from connector.errors import UserError
 from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
 from connector.runs.options import Options, TrainerOptions
 from connector.runs.store import RunStore, atomic, move_into_place
+from connector.stages.checkpoints import LearningCurves, StageCheckpoints, StageProgress
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
 

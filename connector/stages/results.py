@@ -28,7 +28,6 @@ from connector.analysis.measures import (
     relative_field_error,
     valente_dissimilarity,
 )
-from connector.callbacks import StepProgress, read_learning_curves
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
@@ -48,6 +47,7 @@ from connector.report.page import (
 )
 from connector.runs.options import STAGES, Options
 from connector.runs.store import RunStore, StageInputs, atomic, read_npz, write_network
+from connector.stages.checkpoints import StepProgress, read_learning_curves
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn

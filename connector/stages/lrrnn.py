@@ -33,7 +33,7 @@ from connector.lrrnn.spikes.model import SpikeModel, trial_batch
 from connector.lrrnn.spikes.model import connectivity_inputs as spike_inputs
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.runs.store import RunStore, StageInputs, write_npz
-from connector.training import StageContext, StageModule, fit, is_child_rank, one_thread
+from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch
 
 # Fine-tuning from the closed form: small steps, since there is little left to gain.

@@ -1,0 +1,1 @@
+"""LightningModules and the stage loop; measures and figures of a finished run."""
