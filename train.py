@@ -31,8 +31,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from connector import interruption
 from connector.errors import UserError
 from connector.failures import RunFailure
+from connector.launch.sweep import close_sweep, sweep_directory
 from connector.runs.naming import register_resolvers
-from connector.sweep import close_sweep, sweep_directory
 
 register_resolvers()
 
@@ -65,7 +65,7 @@ def job(config: DictConfig) -> float | None:
         from connector.runs.options import checked
 
         options = checked(config)
-        from connector.run import run
+        from connector.launch.job import run
 
         if not sweep:
             return run(options, config, directory)

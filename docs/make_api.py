@@ -96,7 +96,7 @@ SOURCES = {
     "loadings/log_likelihood": "connector.connectivity.flow_selection",
     "loadings/tail_advantage": "connector.connectivity.flow_selection",
     "outputs/": "connector.stages.flows",
-    "timing/": "connector.run.all_metrics",
+    "timing/": "connector.launch.job.all_metrics",
 }
 GROUPS = {
     "connectivity": "Distance to a known truth, and what the data determine",

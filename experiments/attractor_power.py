@@ -40,10 +40,10 @@ from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.launch.job import quiet
+from connector.launch.wandb_run import NoRun
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
-from connector.run import quiet
-from connector.run_logger import NoRun
 from connector.runs.options import Options, checked
 from connector.runs.store import RunStore, write_json
 from connector.stages.lrrnn import fit_spike_model

@@ -76,7 +76,7 @@ EPOCHS_OPTION = {
 LIMIT_GIB = 4.0
 N_STEPS, ALPHA, GAIN, NOISE = 100, 0.1, 1.6, 0.01  # of the latents whose size grows; noise: sd on each latent
 # Loaded once for all the small parts; not run, so that no thread has started when they fork.
-_PRELOAD = ["torch", "connector.run", "connector.stages.results"]
+_PRELOAD = ["torch", "connector.launch.job", "connector.stages.results"]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -280,8 +280,8 @@ def run_recipe(
     experiment: str, recipe: str, extra: Sequence[str], epochs: Sequence[int] | None, warmup: int, threads: int
 ) -> RecipeCost:
     """Run a recipe's stages in this process; ``epochs`` of each stage only (and the warm-up), or all of them (None)."""
-    from connector.run import build_data, plan, run_stages
-    from connector.run_logger import NoRun
+    from connector.launch.job import build_data, plan, run_stages
+    from connector.launch.wandb_run import NoRun
     from connector.stages.checkpoints import Stopwatch
     from connector.stages.results import Results
     from connector.stages.training import StageContext, validation_interval
@@ -397,7 +397,7 @@ def clustered_inputs(n_neurons: int) -> StageInputs:
 
 def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
     """The stage that trains the flow of the loadings, and its sample's mean squared radius against the neurons'."""
-    from connector.run_logger import NoRun
+    from connector.launch.wandb_run import NoRun
     from connector.stages.flows import prepare_loadings, train_flow
     from connector.stages.training import StageContext
 

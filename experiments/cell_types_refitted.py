@@ -29,8 +29,8 @@ from torch import Tensor
 from connector.analysis.cell_types import cell_type_test
 from connector.dynamics import potentials
 from connector.errors import UserError
+from connector.launch.job import quiet
 from connector.lrrnn.spikes.model import Posterior, refit_loadings, trial_batch
-from connector.run import quiet
 from connector.runs.options import Options
 from connector.runs.store import write_json
 from connector.types import Loadings, Recording

@@ -30,9 +30,9 @@ from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError, exit_code
 from connector.figures import panels as figures
+from connector.launch.job import build_data
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel, trial_batch
-from connector.run import build_data
 from connector.runs.naming import run_directory
 from connector.runs.options import AttractorData, checked_data
 from connector.runs.store import Run

@@ -23,8 +23,8 @@ from benchmark import composed, machine, machine_line, quiet
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from connector.run import build_data, plan, run_stages
-from connector.run_logger import NoRun
+from connector.launch.job import build_data, plan, run_stages
+from connector.launch.wandb_run import NoRun
 from connector.runs.store import RunStore, write_json, write_text
 from connector.stages.training import StageContext, clock
 

@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.io import savemat
 
-import connector.run
+import connector.launch.job
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.mean import fit_conditional_mean
@@ -876,20 +876,20 @@ def damaged(reader: str, kind: str, whole: Path, folder: Path, rng: np.random.Ge
 
 
 def rehearsal(options, *_) -> float:
-    """connector.run.run up to the first stage: all that the options can spoil before anything is trained."""
-    connector.run.quiet()
+    """connector.launch.job.run up to the first stage: all that the options can spoil before anything is trained."""
+    connector.launch.job.quiet()
     check_trainer(options.trainer)
-    data = connector.run.build_data(options)
+    data = connector.launch.job.build_data(options)
     data.setup()
-    connector.run.plan(options, data)
+    connector.launch.job.plan(options, data)
     return 0.0
 
 
 def command(arguments: list[str]) -> int:
     """train.py in this process, its run rehearsed; a refusal raises UserError."""
-    before, run = sys.argv, connector.run.run
+    before, run = sys.argv, connector.launch.job.run
     sys.argv = ["train.py", *arguments]
-    connector.run.run = rehearsal
+    connector.launch.job.run = rehearsal
     GlobalHydra.instance().clear()
     train._raised.clear()
     train._directories.clear()
@@ -901,7 +901,7 @@ def command(arguments: list[str]) -> int:
             except SystemExit as left:  # argparse, at flags that do not exist
                 code = left.code
     finally:
-        sys.argv, connector.run.run = before, run
+        sys.argv, connector.launch.job.run = before, run
     sweep = "-m" in arguments or "--multirun" in arguments
     if sweep and code == 1 and "Traceback" not in out.getvalue():
         code = 2  # as documented: a sweep ends with 1 where a job was refused

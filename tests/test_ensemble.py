@@ -13,8 +13,8 @@ from rich.console import Console
 from test_train import ROOT, train
 
 from connector.data.modules import TensorDataModule
-from connector.flow_ensemble import kind, train_as_one
-from connector.run_logger import NoRun
+from connector.launch.flow_ensemble import kind, train_as_one
+from connector.launch.wandb_run import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import RunStore, read_npz

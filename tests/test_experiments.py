@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-import connector.run
+import connector.launch.job
 from connector import ConnectivityDistribution, load_run
 from connector.analysis.measures import field_error
 from connector.data.attractors import grid_of_states
@@ -49,13 +49,13 @@ def only_the_network(options, store, data, metrics, lines, progress):
 def runs(tmp_path_factory):
     """Small runs of three systems, where runs with the default options would lie."""
     directory, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
-    patch.setattr(connector.run, "summarise", only_the_network)
+    patch.setattr(connector.launch.job, "summarise", only_the_network)
     register_resolvers()
     for system in ("quadstable", "ring", "heavy_tailed"):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             overrides = [*SMALL, "trainer.threads=1", f"experiment={system}", f"experiment_name={system}"]
             config = compose("train", overrides=overrides)
-        connector.run.run(checked(config), config, directory / system / "default")
+        connector.launch.job.run(checked(config), config, directory / system / "default")
     patch.undo()
     return directory
 
@@ -64,7 +64,7 @@ def runs(tmp_path_factory):
 def spike_run(tmp_path_factory):
     """A small run on spikes of a leaky integrator of two inputs, whose choices follow its final state."""
     directory, patch = tmp_path_factory.mktemp("spikes"), pytest.MonkeyPatch()
-    patch.setattr(connector.run, "summarise", only_the_network)
+    patch.setattr(connector.launch.job, "summarise", only_the_network)
     rng = np.random.default_rng(0)
     trials, steps, neurons = 60, 40, 64
     evidence = rng.choice([-1.0, 1.0], trials)
@@ -87,7 +87,7 @@ def spike_run(tmp_path_factory):
                      "connectivity.outputs_loadings=512", "connectivity.max_states=800",
                      "connectivity.regularizer=0.01", "trainer.threads=1"]  # fmt: skip
         config = compose("train", overrides=overrides)
-    connector.run.run(checked(config), config, directory / "run")
+    connector.launch.job.run(checked(config), config, directory / "run")
     patch.undo()
     return directory / "run"
 

@@ -18,9 +18,9 @@ from test_train import ROOT, train
 from connector import interruption
 from connector.errors import UserError
 from connector.failures import RunFailure, explain, numerical_failure
+from connector.launch.sweep import end_state
 from connector.runs.store import RunStore, StageInputs, write_npz
 from connector.stages import checkpoints as callbacks
-from connector.sweep import end_state
 
 
 def told(error, tmp_path, stage="loadings"):

@@ -80,5 +80,5 @@ def test_frameworks_are_imported_at_the_rim_only():
 
 
 def test_what_the_command_line_needs_for_help_loads_without_torch():
-    code = "import sys, connector.sweep, connector.runs.naming; assert 'torch' not in sys.modules; import connector; connector.load_run"
+    code = "import sys, connector.launch.sweep, connector.runs.naming; assert 'torch' not in sys.modules; import connector; connector.load_run"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -8,8 +8,8 @@ from rich.console import Console
 from test_ensemble import job
 from test_train import ROOT
 
-from connector.run import build_data
-from connector.run_logger import NoRun
+from connector.launch.job import build_data
+from connector.launch.wandb_run import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import RunStore

@@ -5,7 +5,7 @@ import torch
 from test_train import train
 
 from connector import load_run
-from connector.launch import devices_of_job
+from connector.launch.distributed import devices_of_job
 from connector.stages.training import is_child_rank
 
 SMALL = [

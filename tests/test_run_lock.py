@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from test_train import ROOT, train
 
-from connector.ensemble import train_together
 from connector.errors import UserError
+from connector.launch.ensemble import train_together
 from connector.runs.lock import LOCK_FILE, locked
 from connector.runs.options import checked
 from connector.runs.store import RunStore

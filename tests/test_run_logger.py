@@ -10,8 +10,8 @@ import pytest
 import wandb
 
 from connector import load_run
+from connector.launch.wandb_run import ID_FILE, WandbRun
 from connector.report.page import TableData
-from connector.run_logger import ID_FILE, WandbRun
 from connector.runs.options import LoggerOptions
 
 TINY = [

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from test_train import ROOT, train
 
-from connector import sweep
 from connector.errors import UserError
-from connector.sweep import SweepReport, close_sweep, count_jobs, end_state
+from connector.launch import sweep
+from connector.launch.sweep import SweepReport, close_sweep, count_jobs, end_state
 
 SMALL = [
     "data.n_neurons=60", "data.n_grid=5", "data.n_steps=20", "lrrnn.max_epochs=1", "trainer.threads=1", "stages=lrrnn",
@@ -69,14 +69,14 @@ def test_jobs_in_processes_of_their_own_end_in_one_table(tmp_path):
 # train.py, but the fifth job of the process fails while it trains.
 FAULTY = """
 import runpy, sys
-import connector.run
-whole, calls = connector.run.run_stages, []
+import connector.launch.job
+whole, calls = connector.launch.job.run_stages, []
 def faulty(*arguments):
     calls.append(arguments)
     if len(calls) == 5:
         raise RuntimeError("made to fail")
     return whole(*arguments)
-connector.run.run_stages = faulty
+connector.launch.job.run_stages = faulty
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """

@@ -62,8 +62,8 @@ class EnsembleLauncher(BasicLauncher):
         # Hydra imports plugins for every command line, --help among them: torch only where it is needed.
         from rich.console import Console
 
-        from connector.ensemble import train_together
         from connector.errors import UserError
+        from connector.launch.ensemble import train_together
         from connector.runs.options import checked
 
         joblib_launcher = _checked_side_by_side(self.n_jobs)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import __version__, interruption, launch
+from connector import __version__, interruption
 from connector.data.attractors import load_teachers
 from connector.data.modules import (
     AttractorDataModule,
@@ -27,9 +27,10 @@ from connector.data.modules import (
 )
 from connector.errors import UserError
 from connector.failures import explain
+from connector.launch import distributed as launch
+from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.opening import counted
 from connector.report.page import METRICS
-from connector.run_logger import NoRun, WandbRun
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from connector.data.modules import RecordingDataModule
-from connector.flow_ensemble import Trained, kind, train_as_one
-from connector.run import (
+from connector.launch.flow_ensemble import Trained, kind, train_as_one
+from connector.launch.job import (
     Plan,
     artifacts,
     build_data,
@@ -33,7 +33,7 @@ from connector.run import (
     sources,
     unlogged_curves,
 )
-from connector.run_logger import ID_FILE, NoRun
+from connector.launch.wandb_run import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore
 from connector.stages.checkpoints import StepProgress, write_learning_curves

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-ENTRY = Path(__file__).resolve().parent.parent / "train.py"
+ENTRY = Path(__file__).resolve().parents[2] / "train.py"
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 

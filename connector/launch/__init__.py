@@ -1,0 +1,1 @@
+"""One job, a sweep, several processes, many fits as one, Weights & Biases."""
