@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from connector import moved
+
 if TYPE_CHECKING:
     from connector.connectivity.distribution import ConnectivityDistribution
     from connector.connectivity.flow import Flow
@@ -45,6 +47,8 @@ _HOMES = {
     "Loadings": "types",
     "Recording": "types",
 }
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

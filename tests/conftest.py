@@ -32,8 +32,8 @@ def finished(tmp_path_factory):
 
     Where several processes test, the first one that needs it makes it; each gets a copy.
     """
+    from commands import SMALL, train
     from filelock import FileLock
-    from test_train import SMALL, train
 
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"

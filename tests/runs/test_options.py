@@ -1,9 +1,9 @@
 """The real configuration files compose and pass the check; what is wrong is refused in a line."""
 
 import inspect
-from pathlib import Path
 
 import pytest
+from commands import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -14,7 +14,6 @@ from connector.runs.options import DATA_TYPES, checked, unknown_option
 
 register_resolvers()
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 

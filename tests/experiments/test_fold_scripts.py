@@ -4,14 +4,14 @@ import importlib
 import json
 import os
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_own_data import QUICK, session, train
+from sessions import QUICK, session
 
 from connector.analysis.spike_scores import (
     SpikeScores,
@@ -31,7 +31,6 @@ from connector.runs.store import RunStore
 from connector.stages.lrrnn import write_responses
 from connector.types import Recording
 
-ROOT = Path(__file__).resolve().parent.parent
 N_FOLDS, N_TRIALS = 4, 50
 BITS, LOSS = "lrrnn/bits_per_spike", "lrrnn/val_loss"
 

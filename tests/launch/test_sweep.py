@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import ROOT, train
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
-from test_train import ROOT, train
 
 from connector.errors import UserError
 from connector.launch import sweep

@@ -14,6 +14,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
@@ -21,7 +22,6 @@ from omegaconf import OmegaConf
 from connector.report.page import METRICS
 from connector.runs.naming import register_resolvers
 
-ROOT = Path(__file__).resolve().parent.parent
 D, FIELD = "connectivity/dissimilarity", "dynamics/field_error"
 T_2 = 4.302652729749464  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a table
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, train
 from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
-from test_train import ROOT, train
 
 from connector import interruption
 from connector.errors import UserError

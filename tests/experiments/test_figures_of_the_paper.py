@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from hydra import compose, initialize_config_dir
 
 import connector.launch.job
@@ -23,7 +24,6 @@ from connector.runs.options import checked
 from connector.runs.store import write_network
 from connector.types import Loadings
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "data.n_neurons=150", "data.n_grid=6", "data.n_steps=30", "connectivity.loadings_epochs=20",
     "connectivity.outputs_epochs=5", "connectivity.outputs_loadings=512", "lrrnn.max_epochs=1",

@@ -2,10 +2,10 @@
 
 import itertools
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
+from commands import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
@@ -14,7 +14,6 @@ from connector.report.page import METRICS
 from connector.runs.naming import register_resolvers, run_directory
 from connector.runs.options import checked
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "conf" / "sweep").glob("*.yaml"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_train import train
+from commands import train
 
 from connector import load_run
 from connector.launch.distributed import devices_of_job

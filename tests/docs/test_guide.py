@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
+from commands import ROOT, SMALL, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_own_data import session
-from test_train import ROOT, SMALL, train
+from sessions import session
 
 import connector
 from connector.report.page import METRICS

@@ -2,11 +2,10 @@
 tests/fixtures/make_run_v1.sh: it is never made anew; a later format gets a fixture beside it."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from test_train import train
+from commands import ROOT, train
 
 from connector import load_run
 from connector.errors import UserError
@@ -15,7 +14,7 @@ from connector.sample import main as sample
 from connector.stages.flows import FlowModule
 from connector.stages.lrrnn import LowRankRNNModule
 
-RUN = Path(__file__).resolve().parent / "fixtures" / "run_v1"
+RUN = ROOT / "tests" / "fixtures" / "run_v1"
 COMMAND = (RUN.parent / "make_run_v1.sh").read_text().split("train.py", 1)[1].replace("\\\n", " ").split()
 
 

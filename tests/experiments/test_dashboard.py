@@ -3,16 +3,14 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from commands import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.report.page import METRICS
 from connector.runs.naming import register_resolvers
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import ROOT, SMALL, train
 
 from connector import load_run
 from connector.report.opening import percent
 from connector.runs.store import file_checksum, read_npz
-
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "data.n_neurons=200", "data.n_grid=8", "data.n_steps=60", "connectivity.loadings_epochs=40",
-    "connectivity.outputs_epochs=4", "connectivity.outputs_loadings=2048", "lrrnn.max_epochs=1",
-    "trainer.threads=1",  # one thread: sums in one order, whatever else the machine does
-]  # fmt: skip
-
-
-def train(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
 
 
 def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):

@@ -5,13 +5,13 @@ import json
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 
-SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "benchmark.py"
+SCRIPT = ROOT / "experiments" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")

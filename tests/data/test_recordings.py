@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from matlab73 import write_matlab73
 from scipy.io import loadmat, savemat
 
@@ -17,7 +18,6 @@ from connector.data.preprocessing import adapt_clicks
 from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat, read_recording, source_of
 from connector.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CONNECTOR_DATA", ROOT.parent / "shared" / "data"))
 SESSIONS = DATA / "rat_frontal_cortex"
 

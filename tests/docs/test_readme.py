@@ -4,10 +4,10 @@ import ast
 import inspect
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -20,7 +20,6 @@ from connector.types import Latents, Loadings
 
 register_resolvers()
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 GROUPS = ("experiment", "data", "lrrnn", "connectivity", "trainer", "logger", "hydra/launcher", "hydra/sweeper")
 # Their defaults are functions of the options or of the time; the table says which.

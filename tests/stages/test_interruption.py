@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from commands import ROOT
+from flow_jobs import job
 from hydra import compose, initialize_config_dir
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
-from test_ensemble import job
-from test_train import ROOT
 
 from connector.launch.job import build_data
 from connector.launch.wandb_run import NoRun

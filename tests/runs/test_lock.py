@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from commands import ROOT, train
 from hydra import compose, initialize_config_dir
 from rich.console import Console
-from test_train import ROOT, train
 
 from connector.errors import UserError
 from connector.launch.ensemble import train_together

@@ -1,0 +1,56 @@
+"""Modules of the first release under their old names: for one release, importing one warns and gives what it held."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old name -> where its contents are now. Only modules that the documentation named.
+HOMES = {
+    "connector.clusters": ("analysis.cell_types",),
+    "connector.diagnosis": ("connectivity.diagnosis",),
+    "connector.flow": ("connectivity.flow",),
+    "connector.measures": ("analysis.measures",),
+    "connector.store": ("runs.store",),
+    "connector.tilt": ("connectivity.drive_matching",),
+}
+
+
+def lazily(package: str, *homes: str) -> Callable[[str], Any]:
+    """A module's `__getattr__` that looks a name up in the modules ``homes``, imported when first asked."""
+
+    def getattr_of(name: str) -> Any:
+        if not name.startswith("__"):
+            for home in homes:
+                module = import_module(f"connector.{home}")
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return getattr_of
+
+
+class _Moved(MetaPathFinder, Loader):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in HOMES else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = HOMES[module.__name__]
+        now = " and ".join(f"connector.{home}" for home in homes)
+        warnings.warn(f"{module.__name__} is now {now}", FutureWarning, stacklevel=2)
+        module.__getattr__ = lazily(module.__name__, *homes)  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Make the old names importable."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())
