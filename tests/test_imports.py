@@ -3,13 +3,11 @@
 python tests/test_imports.py    # floors, arrows between wings, longest file and function, lines
 """
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "connector"
+from commands import ROOT
+from structure import HERE, imported, imports_of, modules, wing
 
 # The floors of the house, from the ground up: a wing (a folder, or a module beside them) imports from lower floors only.
 FLOORS = [
@@ -33,46 +31,16 @@ AT_THE_RIM = {  # a framework: where it may be imported, as folders or modules
 }
 
 
-def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def wing(module):
-    return module.split(".")[0]
-
-
-def imports_of_the_package():
-    """(module, imported module) within the package, but for its face, which names what lies everywhere."""
-    known = {name for name, _ in modules()}
-    for name, path in modules():
-        for target in imported(path) if name else ():
-            inner = target.removeprefix("connector.")
-            if target.startswith("connector.") and inner in known and inner != name:
-                yield name, inner
-
-
 def test_every_wing_has_its_floor():
     floors = [name for floor in FLOORS for name in floor]
-    assert sorted(floors) == sorted({wing(name) for name, _ in modules() if name})
+    assert sorted(floors) == sorted({wing(name) for name, _ in modules(HERE) if name})
 
 
 def test_wings_import_only_from_lower_floors():
     level = {name: i for i, floor in enumerate(FLOORS) for name in floor}
     wrong = [
         f"{name} imports {target}"
-        for name, target in imports_of_the_package()
+        for name, target in imports_of(HERE)
         if wing(name) != wing(target) and level[wing(target)] >= level[wing(name)]
     ]
     assert not wrong
@@ -80,7 +48,7 @@ def test_wings_import_only_from_lower_floors():
 
 def test_modules_of_a_wing_do_not_import_one_another_in_circles():
     above = {}
-    for name, target in imports_of_the_package():
+    for name, target in imports_of(HERE):
         above.setdefault(name, set()).add(target)
 
     def reaches(start, goal, seen):
@@ -95,7 +63,7 @@ def test_modules_of_a_wing_do_not_import_one_another_in_circles():
 def test_frameworks_are_imported_at_the_rim_only():
     wrong = [
         f"{name} imports {target}"
-        for name, path in modules()
+        for name, path in modules(HERE)
         for target in imported(path)
         for framework, allowed in AT_THE_RIM.items()
         if target.split(".")[0] == framework and not any(name == x or name.startswith(x + ".") for x in allowed)
