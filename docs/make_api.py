@@ -92,10 +92,10 @@ SOURCES = {
     "lrrnn/loadings_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/latents_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/bits_per_spike_null": "connector.analysis.spike_nulls",
-    "loadings/": "connector.stages.flows",
+    "loadings/": "connector.stages.loadings",
     "loadings/log_likelihood": "connector.connectivity.flow_selection",
     "loadings/tail_advantage": "connector.connectivity.flow_selection",
-    "outputs/": "connector.stages.flows",
+    "outputs/": "connector.stages.outputs",
     "timing/": "connector.launch.job.all_metrics",
 }
 GROUPS = {

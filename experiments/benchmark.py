@@ -398,7 +398,8 @@ def clustered_inputs(n_neurons: int) -> StageInputs:
 def grow_loadings_flow(size: Size) -> tuple[Cost, float]:
     """The stage that trains the flow of the loadings, and its sample's mean squared radius against the neurons'."""
     from connector.launch.wandb_run import NoRun
-    from connector.stages.flows import prepare_loadings, train_flow
+    from connector.stages.flows import train_flow
+    from connector.stages.loadings import prepare_loadings
     from connector.stages.training import StageContext
 
     options = defaults()

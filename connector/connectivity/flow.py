@@ -7,108 +7,22 @@ the straight path x_t = (1 - t) x0 + t x1, whose velocity x1 - x0 the network re
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from scipy.stats import chi2
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
+from connector.connectivity.student_t import chi_square_over_dof, fit_student_t, moments, student_t_constant
+from connector.connectivity.velocity import Velocity
 from connector.errors import UserError
 from connector.files import check_module_state, read_saved, refusing_damage, write_saved
 
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
-_FREQUENCIES = (1.0, 2.0, 3.0)  # of the time features, in half turns over [0, 1]
-_FIRST_LAYER_GAIN = 2.0
 _FIXED_STEP = ("euler", "midpoint", "rk4", "heun3")
-
-
-class Velocity(nn.Module):
-    """v(x, t, context): a perceptron with SiLU layers that also returns its exact divergence.
-
-    With ``precondition`` the velocity is v = s'(t) / s(t) x + f(x / s(t), t, context), s(t)^2 = (1 - t)^2 + t^2: the
-    first term is the exact velocity of standard normal data, the argument of f has unit variance at all times and time
-    enters with its Fourier features, so that f has to learn only what sets the data apart from a normal. The first
-    layer starts at twice the usual size: nearly linear units leave a symmetric mixture at the normal for many hundreds
-    of steps, a plateau from which single coordinates may never escape.
-    Without it s = 1: v = f(x, t, context), a plain perceptron.
-
-    In the scaled coordinate y = x / s(t) the flow is dy/dt = f(y, t) / s(t), which is what is integrated: y = x at
-    both ends, and the linear term costs no integration error.
-
-    Computes in the dtype of ``x``, whatever that of its weights, so that a float32 network has a float64 density.
-
-    Args:
-        dim: D, columns of x. context_dim: C. hidden_width, hidden_layers: with 0 layers f is affine.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        context_dim: int = 0,
-        hidden_width: int = 64,
-        hidden_layers: int = 2,
-        precondition: bool = True,
-    ):
-        super().__init__()
-        self.dim, self.precondition = dim, precondition
-        n_times = 1 + 2 * len(_FREQUENCIES) if precondition else 1
-        widths = [dim + n_times + context_dim, *[hidden_width] * hidden_layers, dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        if precondition and hidden_layers:
-            with torch.no_grad():
-                for p in self.layers[0].parameters():
-                    p.mul_(_FIRST_LAYER_GAIN)
-
-    def scale(self, t: Tensor) -> Tensor:
-        """s(t), of the shape of t."""
-        return ((1 - t) ** 2 + t**2).sqrt() if self.precondition else torch.ones_like(t)
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Velocity (B, D) at x (B, D), t (B,) or scalar, context (B, C) or None."""
-        t = t.to(x.dtype).reshape(-1, 1)
-        if not self.precondition:
-            return self.learned(x, t, context)
-        scale = self.scale(t)
-        return (2 * t - 1) / scale**2 * x + self.learned(x / scale, t, context)
-
-    def learned(self, y: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """f (B, D) at scaled y (B, D)."""
-        h = self._inputs(y, t, context)
-        for i, layer in enumerate(self.layers):
-            h = F.linear(F.silu(h) if i else h, layer.weight.to(y.dtype), layer.bias.to(y.dtype))
-        return h
-
-    def learned_with_divergence(self, y: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """f (B, D) and sum_j df_j / dy_j (B,).
-
-        Derivatives along the D axes are carried forward through the layers beside the values: exact, one matrix
-        product per layer, and free of autograd, so that it also runs in inference mode.
-        """
-        h, tangents = self._inputs(y, t, context), None
-        for i, layer in enumerate(self.layers):
-            weight = layer.weight.to(y.dtype)
-            if i == 0:
-                tangents = weight[:, : self.dim].T[None]  # (1, D, width)
-            else:
-                gate = torch.sigmoid(h)
-                slope = gate * (1 + h * (1 - gate))
-                tangents = (tangents * slope[:, None]) @ weight.T
-                h = h * gate
-            h = F.linear(h, weight, layer.bias.to(y.dtype))
-        return h, tangents.diagonal(dim1=1, dim2=2).sum(-1).expand(len(y))
-
-    def _inputs(self, y: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        t = t.to(y.dtype).reshape(-1, 1)
-        times = [t]
-        if self.precondition:
-            angles = math.pi * t * torch.tensor(_FREQUENCIES, dtype=y.dtype, device=y.device)
-            times += [angles.sin(), angles.cos()]
-        return torch.cat([y, *(x.expand(len(y), -1) for x in times), *([] if context is None else [context])], dim=1)
 
 
 class Flow(nn.Module):
@@ -214,7 +128,7 @@ class Flow(nn.Module):
             location, covariance, dof = fit_student_t(x, self.fixed_dof)
             self.dof.fill_(dof)
         else:
-            location, covariance = _moments(x)
+            location, covariance = moments(x)
         scale = _root(covariance, self.standardise)
         if self.standardise == "none":
             location = torch.zeros_like(location)
@@ -222,7 +136,7 @@ class Flow(nn.Module):
         self.scale.copy_(scale)
         self.scale_inverse.copy_(torch.linalg.inv(scale))
         if context is not None:
-            location, covariance = _moments(context.double())
+            location, covariance = moments(context.double())
             if self.standardise == "none":
                 location = torch.zeros_like(location)
             self.context_location.copy_(location)
@@ -230,16 +144,16 @@ class Flow(nn.Module):
         return self
 
     @torch.no_grad()
-    def match_moments(self, x: Tensor, steps: int = 8, n_points: int = 32768) -> Flow:
+    def matchmoments(self, x: Tensor, steps: int = 8, n_points: int = 32768) -> Flow:
         """Correct location and scale so that mean and covariance of the density are those of x (N, D); returns itself.
 
         A velocity that was stopped early has learned a shape, not every moment. What depends on the moments, as the
         drive of a large network does, then still agrees with the data. For a density without context.
         """
         self._check(x, None)
-        mean, covariance = _moments(x.double())
+        mean, covariance = moments(x.double())
         own = self.sample(base=self.base_quadrature(n_points), steps=steps).double()
-        own_mean, own_covariance = _moments(own)
+        own_mean, own_covariance = moments(own)
         turn = _root(covariance, "whiten") @ torch.linalg.inv(_root(own_covariance, "whiten"))
         scale = turn @ self.scale.double()
         self.location.copy_(mean + turn @ (self.location.double() - own_mean))
@@ -278,7 +192,7 @@ class Flow(nn.Module):
         }
         x = torch.randn(n_samples, self.dim, **options).to(device)
         if self.base == "student_t":
-            x = x / _chi_square_over_dof(n_samples, float(self.dof), options).to(device).sqrt()[:, None]
+            x = x / chi_square_over_dof(n_samples, float(self.dof), options).to(device).sqrt()[:, None]
         return x
 
     def base_quadrature(self, n_points: int, seed: int = 0) -> Tensor:
@@ -299,7 +213,7 @@ class Flow(nn.Module):
         if self.base == "normal":
             return -0.5 * (squares + self.dim * math.log(2 * math.pi))
         dof = self.dof.to(x.dtype)
-        return _student_t_constant(dof, self.dim) - 0.5 * (dof + self.dim) * torch.log1p(squares / dof)
+        return student_t_constant(dof, self.dim) - 0.5 * (dof + self.dim) * torch.log1p(squares / dof)
 
     def log_prob_of_base(self, x: Tensor) -> Tensor:
         """Log density (N,) at x (N, D) of the base after location and scale: of a flow whose velocity is zero."""
@@ -433,12 +347,6 @@ class Flow(nn.Module):
             raise UserError(f"a context of shape {expected}", str(got))
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / max(len(x) - 1, 1)
-
-
 def _root(covariance: Tensor, standardise: str) -> Tensor:
     """Symmetric square root of a covariance, or of its diagonal. Constant columns get a negligible or unit scale."""
     if standardise == "none":
@@ -452,55 +360,3 @@ def _root(covariance: Tensor, standardise: str) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance / spread[:, None] / spread[None])
     values = torch.where(values > 1e-8, values, torch.ones_like(values) * 1e-8)
     return spread[:, None] * (vectors * values.sqrt()) @ vectors.T
-
-
-def _chi_square_over_dof(n: int, dof: float, options: dict) -> Tensor:
-    """(n,) draws of chi-square(dof) / dof by Marsaglia and Tsang's method (2000).
-
-    Written out because torch's gamma sampler takes no generator.
-    """
-    shape = dof / 2
-    d = shape - 1 / 3
-    c = 1 / math.sqrt(9 * d)
-    draws = torch.empty(0, **{k: v for k, v in options.items() if k != "generator"})
-    while len(draws) < n:
-        missing = n - len(draws) + 16
-        normal = torch.randn(missing, **options)
-        uniform = torch.rand(missing, **options)
-        v = (1 + c * normal) ** 3
-        positive = v.clamp_min(1e-30)
-        accept = (v > 0) & (uniform.log() < 0.5 * normal**2 + d - d * v + d * positive.log())
-        draws = torch.cat([draws, d * v[accept]])
-    return draws[:n] / shape
-
-
-def _student_t_constant(dof: Tensor, dim: int) -> Tensor:
-    half = 0.5 * (dof + dim)
-    return torch.lgamma(half) - torch.lgamma(0.5 * dof) - 0.5 * dim * torch.log(dof * math.pi)
-
-
-def fit_student_t(x: Tensor, dof: float | None = None, sweeps: int = 60) -> tuple[Tensor, Tensor, float]:
-    """Elliptical Student-t of highest likelihood for x (N, D): location (D,), scatter (D, D), degrees of freedom.
-
-    Expectation maximisation for location and scatter; the degrees of freedom, unless given, are the best of a fine
-    grid from 2.1 to 100 at every sweep (Liu and Rubin 1995).
-    """
-    x = x.double()
-    location, scatter = _moments(x)
-    dim = x.shape[1]
-    grid = torch.logspace(math.log10(2.1), 2, 80, dtype=x.dtype, device=x.device)
-    constants = _student_t_constant(grid, dim)
-    ridge = 1e-10 * scatter.diagonal().mean().clamp_min(1e-30)
-    eye = torch.eye(dim, dtype=x.dtype, device=x.device)
-    current = torch.tensor(dof or 5.0, dtype=x.dtype, device=x.device)
-    for _ in range(sweeps):
-        centred = x - location
-        squares = (torch.linalg.solve(scatter + ridge * eye, centred.T).T * centred).sum(1)
-        if dof is None:
-            fit = constants - 0.5 * (grid + dim) * torch.log1p(squares[:, None] / grid).mean(0)
-            current = grid[fit.argmax()]
-        weights = (current + dim) / (current + squares)
-        location = (weights[:, None] * x).sum(0) / weights.sum()
-        centred = x - location
-        scatter = (weights[:, None] * centred).T @ centred / len(x)
-    return location, scatter, float(current)

@@ -36,8 +36,10 @@ from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.runs.store import RunStore, file_checksum, fingerprint, write_text
 from connector.stages.checkpoints import StepProgress, read_rows
-from connector.stages.flows import prepare_loadings, prepare_outputs, train_flow
+from connector.stages.flows import train_flow
+from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
+from connector.stages.outputs import prepare_outputs
 from connector.stages.results import result_tables, summarise
 from connector.stages.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording, span

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from connector.connectivity.flow import Flow, fit_student_t
+from connector.connectivity.flow import Flow
+from connector.connectivity.student_t import fit_student_t
 from connector.errors import UserError
 
 

@@ -1,0 +1,272 @@
+"""The stage ``outputs``: the conditional mean nu = E[n | m, b, d], the flow of n, and what holds both to the recorded drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from connector.analysis.measures import drift_r2
+from connector.connectivity.distribution import ConnectivityDistribution
+from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
+from connector.connectivity.flow import Flow
+from connector.connectivity.nu.mean import ConditionalMean, fit_conditional_mean, published_to_lambda, times_design
+from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.data.modules import TensorDataModule
+from connector.dynamics import activation, potentials
+from connector.failures import numerical_failure
+from connector.runs.options import Options
+from connector.runs.store import StageInputs
+from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule
+from connector.stages.training import StageContext
+from connector.types import Loadings
+
+_VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
+_NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
+_TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
+PROJECTION_REGULARIZER = 1e-5  # of sampled networks where the recorded drive is known
+_KEPT_DRIFT, _PROJECTED_NEURONS = 0.98, 1000
+
+
+def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and validation rows, at random; the validation rows repeat the training ones below ten rows."""
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    n_validation = int(_VALIDATION_FRACTION * n_rows)
+    return (order[n_validation:], order[:n_validation]) if n_validation else (order, order)
+
+
+def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow) -> ConditionalMean:
+    """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
+    connectivity = options.connectivity
+    if connectivity.estimator == "trajectories" and connectivity.regularizer is None and inputs.latents.drive is None:
+        return _from_trajectories(options, inputs)
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
+    # A drive that comes from a fitted model is free of noise, so evidence cannot set the regulariser: validation does.
+    of_model = inputs.latents.drive is not None
+    regularizer = connectivity.regularizer
+    if of_model and regularizer is None and connectivity.regularizer_published is None:
+        regularizer = "validation"
+    return fit_conditional_mean(
+        z,
+        u,
+        y,
+        pool,
+        activation=inputs.activation,
+        alpha=inputs.latents.alpha,
+        estimator="ridge" if connectivity.estimator == "ridge" else "gaussian_process",
+        regularizer=regularizer,
+        regularizer_published=connectivity.regularizer_published,
+        validation=inputs.latents.trials(inputs.fold.validation).samples() if regularizer == "validation" else None,
+        own_deviations=connectivity.pool == "recorded" and not of_model,
+        pseudo_loadings="auto" if of_model else 0,
+        max_states=connectivity.max_states,
+        seed=options.seed,
+    )
+
+
+def _from_trajectories(options: Options, inputs: StageInputs) -> ConditionalMean:
+    """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
+    latents, covariance = inputs.latents.trials(inputs.fold.train), inputs.loadings_covariance
+    readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
+    if covariance is not None:
+        # Errors far below the spread of the loadings only cost time.
+        error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
+        covariance = covariance if float(error.max()) > _NOTICEABLE_ERROR else None
+    fraction = options.connectivity.recorded_fraction
+    return fit_trajectories(
+        latents,
+        inputs.loadings,
+        activation=inputs.activation,
+        stride=getattr(options.data, "stride", 1),
+        recorded_fraction=getattr(options.data, "recorded_fraction", None) if fraction is None else fraction,
+        loadings_covariance=covariance,
+        observed=readings,
+        max_samples=5 * options.connectivity.max_states,
+        seed=options.seed,
+    )
+
+
+def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = flow.sample(
+        options.connectivity.outputs_loadings, steps=options.connectivity.flow.steps, generator=generator
+    )
+    return Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
+
+
+def published_ridge(options: Options, inputs: StageInputs, max_states: int = 2000) -> Callable[[Tensor], Tensor]:
+    """The published third step's solver: stacked loadings (K, P) -> the ridge solution n (K, R) on them.
+
+    Minimises (1/T) ||Y - X N / K||^2 + lambda (1/K) ||N||^2 in its dual form, on a random ``max_states`` of the
+    training states (both terms are averages, so that fewer states mean the same lambda).
+    """
+    connectivity, like = options.connectivity, inputs.loadings
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    n_states = len(z)
+    keep = torch.randperm(n_states, generator=torch.Generator().manual_seed(options.seed))[:max_states]
+    z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    phi = activation(inputs.activation)
+
+    def solve(rows: Tensor) -> Tensor:
+        lam = connectivity.regularizer
+        if lam is None:
+            lam = published_to_lambda(
+                None, connectivity.regularizer_published or 1e-4, inputs.latents.alpha, len(rows), n_states
+            )
+        x = phi(potentials(Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias), z, u))
+        gram = x @ x.T / (len(rows) * len(z))
+        gram.diagonal().add_(lam)
+        return x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(gram)) / len(z)
+
+    return solve
+
+
+def drive_of_mean(
+    inputs: StageInputs, mean: ConditionalMean, max_states: int | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """States, inputs and drive of the training trials: of a fitted model where there is one, else of the recorded neurons
+    with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise.
+    ``max_states``: so many states at most, evenly spread; None: all."""
+    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
+    if max_states is not None:
+        keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
+        z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    if inputs.latents.drive is None:
+        loadings = inputs.loadings.map(Tensor.double)
+        y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
+    return z, u, y
+
+
+def reference_drive(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
+    """States, inputs and drive of the training trials that sampled networks shall have.
+
+    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
+    """
+    clean = inputs.readings is None
+    return inputs.latents.trials(inputs.fold.train).samples() if clean else drive_of_mean(inputs, mean)
+
+
+def match_drive(
+    options: Options,
+    inputs: StageInputs,
+    flow: Flow,
+    mean: ConditionalMean,
+    reference: tuple[Tensor, Tensor | None, Tensor],
+) -> tuple[DriveTilt | None, OutputShift | None]:
+    """What holds sampled networks to the recorded drive (:mod:`connector.connectivity.drive_matching`): of the loadings, and of n given them.
+    ``reference``: of :func:`reference_drive`.
+
+    Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
+    """
+    if not options.connectivity.match_drive:
+        return None, None
+    rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
+    nu, rows, loadings = mean.quick(rows).double(), rows.double(), inputs.loadings
+    shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
+    fixed = {"activation": inputs.activation, "shape": shape}
+    tilt = None
+    if flow.base == "normal":
+        tilt = fit_drive_tilt(
+            rows, nu, *drive_of_mean(inputs, mean, _TILT_STATES), n_neurons=loadings.n_neurons, **fixed
+        )
+    weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
+    return tilt, fit_output_shift(rows, nu, *reference, weights=weights, **fixed)
+
+
+def assemble(
+    options: Options,
+    inputs: StageInputs,
+    loadings_flow: Flow,
+    tilt: DriveTilt | None,
+    shift: OutputShift | None,
+    mean: ConditionalMean,
+    outputs_flow: Flow,
+    reference: tuple[Tensor, Tensor | None, Tensor],
+) -> ConnectivityDistribution:
+    """The distribution from its parts; networks are projected on ``reference``, of :func:`reference_drive`."""
+    connectivity = options.connectivity
+    return ConnectivityDistribution(
+        loadings_flow,
+        mean,
+        alpha=inputs.latents.alpha,
+        activation=inputs.activation,
+        tilt=tilt,
+        shift=shift,
+        outputs_flow=outputs_flow,
+        # The published flow of n is trained on ridge solutions without spread.
+        sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
+        outputs=connectivity.outputs,
+        reference=reference,
+        projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
+        flow_steps=connectivity.flow.steps,
+        seed=options.seed,
+    )
+
+
+def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs: StageInputs, seed: int) -> float:
+    """The largest lambda at which a projected network explains ``_KEPT_DRIFT`` of the drift of validation trials in every
+    latent dimension; else the best of those tried.
+
+    Drift that is small beside what cancels in it (of a fitted model, driven by inputs) needs a smaller lambda, hence a larger
+    change of n, than the drive of a network that is seen whole.
+    """
+    z, u, y = inputs.latents.trials(inputs.fold.validation).samples()
+    net = distribution.sample(_PROJECTED_NEURONS, sigma=distribution.sigma, seed=seed)
+    found = {}
+    for power in range(0, 6):
+        distribution.projection_regularizer = regularizer = PROJECTION_REGULARIZER * 10.0**-power
+        found[regularizer] = float(drift_r2(distribution.project(net), z, u, y).min())
+        if found[regularizer] >= _KEPT_DRIFT:
+            return regularizer
+    return max(found, key=found.get)
+
+
+def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
+    """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
+    options, connectivity, store = context.options, context.options.connectivity, context.store
+    loadings_flow = store.read_loadings_flow()
+    mean = estimate_conditional_mean(options, inputs, loadings_flow.requires_grad_(False))
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    rows = loadings_flow.sample(connectivity.outputs_loadings, steps=connectivity.flow.steps, generator=generator)
+    nu = mean.quick(rows)
+    if not torch.isfinite(nu).all():
+        raise numerical_failure("outputs", "the conditional mean of n is not finite at some loadings")
+    through_flow = connectivity.outputs == "flow"
+    flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
+    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}
+    pl.seed_everything(options.seed, verbose=False)
+    module = (RidgeOutputsModule if through_flow else FlowModule)(
+        "outputs",
+        flow,
+        seed=options.seed,
+        learning_rate=connectivity.outputs_learning_rate,
+        weight_decay=connectivity.weight_decay,
+        cosine=connectivity.cosine,
+        noise_std=0.0 if through_flow else connectivity.sigma,
+    )
+    spread = 0.0 if through_flow else connectivity.sigma
+    module.flow.fit_scaler(nu + spread * torch.randn(nu.shape, generator=generator), rows)
+    if through_flow:
+        solve = published_ridge(options, inputs)
+        module.attach(loadings_flow, solve, connectivity.outputs_loadings, connectivity.flow.steps)
+    train, validation = split_rows(len(rows), options.seed)
+    data = TensorDataModule(
+        (nu[train], rows[train]), (nu[validation], rows[validation]), connectivity.outputs_batch_size, options.seed
+    )
+
+    def finish() -> None:
+        reference = reference_drive(inputs, mean)
+        tilt, shift = match_drive(options, inputs, loadings_flow, mean, reference)
+        distribution = assemble(options, inputs, loadings_flow, tilt, shift, mean, module.flow.eval(), reference)
+        if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
+            chosen = choose_projection_regularizer(distribution, inputs, options.seed)
+            distribution.projection_regularizer = chosen
+            context.say(
+                f"outputs: projection with lambda {chosen:.0e}, the largest that keeps the drift of validation trials"
+            )
+        store.write_module(store.connectivity_file, distribution.save)
+
+    return FlowJob("outputs", context, mark, module, data, connectivity.outputs_epochs, "best", finish)
