@@ -9,8 +9,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from connector.data.nwb import export_nwb, load_nwb, same_recording
-from connector.data.recordings import read_recording, source_of
+from connector.data.nwb import load_nwb
+from connector.data.nwb_export import export_nwb, same_recording
+from connector.data.readers import read_recording, source_of
 from connector.errors import UserError
 from connector.runs.options import FileData, checked_data
 

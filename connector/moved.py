@@ -13,6 +13,7 @@ from typing import Any
 
 # Old name -> where its contents are now. Only modules that the documentation named.
 HOMES = {
+    "connector.data.recordings": ("data.readers", "data.npz", "data.clicks"),
     "connector.clusters": ("analysis.cell_types",),
     "connector.diagnosis": ("connectivity.diagnosis",),
     "connector.flow": ("connectivity.flow",),

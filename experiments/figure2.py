@@ -39,7 +39,7 @@ from connector.analysis.cell_types import (
     null_mixture_likelihood,
 )
 from connector.analysis.measures import attractors_kept, field_error, reference_attractors
-from connector.data.attractors import grid_of_states
+from connector.data.simulation import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
 from connector.figures.panels import (
     ACCENT,

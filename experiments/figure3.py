@@ -33,7 +33,7 @@ from torch import Tensor
 
 from connector.analysis.cell_types import assign_cell_types, cluster_centres, features
 from connector.analysis.measures import field_error
-from connector.data.attractors import grid_of_states
+from connector.data.simulation import grid_of_states
 from connector.dynamics import Network
 from connector.figures.panels import GROUPS, draw_flow_field, flow_handles
 

@@ -29,7 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from connector.data.attractors import simulate_recording, teacher
+from connector.data.attractors import teacher
+from connector.data.simulation import simulate_recording
 from connector.errors import UserError, exit_code
 from connector.runs.store import RunStore, write_npz
 

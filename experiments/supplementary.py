@@ -26,7 +26,7 @@ from connector.analysis.cell_types import (
     null_mixture_likelihood,
 )
 from connector.analysis.measures import attractors_kept, field_error, find_attractors, reference_attractors
-from connector.data.attractors import grid_of_states
+from connector.data.simulation import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.figures.panels import INFERRED, TRUE, draw_flow_field, flow_handles
 

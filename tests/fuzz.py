@@ -53,8 +53,11 @@ import connector.launch.job
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.data.clicks import load_rat
 from connector.data.folds import fold
-from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
+from connector.data.nlb import load_nlb
+from connector.data.npz import load_npz
+from connector.data.nwb import load_nwb
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.export import main as export_main

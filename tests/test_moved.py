@@ -16,8 +16,8 @@ def test_a_module_that_moved_is_found_under_its_old_name_with_a_warning(old):
     with pytest.warns(FutureWarning, match="is now connector."):
         module = import_module(old)
     names = {"clusters": "cell_type_test", "diagnosis": "Diagnosis", "flow": "Flow", "measures": "field_error"}
-    names |= {"store": "load_run", "tilt": "DriveTilt"}
-    assert getattr(module, names[old.split(".")[1]]) is not None
+    names |= {"store": "load_run", "tilt": "DriveTilt", "recordings": "load_rat"}
+    assert getattr(module, names[old.split(".")[-1]]) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         module.nothing  # noqa: B018
 

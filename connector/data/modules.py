@@ -11,9 +11,13 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from connector.data.attractors import Teacher, simulate_recording, teacher
+from connector.data.attractors import Teacher, teacher
+from connector.data.clicks import load_rat
 from connector.data.folds import Fold, fold
-from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
+from connector.data.nlb import load_nlb
+from connector.data.npz import load_npz
+from connector.data.nwb import load_nwb
+from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.types import DataSizes, Recording, TrialBatch, span
@@ -276,7 +280,7 @@ class AttractorDataModule(RecordingDataModule):
     Args:
         name: of the teacher.
         teacher_options: options of the teacher, such as {"alpha": 0.2}.
-        simulation: keyword arguments of :func:`connector.data.attractors.simulate_recording`, without the seed.
+        simulation: keyword arguments of :func:`connector.data.simulation.simulate_recording`, without the seed.
         data_seed: seed of the simulation; the recording is a function of it and of the options above.
         fold_options: keyword arguments of RecordingDataModule.
     """
@@ -321,7 +325,7 @@ class FileDataModule(RecordingDataModule):
 
 
 class NpzDataModule(FileDataModule):
-    """A user's npz file, see :func:`connector.data.recordings.load_npz`; ``rank`` also serves to read `MBD`."""
+    """A user's npz file, see :func:`connector.data.npz.load_npz`; ``rank`` also serves to read `MBD`."""
 
     reader = staticmethod(load_npz)
 
@@ -331,7 +335,7 @@ class NpzDataModule(FileDataModule):
 
 
 class RatDataModule(FileDataModule):
-    """A session of the Poisson-clicks task, see :func:`connector.data.recordings.load_rat`."""
+    """A session of the Poisson-clicks task, see :func:`connector.data.clicks.load_rat`."""
 
     reader = staticmethod(load_rat)
 

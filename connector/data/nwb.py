@@ -1,4 +1,4 @@
-"""Recordings in NWB files (Neurodata Without Borders 2): units and trials read, and any recording of spikes written."""
+"""Recordings in NWB files (Neurodata Without Borders 2): units and trials read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,16 @@ from connector.data.preprocessing import bin_events, mean_rates_hz
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage, unreadable
-from connector.types import Loadings, Recording, span, valid_mask
+from connector.types import Loadings, Recording, span
 
 EVENT_TIMES = ("session", "align")
 # Where an exported file says how it is to be read.
-_NOTED = "connector_reading"
+NOTED = "connector_reading"
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.
 _DECIMALS = 9
-_SHORTEST_BIN_S = 1e-6
+SHORTEST_BIN_S = 1e-6
 _SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
 
 
 def load_nwb(
@@ -186,7 +182,7 @@ def load_nwb(
         )
 
 
-def _pynwb():
+def load_pynwb():
     try:
         import pynwb
     except ImportError as error:
@@ -200,7 +196,7 @@ def _pynwb():
 
 @contextlib.contextmanager
 def _opened(path: Path, max_gigabytes: float) -> Iterator[Any]:
-    pynwb = _pynwb()
+    pynwb = load_pynwb()
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # pynwb warns of every namespace that it has in another version
@@ -216,9 +212,9 @@ def _opened(path: Path, max_gigabytes: float) -> Iterator[Any]:
 
 def _noted_reading(path: Path, nwb) -> dict[str, Any]:
     """How a file of :func:`export_nwb` is to be read; empty for other files."""
-    if not nwb.scratch or _NOTED not in nwb.scratch:
+    if not nwb.scratch or NOTED not in nwb.scratch:
         return {}
-    text = nwb.scratch[_NOTED].data
+    text = nwb.scratch[NOTED].data
     try:
         noted = json.loads(text if isinstance(text, str) else np.asarray(text).item())
         noted = {**noted, "bin_s": float(noted["bin_s"]), "alpha": float(noted["alpha"])}
@@ -227,7 +223,7 @@ def _noted_reading(path: Path, nwb) -> dict[str, Any]:
         return noted
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable(
-            path, f"an NWB file whose scratch entry {_NOTED} is JSON with bin_s and alpha", error
+            path, f"an NWB file whose scratch entry {NOTED} is JSON with bin_s and alpha", error
         ) from error
 
 
@@ -239,7 +235,7 @@ def _time_step(noted: dict[str, Any], bin_s: float | None, tau_s: float | None) 
         tau_s = noted["bin_s"] / noted["alpha"] if noted else 0.1
     if bin_s is None:
         bin_s = noted.get("bin_s", 0.01)
-    if not _SHORTEST_BIN_S <= bin_s <= tau_s:
+    if not SHORTEST_BIN_S <= bin_s <= tau_s:
         raise UserError(
             "a bin of at least a microsecond and at most the time constant",
             f"data.bin_s {bin_s:g} s, data.tau {tau_s:g} s",
@@ -573,7 +569,7 @@ def _baseline(
 
 
 def _time_series(nwb) -> dict[str, list]:
-    pynwb = _pynwb()
+    pynwb = load_pynwb()
     series: dict[str, list] = {}
     for item in nwb.objects.values():
         if isinstance(item, pynwb.TimeSeries):
@@ -655,219 +651,3 @@ def _truth(
         columns[key] = torch.from_numpy(np.asarray(cells.rows(f"true_{key}"))[kept_units])
     n = columns.pop("n", None)
     return latents, Loadings(**columns) if columns else None, n
-
-
-# --- writing -----------------------------------------------------------------------------------------------------
-
-
-def export_nwb(
-    recording: Recording,
-    path: str | os.PathLike,
-    *,
-    session_start: datetime | None = None,
-    description: str = "",
-    max_gigabytes: float = MAX_GIGABYTES,
-) -> None:
-    """Write a recording of spike counts as an NWB file that :func:`load_nwb` reads back exactly, without any option.
-
-    Spikes are spread evenly within their bin. Trials stand at their times in the session; where these are unknown or
-    overlap, trials follow each other with a second between them, and the times known stand in the column
-    ``session_time``. Inputs (and true latents) are time series with one sample in the middle of each bin; choices,
-    evidence, click difference and baseline rates are columns of the trials table. An entry in the scratch group tells
-    the reader bin width, alpha, activation and which columns are which. A file of that name is replaced.
-
-    Args:
-        recording: of kind "spikes", with a bin width.
-        path: the file to write.
-        session_start: when the session started, for other users of the file; None: unknown (written as 1970-01-01).
-        description: of the session.
-        max_gigabytes: largest size of the spike times.
-
-    Raises:
-        UserError: rates, counts without a bin width or that are no counts, or a place that cannot be written to.
-    """
-    pynwb = _pynwb()
-    path = Path(path)
-    if recording.kind != "spikes" or recording.bin_s is None:
-        what = "firing rates" if recording.kind == "rates" else "counts without a bin width"
-        raise UserError("a recording of spike counts with a bin width in seconds", what, "NWB holds spike times")
-    counts = recording.activity.numpy()
-    if (counts < 0).any() or not np.array_equal(counts, np.round(counts)):
-        raise UserError("spike counts, whole numbers of 0 or more", f"values from {counts.min():g} to {counts.max():g}")
-    spikes = float(counts.sum(dtype=np.float64))
-    check_size(8e-9 * spikes, max_gigabytes, f"counts of {spikes:.3g} spikes in all are hardly those of a recording")
-    if not recording.bin_s >= 10 * _SHORTEST_BIN_S:
-        raise UserError(f"bins of at least {10 * _SHORTEST_BIN_S:g} s", f"{recording.bin_s:g} s")
-    if not path.parent.is_dir():
-        raise UserError("a folder to write the NWB file to", f"no folder {path.parent}")
-    start, known = _session_clock(recording)
-    unknown = "" if session_start is not None else "The session's date is not known. "
-    nwb = pynwb.NWBFile(
-        session_description=description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
-        identifier=recording.name,
-        session_start_time=session_start or datetime(1970, 1, 1, tzinfo=timezone.utc),
-        notes="\n".join(recording.notes) or None,
-    )
-    noted = {
-        "bin_s": recording.bin_s,
-        "n_steps": recording.n_steps,
-        "alpha": recording.alpha,
-        "activation": recording.activation,
-        "align": "start_time",
-        "until": "stop_time",
-        "min_rate_hz": 0.0,
-        "trial_times": "start_time" if known else None,
-    }
-    columns = {}
-    if recording.trial_times_s is not None and not known:
-        columns["session_time"] = ("time of the trial in the session, s", recording.trial_times_s)
-        noted["trial_times"] = "session_time"
-    for key, meaning in (
-        ("choices", "0 left, 1 right, NaN none"),
-        ("evidence", "signed strength of the evidence for right"),
-        ("click_difference", "right minus left clicks"),
-        ("baseline_hz", "firing rate of each unit before the trial, Hz"),
-    ):
-        if getattr(recording, key) is not None:
-            columns[key], noted[key] = (meaning, getattr(recording, key)), key
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hdmf's remarks about names and chunks are no news to the user
-        _add_trials(nwb, recording, start, columns)
-        _add_units(nwb, recording, start, noted)
-        _add_series(nwb, recording, start, noted)
-        nwb.add_scratch(
-            json.dumps(noted, sort_keys=True),
-            name=_NOTED,
-            description="JSON: how Connector reads this file back (data=nwb, without further options)",
-        )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with pynwb.NWBHDF5IO(str(aside), "w") as io:
-                io.write(nwb)
-            os.replace(aside, path)
-        except OSError as error:
-            raise UserError("a place to write the NWB file to", f"{path} ({error})") from error
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _session_clock(recording: Recording) -> tuple[np.ndarray, bool]:
-    """Where each trial starts on the file's clock, seconds, and whether that is its time in the session."""
-    spans = recording.lengths.numpy() * recording.bin_s
-    if recording.trial_times_s is not None:
-        times = recording.trial_times_s.double().numpy()
-        order = np.argsort(times, kind="stable")
-        apart = times[order][1:] - (times + spans)[order][:-1]
-        # Beyond 1e7 s a double no longer resolves the nanoseconds that the reader rounds to.
-        if np.isfinite(times).all() and (apart > -1e-9).all() and np.abs(times).max() < 1e7:
-            return times, True
-    return np.concatenate([[0.0], np.cumsum(spans + 1.0)[:-1]]), False
-
-
-def _add_trials(nwb, recording: Recording, start: np.ndarray, columns: dict[str, tuple[str, Tensor]]) -> None:
-    from hdmf.common import VectorData
-    from pynwb.epoch import TimeIntervals
-
-    stop = start + recording.lengths.numpy() * recording.bin_s
-    data = [
-        VectorData(name="start_time", description="start of the trial, s", data=start),
-        VectorData(name="stop_time", description="end of the trial's last bin, s", data=stop),
-    ]
-    data += [VectorData(name=key, description=text, data=value.numpy()) for key, (text, value) in columns.items()]
-    nwb.trials = TimeIntervals(name="trials", description="trials", columns=data, id=list(range(len(start))))
-
-
-def _add_units(nwb, recording: Recording, start: np.ndarray, noted: dict[str, Any]) -> None:
-    from hdmf.common import VectorData, VectorIndex
-    from pynwb.misc import Units
-
-    trains = []
-    for neuron in range(recording.n_neurons):
-        counts = recording.activity[:, :, neuron].numpy().astype(np.int64)
-        counts[~recording.mask.numpy()] = 0
-        trial, step = counts.nonzero()
-        number = counts[trial, step]
-        place = np.repeat(np.arange(len(number)), number)
-        within = np.arange(len(place)) - np.repeat(np.cumsum(number) - number, number)
-        offset = step[place] + (within + 0.5) / number[place]
-        trains.append(np.sort(start[trial[place]] + offset * recording.bin_s))
-    times = VectorData(name="spike_times", description="spike times, s", data=np.concatenate(trains))
-    data = [
-        times,
-        VectorIndex(name="spike_times_index", target=times, data=np.cumsum([len(x) for x in trains])),
-    ]
-    if len(recording.neuron_names) == recording.n_neurons:
-        data.append(VectorData(name="unit_name", description="name", data=list(recording.neuron_names)))
-    known = {} if recording.loadings is None else {key: getattr(recording.loadings, key) for key in ("m", "b", "d")}
-    known = {key: value for key, value in (known | {"n": recording.n}).items() if value is not None}
-    for key, value in known.items():
-        data.append(VectorData(name=f"true_{key}", description=f"{key} of the simulated neuron", data=value.numpy()))
-    if known:
-        noted["loadings"] = sorted(known)
-    nwb.units = Units(
-        name="units",
-        description="spikes within the trials, spread evenly within their bins; none are known outside the trials",
-        columns=data,
-        id=list(range(recording.n_neurons)),
-    )
-
-
-def _add_series(nwb, recording: Recording, start: np.ndarray, noted: dict[str, Any]) -> None:
-    from pynwb import TimeSeries
-
-    if recording.inputs is None and recording.latents is None:
-        return
-    mask = valid_mask(recording.lengths, recording.n_steps).numpy()
-    middle = (start[:, None] + (np.arange(recording.n_steps) + 0.5) * recording.bin_s)[mask]
-    order = np.argsort(middle, kind="stable")
-    clock: Any = middle[order]
-    if recording.inputs is not None:
-        names = recording.input_names
-        if len(names) != recording.n_inputs:
-            names = tuple(f"input {i + 1}" for i in range(recording.n_inputs))
-        noted["input_names"], noted["inputs"] = list(recording.input_names), []
-        for i, name in enumerate(names):
-            safe = name.replace("/", "-").replace(":", "-")
-            if not safe or safe in noted["inputs"] or safe in noted.values():
-                safe = f"input {i + 1}"
-            series = TimeSeries(
-                name=safe,
-                description=f"external input: {name}, one sample for each bin",
-                data=recording.inputs[:, :, i].numpy()[mask][order],
-                unit="a.u.",
-                timestamps=clock,
-            )
-            nwb.add_stimulus(series)
-            noted["inputs"].append(safe)
-            clock = series  # the series share one set of timestamps
-    if recording.latents is not None:
-        module = nwb.create_processing_module("simulation", "what is known of a simulated recording")
-        module.add(
-            TimeSeries(
-                name="true_latents",
-                description="latent states of the simulated network, one sample for each bin",
-                data=recording.latents.numpy()[mask][order],
-                unit="a.u.",
-                timestamps=clock,
-            )
-        )
-        noted["latents"] = "true_latents"
-
-
-def same_recording(one: Recording, other: Recording) -> list[str]:
-    """Names of the fields in which two recordings differ, apart from name and notes: empty where all values are equal."""
-    different = []
-    for key in (
-        "activity", "kind", "lengths", "alpha", "activation", "inputs", "input_names", "bin_s", "latents", "loadings",
-        "n", "choices", "evidence", "click_difference", "trial_times_s", "baseline_hz", "neuron_names",
-    ):  # fmt: skip
-        a, b = getattr(one, key), getattr(other, key)
-        if isinstance(a, Loadings) and isinstance(b, Loadings):
-            a, b = a.stack(), b.stack()
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            equal = a.shape == b.shape and bool(torch.equal(a.nan_to_num(-9e9), b.nan_to_num(-9e9)))
-        else:
-            equal = type(a) is type(b) and a == b
-        if not equal:
-            different.append(key)
-    return different

@@ -9,13 +9,12 @@ from connector.data.attractors import (
     TEACHERS,
     LinearGaussian,
     Teacher,
-    grid_of_states,
     linear_attractors,
     load_teachers,
     register_teacher,
-    simulate_recording,
     teacher,
 )
+from connector.data.simulation import grid_of_states, simulate_recording
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 from connector.types import Latents

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from connector.data.attractors import simulate_recording, teacher
-from connector.data.nwb import export_nwb, load_nwb, same_recording
-from connector.data.recordings import load_npz
+from connector.data.attractors import teacher
+from connector.data.npz import load_npz
+from connector.data.nwb import load_nwb
+from connector.data.nwb_export import export_nwb, same_recording
+from connector.data.simulation import simulate_recording
 from connector.errors import UserError
 from connector.types import Recording
 

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 import connector.launch.job
 from connector import ConnectivityDistribution, load_run
 from connector.analysis.measures import field_error
-from connector.data.attractors import grid_of_states
+from connector.data.simulation import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 from connector.figures import panels as figures

@@ -11,7 +11,7 @@ from commands import ROOT, train
 from omegaconf import OmegaConf
 from sessions import QUICK, session
 
-from connector.data.recordings import load_rat
+from connector.data.clicks import load_rat
 from connector.export import main as export
 from connector.runs.store import read_npz
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from connector.data.attractors import simulate_recording, teacher
+from connector.data.attractors import teacher
+from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.closed_form import fit_rates_closed_form

@@ -7,7 +7,10 @@ from commands import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.data.recordings import load_nlb, load_npz, load_nwb, load_rat
+from connector.data.clicks import load_rat
+from connector.data.nlb import load_nlb
+from connector.data.npz import load_npz
+from connector.data.nwb import load_nwb
 from connector.errors import UserError
 from connector.runs.naming import register_resolvers
 from connector.runs.options import DATA_TYPES, checked, unknown_option

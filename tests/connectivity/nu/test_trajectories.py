@@ -10,7 +10,8 @@ from connector.connectivity.diagnosis import diagnose
 from connector.connectivity.nu import trajectories as module
 from connector.connectivity.nu.mean import KERNELS, fit_conditional_mean, from_state, kernel, kernel_pairs
 from connector.connectivity.nu.trajectories import difference_noise, fit_trajectories
-from connector.data.attractors import grid_of_states, teacher
+from connector.data.attractors import teacher
+from connector.data.simulation import grid_of_states
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
 from connector.types import Latents, Loadings

@@ -13,7 +13,8 @@ from connector.analysis.spike_scores import (
     groups_of_neurons,
     poisson_log_likelihood,
 )
-from connector.data.attractors import simulate_recording, teacher
+from connector.data.attractors import teacher
+from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.rate_model import RateModel

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from connector.data.attractors import simulate_recording, teacher
+from connector.data.attractors import teacher
+from connector.data.simulation import simulate_recording
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel, connectivity_inputs
 from connector.lrrnn.spikes.baselines import fit_baseline
