@@ -30,6 +30,11 @@ def valid_mask(lengths: Tensor, n_steps: int) -> Tensor:
     return torch.arange(n_steps, device=lengths.device)[None, :] < lengths[:, None]
 
 
+def last_states(z: Tensor, lengths: Tensor) -> Tensor:
+    """State at the last recorded sample of each trial: z (trials, time, R) -> (trials, R)."""
+    return z[torch.arange(len(z)), lengths - 1]
+
+
 @dataclass(frozen=True)
 class Loadings:
     """How each neuron reads the latent state: its potential is ``m.z + b.u + d``.
@@ -308,3 +313,14 @@ class TrialBatch(NamedTuple):
     index: Tensor
     inputs: Tensor | None = None
     baseline: Tensor | None = None
+
+    @classmethod
+    def of(cls, recording: Recording, index: Tensor | None = None, baseline: Tensor | None = None) -> TrialBatch:
+        """Trials ``index`` (B,) of a recording, all by default, with their part of a baseline (trials, time, K_obs)."""
+        index = torch.arange(recording.n_trials) if index is None else torch.as_tensor(index, dtype=torch.int64)
+        whole = (recording.activity, recording.mask, torch.arange(recording.n_trials), recording.inputs, baseline)
+        return cls(*whole).take(index)
+
+    def take(self, index: Tensor | slice) -> TrialBatch:
+        """Some trials of the batch."""
+        return TrialBatch(*(None if x is None else x[index] for x in self))

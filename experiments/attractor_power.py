@@ -43,12 +43,12 @@ from connector.errors import UserError
 from connector.launch.job import quiet
 from connector.launch.wandb_run import NoRun
 from connector.lrrnn.spikes.baselines import Baseline
-from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
+from connector.lrrnn.spikes.model import SpikeModel
 from connector.runs.options import Options, checked
 from connector.runs.store import RunStore, write_json
 from connector.stages.lrrnn import fit_spike_model
 from connector.stages.training import StageContext
-from connector.types import Recording
+from connector.types import Recording, TrialBatch, last_states
 
 KINDS = ("one slow point", "two attractors")
 AFTER_S = 2.0  # after trial end
@@ -118,7 +118,7 @@ def draw_truth(kind: str, run: SpikeRun, generator: torch.Generator) -> Truth:
     unit = torch.eye(2, dtype=torch.float64) * float(inputs[inputs > 0].mean())
     moved = [network.drive(states, one.expand(len(states), -1)).mean(0) for one in unit]
     axis = (moved[1] - moved[0]) / (moved[1] - moved[0]).norm()
-    fitted = model.infer(trial_batch(recording, None, run.baseline), rollout=True).double()[mask]
+    fitted = model.infer(TrialBatch.of(recording, None, run.baseline.argument), rollout=True).double()[mask]
     spread = float(torch.linalg.eigvalsh(torch.cov(fitted.T))[-1].sqrt())
     ends = last_states(latents.z, recording.lengths)
     slope = float(ChoiceReadout.fit(ends[run.fold.train], recording.choices[run.fold.train]).axis.norm())
@@ -230,7 +230,7 @@ def measure(run: SpikeRun, kind: str, seed: int, repeats: int, options: Options)
     truth = draw_truth(kind, run, generator)
     session = simulate_session(recording, run.model, run.baseline, truth, repeats, generator)
     model, baseline, _ = refit(session, options)
-    z, network = model.infer(trial_batch(session, None, baseline)).double(), model.rnn.network().double()
+    z, network = model.infer(TrialBatch.of(session, None, baseline.argument)).double(), model.rnn.network().double()
     points, eigenvalues = found_points(network, z, session.mask)
     true = after_trials(lambda s: s + alpha * truth.field(s), session.latents, session, tau_s, alpha)
     fitted = after_trials(network.step, z, session, tau_s, alpha)

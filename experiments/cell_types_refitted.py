@@ -30,10 +30,11 @@ from connector.analysis.cell_types import cell_type_test
 from connector.dynamics import potentials
 from connector.errors import UserError
 from connector.launch.job import quiet
-from connector.lrrnn.spikes.model import Posterior, refit_loadings, trial_batch
+from connector.lrrnn.spikes.encoder import PathPosterior
+from connector.lrrnn.spikes.readout import refit_loadings
 from connector.runs.options import Options
 from connector.runs.store import write_json
-from connector.types import Loadings, Recording
+from connector.types import Loadings, Recording, TrialBatch
 
 LEVEL = 0.05
 _WITHIN = 0.25  # covariance of a cell type over that of all neurons
@@ -62,9 +63,9 @@ def draw_loadings(like: Loadings, n_types: int, generator: torch.Generator) -> t
 def simulate_population(run: SpikeRun, loadings: Loadings, generator: torch.Generator) -> Recording:
     """The recording's trials anew: latent states of the fitted model with its noise, read by ``loadings``."""
     recording, model = run.recording, run.model
-    batch = trial_batch(recording, None, run.baseline)
+    batch = TrialBatch.of(recording, None, run.baseline.argument)
     zero = torch.zeros(recording.n_trials, model.rank)
-    prior = Posterior(zero, zero, zero.expand(recording.n_steps - 1, -1, -1))
+    prior = PathPosterior(zero, zero, zero.expand(recording.n_steps - 1, -1, -1))
     z = model.paths(batch, prior, generator=generator)[0].posterior[:, 0].transpose(0, 1).double()
     around = (run.baseline.argument - model.baseline_mean).double()
     argument = potentials(loadings, z, None if loadings.b is None else recording.inputs.double()) + around

@@ -80,8 +80,7 @@ from connector.figures.panels import (
     draw_contrast_field,
     group_colours,
 )
-from connector.lrrnn.spikes.model import last_states, trial_batch
-from connector.types import Loadings, Recording
+from connector.types import Loadings, Recording, TrialBatch, last_states
 
 N_NEURONS = 1000  # of each sampled network
 N_STATES = 600  # at which contributions are averaged
@@ -355,7 +354,7 @@ class Responses:
 
 def responses_of(run: SpikeRun) -> Responses:
     recording, test = run.recording, run.fold.test
-    batch = trial_batch(recording, test, run.baseline)
+    batch = TrialBatch.of(recording, test, run.baseline.argument)
     expected = run.model.rollout_counts(batch, 32, torch.Generator().manual_seed(0))
     found = Responses({}, {}, {})
     options = {"smooth_sd_bins": 0.1 / recording.bin_s, "n_conditions": 2}

@@ -32,12 +32,12 @@ from connector.errors import UserError, exit_code
 from connector.figures import panels as figures
 from connector.launch.job import build_data
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
-from connector.lrrnn.spikes.model import SpikeModel, trial_batch
+from connector.lrrnn.spikes.model import SpikeModel
 from connector.runs.naming import run_directory
 from connector.runs.options import AttractorData, checked_data
 from connector.runs.store import Run
 from connector.stages.lrrnn import LowRankRNNModule
-from connector.types import Recording
+from connector.types import Recording, TrialBatch
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
 LINT = ("lrrnn=published",)
@@ -285,7 +285,8 @@ def fitted_model(run: Run, recording: Recording, baseline: Baseline) -> SpikeMod
     train = run.stage_inputs.fold.train
     # Training ends in any gauge; the run's latents are in a reproducible one.
     model.fix_gauge(
-        trial_batch(recording, train, baseline), None if recording.choices is None else recording.choices[train]
+        TrialBatch.of(recording, train, baseline.argument),
+        None if recording.choices is None else recording.choices[train],
     )
     return model.requires_grad_(False)
 

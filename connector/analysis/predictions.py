@@ -17,8 +17,7 @@ from connector.analysis.measures import normalised_difference
 from connector.analysis.spike_scores import fit_choice_axis, psths, sign_conditions
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
-from connector.lrrnn.spikes.model import last_states
-from connector.types import Loadings, valid_mask
+from connector.types import Loadings, last_states, valid_mask
 
 LEVEL = 0.05
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import Baseline
-from connector.lrrnn.spikes.model import SpikeModel, last_states, trial_batch
-from connector.types import Recording, TrialBatch
+from connector.lrrnn.spikes.model import SpikeModel
+from connector.types import Recording, TrialBatch, last_states
 
 
 def poisson_log_likelihood(expected: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def score_spike_model(
         click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: to compare
         models, pool the test trials of all folds (``experiments/folds.py``).
     """
-    batch = trial_batch(recording, test, baseline)
+    batch = TrialBatch.of(recording, test, baseline.argument)
     generator = torch.Generator().manual_seed(seed)
 
     def bits(log_likelihood: Tensor) -> float:
@@ -332,7 +332,7 @@ def score_spike_model(
             scores["psth_r2_evidence_noise_free"] = psth_r2(batch.activity, plain, batch.mask, conditions, **smooth)[0]
     log_odds = None
     if _both(recording.choices, train) and _both(recording.choices, test):
-        fitted, choices = trial_batch(recording, train, baseline), recording.choices
+        fitted, choices = TrialBatch.of(recording, train, baseline.argument), recording.choices
         for name, rollout in (("choice_auc_prior", True), ("choice_auc", False)):
             ends = [last_states(model.infer(b, rollout), b.mask.sum(1)) for b in (fitted, batch)]
             log_odds = choice_log_odds(ends[0], choices[train], ends[1])

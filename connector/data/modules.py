@@ -256,13 +256,7 @@ class RecordingDataModule(_MemoryDataModule):
             raise UserError(
                 f"a baseline of the activity's shape {tuple(recording.activity.shape)}", str(tuple(baseline.shape))
             )
-        return TrialBatch(
-            activity=recording.activity[index],
-            mask=recording.mask[index],
-            index=index,
-            inputs=None if recording.inputs is None else recording.inputs[index],
-            baseline=None if baseline is None else baseline[index],
-        )
+        return TrialBatch.of(recording, index, baseline)
 
     def train_dataloader(self) -> InMemoryBatches:
         return self._batches(self.batch(self.fold.train), shuffle=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.gauge import Gauge
-from connector.lrrnn.latents import DAMPING, inverse_of_normal, latents_of, limited_solve, update_latents
+from connector.lrrnn.latents import inverse_of_normal, latents_of, update_latents
+from connector.lrrnn.loadings import converged_loadings, loadings_covariance
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.output_weights import (
     SEGMENT_SAMPLES,
@@ -22,274 +22,14 @@ from connector.lrrnn.output_weights import (
     fit_trajectory_weights,
     rate_modes,
 )
-from connector.lrrnn.samples import ActivitySamples, outer, random_rows, subset_size
+from connector.lrrnn.samples import ActivitySamples, random_rows, subset_size
 from connector.lrrnn.smoother import linearised_step, moment_covariance, smooth_latents
+from connector.lrrnn.start import mean_loss, start_fit, with_noise_seen
 from connector.numerics import least_squares
 from connector.types import Latents, Loadings, Recording
 
 # Ridge parameter of the start for them.
 _NOISY_START = 1e-4
-
-
-def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tensor:
-    """Prior precision (P,) of the stacked loadings, in units of the weights: each column's robust spread.
-
-    It binds a neuron that the data leave open in a direction, for instance one that every input saturates.
-    """
-    spread = 1.48 * theta.abs().median(0).values
-    return dispersion / torch.maximum(spread, moment.diagonal().clamp_min(1e-12).rsqrt()).square() + 1e-10
-
-
-def _loading_equations(
-    samples: ActivitySamples,
-    x: Tensor,
-    theta: Tensor,
-    observation: Observation,
-    matching: bool = False,
-    neurons: Tensor | None = None,
-    seen_only: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal matrices (K, P, P), scores (K, P) and losses (K,) of the stacked loadings, given x = [z, u, 1] (S, P).
-
-    The loss is that of the observation, summed over samples (matching steps on the way to a squared error ignore it).
-
-    Args:
-        neurons: the columns of the activity that theta belongs to, where they are not all.
-        seen_only: relu neurons inform on their loadings only where they were seen active.
-    """
-    width, n_neurons, low = x.shape[1], theta.shape[0], samples.activity.dtype
-    normal, score = x.new_zeros(n_neurons, width * width), x.new_zeros(n_neurons, width)
-    loss, theta_low = x.new_zeros(n_neurons), theta.to(low).T
-    for at, y in samples.pieces():
-        piece = x[at].to(low)
-        y, h = y if neurons is None else y[:, neurons], samples.with_offset(piece @ theta_low, at, neurons)
-        s, w, _ = observation.newton_terms(y, h, matching)
-        if seen_only and observation.phi.name == "relu":
-            w = w * (y > 0)
-        normal += (w.T @ outer(piece)).double()
-        score += (s.T @ piece).double()
-        loss += observation.loss(y, h).sum(0).double()
-    return normal.reshape(n_neurons, width, width), score, loss
-
-
-def _update_loadings(
-    samples: ActivitySamples,
-    x: Tensor,
-    theta: Tensor,
-    observation: Observation,
-    dispersion: float,
-    matching: bool = False,
-) -> Tensor:
-    """One damped Newton step for the stacked loadings of all neurons."""
-    normal, score, _ = _loading_equations(samples, x, theta, observation, matching)
-    moment = x.T @ x
-    precision = _column_precision(theta, moment / len(x), dispersion)
-    damped = normal + torch.diag(precision) + DAMPING * moment
-    return theta + limited_solve(damped, score - precision * theta, moment / len(x))
-
-
-def loadings_covariance(
-    samples: ActivitySamples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float
-) -> Tensor:
-    """Laplace covariance (K, P, P) of the stacked loadings given the latents in x: dispersion (X^T W X + prior)^-1.
-
-    The dispersion is at least what rounding in the type of the activity leaves.
-    """
-    power = float(samples.activity[samples.rows[random_rows(len(samples), 200)]].square().mean())
-    dispersion = max(dispersion, power * (20 * torch.finfo(samples.activity.dtype).eps) ** 2)
-    normal, _, _ = _loading_equations(samples, x, theta, observation, seen_only=True)
-    precision = _column_precision(theta, x.T @ x / len(x), dispersion)
-    return torch.linalg.inv(normal + torch.diag(precision)) * dispersion
-
-
-def _converged_loadings(
-    samples: ActivitySamples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float, passes: int = 30
-) -> Tensor:
-    """Loadings of all neurons given the design x (S, P): Levenberg-Marquardt, each neuron with its own damping.
-
-    After a first pass over all neurons only those that still move, or were refused a step, are taken up again.
-    """
-    moment, theta = x.T @ x, theta.clone()
-    scale = moment / len(x)
-    precision = _column_precision(theta, scale, dispersion)
-    step, damping = torch.zeros_like(theta), theta.new_full((len(theta),), 1e-9)
-    best = theta.new_full((len(theta),), float("inf"))
-    equations = [theta.new_zeros(len(theta), theta.shape[1], theta.shape[1]), torch.zeros_like(theta)]
-    moving = torch.arange(len(theta), device=theta.device)
-    for _ in range(passes):
-        trial = theta[moving] + step[moving]
-        some = None if len(moving) == len(theta) else moving
-        normal, score, loss = _loading_equations(samples, x, trial, observation, neurons=some)
-        loss = loss + (precision * trial.square()).sum(1)
-        better = loss < best[moving]
-        up = moving[better]
-        theta[up], best[up] = trial[better], loss[better]
-        equations[0][up], equations[1][up] = (
-            normal[better] + torch.diag(precision),
-            score[better] - precision * trial[better],
-        )
-        damping[moving] *= torch.where(better, 0.1, 30.0).to(theta)
-        lifted = equations[0][moving] + damping[moving, None, None].clamp_min(1e-9) * moment
-        step[moving] = limited_solve(lifted, equations[1][moving], scale)
-        change = torch.einsum("kp,pq,kq->k", step[moving], scale, step[moving])
-        moving = moving[(change > 1e-6) & (damping[moving] < 1e3)]
-        if not len(moving):
-            break
-    small = torch.einsum("kp,pq,kq->k", step, scale, step) <= 1e-6
-    return torch.where(small[:, None], theta + step, theta)
-
-
-def _denoised(y: Tensor) -> tuple[Tensor, float]:
-    """The part of y (S, K) in singular modes that stand out of white noise, and the rms of the rest.
-
-    Threshold: the median singular value times the factor that is optimal for unknown white noise (Gavish, Donoho
-    2014), in its cubic approximation.
-    """
-    wide = y.shape[0] < y.shape[1]
-    tall = y.T if wide else y
-    values, vectors = torch.linalg.eigh(tall.T @ tall)
-    singular = values.clamp_min(0).sqrt()
-    beta = tall.shape[1] / tall.shape[0]
-    cut = (0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43) * singular.median()
-    basis = vectors[:, singular > cut]
-    kept = basis @ (basis.T @ y) if wide else (y @ basis) @ basis.T
-    return kept, float((y - kept).square().mean().sqrt())
-
-
-def _principal_start(
-    samples: ActivitySamples, rank: int, has_bias: bool, observation: Observation
-) -> tuple[Tensor, Tensor]:
-    """Latents (S, R) with unit second moment and stacked loadings (K, P) from the principal components of phi^-1."""
-    y = samples.activity[samples.rows].double()
-    kept, noise = _denoised(y)
-    spread = observation.spread(y)
-    margin = spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)
-    full = observation.phi.inverse(observation.inside(kept, margin))
-    if samples.offset is not None:
-        full = full - samples.offset[samples.rows]
-    h, columns = full, samples.offset_columns(torch.float64, has_bias)
-    if columns:
-        known = torch.cat(columns, dim=1)
-        h = h - known @ least_squares(known, h)
-    gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
-    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
-    z = vectors if len(h) < h.shape[1] else h @ vectors
-    z = z / z.square().mean(0).sqrt().clamp_min(1e-12)
-    x = samples.design(z, has_bias)
-    return z, least_squares(x, full).T.contiguous()
-
-
-def with_noise_seen(samples: ActivitySamples, observation: Observation) -> Observation:
-    """Of rates: two-valued noise where nearly all lie at the two ends of phi's range, else Gaussian noise."""
-    phi = observation.phi
-    if observation.noise == "poisson":
-        return observation
-    if phi.high == float("inf"):
-        return observation.with_noise("gaussian")
-    y = samples.activity[samples.rows[random_rows(len(samples), 200)]]
-    margin = 1e-4 * (phi.high - phi.low)
-    at_ends = ((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)
-    return observation.with_noise("two_valued" if at_ends.double().mean() > 0.98 else "gaussian")
-
-
-def _joint_step(
-    samples: ActivitySamples, z: Tensor, theta: Tensor, observation: Observation, has_bias: bool, damping: float
-) -> tuple[Tensor, Tensor]:
-    """Moves of latents (S, R) and stacked loadings (K, P) by one Gauss-Newton step for both at once.
-
-    Alternation converges slowly where the two trade off (relu, softplus). The latents are eliminated sample by sample;
-    what remains for the loadings is solved by conjugate gradients, preconditioned by each neuron's own block.
-    ``damping`` is relative to the diagonal blocks (Levenberg-Marquardt).
-    """
-    low, rank, width = samples.activity.dtype, z.shape[1], theta.shape[1]
-    x, m = samples.design(z, has_bias).to(low), theta[:, :rank].to(low)
-    h = samples.with_offset(x @ theta.to(low).T, slice(None))
-    s, w, _ = observation.newton_terms(samples.activity[samples.rows], h)
-
-    def block(normal: Tensor, size: int) -> Tensor:
-        normal = normal.double().reshape(-1, size, size)
-        eye = torch.eye(size, dtype=normal.dtype, device=normal.device)
-        return normal + (damping * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-10) * eye
-
-    of_z, of_theta = block(w @ outer(m), rank), block(w.T @ outer(x), width)
-    inverse_z, inverse_theta = torch.linalg.inv(of_z), torch.linalg.inv(of_theta)
-    extra = of_theta - (w.T @ outer(x)).double().reshape(-1, width, width)
-
-    def eliminated(weighted: Tensor) -> Tensor:
-        """The latents' answer to a weighted change of potentials (S, K)."""
-        return torch.einsum("srq,sq->sr", inverse_z, (weighted @ m).double())
-
-    def schur(direction: Tensor) -> Tensor:
-        weighted = w * (x @ direction.to(low).T)
-        back = w * (eliminated(weighted).to(low) @ m.T)
-        return ((weighted - back).T @ x).double() + torch.einsum("kpq,kq->kp", extra, direction)
-
-    residual = ((s - w * (eliminated(s).to(low) @ m.T)).T @ x).double()
-    move = _conjugate_gradients(schur, residual, lambda r: torch.einsum("kpq,kq->kp", inverse_theta, r))
-    return eliminated(s - w * (x @ move.to(low).T)), move
-
-
-def _conjugate_gradients(
-    operator: Callable, right: Tensor, precondition: Callable, iterations: int = 60, tolerance: float = 1e-3
-) -> Tensor:
-    """Solution of operator(x) = right for a positive semidefinite operator, to a relative residual."""
-    x, residual = torch.zeros_like(right), right
-    conditioned = precondition(residual)
-    direction, power = conditioned, float((residual * conditioned).sum())
-    goal = tolerance**2 * power
-    for _ in range(iterations):
-        image = operator(direction)
-        curvature = float((direction * image).sum())
-        if not curvature > 0 or power <= goal:
-            break
-        x, residual = x + power / curvature * direction, residual - power / curvature * image
-        conditioned = precondition(residual)
-        power, before = float((residual * conditioned).sum()), power
-        direction = conditioned + power / before * direction
-    return x
-
-
-def _mean_loss(samples: ActivitySamples, z: Tensor, theta: Tensor, observation: Observation, has_bias: bool) -> float:
-    """Mean squared residual, or twice the mean negative log likelihood up to a constant."""
-    h = samples.with_offset(
-        samples.design(z, has_bias).to(samples.activity.dtype) @ theta.to(samples.activity.dtype).T, slice(None)
-    )
-    return float(observation.loss(samples.activity[samples.rows], h).mean())
-
-
-def _start_fit(
-    samples: ActivitySamples, rank: int, has_bias: bool, observation: Observation, joint_steps: int = 25
-) -> tuple[Tensor, Tensor]:
-    """Latents (S, R) and stacked loadings (K, P) of some samples.
-
-    Alternating Newton steps on the convex matching loss bring them near; damped joint Gauss-Newton steps on the
-    squared error (two-valued data and counts: on the log likelihood) finish. They end when a step gains less than a
-    ten-thousandth, or at float32 rounding.
-    """
-    z, theta = _principal_start(samples, rank, has_bias, observation)
-    relu, exact = observation.phi.name == "relu", observation.noise == "gaussian"
-    for sweep in range(8 if relu else 4):
-        matching = sweep < (6 if relu else 2)
-        z, _, error = update_latents(samples, z, theta, observation, int(matching), int(not matching))
-        x, dispersion = samples.design(z, has_bias), observation.dispersion(error)
-        theta = _update_loadings(samples, x, theta, observation, dispersion, matching)
-    power = float(samples.activity[samples.rows].square().mean())
-    damping, error = 1e-4, _mean_loss(samples, z, theta, observation, has_bias)
-    for _ in range(joint_steps):
-        if exact and error < 1e-13 * power:
-            break
-        z_move, move = _joint_step(samples, z, theta, observation, has_bias, damping)
-        trial = _mean_loss(samples, z + z_move, theta + move, observation, has_bias)
-        if trial < error:
-            gained, error = (error - trial) / abs(error), trial
-            z, theta, damping = z + z_move, theta + move, max(damping / 10, 1e-9)
-            if gained < 1e-4:
-                break
-        else:
-            damping *= 10
-            if damping > 1:
-                break
-    return z, theta
 
 
 @dataclass(frozen=True)
@@ -354,7 +94,7 @@ def bias_supported(recording: Recording, rank: int, seed: int = 0) -> bool:
     n_observed, n_neurons = len(few) * recording.n_neurons, recording.n_neurons
     rounding = 1e-12 * float(few.activity[few.rows].square().mean())
     errors = [
-        max(_mean_loss(few, *_start_fit(few, rank, bias, observation), observation, bias), rounding)
+        max(mean_loss(few, *start_fit(few, rank, bias, observation), observation, bias), rounding)
         for bias in (False, True)
     ]
     gain = errors[0] - errors[1] if observation.informative else math.log(errors[0] / errors[1])
@@ -420,12 +160,12 @@ class _RateFit:
     def start(self, seed: int) -> None:
         samples, observation = self.samples, self.observation
         few = samples.subset(random_rows(len(samples), subset_size(samples), seed))
-        _, self.theta = _start_fit(few, self.rank, self.has_bias, observation)
+        _, self.theta = start_fit(few, self.rank, self.has_bias, observation)
         self.z, self.normal, error = latents_of(samples, self.theta, self.rank, observation)
         before, rounding = float("inf"), 1e-12 * float(few.activity[few.rows].square().mean())
         while rounding < error < 0.5 * before:  # else the subset has settled all neurons
             x, dispersion = samples.design(self.z, self.has_bias), observation.dispersion(error)
-            self.theta = _converged_loadings(samples, x, self.theta, observation, dispersion)
+            self.theta = converged_loadings(samples, x, self.theta, observation, dispersion)
             before = error
             self.z, self.normal, error = update_latents(samples, self.z, self.theta, observation, 0, 3)
         self.set_noise(error)
@@ -436,7 +176,7 @@ class _RateFit:
         """Loadings given latents z, then one Newton pass for the sample-wise latents given them."""
         samples, observation = self.samples, self.observation
         x = samples.design(z, self.has_bias)
-        self.theta = _converged_loadings(samples, x, self.theta, observation, self.dispersion)
+        self.theta = converged_loadings(samples, x, self.theta, observation, self.dispersion)
         self.z, self.normal, error = update_latents(samples, self.z, self.theta, observation, 0, 1)
         self.set_noise(error)
 
@@ -550,7 +290,7 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
         process = moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
     x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
     if smooth:
-        fit.theta = _converged_loadings(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
+        fit.theta = converged_loadings(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
     spread_of_loadings = loadings_covariance(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
     return ClosedFormFit(
         latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),

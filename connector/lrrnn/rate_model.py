@@ -13,24 +13,19 @@ from torch import Tensor, nn
 
 from connector.dynamics import potentials
 from connector.errors import UserError
-from connector.lrrnn.closed_form import (
-    ClosedFormFit,
-    check_rates,
-    double,
-    fit_rates_closed_form,
-    loadings_covariance,
-    with_noise_seen,
-)
+from connector.lrrnn.closed_form import ClosedFormFit, check_rates, double, fit_rates_closed_form
 from connector.lrrnn.latents import inverse_of_normal, least_squares_latents, read_states
+from connector.lrrnn.loadings import loadings_covariance
 from connector.lrrnn.module import LowRankRNN
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples
 from connector.lrrnn.smoother import smooth_latents
+from connector.lrrnn.start import with_noise_seen
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
 
 @dataclass(frozen=True)
-class Posterior:
+class StatePosterior:
     """Latents of some trials given their activity.
 
     Attributes:
@@ -225,7 +220,7 @@ class RateModel(nn.Module):
     @torch.no_grad()
     def posterior(
         self, data: TrialBatch | Recording, method: str = "smooth", neurons: Tensor | None = None
-    ) -> Posterior:
+    ) -> StatePosterior:
         """Latents with their covariance; ``method`` is "smooth" or "least_squares".
 
         ``neurons`` (K,) True for those that the latents are read from; None: all.
@@ -260,15 +255,15 @@ class RateModel(nn.Module):
     @torch.no_grad()
     def posterior_from(
         self, found: LeastSquares, mask: Tensor, inputs: Tensor | None, smooth: bool = True
-    ) -> Posterior:
+    ) -> StatePosterior:
         """Latents with their covariance from the sample-wise ones; ``smooth``: with the dynamics, where these help."""
         covariance = torch.where(mask[..., None, None], inverse_of_normal(found.normal) * self.dispersion, 0.0)
         if not smooth or mask.shape[1] < 2 or not self.is_noisy(found, mask):
-            return Posterior(found.z, covariance)
+            return StatePosterior(found.z, covariance)
         z, covariance, _ = smooth_latents(
             found.z, found.normal / self.dispersion, self.rnn.network(), mask.sum(1), inputs, self.process_covariance
         )
-        return Posterior(z, covariance)
+        return StatePosterior(z, covariance)
 
 
 class ConnectivityInputs(NamedTuple):
@@ -308,6 +303,4 @@ def connectivity_inputs(
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:
-    if isinstance(data, TrialBatch):
-        return data
-    return TrialBatch(data.activity, data.mask, torch.arange(data.n_trials), data.inputs)
+    return data if isinstance(data, TrialBatch) else TrialBatch.of(data)

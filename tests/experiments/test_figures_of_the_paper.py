@@ -18,11 +18,10 @@ from connector.data.simulation import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 from connector.figures import panels as figures
-from connector.lrrnn.spikes.model import trial_batch
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import write_network
-from connector.types import Loadings
+from connector.types import Loadings, TrialBatch
 
 SMALL = [
     "data.n_neurons=150", "data.n_grid=6", "data.n_steps=30", "connectivity.loadings_epochs=20",
@@ -223,7 +222,7 @@ def test_drawn_loadings_have_the_moments_of_the_recorded_ones_and_types_that_dif
 
 def test_the_fitted_spike_model_is_in_the_gauge_of_the_latents(spike_run):
     run = script("saved_runs").SpikeRun(spike_run)
-    batch = trial_batch(run.recording, None, run.baseline)
+    batch = TrialBatch.of(run.recording, None, run.baseline.argument)
     torch.testing.assert_close(run.model.infer(batch).double(), run.latents.z, rtol=0, atol=1e-4)
     z, u, y = run.latents.samples()
     assert field_error(run.model.rnn.network().double(), z, u, y) < 1e-6
@@ -250,7 +249,9 @@ def test_truths_have_the_points_they_are_named_after(spike_run):
         # the noise-free states spread as far as the fitted ones
         start = torch.zeros(run.recording.n_trials, 2, dtype=torch.float64)
         x = truth.run(start, run.recording.inputs.double())[run.recording.mask] @ truth.axis
-        fitted = run.model.infer(trial_batch(run.recording, None, run.baseline), rollout=True)[run.recording.mask]
+        fitted = run.model.infer(TrialBatch.of(run.recording, None, run.baseline.argument), rollout=True)[
+            run.recording.mask
+        ]
         assert float(x.std()) == pytest.approx(
             float(torch.linalg.eigvalsh(torch.cov(fitted.double().T))[-1].sqrt()), rel=1e-3
         )

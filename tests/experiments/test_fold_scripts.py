@@ -28,7 +28,7 @@ from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.report.page import METRICS
 from connector.runs.naming import register_resolvers
 from connector.runs.store import RunStore
-from connector.stages.lrrnn import write_responses
+from connector.stages.responses import write_responses
 from connector.types import Recording
 
 N_FOLDS, N_TRIALS = 4, 50

@@ -25,82 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from connector.errors import UserError
-from connector.lrrnn.latents import read_states
 from connector.lrrnn.module import LowRankRNN
-from connector.lrrnn.observation import Observation
-from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
-from connector.lrrnn.spikes.scan import RATE_FLOOR, PoissonNats, Scan, run_pair
-from connector.types import Latents, Loadings, Recording, TrialBatch
+from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.encoder import Encoder, PathPosterior
+from connector.lrrnn.spikes.scan import RATE_FLOOR, PoissonNats, Scan
+from connector.types import Loadings, Recording, TrialBatch, last_states
 
 _CHUNK_NUMBERS = 1.5e7  # numbers in the largest tensor when trained models are evaluated
-
-
-class Posterior(NamedTuple):
-    """The encoder's answer, in the model's own whitened coordinates (standard normal under the prior).
-
-    Attributes:
-        mean, log_sd: (B, R) of the initial state.
-        correction: (time - 1, B, R) drift correction of each step, zero past a trial's end.
-    """
-
-    mean: Tensor
-    log_sd: Tensor
-    correction: Tensor
-
-    def divergence(self, alpha: float) -> Tensor:
-        """Kullback-Leibler divergence from the prior on the path of each trial, (B,), in closed form."""
-        start = 0.5 * (self.mean**2 + torch.exp(2 * self.log_sd) - 1 - 2 * self.log_sd).sum(-1)
-        return start + 0.5 * alpha * (self.correction**2).sum((0, 2))
-
-
-class Encoder(nn.Module):
-    """Bidirectional GRU on sums of ``window`` bins; padding is never read, so it changes nothing.
-
-    Args:
-        n_features: features per bin.
-        rank: R.
-        hidden: width of each direction.
-        window: bins per sum.
-        start_sd: sd, in bins, of the half Gaussian that averages features for a linear share of the initial state.
-    """
-
-    def __init__(self, n_features: int, rank: int, hidden: int = 64, window: int = 4, start_sd: float = 5.0):
-        super().__init__()
-        self.window, self.rank, self.start_sd = window, rank, float(start_sd)
-        self.linear_start = nn.Linear(n_features, rank, bias=False)
-        nn.init.zeros_(self.linear_start.weight)
-        self.forward_gru = nn.GRU(n_features + 1, hidden, batch_first=True)
-        self.backward_gru = nn.GRU(n_features + 1, hidden, batch_first=True)
-        self.start = nn.Linear(2 * hidden, 2 * rank)
-        self.correction = nn.Linear(2 * hidden, rank)
-        with torch.no_grad():  # begin near the prior
-            for head in (self.start, self.correction):
-                head.weight.mul_(0.1)
-                head.bias.zero_()
-
-    def forward(self, features: Tensor, mask: Tensor) -> Posterior:
-        """features (B, time, n_features), zero where mask (B, time) is False."""
-        trials, steps, width = features.shape
-        blocks = -(-steps // self.window)
-        padded = features.new_zeros(trials, blocks * self.window, width + 1)
-        padded[:, :steps, :width] = features
-        padded[:, :steps, width] = mask.to(features.dtype) / self.window
-        sums = padded.view(trials, blocks, self.window, width + 1).sum(2)
-        # Each trial is turned round within its own length: padding comes last in both directions.
-        length = -(-mask.sum(1) // self.window)
-        position = torch.arange(blocks, device=mask.device)
-        turned = torch.where(position < length[:, None], length[:, None] - 1 - position, position)[..., None]
-        backwards = sums.gather(1, turned.expand(-1, -1, width + 1))
-        states = run_pair((self.forward_gru, self.backward_gru), torch.stack([sums, backwards]).permute(2, 0, 1, 3))
-        ahead, behind = states.permute(1, 2, 0, 3)
-        both = torch.cat([ahead, behind.gather(1, turned.expand(-1, -1, behind.shape[-1]))], -1)
-        mean, log_sd = self.start(both[:, 0]).chunk(2, -1)
-        early = torch.exp(-0.5 * (torch.arange(steps, device=mask.device) / self.start_sd) ** 2) * mask
-        early = torch.einsum("bt,btf->bf", early / early.sum(1, keepdim=True), features)
-        mean = mean + self.linear_start(early)
-        correction = self.correction(both).repeat_interleave(self.window, 1)[:, : steps - 1]
-        correction = correction * mask[:, 1:, None]
-        return Posterior(mean, log_sd.clamp(-5, 2), correction.transpose(0, 1))
 
 
 class Paths(NamedTuple):
@@ -204,7 +135,7 @@ class SpikeModel(nn.Module):
 
     # ---- the pieces of the objective
 
-    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
         """The encoder on what the spikes say beyond what is expected anyway, and on the inputs.
 
         Where rollouts start from the prior it reads :meth:`score` along the noise-free rollout: R numbers a bin that hold,
@@ -242,7 +173,7 @@ class SpikeModel(nn.Module):
             slope = torch.where(seen, slope, 0.0)
         return slope @ self.readout
 
-    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
         """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows.
 
         ``seen``: as in :meth:`encode`; the refinement uses the likelihood of these neurons alone.
@@ -254,13 +185,13 @@ class SpikeModel(nn.Module):
     def refine(
         self,
         batch: TrialBatch,
-        posterior: Posterior,
+        posterior: PathPosterior,
         steps: int = 60,
         lr: float = 0.1,
         n_samples: int = 2,
         seed: int = 0,
         seen: Tensor | None = None,
-    ) -> Posterior:
+    ) -> PathPosterior:
         """Each trial's posterior brought nearer its best bound by gradient steps, the model held fixed.
 
         The encoder was fitted to training trials; this removes its error on others, and its share in every trial.
@@ -277,7 +208,7 @@ class SpikeModel(nn.Module):
         recorded = batch.mask[:, 1:].T[..., None]
         with torch.enable_grad():
             for _ in range(steps):
-                now = Posterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
+                now = PathPosterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
                 paths, _ = self.paths(batch, now, n_samples, generator=generator)
                 nats, _ = self._nats(batch, paths.posterior, seen)
                 bound = nats.sum() / n_samples - now.divergence(self.alpha).sum()
@@ -286,7 +217,7 @@ class SpikeModel(nn.Module):
                     x.grad = gradient
                 optimizer.step()
                 schedule.step()
-        return Posterior(free[0].detach(), free[1].detach().clamp(-8, 2), (free[2] * recorded).detach())
+        return PathPosterior(free[0].detach(), free[1].detach().clamp(-8, 2), (free[2] * recorded).detach())
 
     def _scan(self, z0: Tensor, extra: Tensor, inputs: Tensor | None) -> Tensor:
         """z0 (S, B, R), extra (time - 1, S, B, R), inputs (B, time, U) -> (time, S, B, R)."""
@@ -298,12 +229,12 @@ class SpikeModel(nn.Module):
     def paths(
         self,
         batch: TrialBatch,
-        posterior: Posterior | None,
+        posterior: PathPosterior | None,
         n_samples: int = 1,
         noise: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Paths, Tensor | None]:
-        """Posterior samples and the noise-free rollout in one scan.
+        """PathPosterior samples and the noise-free rollout in one scan.
 
         Args:
             posterior: of :meth:`encode`, or None for the rollout alone.
@@ -436,8 +367,8 @@ class SpikeModel(nn.Module):
             trials, steps = piece.mask.shape
             zero = torch.zeros(trials, self.rank, device=piece.mask.device)
             still = zero.expand(steps - 1, -1, -1)
-            start = self.posterior(piece) if self.rollout_start == "encoder" else Posterior(zero, zero, still)
-            prior = Posterior(start.mean, start.log_sd, still)
+            start = self.posterior(piece) if self.rollout_start == "encoder" else PathPosterior(zero, zero, still)
+            prior = PathPosterior(start.mean, start.log_sd, still)
             paths, _ = self.paths(piece, prior, n_samples, generator=generator)
             return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
 
@@ -540,7 +471,9 @@ class SpikeModel(nn.Module):
         self.readout.div_(information.sqrt()[:, None])
         self.bias.div_(information.sqrt())
         if self.reads_scores:  # one block's sum of independent scores
-            size = self.score(trial_batch(recording, train, baseline))[mask].std(0) * self.encoder.window**0.5
+            size = (
+                self.score(TrialBatch.of(recording, train, baseline.argument))[mask].std(0) * self.encoder.window**0.5
+            )
             self.score_map.copy_(torch.diag(1 / (size + 1e-6)))
         return self
 
@@ -728,120 +661,3 @@ def _regress(x: Tensor, y: Tensor, mask: Tensor, ridge: float = 1e-3) -> Tensor:
     x, y = ((v - (v * mask[..., None]).sum(0) / trials[:, None])[mask] for v in (x, y))
     gram = x.T @ x
     return torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), x.T @ y)
-
-
-def last_states(z: Tensor, lengths: Tensor) -> Tensor:
-    """State at the last recorded sample of each trial: z (B, time, R) -> (B, R)."""
-    return z[torch.arange(len(z)), lengths - 1]
-
-
-def trial_batch(recording: Recording, index: Tensor | None = None, baseline: Baseline | None = None) -> TrialBatch:
-    """Trials of a recording, all by default, with their baseline."""
-    index = torch.arange(recording.n_trials) if index is None else torch.as_tensor(index, dtype=torch.int64)
-    return TrialBatch(
-        activity=recording.activity[index],
-        mask=recording.mask[index],
-        index=index,
-        inputs=None if recording.inputs is None else recording.inputs[index],
-        baseline=None if baseline is None else baseline.argument[index],
-    )
-
-
-def refit_loadings(
-    model: SpikeModel,
-    recording: Recording,
-    train: Tensor,
-    baseline: Baseline,
-    *,
-    m_penalty: float = 1e-2,
-    b_penalty: float = 10.0,
-    d_penalty: float = 1e-2,
-) -> tuple[Loadings, Tensor]:
-    """m, b, d of the recorded neurons by penalised Poisson regression on latents and inputs, with their covariance.
-
-    The count is Poisson(scale * softplus(m.z + b.u + d' + baseline)) at the posterior-mean latents of training
-    trials. Spikes hardly constrain b, an effect of single inputs beyond the latent state: its penalty was chosen for
-    the conditioning of what is built on the loadings, and b is no finding.
-
-    Returns:
-        Loadings, where d = d' + mean baseline is the neuron's operating point, and the Laplace covariance of each
-        neuron's (m, b, d), (K, P, P) float64, columns in the order of ``Loadings.stack``.
-    """
-    train = torch.as_tensor(train, dtype=torch.int64)
-    batch = trial_batch(recording, train, baseline)
-    inside = batch.mask
-    z = model.infer(batch)[inside].double()
-    parts = [z] if not model.rnn.n_inputs else [z, batch.inputs[inside].double()]
-    parts.append(torch.ones(len(z), 1, dtype=torch.float64))
-    penalty = [m_penalty] * model.rank + [b_penalty] * model.rnn.n_inputs + [d_penalty]
-    fit = poisson_regression(
-        torch.cat(parts, 1),
-        batch.activity[inside],
-        offset=batch.baseline[inside],
-        penalty=torch.tensor(penalty, dtype=torch.float64),
-        scale=model.scale,
-    )
-    loadings = Loadings.unstack(fit.coefficients, model.rank, model.rnn.n_inputs, has_bias=True)
-    return Loadings(loadings.m, loadings.b, loadings.d + model.baseline_mean.double()), fit.covariance
-
-
-class ConnectivityInputs(NamedTuple):
-    """What a fit to spikes hands to the estimate of the connectivity.
-
-    Attributes:
-        latents: posterior means of all trials, float64. Their ``drive`` is the fitted latent network's F(z, u) there,
-            unless there are ``readings``.
-        loadings: of the recorded neurons, as they are read: softplus(m.z + b.u + d); loadings_covariance: (K, P, P).
-        readings: states read from each bin on its own with their covariances, see :func:`read_counts`; None where the
-            bins say too little for that (:data:`INFORMATIVE`).
-    """
-
-    latents: Latents
-    loadings: Loadings
-    loadings_covariance: Tensor
-    readings: tuple[Tensor, Tensor] | None
-
-
-# Largest standard deviation of the states read from single bins, relative to the spread of the latents, at which
-# trajectories are compared with them. Above, single trials are known through the model's own noise process only.
-INFORMATIVE = 0.6
-
-
-@torch.no_grad()
-def connectivity_inputs(
-    model: SpikeModel, recording: Recording, train: Tensor, baseline: Baseline, **penalties: float
-) -> ConnectivityInputs:
-    """What the connectivity stages need of a fitted model."""
-    batch = trial_batch(recording, None, baseline)
-    z = model.infer(batch).double()
-    inputs = None if not model.rnn.n_inputs else recording.inputs.double()
-    loadings, covariance = refit_loadings(model, recording, train, baseline, **penalties)
-    readings = read_counts(batch, z, loadings, model.scale, model.baseline_mean)
-    spread = z[batch.mask].std(0)
-    error = readings[1][batch.mask].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
-    if float((error / spread).max()) < INFORMATIVE:
-        return ConnectivityInputs(
-            Latents(z, recording.lengths, model.alpha, inputs), loadings, covariance, readings
-        )  # fmt: skip
-    drive = model.rnn.network().double().drive(z, inputs) * batch.mask[..., None]
-    return ConnectivityInputs(
-        Latents(z, recording.lengths, model.alpha, inputs, drive), loadings, covariance, None
-    )  # fmt: skip
-
-
-def read_counts(
-    batch: TrialBatch, guide: Tensor, loadings: Loadings, scale: float, baseline_mean: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the spikes of each bin say of the state by themselves: :func:`connector.lrrnn.latents.read_states` of counts.
-
-    Args:
-        batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.
-        loadings: of the neurons, d being at the mean baseline; scale: expected count where softplus is 1.
-        baseline_mean: (K,) mean baseline, contained in both d and the batch's baseline.
-    """
-    offset = None if batch.baseline is None else batch.baseline - baseline_mean
-    inputs = None if loadings.b is None else batch.inputs
-    observation = Observation.of("softplus", "poisson", scale)
-    return read_states(
-        batch.activity / scale, batch.mask, guide.double(), loadings, observation, inputs=inputs, offset=offset
-    )

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from connector.lrrnn.rate_model import Posterior as StatePosterior
-from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.rate_model import RateModel, StatePosterior
 from connector.lrrnn.spikes.baselines import Baseline
-from connector.lrrnn.spikes.model import Posterior, SpikeModel, trial_batch
+from connector.lrrnn.spikes.encoder import PathPosterior
+from connector.lrrnn.spikes.model import SpikeModel
 from connector.types import Recording, TrialBatch
 
 # Spikes per bin of all neurons together, for each latent dimension, from which on the closed form is chosen by itself. In
@@ -75,7 +75,7 @@ class SmoothedSpikeModel(SpikeModel):
             self.bias.copy_(rnn.d - self.baseline_mean)
             factor = torch.linalg.cholesky(fitted.process_covariance / rnn.alpha)
             self.noise_factor.copy_(factor)
-            first = self._smoothed(trial_batch(recording, train, baseline)).z[:, 0]
+            first = self._smoothed(TrialBatch.of(recording, train, baseline.argument)).z[:, 0]
             self.start_mean.copy_(first.mean(0))
             spread = torch.cov(first.T).reshape(rnn.rank, rnn.rank)
             spread = spread + 1e-4 * spread.diagonal().mean() * torch.eye(rnn.rank, dtype=spread.dtype)
@@ -87,7 +87,7 @@ class SmoothedSpikeModel(SpikeModel):
         return self._fitted.posterior(batch, neurons=seen)
 
     @torch.no_grad()
-    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> Posterior:
+    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
         """The smoother's answer: its path through the corrections, its uncertainty of z[0] along each whitened axis.
 
         ``seen`` (K_obs,): states are read from the neurons where it is True alone; None: from all.
@@ -102,6 +102,6 @@ class SmoothedSpikeModel(SpikeModel):
         pushed = z[:, 1:] - network.step(z[:, :-1], u)
         correction = torch.linalg.solve(noise, pushed.mT).mT / self.alpha * batch.mask[:, 1:, None]
         kind = self.readout.dtype
-        return Posterior(
+        return PathPosterior(
             white.to(kind), 0.5 * spread.clamp(1e-6, 1.0).log().to(kind), correction.transpose(0, 1).to(kind)
         )

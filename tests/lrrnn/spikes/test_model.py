@@ -19,20 +19,13 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.lrrnn.spikes.model import (
-    Encoder,
-    Posterior,
-    SpikeModel,
-    connectivity_inputs,
-    last_states,
-    read_counts,
-    refit_loadings,
-    trial_batch,
-)
+from connector.lrrnn.spikes.encoder import Encoder, PathPosterior
+from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.readout import connectivity_inputs, read_counts, refit_loadings
 from connector.lrrnn.spikes.scan import PoissonNats, Scan, run_pair
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates
 from connector.numerics import least_squares
-from connector.types import Loadings, Recording, TrialBatch
+from connector.types import Loadings, Recording, TrialBatch, last_states
 
 
 def driven_recording(n_trials=160, n_steps=50, n_neurons=12, seed=0, gain=3.0):
@@ -63,7 +56,7 @@ def fitted(recording, train, rank=1, epochs=0, kind="constant", lr=1e-2, batch_s
     model.initialise(recording, train, baseline)
     optimizer = torch.optim.Adam(model.parameter_groups(lr))
     generator = torch.Generator().manual_seed(0)
-    everything = trial_batch(recording, train, baseline)
+    everything = TrialBatch.of(recording, train, baseline.argument)
     steps = max(1, epochs * -(-len(train) // batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], steps)
     done = 0
@@ -151,7 +144,7 @@ def test_fused_likelihood_equals_torch_distributions_and_its_gradient():
 def test_divergence_equals_torch_distributions():
     generator = torch.Generator().manual_seed(2)
     alpha = 0.3
-    posterior = Posterior(*(torch.randn(*s, generator=generator) for s in [(4, 2), (4, 2), (6, 4, 2)]))
+    posterior = PathPosterior(*(torch.randn(*s, generator=generator) for s in [(4, 2), (4, 2), (6, 4, 2)]))
     normal = torch.distributions.Normal
     start = torch.distributions.kl_divergence(
         normal(posterior.mean, posterior.log_sd.exp()), normal(torch.zeros(4, 2), torch.ones(4, 2))
@@ -166,7 +159,7 @@ def test_divergence_equals_torch_distributions():
 def test_log_weights_are_log_prior_minus_log_posterior_of_the_paths(small):
     """Densities of the sampled paths computed from the paths alone, with equation (1) stepped anew."""
     recording, model, baseline = small
-    batch = trial_batch(recording, torch.arange(30, 36), baseline)
+    batch = TrialBatch.of(recording, torch.arange(30, 36), baseline.argument)
     posterior = model.encode(batch)
     with torch.no_grad():
         paths, weights = model.paths(batch, posterior, 5, generator=torch.Generator().manual_seed(0))
@@ -188,7 +181,7 @@ def test_log_weights_are_log_prior_minus_log_posterior_of_the_paths(small):
 
 def test_rollout_is_equation_one_from_the_prior_mean(small):
     recording, model, baseline = small
-    batch = trial_batch(recording, torch.arange(5), baseline)
+    batch = TrialBatch.of(recording, torch.arange(5), baseline.argument)
     z = model.infer(batch, rollout=True)
     with torch.no_grad():
         plain = model.rnn.simulate(model.start_mean.expand(5, -1), recording.n_steps, batch.inputs)
@@ -197,7 +190,7 @@ def test_rollout_is_equation_one_from_the_prior_mean(small):
 
 def test_more_samples_tighten_the_bound_and_it_stays_above_the_elbo(small):
     recording, model, baseline = small
-    batch = trial_batch(recording, None, baseline)
+    batch = TrialBatch.of(recording, None, baseline.argument)
     bounds = {
         n: float(model.marginal_log_likelihood(batch, n, torch.Generator().manual_seed(n)).sum()) for n in (1, 8, 128)
     }
@@ -206,7 +199,7 @@ def test_more_samples_tighten_the_bound_and_it_stays_above_the_elbo(small):
 
 def test_padding_changes_nothing(small):
     recording, model, baseline = small
-    batch = trial_batch(recording, torch.arange(8), baseline)
+    batch = TrialBatch.of(recording, torch.arange(8), baseline.argument)
     dirty = batch._replace(
         activity=torch.where(batch.mask[..., None], batch.activity, 5.0),
         inputs=torch.where(batch.mask[..., None], batch.inputs, -3.0),
@@ -249,7 +242,7 @@ def test_gauge_is_whitened_signed_and_leaves_every_likelihood(small):
     model = SpikeModel(6, 2, 2, 0.1, scale=source.scale, n_units=32, encoder_hidden=16)
     model.load_state_dict(source.state_dict())
     train = torch.arange(30)
-    batch = trial_batch(recording, train, baseline)
+    batch = TrialBatch.of(recording, train, baseline.argument)
     before = model.marginal_log_likelihood(batch, 8, torch.Generator().manual_seed(0))
     z = model.infer(batch)
     a = model.fix_gauge(batch, recording.choices[train])
@@ -267,7 +260,7 @@ def test_gauge_is_whitened_signed_and_leaves_every_likelihood(small):
 
 def test_schedule_starts_with_the_rollout_alone_then_warms_the_divergence_up(small):
     recording, model, baseline = small
-    batch = trial_batch(recording, torch.arange(8), baseline)
+    batch = TrialBatch.of(recording, torch.arange(8), baseline.argument)
     _, parts = model.loss(batch, 0.1)
     assert set(parts) == {"rollout_nats"}
     values = {}
@@ -282,7 +275,7 @@ def test_schedule_starts_with_the_rollout_alone_then_warms_the_divergence_up(sma
 
 def test_all_parameters_learn(small):
     recording, model, baseline = small
-    loss, _ = model.loss(trial_batch(recording, None, baseline), 1.0, torch.Generator().manual_seed(0))
+    loss, _ = model.loss(TrialBatch.of(recording, None, baseline.argument), 1.0, torch.Generator().manual_seed(0))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
     assert [n for n, g in zip(names, gradients) if not g.abs().max() > 0] == []
@@ -297,7 +290,7 @@ def test_start_follows_the_inputs_before_any_training():
     unlabelled = replace(recording, evidence=None, choices=None)
     for shown in (recording, unlabelled):  # conditions help, the inputs' own effect suffices
         model, baseline = fitted(shown, train)
-        z = model.infer(trial_batch(shown, None, baseline), rollout=True)[recording.mask][:, 0]
+        z = model.infer(TrialBatch.of(shown, None, baseline.argument), rollout=True)[recording.mask][:, 0]
         assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.93
 
 
@@ -305,12 +298,12 @@ def test_a_driven_integrator_is_recovered_from_spikes():
     recording = driven_recording(n_trials=260, n_neurons=20)
     train, test = torch.arange(200), torch.arange(200, 260)
     model, baseline = fitted(recording, train, epochs=15)
-    batch = trial_batch(recording, test, baseline)
+    batch = TrialBatch.of(recording, test, baseline.argument)
     truth = recording.latents[test][batch.mask][:, 0]
     for rollout in (False, True):
         z = model.infer(batch, rollout)[batch.mask][:, 0]
         assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.95
-    model.fix_gauge(trial_batch(recording, train, baseline), recording.choices[train])
+    model.fix_gauge(TrialBatch.of(recording, train, baseline.argument), recording.choices[train])
     latents, loadings, covariance, _ = connectivity_inputs(model, recording, train, baseline)
     assert latents.drive.shape == latents.z.shape
     assert covariance.shape == (20, 4, 4)
@@ -326,7 +319,7 @@ def test_refit_recovers_loadings_where_the_latents_are_exact():
     recording = driven_recording(n_trials=400, n_neurons=8, gain=2.0)
     train = torch.arange(400)
     model, baseline = fitted(recording, train)
-    z = model.infer(trial_batch(recording, train, baseline))
+    z = model.infer(TrialBatch.of(recording, train, baseline.argument))
     generator = torch.Generator().manual_seed(1)
     m, d = torch.randn(8, 1, generator=generator), 0.5 + 0.3 * torch.randn(8, generator=generator)
     size = z[recording.mask].std()
@@ -338,7 +331,7 @@ def test_refit_recovers_loadings_where_the_latents_are_exact():
     )  # fmt: skip
     fresh = fit_baseline(again, train, "constant")
     model.baseline_mean.copy_(fresh.argument[recording.mask].mean(0))
-    stub = trial_batch(recording, train, baseline)
+    stub = TrialBatch.of(recording, train, baseline.argument)
     latents = model.infer(stub)
     model.infer = lambda batch, rollout=False: latents  # the regression is tested, not the encoder
     loadings, covariance = refit_loadings(model, again, train, fresh)
@@ -353,7 +346,7 @@ def test_refit_recovers_loadings_where_the_latents_are_exact():
 
 def test_scores_are_the_gradient_of_the_likelihood_at_the_rollout(small):
     recording, model, baseline = small
-    batch = trial_batch(recording, torch.arange(8), baseline)
+    batch = TrialBatch.of(recording, torch.arange(8), baseline.argument)
     assert model.reads_scores
     z = model.infer(batch, rollout=True)
     z = torch.where(batch.mask[..., None], z, 0.0).requires_grad_()
@@ -388,7 +381,7 @@ def test_hidden_neurons_are_predicted_from_the_others_as_well_as_they_can_be():
     recording, grid, rates = constant_states(n_trials=260, n_neurons=30)
     train, test = torch.arange(200), torch.arange(200, 260)
     model, baseline = fitted(recording, train, epochs=15)
-    batch = trial_batch(recording, test, baseline)
+    batch = TrialBatch.of(recording, test, baseline.argument)
     total = batch.activity.double().sum(1)
     nats = torch.xlogy(total[:, None], rates) - recording.n_steps * rates  # (trials, grid, K)
     best = torch.empty_like(total)
@@ -414,7 +407,7 @@ def test_a_hidden_neurons_own_spikes_do_not_influence_its_prediction(with_inputs
         recording, _, _ = constant_states(40, 6)
         model, baseline = fitted(recording, torch.arange(30), rank=1)
         assert model.refine_steps > 0
-    batch = trial_batch(recording, torch.arange(30, 36), baseline)
+    batch = TrialBatch.of(recording, torch.arange(30, 36), baseline.argument)
     before = co_smoothed_counts(model, batch, n_groups=3, n_samples=4)
     groups = groups_of_neurons(6, 3)
     assert sorted(torch.cat(groups).tolist()) == list(range(6))
@@ -436,7 +429,7 @@ def test_the_smoother_predicts_hidden_neurons_from_the_others_alone():
     closed = RateModel(400, 2, has_bias=True, activation="softplus", count_scale=baseline.scale)
     closed.initialise(as_rates(recording, baseline.scale).trials(train))
     model = SmoothedSpikeModel(closed, recording, train, baseline)
-    batch = trial_batch(recording, test, baseline)
+    batch = TrialBatch.of(recording, test, baseline.argument)
     before = co_smoothed_counts(model, batch, n_samples=4)
     hidden = groups_of_neurons(400)[2]
     changed = batch.activity.clone()
@@ -458,7 +451,7 @@ def test_autonomous_dynamics_are_recovered_without_inputs():
     order = torch.randperm(recording.n_trials, generator=torch.Generator().manual_seed(0))
     train, test = order[:115], order[115:]
     model, baseline = fitted(recording, train, rank=2, epochs=8)
-    batch = trial_batch(recording, test, baseline)
+    batch = TrialBatch.of(recording, test, baseline.argument)
     z, truth = model.infer(batch).double().flatten(0, 1), recording.latents[test].flatten(0, 1)
     design = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], 1)
     gauge = least_squares(design, truth)
@@ -476,9 +469,9 @@ def test_few_neurons_without_choices_or_evidence():
         bin_s=0.01,
     )  # fmt: skip
     model, baseline = fitted(bare, torch.arange(40), rank=2, epochs=2)
-    batch = trial_batch(bare, torch.arange(40, 50), baseline)
+    batch = TrialBatch.of(bare, torch.arange(40, 50), baseline.argument)
     assert torch.isfinite(model.marginal_log_likelihood(batch, 4, torch.Generator().manual_seed(0))).all()
-    model.fix_gauge(trial_batch(bare, torch.arange(40), baseline))
+    model.fix_gauge(TrialBatch.of(bare, torch.arange(40), baseline.argument))
     latents, loadings, *_ = connectivity_inputs(model, bare, torch.arange(40), baseline)
     assert loadings.b is None
     assert torch.isfinite(latents.drive).all()
@@ -487,7 +480,7 @@ def test_few_neurons_without_choices_or_evidence():
 def test_refinement_improves_an_untrained_encoder():
     recording = driven_recording(n_trials=60, n_neurons=20)
     model, baseline = fitted(recording, torch.arange(50))
-    batch = trial_batch(recording, torch.arange(50, 60), baseline)
+    batch = TrialBatch.of(recording, torch.arange(50, 60), baseline.argument)
     with torch.no_grad():
         encoded = model.encode(batch)
     refined = model.refine(batch, encoded, steps=40)
@@ -503,7 +496,7 @@ def test_refinement_improves_an_untrained_encoder():
 
 def test_inference_is_deterministic_and_chunks_do_not_matter(small, monkeypatch):
     recording, model, baseline = small
-    batch = trial_batch(recording, None, baseline)
+    batch = TrialBatch.of(recording, None, baseline.argument)
     whole = model.infer(batch)
     monkeypatch.setattr("connector.lrrnn.spikes.model._CHUNK_NUMBERS", 1.0)
     torch.testing.assert_close(model.infer(batch), whole)

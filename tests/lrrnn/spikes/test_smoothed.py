@@ -8,8 +8,8 @@ from connector.data.simulation import simulate_recording
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel, connectivity_inputs
 from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.lrrnn.spikes.model import trial_batch
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
+from connector.types import TrialBatch
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_its_paths_are_the_smoothed_ones_and_padding_changes_nothing(fitted):
     recording, train, baseline, rates, model, _ = fitted
     stand_in = SmoothedSpikeModel(model, recording, train, baseline)
     index = torch.arange(1, 9, 2)
-    batch = trial_batch(recording, index, baseline)
+    batch = TrialBatch.of(recording, index, baseline.argument)
     z = stand_in.infer(batch)
     smoothed = connectivity_inputs(model, rates, train).latents.z[index]
     assert torch.allclose(z.double(), smoothed, atol=5e-3)

@@ -1,0 +1,118 @@
+"""Loadings of the neurons given the latents: Newton steps on each neuron's likelihood, and their covariance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from connector.lrrnn.latents import DAMPING, limited_solve
+from connector.lrrnn.observation import Observation
+from connector.lrrnn.samples import ActivitySamples, outer, random_rows
+
+
+def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tensor:
+    """Prior precision (P,) of the stacked loadings, in units of the weights: each column's robust spread.
+
+    It binds a neuron that the data leave open in a direction, for instance one that every input saturates.
+    """
+    spread = 1.48 * theta.abs().median(0).values
+    return dispersion / torch.maximum(spread, moment.diagonal().clamp_min(1e-12).rsqrt()).square() + 1e-10
+
+
+def _loading_equations(
+    samples: ActivitySamples,
+    x: Tensor,
+    theta: Tensor,
+    observation: Observation,
+    matching: bool = False,
+    neurons: Tensor | None = None,
+    seen_only: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal matrices (K, P, P), scores (K, P) and losses (K,) of the stacked loadings, given x = [z, u, 1] (S, P).
+
+    The loss is that of the observation, summed over samples (matching steps on the way to a squared error ignore it).
+
+    Args:
+        neurons: the columns of the activity that theta belongs to, where they are not all.
+        seen_only: relu neurons inform on their loadings only where they were seen active.
+    """
+    width, n_neurons, low = x.shape[1], theta.shape[0], samples.activity.dtype
+    normal, score = x.new_zeros(n_neurons, width * width), x.new_zeros(n_neurons, width)
+    loss, theta_low = x.new_zeros(n_neurons), theta.to(low).T
+    for at, y in samples.pieces():
+        piece = x[at].to(low)
+        y, h = y if neurons is None else y[:, neurons], samples.with_offset(piece @ theta_low, at, neurons)
+        s, w, _ = observation.newton_terms(y, h, matching)
+        if seen_only and observation.phi.name == "relu":
+            w = w * (y > 0)
+        normal += (w.T @ outer(piece)).double()
+        score += (s.T @ piece).double()
+        loss += observation.loss(y, h).sum(0).double()
+    return normal.reshape(n_neurons, width, width), score, loss
+
+
+def update_loadings(
+    samples: ActivitySamples,
+    x: Tensor,
+    theta: Tensor,
+    observation: Observation,
+    dispersion: float,
+    matching: bool = False,
+) -> Tensor:
+    """One damped Newton step for the stacked loadings of all neurons."""
+    normal, score, _ = _loading_equations(samples, x, theta, observation, matching)
+    moment = x.T @ x
+    precision = _column_precision(theta, moment / len(x), dispersion)
+    damped = normal + torch.diag(precision) + DAMPING * moment
+    return theta + limited_solve(damped, score - precision * theta, moment / len(x))
+
+
+def loadings_covariance(
+    samples: ActivitySamples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float
+) -> Tensor:
+    """Laplace covariance (K, P, P) of the stacked loadings given the latents in x: dispersion (X^T W X + prior)^-1.
+
+    The dispersion is at least what rounding in the type of the activity leaves.
+    """
+    power = float(samples.activity[samples.rows[random_rows(len(samples), 200)]].square().mean())
+    dispersion = max(dispersion, power * (20 * torch.finfo(samples.activity.dtype).eps) ** 2)
+    normal, _, _ = _loading_equations(samples, x, theta, observation, seen_only=True)
+    precision = _column_precision(theta, x.T @ x / len(x), dispersion)
+    return torch.linalg.inv(normal + torch.diag(precision)) * dispersion
+
+
+def converged_loadings(
+    samples: ActivitySamples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float, passes: int = 30
+) -> Tensor:
+    """Loadings of all neurons given the design x (S, P): Levenberg-Marquardt, each neuron with its own damping.
+
+    After a first pass over all neurons only those that still move, or were refused a step, are taken up again.
+    """
+    moment, theta = x.T @ x, theta.clone()
+    scale = moment / len(x)
+    precision = _column_precision(theta, scale, dispersion)
+    step, damping = torch.zeros_like(theta), theta.new_full((len(theta),), 1e-9)
+    best = theta.new_full((len(theta),), float("inf"))
+    equations = [theta.new_zeros(len(theta), theta.shape[1], theta.shape[1]), torch.zeros_like(theta)]
+    moving = torch.arange(len(theta), device=theta.device)
+    for _ in range(passes):
+        trial = theta[moving] + step[moving]
+        some = None if len(moving) == len(theta) else moving
+        normal, score, loss = _loading_equations(samples, x, trial, observation, neurons=some)
+        loss = loss + (precision * trial.square()).sum(1)
+        better = loss < best[moving]
+        up = moving[better]
+        theta[up], best[up] = trial[better], loss[better]
+        equations[0][up], equations[1][up] = (
+            normal[better] + torch.diag(precision),
+            score[better] - precision * trial[better],
+        )
+        damping[moving] *= torch.where(better, 0.1, 30.0).to(theta)
+        lifted = equations[0][moving] + damping[moving, None, None].clamp_min(1e-9) * moment
+        step[moving] = limited_solve(lifted, equations[1][moving], scale)
+        change = torch.einsum("kp,pq,kq->k", step[moving], scale, step[moving])
+        moving = moving[(change > 1e-6) & (damping[moving] < 1e3)]
+        if not len(moving):
+            break
+    small = torch.einsum("kp,pq,kq->k", step, scale, step) <= 1e-6
+    return torch.where(small[:, None], theta + step, theta)
