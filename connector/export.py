@@ -1,4 +1,4 @@
-"""Write a recording of spikes as an NWB file: python -m connector.export SESSION.mat --out FILE.nwb [data.OPTION=VALUE]"""
+"""Write a recording of spikes as an NWB file: connector export SESSION.mat --out FILE.nwb [data.OPTION=VALUE]"""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
 from connector.data.readers import read_recording, source_of
 from connector.errors import UserError
+from connector.runs.naming import conf_directory
 from connector.runs.options import FileData, checked_data
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def file_options(path: Path, given: list[str]) -> FileData:
@@ -32,7 +31,7 @@ def file_options(path: Path, given: list[str]) -> FileData:
     wrong = [text for text in given if not text.startswith("data.") or "=" not in text]
     if wrong:
         raise UserError("options of the form data.OPTION=VALUE", wrong[0])
-    defaults = OmegaConf.load(CONF / "data" / f"{source}.yaml")
+    defaults = OmegaConf.load(conf_directory() / "data" / f"{source}.yaml")
     try:
         changes = OmegaConf.from_dotlist(given).get("data", {})
     except (OmegaConfBaseException, ValueError) as error:
@@ -43,7 +42,7 @@ def file_options(path: Path, given: list[str]) -> FileData:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m connector.export",
+        prog="connector export",
         description="Write a recording of spikes as an NWB file, which `data=nwb data.path=FILE` reads back exactly.",
     )
     parser.add_argument("recording", type=Path, help="a file that data=npz, rat, nwb or nlb reads")

@@ -1,4 +1,4 @@
-"""Sample a network from a finished run: python -m connector.sample RUN --neurons 5000 --out FILE.npz"""
+"""Sample a network from a finished run: connector sample RUN --neurons 5000 --out FILE.npz"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Options with the defaults of :meth:`ConnectivityDistribution.sample`, so that both give the same network."""
     default = {name: p.default for name, p in inspect.signature(ConnectivityDistribution.sample).parameters.items()}
     parser = argparse.ArgumentParser(
-        prog="python -m connector.sample",
+        prog="connector sample",
         description="Sample a network from a finished run's connectivity, as run.connectivity.sample does.",
     )
     parser.add_argument("run", type=Path, help="a run directory")

@@ -57,12 +57,12 @@ from connector.data.folds import fold
 from connector.errors import UserError
 from connector.lrrnn.closed_form import fit_rates_closed_form
 from connector.numerics import least_squares
-from connector.runs.naming import register_resolvers
+from connector.runs.naming import conf_directory, register_resolvers
 from connector.runs.options import STAGES, Options, checked
 from connector.runs.store import RunStore, StageInputs, write_json, write_text
 from connector.types import Latents, Loadings, Recording
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = conf_directory()
 EXPERIMENTS = ("quadstable", "bistable", "limit_cycle", "ring")
 RECIPES = {"default": (), "published": ("connectivity=published", "lrrnn=published")}
 # Cited, not measured here: D of the checkpoints that the authors of the published method released.

@@ -22,10 +22,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from connector.runs.naming import register_resolvers
+from connector.runs.naming import conf_directory, register_resolvers
 from connector.runs.store import read_npz
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = conf_directory()
 EXAMPLE = "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'    # npz: or nwb, nlb, rat, as the file is"
 _FIT_ONLY = "stages=[lrrnn]"
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -61,6 +60,7 @@ from connector.data.nwb import load_nwb
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.export import main as export_main
+from connector.launch import command_line
 from connector.runs import options as options_schema
 from connector.runs.store import RunStore, StageInputs, load_network, load_run, write_network
 from connector.sample import main as sample_main
@@ -68,10 +68,6 @@ from connector.stages.training import check_trainer
 from connector.types import Latents, Recording, valid_mask
 
 ROOT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-train = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(train)
-train.job.__wrapped__.__module__ = "__main__"  # for Hydra, which finds conf/ beside the main script
 
 SECONDS = 20
 LIMIT_GB = 0.02  # asked of the readers: data.max_gigabytes
@@ -894,13 +890,13 @@ def command(arguments: list[str]) -> int:
     sys.argv = ["train.py", *arguments]
     connector.launch.job.run = rehearsal
     GlobalHydra.instance().clear()
-    train._raised.clear()
-    train._directories.clear()
+    command_line._raised.clear()
+    command_line._directories.clear()
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
-                code = train.main()
+                code = command_line.main()
             except SystemExit as left:  # argparse, at flags that do not exist
                 code = left.code
     finally:

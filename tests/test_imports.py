@@ -21,7 +21,7 @@ FLOORS = [
     {"report", "runs"},
     {"stages"},
     {"launch", "export", "sample"},
-    {"plugins"},
+    {"plugins", "__main__"},
 ]
 AT_THE_RIM = {  # a framework: where it may be imported, as folders or modules
     "pytorch_lightning": ("data.modules", "stages", "launch"),
@@ -72,5 +72,5 @@ def test_frameworks_are_imported_at_the_rim_only():
 
 
 def test_what_the_command_line_needs_for_help_loads_without_torch():
-    code = "import sys, connector.launch.sweep, connector.runs.naming; assert 'torch' not in sys.modules; import connector; connector.load_run"
+    code = "import sys, connector.__main__, connector.launch.command_line; assert 'torch' not in sys.modules; import connector; connector.load_run"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-ENTRY = Path(__file__).resolve().parents[2] / "train.py"
+from connector.runs.naming import conf_directory
+
+_SCRIPT = conf_directory().parent / "train.py"
+# Of a checkout the script, which runs without installing; else the installed package, whatever the directory holds.
+ENTRY = [str(_SCRIPT)] if _SCRIPT.exists() else ["-P", "-m", "connector"]
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def job_command(local_rank: int) -> tuple[Sequence[str], str]:
     """The command line and working directory of another rank of the job that is running."""
     hydra = HydraConfig.get()
-    command = [sys.executable, str(ENTRY), "--config-name", hydra.job.config_name]
+    command = [sys.executable, *ENTRY, "--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             command += ["--config-dir", source.path]

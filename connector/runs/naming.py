@@ -1,16 +1,24 @@
-"""The name of a run's directory, made from the options that change its result: same command, same directory."""
+"""Where runs have their configuration from, and the name of a run's directory, made from the options that change its
+result: same command, same directory."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
 # These act on the same run: what is trained, how fast, where it is logged.
 _WITHOUT_EFFECT = re.compile(r"^(stages|force|report|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
+
+
+def conf_directory() -> Path:
+    """The folder conf/ of the configuration: in the installed package, or at the top of the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def without_effect(option: str) -> bool:

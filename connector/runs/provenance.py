@@ -23,7 +23,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def command() -> str:
     """The command line of this process, as a shell takes it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    entry = (
+        ["python", "-m", "connector"] if name == "__main__.py" else ["python", name] if name.endswith(".py") else [name]
+    )
+    return shlex.join([*entry, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

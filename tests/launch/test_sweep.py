@@ -66,7 +66,7 @@ def test_jobs_in_processes_of_their_own_end_in_one_table(tmp_path):
     assert check(tmp_path / "sweep", done, (1, 2)) == ["done", "done"]
 
 
-# train.py, but the fifth job of the process fails while it trains.
+# The command, but the fifth job of the process fails while it trains.
 FAULTY = """
 import runpy, sys
 import connector.launch.job

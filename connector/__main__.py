@@ -1,0 +1,26 @@
+"""The command `connector`, the same as `python -m connector` and `python train.py`: a run, or what is done with runs.
+
+connector [OPTIONS]                              a run, or a sweep with -m
+connector sample RUN --out FILE.npz              a network from a finished run
+connector export SESSION --out FILE.nwb          a recording of spikes as NWB
+connector compare RUN RUN ...                    a page on several runs
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+_BESIDE_RUNS = ("sample", "export", "compare")
+
+
+def main() -> int:
+    """Run the command line of this process; returns its exit code."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in _BESIDE_RUNS:
+        return import_module(f"connector.{name}").main(sys.argv[2:])
+    return import_module("connector.launch.command_line").main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The command line of a run: compose a configuration, check it, run the job. Needs no torch to answer --help.
+
+`python train.py --help` lists the options.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+# Hydra's own reporting hides the exception from this file and always ends with 1; here mistakes end with 2.
+os.environ["HYDRA_FULL_ERROR"] = "1"
+# Threads that wait for each other by spinning lose several-fold as soon as anything else runs on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Left alone, MKL takes fewer threads when the machine is busy and other paths for memory aligned otherwise: the sums
+# then differ in their last digits, and two runs of one seed with them.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
+# Hydra finds launchers in packages named hydra_plugins on the path.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins"))
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from connector import interruption
+from connector.errors import UserError
+from connector.failures import RunFailure
+from connector.launch.sweep import close_sweep, sweep_directory
+from connector.runs.naming import conf_directory, register_resolvers
+
+register_resolvers()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """A refused job leaves no directory behind: neither its own nor, where they are empty, those it lies in."""
+    here = Path.cwd()
+    inside = [path for path in directory.parents if here in path.parents]
+    for path in (directory, *(inside or [directory.parent])):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+# What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
+# waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.
+_raised: list[BaseException] = []
+# Directories of the jobs reached: what is raised before the first concerns the command line and the configuration files.
+_directories: list[Path] = []
+
+
+def job(config: DictConfig) -> float | None:
+    """One job: a single run, or one of a sweep. Returns the value that an optimizing sweeper minimises."""
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    _directories.append(directory)
+    sweep = settings.mode == RunMode.MULTIRUN
+    try:
+        # Imported here: --help, --cfg and refused options answer without waiting for torch.
+        from connector.runs.options import checked
+
+        options = checked(config)
+        from connector.launch.job import run
+
+        if not sweep:
+            return run(options, config, directory)
+        return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num))
+    except Exception as error:
+        if isinstance(error, UserError):
+            _remove_if_empty(directory)
+        if sweep:
+            raise
+        _raised.append(error)
+        return None
+
+
+def _said_to_go_on() -> str:
+    """How to go on after an interruption."""
+    sweep = sweep_directory()
+    if sweep is not None:
+        return f"the same command with hydra.sweep.dir={sweep} runs what is missing; finished jobs and checkpoints are kept."
+    return f"{interruption.goes_on(_directories[-1])}." if _directories else "nothing was started yet."
+
+
+def refused_override(error: Exception) -> str:
+    """What Hydra or OmegaConf refused, in one or two lines with what to do."""
+    cause = error.__cause__
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
+        from connector.runs.options import unknown_option
+
+        return str(unknown_option(cause.full_key))
+    if isinstance(error, MissingConfigException) and error.options:
+        # experiment/nope; the group of hydra's own choices keeps its slash: hydra/launcher/nope
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        near = difflib.get_close_matches(name, error.options, n=1)
+        remedy = f"the nearest is {group}={near[0]}" if near else f"choose one with {group}=NAME"
+        return str(UserError(f"{group} among {', '.join(error.options)}", repr(name), remedy))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(cause, OmegaConfBaseException):
+        lines = [lines[0], *str(cause).splitlines()[:1]]
+    return "\n".join(lines[:2])
+
+
+def _uncomposed(error: Exception) -> UserError:
+    """YAML that cannot be parsed, text in another encoding, a directory that cannot be made: Hydra has no class for these."""
+    where = getattr(error, "problem_mark", None)
+    reason = " ".join(str(getattr(error, "problem", None) or error).split())[:300]
+    place = f" in {where.name}, line {where.line + 1}" if where is not None else ""
+    return UserError("options and configuration files that can be read", f"{type(error).__name__}: {reason}{place}")
+
+
+def main() -> int:
+    """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
+    else."""
+    interruption.install()
+    sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
+    try:
+        code = _run_jobs(sweep)
+    finally:
+        failed = close_sweep()
+        _flush_output()
+    # A sweeper may go on past jobs that failed, as a study does.
+    return code or int(failed)
+
+
+def _flush_output() -> None:
+    """Write out what was printed here, where a reader that left early is no error; at its end Python would say one."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_jobs(sweep: bool) -> int:
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="train")(job)()
+        if _raised:
+            raise _raised[0]
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1 if sweep else 2
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        print("Error: " + refused_override(error), file=sys.stderr)
+        return 2
+    except RunFailure as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"Interrupted; {_said_to_go_on()}", file=sys.stderr)
+        return 130
+    except SystemExit as left:
+        if left.code != interruption.EXIT_CODE:
+            raise
+        print(f"Terminated; {_said_to_go_on()}", file=sys.stderr)
+        return interruption.EXIT_CODE
+    except BrokenPipeError:
+        if not _directories:  # of `--help | head`, whose reader has seen enough
+            return 0
+        raise
+    except Exception as error:
+        if not _directories:
+            print(f"Error: {_uncomposed(error)}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
+    return 0
