@@ -282,7 +282,7 @@ def run_recipe(
     """Run a recipe's stages in this process; ``epochs`` of each stage only (and the warm-up), or all of them (None)."""
     from connector.launch.job import build_data, plan, run_stages
     from connector.launch.wandb_run import NoRun
-    from connector.stages.checkpoints import Stopwatch
+    from connector.stages.progress import Stopwatch
     from connector.stages.results import Results
     from connector.stages.training import StageContext, validation_interval
 

@@ -38,7 +38,7 @@ from connector.report.page import METRICS, Metric
 from connector.runs.naming import without_effect
 from connector.runs.options import STAGES
 from connector.runs.store import RunStore, write_text
-from connector.stages.checkpoints import read_learning_curves
+from connector.stages.curves import read_learning_curves
 
 LEVEL = 0.95
 # Of these the first that every run has puts the settings in order: what is known of the truth before the fit alone.

@@ -36,10 +36,11 @@ from connector.launch.job import (
 from connector.launch.wandb_run import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore
-from connector.stages.checkpoints import StepProgress, write_learning_curves
+from connector.stages.curves import write_learning_curves
 from connector.stages.flows import FlowJob, train_flow
 from connector.stages.loadings import prepare_loadings
 from connector.stages.outputs import prepare_outputs
+from connector.stages.progress import StepProgress
 from connector.stages.training import StageContext, clock, fit
 
 _PREPARE = {"loadings": prepare_loadings, "outputs": prepare_outputs}

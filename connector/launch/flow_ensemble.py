@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from connector.data.modules import InMemoryBatches
-from connector.stages.checkpoints import warming_average
 from connector.stages.flows import FlowJob, FlowModule
-from connector.stages.training import validation_interval
+from connector.stages.training import validation_interval, warming_average
 
 
 @dataclass

@@ -35,11 +35,12 @@ from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
 from connector.runs.store import RunStore, file_checksum, fingerprint, write_text
-from connector.stages.checkpoints import StepProgress, read_rows
+from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
 from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
+from connector.stages.progress import StepProgress
 from connector.stages.results import result_tables, summarise
 from connector.stages.training import StageContext, check_trainer, clock, is_child_rank
 from connector.types import Recording, span

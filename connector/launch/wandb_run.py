@@ -126,7 +126,7 @@ class WandbRun:
         """Learning curves of a stage that was trained without this run, as :meth:`for_stage` would have logged them.
 
         Args:
-            rows: of :func:`connector.stages.checkpoints.read_rows`.
+            rows: of :func:`connector.stages.curves.read_rows`.
         """
         logger = self.for_stage(stage)
         for row in rows:

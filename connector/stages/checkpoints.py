@@ -1,118 +1,24 @@
-"""Lightning callbacks: a progress line a stage, learning curves that survive a resumed run."""
+"""Checkpoints of a training that is under way: the best state and the last, from which an interrupted run goes on."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, WeightAveraging
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from connector import interruption
 from connector.failures import numerical_failure
 from connector.files import read_saved
-from connector.runs.store import file_checksum, move_into_place, write_text
+from connector.runs.store import file_checksum, move_into_place
 
-_REFRESH_S = 0.2
 CHECKPOINT_EVERY_S = 1.0
 _DIGITS = 16  # of a checksum in a file's name
-
-
-def stage_progress(console: Console, unit: str = "epochs") -> Progress:
-    """The progress bar of a stage: epochs or other steps, time, and the monitored loss or the step at hand."""
-    return Progress(
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-    )
-
-
-class StageProgress(Callback):
-    """One line of progress for a stage in a terminal; nothing where output is not a terminal.
-
-    Args:
-        stage: what to call it; monitor: the metric to show.
-    """
-
-    def __init__(self, stage: str, monitor: str, console: Console):
-        self.stage, self.monitor, self.console = stage, monitor, console
-        self._bar: Progress | None = None
-        self._last = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self.console.is_terminal:
-            self._bar = stage_progress(self.console)
-            self._task = self._bar.add_task(self.stage, total=trainer.max_epochs, note="")
-            self._bar.start()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._bar is None or time.monotonic() - self._last < _REFRESH_S:
-            return
-        self._last = time.monotonic()
-        value = trainer.callback_metrics.get(self.monitor)
-        shown = "" if value is None else f"{self.monitor.split('/')[-1].replace('_', ' ')} {float(value):.4g}"
-        self._bar.update(self._task, completed=trainer.current_epoch + 1, note=shown)
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-
-class StepProgress:
-    """One line of progress for work in named steps, as :class:`StageProgress` shows for epochs; a context manager.
-
-    Args:
-        name: what to call the work; console: where to show it, nothing where that is None or not a terminal.
-    """
-
-    def __init__(self, name: str, console: Console | None):
-        self._bar = None
-        self._started = False
-        if console is not None and console.is_terminal:
-            self._bar = stage_progress(console, unit="steps")
-            self._task = self._bar.add_task(name, total=None, note="")
-
-    def __enter__(self) -> StepProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def expect(self, n_steps: int) -> None:
-        """How many steps there are in all, as soon as it is known."""
-        if self._bar is not None:
-            self._bar.update(self._task, total=n_steps)
-
-    def start(self, step: str) -> None:
-        """The step before is done, this one begins."""
-        if self._bar is not None:
-            self._bar.update(self._task, advance=int(self._started), note=step, refresh=True)
-        self._started = True
 
 
 class StageCheckpoints(Checkpoint):
@@ -223,116 +129,3 @@ def _epoch_of(path: Path) -> int:
 
 def _is_whole(path: Path) -> bool:
     return path.is_file() and file_checksum(path)[:_DIGITS] == path.stem.split("-")[-1]
-
-
-class LearningCurves(Callback):
-    """The epoch-wise metrics of a stage, in a csv file; part of the checkpoint, so that a resumed run has them whole.
-
-    Args:
-        path: of the csv file: columns epoch, step and one for each metric.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.rows: list[dict[str, float]] = []
-        self._validated = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated = True
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(float(v))}
-        if not self._validated:  # Lightning keeps the values of the last validation
-            row = {k: v for k, v in row.items() if "/val_" not in k}
-        self._validated = False
-        if row:
-            self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **row})
-
-    def write(self) -> None:
-        if self.rows:
-            write_learning_curves(self.path, self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-
-def write_learning_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Rows with epoch, step and metrics, where they have them, as a csv file."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of the file of :class:`LearningCurves`, each with epoch, step and the metrics it has."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as handle:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
-
-
-def read_learning_curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """metric -> (epochs, values) from the file of :class:`LearningCurves`; empty where there is none."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for row in read_rows(path):
-        for key in row.keys() - {"epoch", "step"}:
-            epochs, values = curves.setdefault(key, ([], []))
-            epochs.append(row["epoch"])
-            values.append(row[key])
-    return curves
-
-
-class Stopwatch(Callback):
-    """CPU seconds (user and system, all threads of this process) of the epochs of each stage.
-
-    Attributes:
-        training: stage -> seconds of each epoch up to its last training batch.
-        after: stage -> seconds from there to the next epoch: validation and checkpoint where they are due, the log.
-    """
-
-    def __init__(self):
-        self.training: dict[str, list[float]] = {}
-        self.after: dict[str, list[float]] = {}
-        self._started = self._last_batch = 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = time.process_time()
-        self._close(pl_module.stage, now)
-        self._started = self._last_batch = now
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._last_batch = time.process_time()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close(pl_module.stage, time.process_time())
-
-    def _close(self, stage: str, now: float) -> None:
-        """Book the epoch that was open."""
-        if self._last_batch > self._started:
-            self.training.setdefault(stage, []).append(self._last_batch - self._started)
-            self.after.setdefault(stage, []).append(now - self._last_batch)
-        self._started = self._last_batch = now
-
-
-class ExponentialMovingAverage(WeightAveraging):
-    """Weights averaged over steps with rate min(decay, (1 + step) / (10 + step)), so that a short training averages
-    over its own end and not over its start. Buffers (the standardisation) are constants and stay as they are."""
-
-    def __init__(self, decay: float):
-        super().__init__(use_buffers=False, multi_avg_fn=warming_average(decay))
-
-
-def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """The update of averaged weights by current ones, given how many updates there were."""
-
-    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
-        rate = min(decay, (1.0 + float(n_averaged)) / (10.0 + float(n_averaged)))
-        torch._foreach_lerp_(averaged, current, 1 - rate)
-
-    return average

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from connector.connectivity.flow import Flow
 from connector.data.modules import TensorDataModule
-from connector.stages.checkpoints import ExponentialMovingAverage
-from connector.stages.training import StageContext, StageModule, fit
+from connector.stages.training import ExponentialMovingAverage, StageContext, StageModule, fit
 
 
 class FlowModule(StageModule):

@@ -47,7 +47,8 @@ from connector.report.page import (
 )
 from connector.runs.options import STAGES, Options
 from connector.runs.store import RunStore, StageInputs, atomic, read_npz, write_network
-from connector.stages.checkpoints import StepProgress, read_learning_curves
+from connector.stages.curves import read_learning_curves
+from connector.stages.progress import StepProgress
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn

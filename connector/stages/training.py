@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
@@ -26,7 +26,9 @@ from connector.failures import numerical_failure
 from connector.files import read_saved, write_saved
 from connector.runs.options import Options, TrainerOptions
 from connector.runs.store import RunStore, atomic, move_into_place
-from connector.stages.checkpoints import LearningCurves, StageCheckpoints, StageProgress
+from connector.stages.checkpoints import StageCheckpoints
+from connector.stages.curves import LearningCurves
+from connector.stages.progress import StageProgress
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
 
@@ -103,6 +105,24 @@ class StageModule(pl.LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """Weights averaged over steps with rate min(decay, (1 + step) / (10 + step)), so that a short training averages
+    over its own end and not over its start. Buffers (the standardisation) are constants and stay as they are."""
+
+    def __init__(self, decay: float):
+        super().__init__(use_buffers=False, multi_avg_fn=warming_average(decay))
+
+
+def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """The update of averaged weights by current ones, given how many updates there were."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
+        rate = min(decay, (1.0 + float(n_averaged)) / (10.0 + float(n_averaged)))
+        torch._foreach_lerp_(averaged, current, 1 - rate)
+
+    return average
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from connector.launch.flow_ensemble import kind, train_as_one
 from connector.runs.naming import register_resolvers
 from connector.runs.store import read_npz
-from connector.stages import checkpoints as callbacks
+from connector.stages import checkpoints
 from connector.stages.flows import FlowModule, train_flow
 from connector.stages.training import fit
 
@@ -61,7 +61,7 @@ class Fails(Callback):
 
 
 def test_what_was_interrupted_alone_does_not_come_back_over_what_was_trained_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY_S", 0.0)
     alone = job(tmp_path, 0, 9)
     alone.context.callbacks = [Fails()]
     with pytest.raises(OSError, match="full"):

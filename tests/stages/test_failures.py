@@ -20,7 +20,7 @@ from connector.errors import UserError
 from connector.failures import RunFailure, explain, numerical_failure
 from connector.launch.sweep import end_state
 from connector.runs.store import RunStore, StageInputs, write_npz
-from connector.stages import checkpoints as callbacks
+from connector.stages import checkpoints
 
 
 def told(error, tmp_path, stage="loadings"):
@@ -89,7 +89,7 @@ class Diverges(Callback):
 
 
 def test_a_training_that_diverges_names_step_and_last_good_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY_S", 0.0)
     with pytest.raises(RunFailure, match="outputs stopped at step") as found:
         flow(tmp_path, Diverges())
     assert "(epoch 4)" in found.value.where
@@ -143,7 +143,7 @@ def test_sigterm_finishes_the_epoch_keeps_it_and_leaves_with_143(tmp_path, handl
 
 def test_an_epoch_that_takes_too_long_is_left_where_it_is(tmp_path, handled, monkeypatch):
     monkeypatch.setattr(interruption, "GRACE_S", -1.0)
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY_S", 0.0)
     with pytest.raises(SystemExit) as left:
         best_flow(tmp_path, Terminated())
     assert left.value.code == 143
@@ -160,7 +160,7 @@ def test_outside_of_training_sigterm_leaves_at_once(handled):
 
 
 def test_what_is_said_to_be_kept_of_an_interrupted_run_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY_S", 0.0)
     assert "starts from the beginning" in interruption.goes_on(tmp_path / "nowhere")
     store = RunStore(tmp_path)
     store.note_invocation({})

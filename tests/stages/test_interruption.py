@@ -13,7 +13,7 @@ from connector.launch.wandb_run import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import RunStore
-from connector.stages import checkpoints as callbacks
+from connector.stages import checkpoints
 from connector.stages.flows import train_flow
 from connector.stages.lrrnn import train_lrrnn
 from connector.stages.training import StageContext
@@ -36,7 +36,7 @@ class Interrupts(Callback):
 
 @pytest.fixture(autouse=True)
 def every_epoch(monkeypatch):
-    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY_S", 0.0)
 
 
 def context(directory, watch, *overrides):

@@ -1,14 +1,11 @@
-"""Learning curves hold each epoch's own values; progress of named steps counts what is done."""
-
-import io
+"""Learning curves hold each epoch's own values."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from connector.stages.checkpoints import LearningCurves, StepProgress, read_learning_curves
+from connector.stages.curves import LearningCurves, read_learning_curves
 from connector.stages.training import StageModule
 
 
@@ -41,25 +38,3 @@ def test_rows_hold_the_epochs_own_values_and_validation_only_where_it_ran(tmp_pa
     assert curves["lrrnn/train_loss"] == ([1, 2, 3, 4, 5], pytest.approx([e + 0.125 for e in (1, 2, 3, 4, 5)]))
     assert curves["lrrnn/train_part"] == ([1, 2, 3, 4, 5], [-1, -2, -3, -4, -5])
     assert curves["lrrnn/val_loss"] == ([2, 4], [20, 40])
-
-
-def test_progress_of_steps_counts_finished_ones_and_names_the_one_at_hand():
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with StepProgress("results", console) as progress:
-        progress.start("networks")
-        progress.expect(3)
-        progress.start("figures")
-        task = progress._bar.tasks[0]
-        assert (task.completed, task.total, task.fields["note"]) == (1, 3, "figures")
-        shown = console.file.getvalue()
-    assert "results" in shown
-    assert "figures" in shown
-    assert "steps" in shown
-
-
-def test_progress_is_silent_where_output_is_no_terminal():
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with StepProgress("results", console) as progress:
-        progress.expect(2)
-        progress.start("networks")
-    assert console.file.getvalue() == ""
