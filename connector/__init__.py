@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from connector.dynamics import Network
     from connector.errors import UserError
     from connector.lrrnn.module import LowRankRNN
-    from connector.runs.store import load_run
+    from connector.runs.saved import load_run
     from connector.types import Latents, Loadings, Recording
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _HOMES = {
     "UserError": "errors",
     "Flow": "connectivity.flow",
     "LowRankRNN": "lrrnn.module",
-    "load_run": "runs.store",
+    "load_run": "runs.saved",
     "Latents": "types",
     "Loadings": "types",
     "Recording": "types",

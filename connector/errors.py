@@ -1,9 +1,26 @@
-"""The one exception that means: the user can mend this; and how a script ends with it."""
+"""What ends a run: UserError, a mistake that the user can mend; RunFailure, all else, with the stage, what is kept, what to do."""
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NUMERICAL = {
+    "lrrnn": "try a smaller lrrnn.learning_rate or another lrrnn.rank, and look for neurons or trials far out of range",
+    "loadings": "try a smaller connectivity.loadings_learning_rate",
+    "outputs": "try a larger connectivity.regularizer or a smaller connectivity.outputs_learning_rate",
+    "results": "try a larger connectivity.regularizer, or project with a larger connectivity.projection_regularizer",
+}
+_MEMORY = {
+    "data": "try fewer trials or neurons",
+    "lrrnn": "try a smaller lrrnn.batch_size, or fewer trials or neurons",
+    "loadings": "try a smaller connectivity.loadings_batch_size and connectivity.loadings_paths",
+    "outputs": "try a smaller connectivity.max_states, connectivity.outputs_loadings and connectivity.outputs_batch_size",
+    "results": "try report=false, which draws no figures",
+}
 
 
 class UserError(Exception):
@@ -37,3 +54,70 @@ def exit_code(main: Callable[[Sequence[str] | None], None], arguments: Sequence[
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+class RunFailure(Exception):
+    """A run that cannot go on. The command line prints it in two lines, without a traceback, and ends with exit code 1.
+
+    Args:
+        stage: "lrrnn", "loadings", "outputs" or "results"; before them "data" and "start".
+        what: happened, as the end of a sentence: "the loss is nan".
+        remedy: what to do about it.
+        where: step or epoch, where there is one: "step 12 (epoch 3)".
+        kept: what is left to go on from.
+    """
+
+    def __init__(self, stage: str, what: str, remedy: str, where: str = "", kept: str = ""):
+        self.stage, self.what, self.remedy, self.where, self.kept = stage, what, remedy, where, kept
+        at = f" at {where}" if where else ""
+        second = [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in (kept, remedy) if text]
+        super().__init__("\n".join([f"{stage} stopped{at}: {what}.", *([" ".join(second)] if second else [])]))
+
+    def __reduce__(self):  # sweeps send exceptions between processes
+        return type(self), (self.stage, self.what, self.remedy, self.where, self.kept)
+
+
+def numerical_failure(stage: str, what: str, where: str = "", kept: str = "") -> RunFailure:
+    """Divergence, a singular system, numbers that are not finite."""
+    return RunFailure(stage, what, _NUMERICAL.get(stage, ""), where, kept)
+
+
+def explain(error: Exception, stage: str, directory: Path) -> Exception:
+    """The exception to end with for one that left a stage: a mistake or failure stays what it is; a full disk, too little
+    memory and singular systems become a RunFailure that says so; and so does all else, with the log that tells more, once
+    there is one."""
+    if isinstance(error, (UserError, RunFailure)):
+        return error
+    kept = f"finished stages are kept in {directory}"
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+            remedy = "make room, and the same command goes on from there"
+            return RunFailure(stage, f"no space is left to write to ({cause.strerror})", remedy, kept=kept)
+        if _is_out_of_memory(cause):
+            return RunFailure(stage, f"memory is exhausted ({_line(cause)})", _MEMORY.get(stage, ""), kept=kept)
+        if "linalg" in type(cause).__name__.lower():
+            return numerical_failure(stage, f"a linear system cannot be solved ({_line(cause)})", kept=kept)
+    if stage == "data":
+        return error
+    remedy = f"{directory / 'train.log'} has the traceback; please report it, this is a fault of the program"
+    return RunFailure(stage, f"{type(error).__name__}: {_line(error)}", remedy, kept=kept)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it: closing a file that cannot be written raises other errors on top of the first."""
+    seen = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch on the CPU has no class of its own for it, and that of a GPU is a RuntimeError.
+    said = str(error)
+    of_torch = isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    return isinstance(error, MemoryError) or of_torch
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200].rstrip(".")

@@ -1,20 +1,22 @@
 """Files that may be damaged or hostile: what they hold is measured before it is read, and nothing in them is executed.
 
 Every reader of Connector refuses with UserError; none unpickles objects, follows a size that the file does not hold, or
-takes more memory than it is allowed.
+takes more memory than it is allowed. Every file is written aside and renamed, so that none is ever read half-written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import math
 import os
 import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,79 @@ def check_module_state(expected: dict[str, Tensor], state: dict[str, Tensor]) ->
             raise ValueError(f"{name} is not of shape {tuple(expected[name].shape)}")
         if torch.isnan(value).any():
             raise ValueError(f"{name} holds NaN")
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path aside of ``path`` to write to; it takes its place only when the block ends well, whole on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        move_into_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def move_into_place(aside: Path, path: Path) -> None:
+    """Rename a file that was written aside, after its content has reached the disk: no crash leaves half of it there."""
+    _flush(aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays (None left out), identical bytes for identical content."""
+    with atomic(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, value in arrays.items():
+            if value is None:
+                continue
+            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            # A fixed date: np.savez stamps the time of writing, which makes equal results look different.
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as handle:
+                np.lib.format.write_array(handle, array, allow_pickle=False)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz by name; raises UserError for what is none or is damaged."""
+    return read_arrays(Path(path))[0]
+
+
+def read_json(path: Path) -> dict:
+    """An object of a JSON file; empty where there is no such file."""
+    if not path.exists():
+        return {}
+    require_file(path)
+    with refusing_damage(path, f"{path.name} as a JSON object"):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+        return value
+
+
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -18,7 +18,7 @@ HOMES = {
     "connector.diagnosis": ("connectivity.diagnosis",),
     "connector.flow": ("connectivity.flow",),
     "connector.measures": ("analysis.measures",),
-    "connector.store": ("runs.store",),
+    "connector.store": ("runs.saved", "runs.store"),
     "connector.tilt": ("connectivity.drive_matching",),
 }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.errors import UserError
-from connector.runs.store import load_run, write_network
+from connector.runs.saved import load_run
+from connector.runs.store import write_network
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,8 +23,8 @@ PARTS = {
     "Runs and sampled networks": (
         "What a finished run gives back.",
         [
-            "connector.runs.store.load_run",
-            "connector.runs.store.Run",
+            "connector.runs.saved.load_run",
+            "connector.runs.saved.Run",
             "connector.connectivity.distribution.ConnectivityDistribution",
             "connector.connectivity.diagnosis.Diagnosis",
             "connector.dynamics.Network",

@@ -26,7 +26,7 @@ from connector.data.attractors import teacher
 from connector.dynamics import activation, potentials
 from connector.errors import UserError
 from connector.figures.panels import INFERRED, MUTED, STYLE, TRUE, draw_flow_field
-from connector.runs.store import Run
+from connector.runs.saved import Run
 
 DOCS = Path(__file__).resolve().parent
 COMMANDS = {

@@ -40,12 +40,13 @@ from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.files import write_json
 from connector.launch.job import quiet
 from connector.launch.wandb_run import NoRun
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.runs.options import Options, checked
-from connector.runs.store import RunStore, write_json
+from connector.runs.store import RunStore
 from connector.stages.lrrnn import fit_spike_model
 from connector.stages.training import StageContext
 from connector.types import Recording, TrialBatch, last_states

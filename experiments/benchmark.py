@@ -55,11 +55,12 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.attractors import teacher
 from connector.data.folds import fold
 from connector.errors import UserError
+from connector.files import write_json, write_text
 from connector.lrrnn.closed_form import fit_rates_closed_form
 from connector.numerics import least_squares
 from connector.runs.naming import conf_directory, register_resolvers
 from connector.runs.options import STAGES, Options, checked
-from connector.runs.store import RunStore, StageInputs, write_json, write_text
+from connector.runs.store import RunStore, StageInputs
 from connector.types import Latents, Loadings, Recording
 
 CONF = conf_directory()

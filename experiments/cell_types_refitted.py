@@ -29,6 +29,7 @@ from torch import Tensor
 from connector.analysis.cell_types import cell_type_test
 from connector.dynamics import potentials
 from connector.errors import UserError
+from connector.files import write_json
 from connector.launch.job import quiet
 from connector.lrrnn.spikes.encoder import PathPosterior
 from connector.lrrnn.spikes.readout import refit_loadings

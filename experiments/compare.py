@@ -34,6 +34,7 @@ from rich.table import Table
 from scipy.special import stdtrit
 
 from connector.errors import UserError, exit_code
+from connector.files import write_text
 from connector.report.page import METRICS, Metric
 from connector.runs.naming import without_effect
 from connector.runs.options import STAGES
@@ -130,7 +131,7 @@ def ended_early(lines: Sequence[str]) -> str:
     if heads:
         said = [line for line in after[heads[-1] + 1 :] if line and not line.startswith(" ")]
         if said:
-            return re.sub(r"^connector\.(errors\.|failures\.RunFailure: )", "", said[0])
+            return re.sub(r"^connector\.(errors\.RunFailure: |errors\.|failures\.RunFailure: )", "", said[0])
     return last
 
 

@@ -19,10 +19,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from connector.errors import UserError, exit_code
+from connector.files import write_text
 from connector.report.page import METRICS
 from connector.runs.naming import conf_directory
 from connector.runs.options import STAGES
-from connector.runs.store import write_text
 
 CONF = conf_directory()
 # Measures that runs are judged by, as far as they have them; each gets a chart of its own.

@@ -32,7 +32,8 @@ from pathlib import Path
 from connector.data.attractors import teacher
 from connector.data.simulation import simulate_recording
 from connector.errors import UserError, exit_code
-from connector.runs.store import RunStore, write_npz
+from connector.files import write_npz
+from connector.runs.store import RunStore
 
 ENTRY = Path(__file__).resolve().parent.parent / "train.py"
 # Small, yet training takes a few seconds in each stage: epochs are many, networks and recordings are not.

@@ -23,9 +23,10 @@ from benchmark import composed, machine, machine_line, quiet
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
+from connector.files import write_json, write_text
 from connector.launch.job import build_data, plan, run_stages
 from connector.launch.wandb_run import NoRun
-from connector.runs.store import RunStore, write_json, write_text
+from connector.runs.store import RunStore
 from connector.stages.training import StageContext, clock
 
 SPIKES = ["data.observation=spikes", "data.n_neurons=100", "lrrnn.inference=encoder"]

@@ -62,7 +62,8 @@ from connector.errors import UserError
 from connector.export import main as export_main
 from connector.launch import command_line
 from connector.runs import options as options_schema
-from connector.runs.store import RunStore, StageInputs, load_network, load_run, write_network
+from connector.runs.saved import load_run
+from connector.runs.store import RunStore, StageInputs, load_network, write_network
 from connector.sample import main as sample_main
 from connector.stages.training import check_trainer
 from connector.types import Latents, Recording, valid_mask

@@ -12,7 +12,7 @@ from structure import HERE, imported, imports_of, modules, wing
 # The floors of the house, from the ground up: a wing (a folder, or a module beside them) imports from lower floors only.
 FLOORS = [
     {"errors", "interruption", "moved", "numerics"},
-    {"declarations", "failures", "files", "types"},
+    {"declarations", "files", "types"},
     {"dynamics", "figures"},
     {"data"},
     {"lrrnn"},

@@ -25,8 +25,8 @@ from connector.data.modules import (
     RatDataModule,
     RecordingDataModule,
 )
-from connector.errors import UserError
-from connector.failures import explain
+from connector.errors import UserError, explain
+from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.opening import counted

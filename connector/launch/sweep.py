@@ -23,8 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector.errors import UserError
-from connector.failures import RunFailure
+from connector.errors import RunFailure, UserError
 
 # Shown, as far as jobs have them; jobs.csv holds all.
 MAIN_METRICS = (
@@ -101,7 +100,7 @@ class SweepReport(Callback):
         overrides = list(config.hydra.overrides.task)
         total = "" if self.n_jobs is None else f"/{self.n_jobs}"
         print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {_shortest(directory)}", flush=True)
-        from connector.runs.store import write_json  # here and below: --help answers without waiting for torch
+        from connector.files import write_json  # here and below: --help answers without waiting for torch
 
         record = {"job": number, "overrides": overrides, "directory": str(directory), "state": _NOT_ENDED}
         write_json(self._record(number), record)
@@ -109,7 +108,7 @@ class SweepReport(Callback):
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN or self.directory is None:
             return
-        from connector.runs.store import write_json
+        from connector.files import write_json
 
         file = self._record(int(config.hydra.job.num) + 1)
         # The property return_value raises what the job raised, and prints.
@@ -150,7 +149,7 @@ def close_sweep(console: Console | None = None) -> bool:
     sweep, _open = _open, None
     if sweep is None:
         return False
-    from connector.runs.store import write_text
+    from connector.files import write_text
 
     jobs = sweep.jobs()
     shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)

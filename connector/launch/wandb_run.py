@@ -18,9 +18,9 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from connector.files import file_checksum, write_text
 from connector.report.page import METRICS, TableData
 from connector.runs.options import STAGES, LoggerOptions
-from connector.runs.store import file_checksum, write_text
 
 ID_FILE = "wandb_run_id.txt"
 

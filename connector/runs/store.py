@@ -7,111 +7,34 @@
     checkpoints/           one checkpoint a stage; loadings_flow.pt and connectivity.pt, which load on their own
     network.npz            a sampled network;  metrics.json, figures/, report.html, train.log, logs/
 
-Every file is written aside and renamed, so that none is ever read half-written; what a stage has written is read only
-while its checksum is the one in the manifest.
+What a stage has written is read only while its checksum is the one in the manifest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.data.folds import Fold
 from connector.dynamics import Network, activation
-from connector.errors import UserError
-from connector.failures import numerical_failure
-from connector.files import read_arrays, refusing_damage, require_file, unreadable
-from connector.runs.options import STAGES
+from connector.errors import UserError, numerical_failure
+from connector.files import atomic, file_checksum, read_json, read_npz, refusing_damage, write_json, write_npz
 from connector.types import Latents, Loadings
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
 FORMAT = 2
 # Of manifest.json and the files that it speaks of: raise it when earlier versions cannot read them any more.
 MANIFEST_FORMAT = 1
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path aside of ``path`` to write to; it takes its place only when the block ends well, whole on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        move_into_place(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def move_into_place(aside: Path, path: Path) -> None:
-    """Rename a file that was written aside, after its content has reached the disk: no crash leaves half of it there."""
-    _flush(aside)
-    os.replace(aside, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays (None left out), identical bytes for identical content."""
-    with atomic(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, value in arrays.items():
-            if value is None:
-                continue
-            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-            # A fixed date: np.savez stamps the time of writing, which makes equal results look different.
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as handle:
-                np.lib.format.write_array(handle, array, allow_pickle=False)
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz by name; raises UserError for what is none or is damaged."""
-    return read_arrays(Path(path))[0]
-
-
-def _read_json(path: Path) -> dict:
-    """An object of a JSON file; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    require_file(path)
-    with refusing_damage(path, f"{path.name} as a JSON object"):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}")
-        return value
 
 
 def _canonical(value: Any) -> Any:
@@ -128,19 +51,6 @@ def fingerprint(*parts: Any) -> str:
     """A hash of options and upstream fingerprints: equal where a stage would compute the same thing."""
     text = json.dumps([FORMAT, _canonical(parts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_checksum(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(handle)
-
-
-def _sha256(handle) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := handle.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -193,7 +103,7 @@ class RunStore:
         path, earlier = self.path / "manifest.json", self.path / "stages.json"
         found = {"format": MANIFEST_FORMAT, "invocations": [], "stages": {}}
         # Versions before the manifest kept the records of stages by themselves, without checksums.
-        found |= _read_json(path) if path.exists() else {"stages": _read_json(earlier)}
+        found |= read_json(path) if path.exists() else {"stages": read_json(earlier)}
         with refusing_damage(path, f"{path.name} with the records of a run's stages"):
             if not isinstance(found["format"], int) or not isinstance(found["invocations"], list):
                 raise ValueError("no format, or no list of invocations")
@@ -369,7 +279,7 @@ class RunStore:
         """What the run reached, of metrics.json; empty where it did not come so far."""
         file = self.path / "metrics.json"
         with refusing_damage(file, f"{file.name} with a number for each measure"):
-            return {key: float(value) for key, value in _read_json(file).items()}
+            return {key: float(value) for key, value in read_json(file).items()}
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         finite = {k: float(v) for k, v in metrics.items() if v is not None and np.isfinite(float(v))}
@@ -453,100 +363,3 @@ def load_network(path: str | Path) -> Network:
         if not 0 < network.alpha <= 1 or network.m.numel() == 0:
             raise ValueError(f"{network.n_neurons} neurons of rank {network.rank}, alpha {network.alpha:g}")
     return network
-
-
-def _read_config(path: Path) -> DictConfig:
-    require_file(path)
-    try:
-        config = OmegaConf.load(path)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise unreadable(path, "the options of a run, in YAML", error) from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"the options of a run in {path}", "YAML without keys")
-    return config
-
-
-class Run:
-    """A finished run, read back: ``config``, ``metrics``, ``latents``, ``loadings``, ``connectivity``, ``network``."""
-
-    def __init__(self, path: str | Path):
-        if not str(path):
-            raise UserError("the path of a run directory", "an empty one", "`python train.py` says where the run lies")
-        self.path = Path(path)
-        self.store = RunStore(self.path)
-        if not (self.path / "config.yaml").exists():
-            raise UserError(
-                f"a run directory with config.yaml in {self.path}",
-                "a directory without it" if self.path.is_dir() else "no such directory",
-                "make a run with `python train.py`; it says where the run lies",
-            )
-        self.config = _read_config(self.path / "config.yaml")
-
-    def __repr__(self) -> str:
-        finished = self.store.stages()
-        stages = [stage for stage in STAGES if stage in finished]
-        done = f"stages done: {', '.join(stages)}" if stages else "no stage done"
-        return f"Run({self.path}: {self.config.get('experiment_name', '?')}, {done})"
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """The numbers of metrics.json by their keys; docs/metrics.md says what each is."""
-        return self.store.metrics()
-
-    @cached_property
-    def stage_inputs(self) -> StageInputs:
-        """All that the low-rank RNN handed over: latents, loadings with their uncertainty, the trials of each part."""
-        return self.store.read_stage_inputs()
-
-    @property
-    def latents(self) -> Latents:
-        """Latent states of all trials: ``z`` (trials, time, R), ``lengths``, ``inputs``."""
-        return self.stage_inputs.latents
-
-    @property
-    def loadings(self) -> Loadings:
-        """Loadings of the recorded neurons."""
-        return self.stage_inputs.loadings
-
-    @property
-    def fitted_network(self) -> Network:
-        """The fitted low-rank RNN itself, its units the recorded neurons, in the gauge of the latents."""
-        inputs = self.stage_inputs
-        if inputs.n is None:
-            raise UserError(
-                f"output weights of the fitted low-rank RNN in {self.store.latents_file}",
-                "none: its units are not the recorded neurons, or an older version wrote the run",
-                "run the stage lrrnn again with force=true",
-            )
-        loadings = inputs.loadings
-        alpha = inputs.latents.alpha
-        return Network(loadings.m, inputs.n, loadings.b, loadings.d, alpha=alpha, activation=inputs.activation)
-
-    @cached_property
-    def connectivity(self) -> ConnectivityDistribution:
-        """The learned distribution of connectivity; raises UserError where the stages that learn it did not run."""
-        if not self.store.connectivity_file.exists():
-            raise UserError(
-                f"a learned connectivity distribution in {self.path}",
-                "none",
-                "run the stages loadings and outputs (stages=auto runs all)",
-            )
-        distribution, seed = self.store.read_connectivity(), self.config.get("seed", 0)
-        if not isinstance(seed, int):
-            raise UserError(f"a whole number as the seed in {self.path / 'config.yaml'}", repr(seed))
-        distribution.run_seed = seed
-        return distribution
-
-    @cached_property
-    def network(self) -> Network:
-        """The sampled network saved in network.npz."""
-        return load_network(self.store.whole(self.path / "network.npz"))
-
-
-def load_run(path: str | Path) -> Run:
-    """Read a run directory back.
-
-    Raises:
-        UserError: the directory is no run directory.
-    """
-    return Run(path)

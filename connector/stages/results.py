@@ -32,6 +32,7 @@ from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
 from connector.figures import panels as figures
+from connector.files import atomic, read_npz
 from connector.lrrnn.spikes.baselines import NO_TIMES
 from connector.report.opening import LEVEL, Findings, opening, relative_sigma
 from connector.report.page import (

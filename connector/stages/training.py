@@ -21,9 +21,8 @@ from rich.console import Console
 from torch import Tensor
 
 from connector import interruption
-from connector.errors import UserError
-from connector.failures import numerical_failure
-from connector.files import read_saved, write_saved
+from connector.errors import UserError, numerical_failure
+from connector.files import atomic, move_into_place, read_saved, write_saved
 from connector.runs.options import Options, TrainerOptions
 from connector.runs.store import RunStore, atomic, move_into_place
 from connector.stages.checkpoints import StageCheckpoints

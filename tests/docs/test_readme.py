@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from connector import ConnectivityDistribution, Network
 from connector.data.folds import Fold
+from connector.files import read_npz
 from connector.runs.naming import register_resolvers
-from connector.runs.store import RunStore, StageInputs, read_npz, write_network
+from connector.runs.store import RunStore, StageInputs, write_network
 from connector.sample import build_parser
 from connector.types import Latents, Loadings
 

@@ -11,6 +11,7 @@ from commands import train
 from flow_jobs import job
 from pytorch_lightning.callbacks import Callback
 
+from connector.files import read_npz
 from connector.launch.flow_ensemble import kind, train_as_one
 from connector.runs.naming import register_resolvers
 from connector.runs.store import read_npz

@@ -13,7 +13,7 @@ from sessions import QUICK, session
 
 from connector.data.clicks import load_rat
 from connector.export import main as export
-from connector.runs.store import read_npz
+from connector.files import read_npz
 
 
 @pytest.fixture(scope="module")

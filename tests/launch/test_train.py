@@ -12,8 +12,8 @@ import pytest
 from commands import ROOT, SMALL, train
 
 from connector import load_run
+from connector.files import file_checksum, read_npz
 from connector.report.opening import percent
-from connector.runs.store import file_checksum, read_npz
 
 
 def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):

@@ -9,7 +9,8 @@ from commands import ROOT, train
 
 from connector import load_run
 from connector.errors import UserError
-from connector.runs.store import MANIFEST_FORMAT, RunStore, file_checksum, load_network, read_npz
+from connector.files import file_checksum, read_npz
+from connector.runs.store import MANIFEST_FORMAT, RunStore, load_network
 from connector.sample import main as sample
 from connector.stages.flows import FlowModule
 from connector.stages.lrrnn import LowRankRNNModule

@@ -9,17 +9,9 @@ import torch
 from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.runs.store import (
-    RunStore,
-    StageInputs,
-    atomic,
-    fingerprint,
-    load_network,
-    load_run,
-    read_npz,
-    write_network,
-    write_npz,
-)
+from connector.files import atomic, read_npz, write_npz
+from connector.runs.saved import load_run
+from connector.runs.store import RunStore, StageInputs, fingerprint, load_network, write_network
 from connector.types import Latents, Loadings
 
 

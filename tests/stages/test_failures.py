@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
 
 from connector import interruption
-from connector.errors import UserError
-from connector.failures import RunFailure, explain, numerical_failure
+from connector.errors import RunFailure, UserError, explain, numerical_failure
+from connector.files import write_npz
 from connector.launch.sweep import end_state
 from connector.runs.store import RunStore, StageInputs, write_npz
 from connector.stages import checkpoints
