@@ -16,7 +16,7 @@ from connector.connectivity.nu.mean import ConditionalMean, fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
-from connector.failures import numerical_failure
+from connector.errors import numerical_failure
 from connector.runs.options import Options
 from connector.runs.store import StageInputs
 from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule
