@@ -34,7 +34,6 @@ from connector.launch.job import quiet
 from connector.lrrnn.spikes.encoder import PathPosterior
 from connector.lrrnn.spikes.readout import refit_loadings
 from connector.runs.options import Options
-from connector.runs.store import write_json
 from connector.types import Loadings, Recording, TrialBatch
 
 LEVEL = 0.05

@@ -13,7 +13,6 @@ from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.files import write_npz
 from connector.lrrnn.closed_form import bias_supported, double
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel

@@ -18,9 +18,10 @@ from connector.analysis.spike_scores import (
     smoothing_of,
 )
 from connector.data.folds import Fold
+from connector.files import write_npz
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel
-from connector.runs.store import RunStore, write_npz
+from connector.runs.store import RunStore
 from connector.stages.training import StageContext, is_child_rank
 from connector.types import Recording
 
