@@ -38,7 +38,7 @@ from connector.files import write_text
 from connector.report.page import METRICS, Metric
 from connector.runs.naming import without_effect
 from connector.runs.options import STAGES
-from connector.runs.store import RunStore, write_text
+from connector.runs.store import RunStore
 from connector.stages.curves import read_learning_curves
 
 LEVEL = 0.95

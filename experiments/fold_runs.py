@@ -22,8 +22,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from connector.files import read_npz
 from connector.runs.naming import conf_directory, register_resolvers
-from connector.runs.store import read_npz
 
 CONF = conf_directory()
 EXAMPLE = "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'    # npz: or nwb, nlb, rat, as the file is"

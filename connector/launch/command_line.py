@@ -32,8 +32,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector import interruption
-from connector.errors import UserError
-from connector.failures import RunFailure
+from connector.errors import RunFailure, UserError
 from connector.launch.sweep import close_sweep, sweep_directory
 from connector.runs.naming import conf_directory, register_resolvers
 

@@ -34,7 +34,7 @@ from connector.report.page import METRICS
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
-from connector.runs.store import RunStore, file_checksum, fingerprint, write_text
+from connector.runs.store import RunStore, fingerprint
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
 from connector.stages.loadings import prepare_loadings

@@ -13,9 +13,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from connector import interruption
-from connector.failures import numerical_failure
-from connector.files import read_saved
-from connector.runs.store import file_checksum, move_into_place
+from connector.errors import numerical_failure
+from connector.files import file_checksum, move_into_place, read_saved
 
 CHECKPOINT_EVERY_S = 1.0
 _DIGITS = 16  # of a checksum in a file's name

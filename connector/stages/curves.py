@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from connector.runs.store import write_text
+from connector.files import write_text
 
 
 class LearningCurves(Callback):

@@ -47,7 +47,7 @@ from connector.report.page import (
     write_report,
 )
 from connector.runs.options import STAGES, Options
-from connector.runs.store import RunStore, StageInputs, atomic, read_npz, write_network
+from connector.runs.store import RunStore, StageInputs, write_network
 from connector.stages.curves import read_learning_curves
 from connector.stages.progress import StepProgress
 

@@ -24,7 +24,7 @@ from connector import interruption
 from connector.errors import UserError, numerical_failure
 from connector.files import atomic, move_into_place, read_saved, write_saved
 from connector.runs.options import Options, TrainerOptions
-from connector.runs.store import RunStore, atomic, move_into_place
+from connector.runs.store import RunStore
 from connector.stages.checkpoints import StageCheckpoints
 from connector.stages.curves import LearningCurves
 from connector.stages.progress import StageProgress

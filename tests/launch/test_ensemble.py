@@ -14,7 +14,6 @@ from pytorch_lightning.callbacks import Callback
 from connector.files import read_npz
 from connector.launch.flow_ensemble import kind, train_as_one
 from connector.runs.naming import register_resolvers
-from connector.runs.store import read_npz
 from connector.stages import checkpoints
 from connector.stages.flows import FlowModule, train_flow
 from connector.stages.training import fit

@@ -19,7 +19,7 @@ from connector import interruption
 from connector.errors import RunFailure, UserError, explain, numerical_failure
 from connector.files import write_npz
 from connector.launch.sweep import end_state
-from connector.runs.store import RunStore, StageInputs, write_npz
+from connector.runs.store import RunStore, StageInputs
 from connector.stages import checkpoints
 
 
