@@ -73,6 +73,18 @@ def activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
+def value_and_slope(phi: Activation, h: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(h) and phi'(h); the slope is taken from the value where that saves a transcendental."""
+    value = phi(h)
+    if phi.name == "tanh":
+        return value, 1 - value * value
+    if phi.name == "sigmoid":
+        return value, value * (1 - value)
+    if phi.name == "softplus":
+        return value, -torch.expm1(-value)
+    return value, phi.derivative(h)
+
+
 def potentials(loadings: Loadings, z: Tensor, u: Tensor | None = None) -> Tensor:
     """h_i = m_i.z + b_i.u + d_i for states z (..., R) and inputs u (..., U): shape (..., K)."""
     h = z @ loadings.m.T

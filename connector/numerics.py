@@ -1,9 +1,26 @@
-"""Least squares that give one answer for one input, on every device."""
+"""Linear algebra: least squares, ridge, roots of matrices, and rows taken at random or in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+CHUNK = 4_000_000  # entries of a float64 matrix built at a time: 32 MB
+
+
+def pieces(n_rows: int, row_entries: int, entries: int = CHUNK) -> Iterator[slice]:
+    """Slices of ``n_rows`` rows, each of at most ``entries`` entries and at least one row."""
+    step = max(1, entries // max(1, row_entries))
+    return (slice(start, start + step) for start in range(0, n_rows, step))
+
+
+def random_rows(n_rows: int, size: int, seed: int = 0) -> Tensor:
+    """At most ``size`` of ``n_rows`` rows in ascending order, always the same ones."""
+    if n_rows <= size:
+        return torch.arange(n_rows)
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
 
 
 def least_squares(design: Tensor, targets: Tensor) -> Tensor:
@@ -22,3 +39,33 @@ def least_squares(design: Tensor, targets: Tensor) -> Tensor:
     """
     solution = torch.linalg.lstsq(design.cpu(), targets.cpu(), driver="gelsd").solution
     return solution.to(targets.device)
+
+
+def ridge(design: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """x (P, Q) that minimises ||design x - targets||^2 + penalty ||x||^2, by the smaller Gram matrix of design (T, P)."""
+    tall = design.shape[0] >= design.shape[1]
+    gram = design.T @ design if tall else design @ design.T
+    gram.diagonal().add_(penalty)
+    factor = torch.linalg.cholesky(gram)
+    if tall:
+        return torch.cholesky_solve(design.T @ targets, factor)
+    return design.T @ torch.cholesky_solve(targets, factor)
+
+
+def symmetric_root(matrix: Tensor, floor: float = 0.0, power: float = 0.5) -> Tensor:
+    """Symmetric power (..., P, P), by default the root, of symmetric matrices; eigenvalues are raised to ``floor`` first.
+
+    The power 1 gives the nearest matrix whose eigenvalues are not below ``floor``.
+    """
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return (vectors * values.clamp_min(floor)[..., None, :] ** power) @ vectors.mT
+
+
+def inverse_root(x: Tensor) -> Tensor:
+    """Symmetric (x^T x / N)^(-1/2); directions in which x does not vary are left alone."""
+    moments = x.T @ x / len(x)
+    scale = moments.diagonal().sqrt()
+    scale = torch.where(scale > 1e-9 * scale.max().clamp_min(1e-300), scale, torch.ones_like(scale))
+    values, vectors = torch.linalg.eigh(moments)
+    floor = 1e-10 * values[-1].clamp_min(1e-300)
+    return (vectors * torch.where(values > floor, values, torch.ones_like(values)).rsqrt()) @ vectors.T

@@ -50,7 +50,7 @@ from torch import Tensor
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.attractors import teacher
 from connector.data.folds import fold

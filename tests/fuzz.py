@@ -51,7 +51,7 @@ from scipy.io import savemat
 import connector.launch.job
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.data.clicks import load_rat
 from connector.data.folds import fold
 from connector.data.nlb import load_nlb

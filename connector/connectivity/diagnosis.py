@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.mean import ConditionalMean
-from connector.connectivity.nu.trajectories import TrajectoryMean
+from connector.connectivity.nu.mean import ConditionalMean, TrajectoryMean
 
 _UNDETERMINED = 0.5  # certainty below which the estimate at a loading is more prior than data
 # What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.

@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from connector.connectivity.nu.mean import times_design
+from connector.connectivity.nu.design import times_design
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError

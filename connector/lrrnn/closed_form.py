@@ -22,10 +22,10 @@ from connector.lrrnn.output_weights import (
     fit_trajectory_weights,
     rate_modes,
 )
-from connector.lrrnn.samples import ActivitySamples, random_rows, subset_size
+from connector.lrrnn.samples import ActivitySamples, subset_size
 from connector.lrrnn.smoother import linearised_step, moment_covariance, smooth_latents
 from connector.lrrnn.start import mean_loss, start_fit, with_noise_seen
-from connector.numerics import least_squares
+from connector.numerics import least_squares, random_rows
 from connector.types import Latents, Loadings, Recording
 
 # Ridge parameter of the start for them.

@@ -10,8 +10,8 @@ from torch import Tensor
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.output_weights import ridge_output_weights
-from connector.lrrnn.samples import _SUBSET_SAMPLES, random_rows
-from connector.numerics import least_squares
+from connector.lrrnn.samples import _SUBSET_SAMPLES
+from connector.numerics import least_squares, random_rows
 from connector.types import Loadings, valid_mask
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from connector.lrrnn.latents import DAMPING, limited_solve
 from connector.lrrnn.observation import Observation
-from connector.lrrnn.samples import ActivitySamples, outer, random_rows
+from connector.lrrnn.samples import ActivitySamples, outer
+from connector.numerics import random_rows
 
 
 def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tensor:

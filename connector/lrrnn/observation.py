@@ -7,24 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from connector.dynamics import Activation
+from connector.dynamics import Activation, value_and_slope
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
 
 NOISES = ("gaussian", "two_valued", "poisson")
 _RATE_FLOOR = 1e-8
-
-
-def value_and_slope(phi: Activation, h: Tensor) -> tuple[Tensor, Tensor]:
-    """phi(h) and phi'(h); the slope is taken from the value where that saves a transcendental."""
-    value = phi(h)
-    if phi.name == "tanh":
-        return value, 1 - value * value
-    if phi.name == "sigmoid":
-        return value, value * (1 - value)
-    if phi.name == "softplus":
-        return value, -torch.expm1(-value)
-    return value, phi.derivative(h)
 
 
 @dataclass(frozen=True)

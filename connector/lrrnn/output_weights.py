@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from connector.dynamics import Activation, Network, potentials
+from connector.dynamics import Activation, Network, potentials, value_and_slope
 from connector.dynamics import activation as activation_named
-from connector.lrrnn.observation import value_and_slope
-from connector.lrrnn.samples import CHUNK_ELEMENTS, ActivitySamples, random_rows, subset_size
+from connector.lrrnn.samples import CHUNK_ELEMENTS, ActivitySamples, subset_size
+from connector.numerics import random_rows
 
 # Modes of the rates below this fraction of the first are not used for output weights.
 _MODE_CUTOFF = 1e-5

@@ -70,13 +70,6 @@ class ActivitySamples:
             yield at, self.activity[self.rows[at]]
 
 
-def random_rows(n_rows: int, size: int, seed: int = 0) -> Tensor:
-    """At most ``size`` of ``n_rows`` rows in ascending order, always the same ones."""
-    if n_rows <= size:
-        return torch.arange(n_rows)
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
-
-
 def subset_size(samples: ActivitySamples) -> int:
     """Samples on which loadings and latents are first found together and modes of the rates sought."""
     return max(200, min(_SUBSET_SAMPLES, _SUBSET_ELEMENTS // samples.activity.shape[1]))

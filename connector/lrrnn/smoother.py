@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.dynamics import Network, potentials
+from connector.dynamics import Network, potentials, value_and_slope
 from connector.dynamics import activation as activation_named
 from connector.lrrnn.latents import _PRIOR_SD
-from connector.lrrnn.observation import value_and_slope
 from connector.lrrnn.samples import CHUNK_ELEMENTS
 from connector.types import valid_mask
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from connector.lrrnn.latents import update_latents
 from connector.lrrnn.loadings import update_loadings
 from connector.lrrnn.observation import Observation
-from connector.lrrnn.samples import ActivitySamples, outer, random_rows
-from connector.numerics import least_squares
+from connector.lrrnn.samples import ActivitySamples, outer
+from connector.numerics import least_squares, random_rows
 
 
 def _denoised(y: Tensor) -> tuple[Tensor, float]:

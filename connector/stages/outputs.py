@@ -12,7 +12,9 @@ from connector.analysis.measures import drift_r2
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.mean import ConditionalMean, fit_conditional_mean, published_to_lambda, times_design
+from connector.connectivity.nu.design import times_design
+from connector.connectivity.nu.mean import ConditionalMean
+from connector.connectivity.nu.regression import fit_conditional_mean, published_to_lambda
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials

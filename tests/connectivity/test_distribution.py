@@ -9,7 +9,7 @@ from connector.analysis.measures import field_error
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError

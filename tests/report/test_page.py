@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from connector.connectivity.nu.mean import fit_conditional_mean
+from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
 from connector.figures import panels as figures

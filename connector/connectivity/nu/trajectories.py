@@ -21,350 +21,26 @@ Under an odd phi without bias and input g is odd: the estimand is the mean of n 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.mean import (
-    KERNELS,
-    WIDTHS,
-    Amplitudes,
-    ConditionalMean,
-    design_times,
-    extend_pool,
-    inverse_root,
-    kernel,
-    kernel_diagonal,
-    kernel_pairs,
-    linear_features,
-    maximise_posterior,
-    project_kernel,
-)
-from connector.dynamics import Activation, potentials
+from connector.connectivity.nu.design import Basis, build_basis
+from connector.connectivity.nu.evidence import maximise_posterior
+from connector.connectivity.nu.kernels import KERNELS, WIDTHS
+from connector.connectivity.nu.mean import TrajectoryMean
+from connector.connectivity.nu.population import build_pool
+from connector.connectivity.nu.prior import Likelihood, Posterior, Prior, in_data, informative
 from connector.dynamics import activation as get_activation
+from connector.dynamics import potentials
 from connector.errors import UserError
-from connector.numerics import least_squares
+from connector.numerics import inverse_root, least_squares
 from connector.types import Latents, Loadings
 
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
-_COMPONENTS = 32  # of the posterior mixture, at most
 _LEFT_BY_SMOOTHING = 0.3  # of the readings' standard error
 _TAME = 1e12  # information per sample about a coefficient, in units of the prior's, beyond which a simulation ran away
 _NEGLIGIBLE = 1e-3  # misfit below this share of the states' spread is truncation of the basis, not worth a warning
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The fitted object
-
-
-class TrajectoryMean(ConditionalMean):
-    """nu at any loading with posterior intervals. Made by :func:`fit_trajectories`.
-
-    Attributes:
-        estimand: "folded" (odd phi, no bias, no input: see the module's text) or "mean".
-        predicted_error: expected normalised squared error of nu over the recorded neurons' loadings.
-        summary: plain values, among them noise_sd (of the samples), residual_autocorrelation, kernel, determined_modes
-            and ``warnings``, sentences about signs that the model does not fit.
-    """
-
-    estimator = "trajectories"
-
-    @property
-    def estimand(self) -> str:
-        return self.values["estimand"]
-
-    @property
-    def predicted_error(self) -> float:
-        return self.summary["predicted_error"]
-
-    @property
-    def spread(self) -> Tensor:
-        """(R, R) covariance of n around nu in the network, as far as its dynamics show it."""
-        return (self.weights * self.amplitudes[:, 2]).sum() * self.gauge @ self.gauge
-
-    def mean(self, rows: Tensor) -> Tensor:
-        """nu (K, R) at stacked loadings (K, R + U + bias), in their dtype."""
-        return self(rows)
-
-    def interval(self, rows: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Central posterior intervals of nu.
-
-        Args:
-            rows: (K, R + U + bias) stacked loadings.
-            level: probability, in (0, 1).
-
-        Returns:
-            low, high: (K, R) each, in the dtype of ``rows``.
-
-        Raises:
-            UserError: a level outside (0, 1), or rows of another width.
-        """
-        if not 0 < level < 1:
-            raise UserError("a level between 0 and 1", repr(level))
-        self._check(rows)
-        low, high = [rows.new_zeros(0, self.rank)], [rows.new_zeros(0, self.rank)]
-        for part in rows.split(max(1, _CHUNK // self._width())):
-            means, variances = self._components(part.double())
-            middle = (self.weights[:, None, None] * means).sum(0)
-            tail = (1 - level) / 2
-            for side, probability in ((low, tail), (high, 1 - tail)):
-                quantile = _mixture_quantile(means, variances.sqrt(), self.weights, probability)
-                side.append((middle + self.values["width_factor"] * (quantile - middle)).to(rows.dtype))
-        return torch.cat(low), torch.cat(high)
-
-    def _components(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and variances (components, K, R) of nu."""
-        x = (stacked - self.location) @ self.whitening
-        odd = self.values["odd"]
-        features = linear_features(x, odd)
-        straight, straight_prior = features @ self.linear_weights, features.square().sum(1)
-        scale = self.gauge.square().sum(0)
-        means, variances = [], []
-        for i, (family, width) in enumerate(self.values["kernels"]):
-            if family != "none":
-                curved = kernel(x, self.centres, family, width, odd) @ self.projections[i]
-                curved_prior = kernel_diagonal(x, family, width, odd)
-            for j in (self.kernel_index == i).nonzero()[:, 0].tolist():
-                cross, prior = self.amplitudes[j, 0] * straight, self.amplitudes[j, 0] * straight_prior
-                if family != "none":
-                    cross = cross + self.amplitudes[j, 1] * curved
-                    prior = prior + self.amplitudes[j, 1] * curved_prior
-                means.append((j, cross @ self.coefficients[j] @ self.gauge))
-                explained = torch.stack([(cross @ root.T).square().sum(1) for root in self.roots[j]], dim=1)
-                variances.append((j, (prior[:, None] * scale - explained).clamp_min(0)))
-        means.sort(key=lambda item: item[0])
-        variances.sort(key=lambda item: item[0])
-        return torch.stack([m for _, m in means]), torch.stack([v for _, v in variances])
-
-    def _mean(self, stacked: Tensor) -> Tensor:
-        """The weighted mean of :meth:`_components`, summed over the components before the loadings come in."""
-        x, odd = (stacked - self.location) @ self.whitening, self.values["odd"]
-        shares = self.weights[:, None] * self.amplitudes  # (components, 3)
-        mean = linear_features(x, odd) @ (self.linear_weights @ torch.tensordot(shares[:, 0], self.coefficients, 1))
-        for i, (family, width) in enumerate(self.values["kernels"]):
-            if family != "none":
-                here = self.kernel_index == i
-                curved = self.projections[i] @ torch.tensordot(shares[here, 1], self.coefficients[here], 1)
-                mean = mean + kernel(x, self.centres, family, width, odd) @ curved
-        return mean @ self.gauge
-
-    def _variance(self, stacked: Tensor) -> Tensor:
-        means, variances = self._components(stacked)
-        weight = self.weights[:, None, None]
-        centre = (weight * means).sum(0)
-        return self.values["width_factor"] ** 2 * (weight * (variances + (means - centre) ** 2)).sum(0)
-
-    def _width(self) -> int:
-        return max(4 * len(self.centres), 8 * len(self.weights) * self.rank)
-
-
-def _mixture_quantile(means: Tensor, sds: Tensor, weights: Tensor, probability: float) -> Tensor:
-    """Quantile of normal mixtures by bisection: means, sds (C, ...), weights (C,)."""
-    low, high = (means - 8 * sds).amin(0), (means + 8 * sds).amax(0)
-    sds = sds.clamp_min(1e-300)
-    weights = weights.view(-1, *[1] * (means.ndim - 1))
-    for _ in range(36):
-        middle = 0.5 * (low + high)
-        below = (weights * torch.special.ndtr((middle - means) / sds)).sum(0) < probability
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return 0.5 * (low + high)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What is known of the network's loadings
-
-
-@dataclass
-class _Pool:
-    """Points that stand for the loadings: ``cloud`` of them for each recorded neuron in turn, then jittered copies.
-
-    points (Q, P) stacked; fraction: recorded share of the network, 0 if unknown (a very large network). inflation: of the
-    scatter within clouds, for the sampling error of the distribution that shrinks the estimates.
-    """
-
-    points: Loadings
-    n_recorded: int
-    cloud: int
-    fraction: float
-    inflation: float = 1.0
-
-    @property
-    def size(self) -> int:
-        return self.points.n_neurons
-
-    def weights(self) -> Tensor:
-        """(Q,) w with E[c | g] = sum_q w_q g(l_q) v_q: a recorded neuron stands for itself, the rest for all others."""
-        w = torch.full((self.size,), 1 - self.fraction).to(self.points.m)
-        seen = self.n_recorded * self.cloud
-        w[:seen] += self.fraction * self.size / seen
-        return w
-
-
-def _pool_share(pool: _Pool) -> float:
-    """Q / K: points of the pool per neuron of the network."""
-    return pool.size * pool.fraction / pool.n_recorded
-
-
-def _build_pool(loadings, covariance, fraction, pseudo, generator) -> _Pool:
-    stacked = loadings.stack()
-    k, dim = stacked.shape
-    shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    cloud, inflation = 1, 1.0
-    points = stacked
-    if covariance is not None:
-        points, cloud = _clouds(stacked, covariance, generator)
-        # With l ~ N(0, P), known up to an error of variance S, a second moment estimated from the same neurons has
-        # ((P + S) / P)^2 times the variance that it would have were P known.
-        total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
-        varies = total > 1e-12 * total.max()
-        inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
-    extra = 0
-    if pseudo == "auto":
-        extra = 0 if k >= 200 or fraction == 1 else 1000 - k
-    elif pseudo:
-        extra = int(pseudo)
-    if extra:
-        centres = points.view(k, cloud, dim).mean(1)
-        copies = extend_pool(Loadings.unstack(centres, *shape), extra, None, generator).stack()[k:]
-        points = torch.cat([points, copies])
-    return _Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
-
-
-def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-    """Sigma points (K 2P, P) of each true loading given its estimate, and their number per neuron.
-
-    The estimates scatter more than the true loadings do. A mixture of normals for the true ones, fitted to the
-    estimates with their errors' covariances, gives each loading's posterior, of which mean and covariance are kept.
-    """
-    dim = stacked.shape[1]
-    weights, means, spreads = _deconvolve(stacked, covariance, generator)
-    centre, left = [], []
-    for rows, errors in zip(stacked.split(20_000), covariance.split(20_000)):
-        share, mean, spread, _ = _true_loading(rows, errors, weights, means, spreads)
-        middle = (share[:, :, None] * mean).sum(1)
-        away = mean - middle[:, None]
-        between = torch.einsum("kc,kci,kcj->kij", share, away, away)
-        centre.append(middle)
-        left.append((share[:, :, None, None] * spread).sum(1) + between)
-    centre, left = torch.cat(centre), torch.cat(left)
-    values, vectors = torch.linalg.eigh(0.5 * (left + left.transpose(1, 2)))
-    root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
-    arms = root.transpose(1, 2)
-    return torch.cat([centre[:, None] + arms, centre[:, None] - arms], dim=1).reshape(-1, dim), 2 * dim
-
-
-def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, spreads: Tensor):
-    """Of each row (K, P) and component: its probability (K, C), the true loading's mean (K, C, P) and covariance
-    (K, C, P, P) given the row; and the rows' log-likelihood (K,)."""
-    total = spreads + errors[:, None]
-    factor = torch.linalg.cholesky(total)
-    away = rows[:, None] - means
-    scaled = torch.linalg.solve_triangular(factor, away[..., None], upper=False)
-    log_p = -0.5 * scaled.square().sum((2, 3)) - factor.diagonal(dim1=2, dim2=3).log().sum(2) + weights.log()
-    gain = torch.cholesky_solve(spreads.expand_as(total), factor).transpose(2, 3)
-    mean = means + (gain @ away[..., None])[..., 0]
-    return torch.softmax(log_p, 1), mean, spreads - gain @ spreads, torch.logsumexp(log_p, 1)
-
-
-def _deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40):
-    """Mixture of normals behind noisy rows by expectation-maximisation; number of components by BIC."""
-    pick = torch.randperm(len(stacked), generator=generator)[:2000].to(stacked.device)
-    rows, errors = stacked[pick], covariance[pick]
-    k, dim = rows.shape
-    mean = rows.mean(0)
-    overall = (rows - mean).T @ (rows - mean) / k
-    floor = 1e-3 * torch.linalg.eigvalsh(overall)[-1].clamp_min(1e-12)
-    eye = torch.eye(dim).to(rows)
-    best, best_score = None, -math.inf
-    for count in (1, 2, 4, 8):
-        if count > 1 and k < 20 * count * dim:
-            break
-        chosen = [int(torch.randint(k, (1,), generator=generator))]
-        for _ in range(count - 1):  # spread out, as k-means++ does
-            nearest = torch.cdist(rows, rows[chosen]).amin(1).square().cpu()
-            chosen.append(int(torch.multinomial(nearest + 1e-12, 1, generator=generator)))
-        means = mean[None] if count == 1 else rows[chosen]
-        weights = torch.full((count,), 1 / count).to(rows)
-        spreads = (overall / count ** (2 / dim) + floor * eye).expand(count, dim, dim)
-        for _ in range(steps):
-            share, true, left, log_p = _true_loading(rows, errors, weights, means, spreads)
-            size = share.sum(0) + 1e-9
-            weights = size / size.sum()
-            means = (share[:, :, None] * true).sum(0) / size[:, None]
-            away = true - means
-            scatter = torch.einsum("kc,kci,kcj->cij", share, away, away)
-            spreads = (scatter + torch.einsum("kc,kcij->cij", share, left)) / size[:, None, None] + floor * eye
-        free = count * (1 + dim + dim * (dim + 1) / 2)
-        score = float(log_p.sum()) - 0.5 * free * math.log(k)
-        if score > best_score:
-            best, best_score = (weights, means, spreads), score
-    return best
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The basis of the drive
-
-
-@dataclass
-class _Basis:
-    """B(z, u) = phi(potentials of a few anchor neurons) @ mixing (anchors, p); v (Q, p) as in the module's text."""
-
-    phi: Activation
-    anchors: Loadings
-    mixing: Tensor
-    v: Tensor
-
-    def __call__(self, z: Tensor, u: Tensor | None) -> Tensor:
-        return self.phi(potentials(self.anchors, z, u)) @ self.mixing
-
-
-def _build_basis(phi, pool: _Pool, z: Tensor, u: Tensor | None, cutoff: float, max_modes: int, generator) -> _Basis:
-    """Singular functions over the states z (T, R), carried by pivoted columns of X (an interpolative decomposition).
-
-    All functions phi(l_q.(z, u, 1)) lie, within 1e-6 of the largest, in the span of a few dozen of them. With X = Q R,
-    Q from those columns, the singular values of X are those of R.
-    """
-    points = pool.points
-    subset = torch.randperm(pool.size, generator=generator)[:4000].to(z.device)
-    few = points.map(lambda x: x[subset])
-    residual = phi(potentials(few, z, u)) / pool.size  # (T, subset)
-    columns = residual.clone()
-    norms = columns.square().sum(0)
-    first = float(norms.max())
-    q: list[Tensor] = []
-    picked: list[int] = []
-    for _ in range(min(300, *columns.shape)):
-        j = int(norms.argmax())
-        direction = columns[:, j]
-        if q:
-            basis = torch.stack(q, dim=1)
-            for _ in range(2):  # twice is enough for orthogonality to rounding
-                direction = direction - basis @ (basis.T @ direction)
-        length = float(direction.norm())
-        if length**2 <= 1e-12 * first or first == 0:
-            break
-        direction = direction / length
-        q.append(direction)
-        picked.append(j)
-        norms = (norms - (direction @ columns) ** 2).clamp_min(0)
-        norms[j] = 0
-    if not q:
-        raise UserError("neurons whose rates vary over the states", "rates that are zero at every state")
-    q = torch.stack(q, dim=1)
-    r = design_times(phi, points, z, u, q).T  # (anchors, Q)
-    anchors = points.map(lambda x: x[subset[picked]])
-    values, vectors = torch.linalg.eigh(r @ r.T)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    keep = (values > cutoff**2 * values[0]).nonzero()[:, 0][:max_modes]
-    singular, vectors = values[keep].sqrt(), vectors[:, keep]
-    mixing = torch.linalg.solve(r[:, subset[picked]], vectors * singular) / pool.size
-    return _Basis(phi, anchors, mixing, r.T @ vectors / singular)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Segments of trajectories and their likelihood
 
 
 @dataclass
@@ -456,7 +132,7 @@ class _Linearised:
 
 
 def _linearise(
-    basis: _Basis, c: Tensor, segments: _Segments, z0: Tensor, alpha: float, stride: int, root: Tensor
+    basis: Basis, c: Tensor, segments: _Segments, z0: Tensor, alpha: float, stride: int, root: Tensor
 ) -> _Linearised:
     """Simulate all segments with c (p, R) from z0 (S, R), with forward sensitivities to both.
 
@@ -514,21 +190,6 @@ def _linearise(
     return _Linearised(residuals, whitened, 0.5 * (h + h.T), b, cross, own_inverse, own_gradient, squares)
 
 
-@dataclass
-class _Likelihood:
-    """exp(-(c - peak)^T h (c - peak) / 2 + b^T (c - peak)) of the whitened-gauge coefficients c (pR,)."""
-
-    h: Tensor
-    b: Tensor
-    c: Tensor
-    covariance: Tensor  # (R, R) of the samples' noise, where it is alike for all
-    dispersion: float  # variance of the whitened residuals
-    autocorrelation: float  # of the residuals, lag 1
-    converged: bool
-    n_samples: int
-    n_dropped: int  # segments
-
-
 class _GaussNewton:
     """Fits c (p, R) and the segments' initial states; n = n' gauge, and c = c' gauge with the prior on c'."""
 
@@ -540,7 +201,7 @@ class _GaussNewton:
         self.limit = _TAME * float(self.precision.diagonal().max())
         self.lift = torch.kron(torch.eye(p).to(gauge), gauge)  # c = lift^T c'
 
-    def run(self, c: Tensor, stages: list[tuple[_Segments, int]], covariance: Tensor) -> _Likelihood:
+    def run(self, c: Tensor, stages: list[tuple[_Segments, int]], covariance: Tensor) -> Likelihood:
         """stages: segments and the largest number of steps on them, in turn. covariance (R, R): first guess of noise.
 
         The last segments' linearisation at the last c is returned.
@@ -581,7 +242,7 @@ class _GaussNewton:
                     variance, effective = self._variance(found, segments, variance)
             covariance = self._covariance(found, segments, effective)
         rho = _autocorrelation(found.whitened, segments.mask)
-        return _Likelihood(
+        return Likelihood(
             found.h / variance,
             found.b / variance,
             c,
@@ -703,165 +364,6 @@ def difference_noise(latents: Latents, max_samples: int = 200_000) -> Tensor:
     return (fourth[keep].square().median(0).values / (0.4549 * 70)).sqrt()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The prior of c, and the posterior mixture
-
-
-class _Prior:
-    """Cov(c'_q) = sum_k amplitude_k part_k, the same for every dimension q: linear, curved, white; one per kernel."""
-
-    def __init__(self, pool: _Pool, v: Tensor, odd: bool, gauge: Tensor, max_centres: int, generator):
-        self.pool, self.v, self.odd = pool, v, odd
-        stacked = pool.points.stack()
-        self.location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
-        self.whitening = inverse_root(stacked - self.location)
-        self.gauge = gauge
-        self.x = (stacked - self.location) @ self.whitening
-        self.subset = pool.size > max_centres
-        self.centres = self.x
-        if self.subset:
-            pick = torch.randperm(pool.size, generator=generator)[: max(1, max_centres // 4)].to(v.device)
-            self.centres = self.x[pick]
-        self.weighted = v * pool.weights()[:, None]
-        features = linear_features(self.x, odd)
-        self.linear_weights = features.T @ self.weighted  # (P, p)
-        scatter = self._scatter(features.square().sum(1), lambda a, b: (a * b).sum(-1) + (0.0 if odd else 1.0))
-        straight = self.linear_weights.T @ self.linear_weights
-        self.linear = straight + scatter - self._between(straight)
-        self.white = self._white()
-
-    def curved(self, family: str, width: float) -> tuple[Tensor, Tensor]:
-        """Projection (centres, p) with Cov(g(l), c) = k(l, centres) projection; and the part (p, p)."""
-        projection, part = project_kernel(self.x, self.centres, self.subset, self.weighted, family, width, self.odd)
-        if family == "none":
-            return projection, part
-        scatter = self._scatter(
-            kernel_diagonal(self.x, family, width, self.odd), lambda a, b: kernel_pairs(a, b, family, width, self.odd)
-        )
-        return projection, part + scatter - self._between(part)
-
-    def _others(self) -> float:
-        """Weight of Cov(g v) over a fresh loading: others' draws, (Q/K)^2 K_u / Q, and the sampling error of the
-        recorded, which stand for their distribution, (Q/K)^2 K_u^2 / (K_r Q): together Q (1 - f) / K_r."""
-        return self.pool.size * (1 - self.pool.fraction) / self.pool.n_recorded
-
-    def _between(self, part: Tensor) -> Tensor:
-        return part * (self._others() / self.pool.size)
-
-    def _scatter(self, diagonal: Tensor, pairs) -> Tensor:
-        """E over g of sum_q g_q^2 v_q v_q^T for fresh loadings, and of the covariance of g v within clouds."""
-        pool, v = self.pool, self.v
-        total = self._others() * (v * diagonal[:, None]).T @ v
-        if pool.cloud > 1:
-            j, seen = pool.cloud, pool.n_recorded * pool.cloud
-            x, vi = self.x[:seen].view(-1, j, self.x.shape[1]), v[:seen].view(-1, j, v.shape[1])
-            k = pairs(x[:, :, None], x[:, None, :])  # (K, j, j)
-            mixed = torch.diag_embed(k.diagonal(dim1=1, dim2=2)) / j - k / j**2
-            total = total + pool.inflation * _pool_share(pool) ** 2 * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
-        return total
-
-    def _white(self) -> Tensor:
-        pool = self.pool
-        eye = torch.eye(self.v.shape[1]).to(self.v)
-        if pool.fraction == 0:  # size of the network unknown: as if it were the recorded neurons; the amplitude is free
-            return eye * pool.size / pool.n_recorded
-        seen = self.v[: pool.n_recorded * pool.cloud]
-        share = _pool_share(pool)
-        return share**2 / pool.cloud * seen.T @ seen + share * (1 - pool.fraction) * eye
-
-
-def _informative(likelihood_h, likelihood_b, c, prior: Tensor, rank: int, most: int) -> tuple[Tensor, Tensor]:
-    """W (N, pR) and d (N,) with d = W c + N(0, I): the data, in the directions they tell most about, against ``prior``.
-
-    Those with a signal of less than 1e-3 noise variances are dropped.
-    """
-    scale = torch.kron(torch.linalg.cholesky(prior).contiguous(), torch.eye(rank).to(prior))
-    values, vectors = torch.linalg.eigh(scale.T @ likelihood_h @ scale)
-    keep = values > 1e-3
-    keep[: max(0, len(values) - most)] = False
-    keep[-1] = True
-    values, vectors = values[keep].clamp_min(1e-12).sqrt(), vectors[:, keep]
-    w = torch.linalg.solve_triangular(scale.T, vectors * values, upper=True).T
-    return w, w @ c + vectors.T @ (scale.T @ likelihood_b) / values
-
-
-def _in_data(w: Tensor, part: Tensor, rank: int) -> Tensor:
-    """W (part x I_R) W^T."""
-    w3 = w.view(len(w), -1, rank)
-    return sum(w3[:, :, q] @ part @ w3[:, :, q].T for q in range(rank))
-
-
-class _Posterior:
-    """Amplitudes of all kernels at once, then a mixture of draws about their modes."""
-
-    def __init__(self, prior: _Prior, grid, likelihood: _Likelihood, reference: Tensor, most: int, noise_width: float):
-        self.prior, self.grid = prior, grid
-        rank = len(prior.gauge)
-        self.w, d = _informative(likelihood.h, likelihood.b, likelihood.c, reference, rank, most)
-        self.d = d[:, None]
-        eye = torch.eye(len(d)).to(d)
-        self.projections, curved = [], []
-        for family, width in grid:
-            projection, part = prior.curved(family, width)
-            self.projections.append(projection)
-            curved.append(_in_data(self.w, part, rank))
-        linear, white = (_in_data(self.w, part, rank) for part in (prior.linear, prior.white))
-        rest = [part.expand(len(grid), *part.shape) for part in (linear, white, eye)]
-        self.parts = torch.stack([rest[0], torch.stack(curved), rest[1], rest[2]], dim=1)
-        self.centre, self.width = _hyper_prior(likelihood.c.view(-1, rank), prior.pool.size, grid, noise_width)
-        self.found = maximise_posterior(self.parts, self.d, self.centre, self.width)
-
-    def mixture(self, draws: int, generator: torch.Generator) -> list[tuple[int, Tensor, float]]:
-        """(kernel's number, log amplitudes (4,), weight) of each component, families equally likely beforehand."""
-        found: Amplitudes = self.found
-        sizes = [sum(f == other for other, _ in self.grid) for f, _ in self.grid]
-        score = found.evidence - torch.tensor(sizes).to(found.evidence).log()
-        kept = (score > score.max() - math.log(200)).nonzero()[:, 0]
-        free = (self.width[kept] > 0).to(self.d)
-        theta, log_weight = found.log_amplitudes[kept][:, None], score[kept][:, None]
-        if draws > 1:
-            noise = torch.randn(len(kept), (draws + 1) // 2, 4, generator=generator, dtype=torch.float64).to(self.d)
-            noise = torch.cat([noise, -noise], dim=1)[:, :draws] * free[:, None]
-            root = torch.linalg.cholesky(torch.linalg.inv(found.precision[kept]))
-            theta = theta + noise @ root.transpose(1, 2)
-            value = torch.stack([self._value(i, t) for i, t in zip(kept.tolist(), theta)])
-            ratio = value - found.value[kept][:, None] + 0.5 * noise.square().sum(2)
-            # the mean ratio corrects the Laplace evidence; bounded, so that no single draw decides
-            log_weight = log_weight + ratio.clamp(-20, 2) - math.log(draws)
-        weight = torch.softmax(log_weight.reshape(-1), 0)
-        order = weight.argsort(descending=True)[:_COMPONENTS]
-        order = order[weight[order] > 0.002 * weight[order[0]]]
-        total = float(weight[order].sum())
-        theta = theta.reshape(-1, 4)
-        per = max(1, draws)
-        return [(int(kept[i // per]), theta[i], float(weight[i]) / total) for i in order.tolist()]
-
-    def _value(self, i: int, theta: Tensor) -> Tensor:
-        """Log posterior (draws,) of log amplitudes theta (draws, 4) of kernel i."""
-        factor, failed = torch.linalg.cholesky_ex(torch.einsum("dk,kij->dij", theta.exp(), self.parts[i]))
-        solved = torch.linalg.solve_triangular(factor, self.d.expand(len(theta), *self.d.shape), upper=False)
-        value = -0.5 * solved.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        width = torch.where(self.width[i] > 0, self.width[i], torch.full_like(self.width[i], math.inf))
-        value = value - 0.5 * (((theta - self.centre[i]) / width) ** 2).sum(1)
-        return value.masked_fill((failed > 0) | value.isnan(), -math.inf)
-
-
-def _hyper_prior(c: Tensor, pool_size: int, grid, noise_width: float) -> tuple[Tensor, Tensor]:
-    """Normal priors (kernels, 4) of the log amplitudes: wide, about the size of n that the leading modes show."""
-    leading = (c[:3].square().sum() / (pool_size * c.shape[1])).clamp_min(1e-30)
-    centre = torch.stack([leading, leading, leading / 3, torch.ones_like(leading)]).log()
-    width = torch.tensor([2.0, 2.0, 2.0, noise_width]).to(c)
-    centre, width = centre.expand(len(grid), 4).clone(), width.expand(len(grid), 4).clone()
-    for i, (family, _) in enumerate(grid):
-        if family == "none":
-            width[i, 1] = 0.0  # its part is zero: nothing to fit
-    return centre, width
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Fitting
-
-
 def fit_trajectories(
     latents: Latents,
     loadings: Loadings,
@@ -924,7 +426,7 @@ def fit_trajectories(
     loadings = loadings.map(lambda x: x.to(latents.z.device).double())
     if loadings_covariance is not None:
         loadings_covariance = loadings_covariance.to(latents.z.device).double()
-    pool = _build_pool(loadings, loadings_covariance, recorded_fraction or 0.0, pseudo_loadings, generator)
+    pool = build_pool(loadings, loadings_covariance, recorded_fraction or 0.0, pseudo_loadings, generator)
     odd = phi.odd and not loadings.has_bias and loadings.n_inputs == 0
     gauge = inverse_root(loadings.m if odd else loadings.m - loadings.m.mean(0))
     rank = latents.rank
@@ -932,8 +434,8 @@ def fit_trajectories(
     # less memory per sample where there are many modes: forward sensitivities are R x pR for each segment
     full = _cut(latents, segment, max_samples, generator, observed)
     states, inputs = _states(full, min(max_states, max(200, 40_000_000 // pool.size)), generator)
-    basis = _build_basis(phi, pool, states, inputs, mode_cutoff, max_modes or max(1, 320 // rank), generator)
-    prior = _Prior(pool, basis.v, odd, gauge, max_centres, generator)
+    basis = build_basis(phi, pool, states, inputs, mode_cutoff, max_modes or max(1, 320 // rank), generator)
+    prior = Prior(pool, basis.v, odd, gauge, max_centres, generator)
 
     noise = difference_noise(latents) if observed is None else _median_sd(observed[1], latents.mask)
     spread = full.z[full.mask].std(0, unbiased=False).clamp_min(1e-12)
@@ -952,7 +454,7 @@ def fit_trajectories(
         likelihood.b = likelihood.b * ((1 - rho) / (1 + rho))
 
     grid = [(f, float(w)) for f in families for w in (widths if f != "none" else (1.0,))]
-    posterior = _Posterior(prior, grid, likelihood, reference, max_directions, noise_width)
+    posterior = Posterior(prior, grid, likelihood, reference, max_directions, noise_width)
     components = posterior.mixture(draws, generator)
     model = _assemble(posterior, components, loadings, activation, odd, width_factor)
     _summarise(model, posterior, components, likelihood, loadings, noise, spread, observed is not None)
@@ -970,7 +472,7 @@ def _states(segments: _Segments, most: int, generator) -> tuple[Tensor, Tensor |
     return z[pick], None if segments.u is None else segments.u[segments.mask][pick]
 
 
-def _start(basis, prior: _Prior, segments, alpha, stride, noise: Tensor, generator) -> tuple[Tensor, Tensor]:
+def _start(basis, prior: Prior, segments, alpha, stride, noise: Tensor, generator) -> tuple[Tensor, Tensor]:
     """First c' (pR,) by regression on differences, and a reference covariance (p, p) of c' with fitted amplitudes.
 
     Over a stride the drive is taken as constant: z[t+s] = a z[t] + (1 - a) F with a = (1 - alpha)^s.
@@ -994,10 +496,10 @@ def _start(basis, prior: _Prior, segments, alpha, stride, noise: Tensor, generat
     reference = prior.linear + curved + 0.3 * prior.white
     reference = lead * (reference + jitter * reference.diagonal().mean())
     eye = torch.eye(rank).to(gram)
-    w, d = _informative(
+    w, d = informative(
         torch.kron(gram.contiguous(), eye), scores.reshape(-1), scores.new_zeros(scores.numel()), reference, rank, 60
     )
-    parts = [_in_data(w, part, rank) for part in (prior.linear, curved, prior.white)]
+    parts = [in_data(w, part, rank) for part in (prior.linear, curved, prior.white)]
     parts = torch.stack([*parts, torch.eye(len(d)).to(d)])[None]
     centre = torch.stack([lead, lead, lead / 3, torch.ones_like(lead)]).log()[None]
     found = maximise_posterior(parts, d[:, None], centre, torch.tensor([[2.0, 2.0, 2.0, 1.0]]).to(d))
@@ -1015,7 +517,7 @@ def _inverse_scale(gauge: Tensor) -> Tensor:
     return torch.linalg.inv(gauge).square().sum() / len(gauge)
 
 
-def _assemble(posterior: _Posterior, components, loadings, activation, odd, width_factor) -> TrajectoryMean:
+def _assemble(posterior: Posterior, components, loadings, activation, odd, width_factor) -> TrajectoryMean:
     prior, w, rank = posterior.prior, posterior.w, len(posterior.prior.gauge)
     used = sorted({i for i, _, _ in components})
     w3 = w.view(len(w), -1, rank)
@@ -1057,7 +559,7 @@ def _assemble(posterior: _Posterior, components, loadings, activation, odd, widt
 
 
 def _summarise(
-    model, posterior: _Posterior, components, likelihood: _Likelihood, loadings, noise, spread, stated: bool
+    model, posterior: Posterior, components, likelihood: Likelihood, loadings, noise, spread, stated: bool
 ) -> None:
     """``stated``: each sample's noise was given, and is judged by the dispersion of the whitened residuals."""
     rows = loadings.stack()[:500]

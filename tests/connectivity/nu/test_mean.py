@@ -5,16 +5,13 @@ import math
 import pytest
 import torch
 
-from connector.connectivity.nu import mean as module
-from connector.connectivity.nu.mean import (
-    KERNELS,
-    drive_offset,
-    fit_conditional_mean,
-    from_state,
-    kernel,
-    kernel_diagonal,
-    published_to_lambda,
-)
+from connector.connectivity.nu import regression as module
+from connector.connectivity.nu.design import observed_modes, times_design
+from connector.connectivity.nu.evidence import maximise_posterior
+from connector.connectivity.nu.kernels import KERNELS, kernel, kernel_diagonal
+from connector.connectivity.nu.mean import from_state
+from connector.connectivity.nu.population import extend_pool
+from connector.connectivity.nu.regression import drive_offset, fit_conditional_mean, published_to_lambda
 from connector.data.attractors import teacher
 from connector.dynamics import activation, potentials
 from connector.errors import UserError
@@ -152,9 +149,9 @@ def test_amplitudes_are_a_stationary_point_of_the_posterior():
     z, u, y, pool, _ = _problem()
     y = y + 0.01 * _randn(*y.shape, seed=20)
     g = _generator()
-    modes = module._modes(activation("tanh"), pool, z, u, y, 1e-4, 300)
+    modes = observed_modes(activation("tanh"), pool, z, u, y, 1e-4, 300)
     fit = module._GaussianProcess(activation("tanh"), pool, modes, True, ("arcsine", "none"), (0.8,), True, 2000, g)
-    found = module.maximise_posterior(fit.parts, fit.a, fit.centre, fit.width)
+    found = maximise_posterior(fit.parts, fit.a, fit.centre, fit.width)
     theta = found.log_amplitudes.clone().requires_grad_(True)
     value = 0
     for i in range(2):
@@ -268,7 +265,7 @@ def test_validation_takes_the_largest_sufficient_regularizer():
         )
         assert model.summary["validation_r2"] >= 0.99
         larger = fit_conditional_mean(z, u, y, pool, regularizer=10**0.5 * model.summary["lambda"], **options)
-        predicted = module.times_design(activation("tanh"), pool, zv, uv, larger(pool.stack()))
+        predicted = times_design(activation("tanh"), pool, zv, uv, larger(pool.stack()))
         assert float((1 - (yv - predicted).square().sum(0) / (yv - yv.mean(0)).square().sum(0)).min()) < 0.99
 
 
@@ -286,7 +283,7 @@ def test_quick_is_single_precision_only_where_that_is_enough():
 
 def test_pseudo_loadings_keep_mean_and_covariance():
     pool = Loadings(_randn(60, 2) @ torch.tensor([[1.0, 0.5], [0.0, 2.0]]).double() + 1)
-    extended = module.extend_pool(pool, 20000, None, _generator())
+    extended = extend_pool(pool, 20000, None, _generator())
     assert torch.equal(extended.m[:60], pool.m)
     assert torch.allclose(extended.m.mean(0), pool.m.mean(0), atol=0.1)
     assert torch.allclose(extended.m.T.cov(), pool.m.T.cov(), rtol=0.1, atol=0.1)

@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from connector.connectivity.diagnosis import diagnose
+from connector.connectivity.nu import mean, population
 from connector.connectivity.nu import trajectories as module
-from connector.connectivity.nu.mean import KERNELS, fit_conditional_mean, from_state, kernel, kernel_pairs
+from connector.connectivity.nu.design import build_basis
+from connector.connectivity.nu.kernels import KERNELS, kernel, kernel_pairs
+from connector.connectivity.nu.mean import from_state
+from connector.connectivity.nu.population import build_pool
+from connector.connectivity.nu.prior import Prior
+from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import difference_noise, fit_trajectories
 from connector.data.attractors import teacher
 from connector.data.simulation import grid_of_states
@@ -59,16 +65,16 @@ def _small_problem():
     pool = Loadings(_randn(30, 2), 0.5 * _randn(30, 1, seed=1), 0.3 * _randn(30, seed=2))
     z, u = _randn(3, 7, 2, seed=3), _randn(3, 7, 1, seed=4)
     mask = torch.arange(7) < torch.tensor([7, 5, 2])[:, None]
-    built = module._build_pool(pool, None, 1.0, 0, g)
+    built = build_pool(pool, None, 1.0, 0, g)
     flat = z.reshape(-1, 2), u.reshape(-1, 1)
-    return pool, module._build_basis(activation("softplus"), built, *flat, 1e-4, 12, g), module._Segments(z, mask, u)
+    return pool, build_basis(activation("softplus"), built, *flat, 1e-4, 12, g), module._Segments(z, mask, u)
 
 
 def test_anchors_carry_the_whole_pool():
     pool, _, segments = _small_problem()
-    built = module._build_pool(pool, None, 1.0, 0, _generator())
+    built = build_pool(pool, None, 1.0, 0, _generator())
     z, u = segments.z.reshape(-1, 2), segments.u.reshape(-1, 1)
-    basis = module._build_basis(activation("softplus"), built, z, u, 1e-6, 30, _generator())
+    basis = build_basis(activation("softplus"), built, z, u, 1e-6, 30, _generator())
     rates = activation("softplus")(potentials(pool, z, u))
     assert len(basis.mixing) < 30
     assert torch.allclose(basis(z, u) @ basis.v.T, rates / 30, atol=1e-5 * float(rates.max()) / 30)
@@ -112,10 +118,10 @@ def test_prior_scatter_is_that_of_simulated_networks(fraction, error):
         seen = round(fraction * k)
         observed = m[:seen] + error * torch.randn(seen, 1, generator=g, dtype=torch.float64)
         covariance = torch.full((seen, 1, 1), error**2).double() if error else None
-        pool = module._build_pool(Loadings(observed), covariance, fraction, 0, g)
+        pool = build_pool(Loadings(observed), covariance, fraction, 0, g)
         states = torch.linspace(-3, 3, 60)[:, None].double()
-        basis = module._build_basis(activation("tanh"), pool, states, None, 1e-6, 60, g)
-        prior = module._Prior(pool, basis.v, True, torch.eye(1).double(), 900, g)
+        basis = build_basis(activation("tanh"), pool, states, None, 1e-6, 60, g)
+        prior = Prior(pool, basis.v, True, torch.eye(1).double(), 900, g)
         direct = prior.linear_weights[0] / prior.whitening[0, 0]  # of g(m) = m
         drive = (torch.tanh(z * m[:, 0]) * m[:, 0]).mean(1)
         at = basis(z, None)
@@ -132,7 +138,7 @@ def test_deconvolution_finds_the_clusters_behind_the_errors():
     true = torch.cat([_randn(600, 2) * 0.2 + 1, _randn(600, 2, seed=1) * 0.2 - 1])
     errors = (0.6 * torch.rand(1200, 1, 1, generator=g, dtype=torch.float64)) ** 2 * torch.eye(2).double()
     seen = true + errors[:, :1, 0].sqrt() * _randn(1200, 2, seed=2)
-    points, cloud = module._clouds(seen, errors, g)
+    points, cloud = population._clouds(seen, errors, g)
     points = points.view(1200, cloud, 2)
     assert float((points.mean(1) - true).square().mean()) < 0.5 * float((seen - true).square().mean())
     # each cloud's covariance is the loading's remaining uncertainty, and all clouds together scatter as the truth does
@@ -151,7 +157,7 @@ def test_noise_is_read_off_fourth_differences():
 def test_quantiles_of_a_mixture():
     means, sds = torch.tensor([-3.0, 0.0, 4.0]).double(), torch.tensor([0.5, 1.0, 0.1]).double()
     weights = torch.tensor([0.2, 0.5, 0.3]).double()
-    x = module._mixture_quantile(means[:, None], sds[:, None], weights, 0.6)
+    x = mean._mixture_quantile(means[:, None], sds[:, None], weights, 0.6)
     assert math.isclose(float((weights * torch.special.ndtr((x - means) / sds)).sum()), 0.6, abs_tol=1e-6)
 
 

@@ -1,0 +1,74 @@
+"""Amplitudes of the parts of a covariance by maximum a posteriori, and their evidence, for all kernels at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Amplitudes:
+    """Of each of B kernels: log amplitudes (B, 4) of linear, curved, white and noise; Cholesky factor (B, p, p) of the
+    covariance of ``a``; weights (B, p, R) = covariance^-1 a; log evidence (B,); precision (B, 4, 4) of the log
+    amplitudes (Fisher information plus prior; ones on the diagonal of fixed ones); log posterior (B,) at the mode."""
+
+    log_amplitudes: Tensor
+    cholesky: Tensor
+    weights: Tensor
+    evidence: Tensor
+    precision: Tensor
+    value: Tensor
+
+
+def maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor, steps: int = 60) -> Amplitudes:
+    """Fisher scoring for the log amplitudes of Cov(a) = sum_k exp(theta_k) parts_k, all B models at once.
+
+    Args:
+        parts: (B, 4, p, p) positive semi-definite parts.
+        a: (p, R), R independent draws.
+        centre, width: (B, 4) Gaussian prior of theta; a width of 0 keeps theta at its centre.
+    """
+    n_models, p = len(parts), len(a)
+    rank = a.shape[1]
+    free = (width > 0).to(a)
+    precision = torch.where(width > 0, width.clamp_min(1e-9) ** -2, torch.zeros_like(width))
+    theta = centre.clone()
+    damping = torch.full((n_models,), 1e-2, dtype=a.dtype, device=a.device)
+
+    def evaluate(theta):
+        covariance = torch.einsum("bk,bkij->bij", theta.exp(), parts)
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal *= 1 + 1e-13  # of the size of rounding
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        solved = torch.cholesky_solve(a.expand(n_models, p, rank), factor)
+        value = -0.5 * (a * solved).sum((1, 2)) - rank * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        value = value - 0.5 * (precision * (theta - centre) ** 2).sum(1)
+        return value.masked_fill((failed > 0) | value.isnan(), -math.inf), factor, solved
+
+    value, factor, solved = evaluate(theta)
+    for _ in range(steps):
+        scaled = theta.exp()[:, :, None, None] * parts
+        moved = torch.einsum("bij,bkjl->bkil", torch.cholesky_inverse(factor), scaled)
+        fit = torch.einsum("bir,bkij,bjr->bk", solved, scaled, solved)
+        gradient = free * (0.5 * fit - 0.5 * rank * torch.einsum("bkii->bk", moved) - precision * (theta - centre))
+        fisher = 0.5 * rank * torch.einsum("bkij,blji->bkl", moved, moved)
+        fisher = fisher * free[:, :, None] * free[:, None] + torch.diag_embed(precision + (1 - free))
+        damped = fisher + torch.diag_embed(damping[:, None] * fisher.diagonal(dim1=1, dim2=2))
+        step = torch.linalg.solve(damped, gradient).clamp(-2, 2)
+        trial = evaluate(theta + step)
+        better = trial[0] >= value
+        gain = torch.where(better, trial[0] - value, torch.zeros_like(value))
+        theta = torch.where(better[:, None], theta + step, theta)
+        value = torch.where(better, trial[0], value)
+        factor = torch.where(better[:, None, None], trial[1], factor)
+        solved = torch.where(better[:, None, None], trial[2], solved)
+        damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
+        if bool(((better & (gain < 1e-3)) | (damping > 1e3)).all()):
+            break
+    # Laplace: integral over theta under its prior, up to constants shared by all models
+    width = torch.where(width > 0, width, torch.ones_like(width))
+    evidence = value - 0.5 * torch.linalg.slogdet(fisher).logabsdet - width.log().sum(1)
+    return Amplitudes(theta, factor, solved, evidence, fisher, value)

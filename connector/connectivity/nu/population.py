@@ -1,0 +1,159 @@
+"""Loadings that stand for a population: the recorded neurons, those whose loadings are uncertain, those not recorded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from connector.types import Loadings
+
+
+@dataclass
+class Pool:
+    """Points that stand for the loadings: ``cloud`` of them for each recorded neuron in turn, then jittered copies.
+
+    points (Q, P) stacked; fraction: recorded share of the network, 0 if unknown (a very large network). inflation: of the
+    scatter within clouds, for the sampling error of the distribution that shrinks the estimates.
+    """
+
+    points: Loadings
+    n_recorded: int
+    cloud: int
+    fraction: float
+    inflation: float = 1.0
+
+    @property
+    def size(self) -> int:
+        return self.points.n_neurons
+
+    def weights(self) -> Tensor:
+        """(Q,) w with E[c | g] = sum_q w_q g(l_q) v_q: a recorded neuron stands for itself, the rest for all others."""
+        w = torch.full((self.size,), 1 - self.fraction).to(self.points.m)
+        seen = self.n_recorded * self.cloud
+        w[:seen] += self.fraction * self.size / seen
+        return w
+
+
+def pool_share(pool: Pool) -> float:
+    """Q / K: points of the pool per neuron of the network."""
+    return pool.size * pool.fraction / pool.n_recorded
+
+
+def build_pool(loadings, covariance, fraction, pseudo, generator) -> Pool:
+    stacked = loadings.stack()
+    k, dim = stacked.shape
+    shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
+    cloud, inflation = 1, 1.0
+    points = stacked
+    if covariance is not None:
+        points, cloud = _clouds(stacked, covariance, generator)
+        # With l ~ N(0, P), known up to an error of variance S, a second moment estimated from the same neurons has
+        # ((P + S) / P)^2 times the variance that it would have were P known.
+        total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
+        varies = total > 1e-12 * total.max()
+        inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
+    extra = 0
+    if pseudo == "auto":
+        extra = 0 if k >= 200 or fraction == 1 else 1000 - k
+    elif pseudo:
+        extra = int(pseudo)
+    if extra:
+        centres = points.view(k, cloud, dim).mean(1)
+        copies = extend_pool(Loadings.unstack(centres, *shape), extra, None, generator).stack()[k:]
+        points = torch.cat([points, copies])
+    return Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
+
+
+def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generator: torch.Generator) -> Loadings:
+    """Jittered copies smooth the empirical distribution of few loadings; mean and covariance are kept."""
+    k = pool.n_neurons
+    if extra == "auto":
+        extra = 0 if k >= 200 else 1000 - k
+    if not extra:
+        return pool
+    stacked = pool.stack()
+    dim = stacked.shape[1]
+    if jitter is None:
+        jitter = (4 / (dim + 2)) ** (1 / (dim + 4)) * k ** (-1 / (dim + 4))
+    mean = stacked.mean(0)
+    centred = stacked - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / k)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    pick = torch.arange(extra) % k  # every neuron gets the same number of copies, up to one
+    noise = torch.randn(extra, dim, generator=generator, dtype=stacked.dtype).to(stacked) @ root
+    copies = mean + (centred[pick] + jitter * noise) / math.sqrt(1 + jitter**2)
+    return Loadings.unstack(torch.cat([stacked, copies]), pool.rank, pool.n_inputs, pool.has_bias)
+
+
+def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Sigma points (K 2P, P) of each true loading given its estimate, and their number per neuron.
+
+    The estimates scatter more than the true loadings do. A mixture of normals for the true ones, fitted to the
+    estimates with their errors' covariances, gives each loading's posterior, of which mean and covariance are kept.
+    """
+    dim = stacked.shape[1]
+    weights, means, spreads = _deconvolve(stacked, covariance, generator)
+    centre, left = [], []
+    for rows, errors in zip(stacked.split(20_000), covariance.split(20_000)):
+        share, mean, spread, _ = _true_loading(rows, errors, weights, means, spreads)
+        middle = (share[:, :, None] * mean).sum(1)
+        away = mean - middle[:, None]
+        between = torch.einsum("kc,kci,kcj->kij", share, away, away)
+        centre.append(middle)
+        left.append((share[:, :, None, None] * spread).sum(1) + between)
+    centre, left = torch.cat(centre), torch.cat(left)
+    values, vectors = torch.linalg.eigh(0.5 * (left + left.transpose(1, 2)))
+    root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
+    arms = root.transpose(1, 2)
+    return torch.cat([centre[:, None] + arms, centre[:, None] - arms], dim=1).reshape(-1, dim), 2 * dim
+
+
+def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, spreads: Tensor):
+    """Of each row (K, P) and component: its probability (K, C), the true loading's mean (K, C, P) and covariance
+    (K, C, P, P) given the row; and the rows' log-likelihood (K,)."""
+    total = spreads + errors[:, None]
+    factor = torch.linalg.cholesky(total)
+    away = rows[:, None] - means
+    scaled = torch.linalg.solve_triangular(factor, away[..., None], upper=False)
+    log_p = -0.5 * scaled.square().sum((2, 3)) - factor.diagonal(dim1=2, dim2=3).log().sum(2) + weights.log()
+    gain = torch.cholesky_solve(spreads.expand_as(total), factor).transpose(2, 3)
+    mean = means + (gain @ away[..., None])[..., 0]
+    return torch.softmax(log_p, 1), mean, spreads - gain @ spreads, torch.logsumexp(log_p, 1)
+
+
+def _deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40):
+    """Mixture of normals behind noisy rows by expectation-maximisation; number of components by BIC."""
+    pick = torch.randperm(len(stacked), generator=generator)[:2000].to(stacked.device)
+    rows, errors = stacked[pick], covariance[pick]
+    k, dim = rows.shape
+    mean = rows.mean(0)
+    overall = (rows - mean).T @ (rows - mean) / k
+    floor = 1e-3 * torch.linalg.eigvalsh(overall)[-1].clamp_min(1e-12)
+    eye = torch.eye(dim).to(rows)
+    best, best_score = None, -math.inf
+    for count in (1, 2, 4, 8):
+        if count > 1 and k < 20 * count * dim:
+            break
+        chosen = [int(torch.randint(k, (1,), generator=generator))]
+        for _ in range(count - 1):  # spread out, as k-means++ does
+            nearest = torch.cdist(rows, rows[chosen]).amin(1).square().cpu()
+            chosen.append(int(torch.multinomial(nearest + 1e-12, 1, generator=generator)))
+        means = mean[None] if count == 1 else rows[chosen]
+        weights = torch.full((count,), 1 / count).to(rows)
+        spreads = (overall / count ** (2 / dim) + floor * eye).expand(count, dim, dim)
+        for _ in range(steps):
+            share, true, left, log_p = _true_loading(rows, errors, weights, means, spreads)
+            size = share.sum(0) + 1e-9
+            weights = size / size.sum()
+            means = (share[:, :, None] * true).sum(0) / size[:, None]
+            away = true - means
+            scatter = torch.einsum("kc,kci,kcj->cij", share, away, away)
+            spreads = (scatter + torch.einsum("kc,kcij->cij", share, left)) / size[:, None, None] + floor * eye
+        free = count * (1 + dim + dim * (dim + 1) / 2)
+        score = float(log_p.sum()) - 0.5 * free * math.log(k)
+        if score > best_score:
+            best, best_score = (weights, means, spreads), score
+    return best
