@@ -36,7 +36,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import h5py
@@ -140,7 +140,7 @@ def nlb_arrays(rng: np.random.Generator) -> dict:
 def write_nwb(path: Path, rng: np.random.Generator) -> None:
     import pynwb
 
-    nwb = pynwb.NWBFile("fuzz", "fuzz", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb = pynwb.NWBFile("fuzz", "fuzz", datetime(2026, 1, 1, tzinfo=UTC))
     shank = nwb.create_electrode_group("shank", "x", "V1", nwb.create_device("probe"))
     for _ in range(3):
         nwb.add_electrode(group=shank, location="V1")

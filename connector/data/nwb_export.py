@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def export_nwb(
     nwb = pynwb.NWBFile(
         session_description=description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
         identifier=recording.name,
-        session_start_time=session_start or datetime(1970, 1, 1, tzinfo=timezone.utc),
+        session_start_time=session_start or datetime(1970, 1, 1, tzinfo=UTC),
         notes="\n".join(recording.notes) or None,
     )
     noted = {

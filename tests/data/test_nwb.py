@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import h5py
 import numpy as np
@@ -33,7 +33,7 @@ SERIES_HZ = 40
 
 
 def nwb_file():
-    nwb = pynwb.NWBFile("planted", "planted", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb = pynwb.NWBFile("planted", "planted", datetime(2026, 1, 1, tzinfo=UTC))
     device = nwb.create_device("probe")
     shanks = [nwb.create_electrode_group(f"shank{i}", "x", area, device) for i, area in enumerate(("V1", "CA1"))]
     nwb.add_electrode_column("depth", "layer")
@@ -127,7 +127,7 @@ def test_planted_spikes_lie_in_their_bins(path):
 def test_edges_of_bins_hold_late_in_a_session_where_times_are_rounded(tmp_path):
     bins = np.arange(50)
     starts = 3_123_456.7 + 1.3 * np.arange(200)
-    nwb = pynwb.NWBFile("late", "late", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb = pynwb.NWBFile("late", "late", datetime(2026, 1, 1, tzinfo=UTC))
     nwb.add_trial_column("clicks", "x", index=True)
     for start in starts:
         nwb.add_trial(start_time=start, stop_time=start + 0.5, clicks=start + 0.01 * bins)
@@ -280,13 +280,13 @@ def test_without_pynwb_the_message_says_what_to_install(path, tmp_path, monkeypa
 
 
 def test_files_without_the_tables_or_cut_short(tmp_path, path):
-    nwb = pynwb.NWBFile("empty", "empty", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb = pynwb.NWBFile("empty", "empty", datetime(2026, 1, 1, tzinfo=UTC))
     nwb.add_epoch(0.0, 1.0, "baseline")
     with pynwb.NWBHDF5IO(str(tmp_path / "empty.nwb"), "w") as io:
         io.write(nwb)
     with pytest.raises(UserError, match=r"a table of trials(?s:.*)absent(?s:.*)epochs"):
         load_nwb(tmp_path / "empty.nwb")
-    nwb = pynwb.NWBFile("no units", "no units", datetime(2026, 1, 1, tzinfo=timezone.utc))
+    nwb = pynwb.NWBFile("no units", "no units", datetime(2026, 1, 1, tzinfo=UTC))
     nwb.add_trial(0.0, 1.0)
     with pynwb.NWBHDF5IO(str(tmp_path / "units.nwb"), "w") as io:
         io.write(nwb)
@@ -418,7 +418,7 @@ def test_a_simulation_comes_back_with_its_truth(tmp_path):
 
 def test_other_tools_read_an_exported_file(tmp_path):
     recording = a_recording()
-    export_nwb(recording, tmp_path / "a.nwb", session_start=datetime(2020, 5, 3, tzinfo=timezone.utc), description="d")
+    export_nwb(recording, tmp_path / "a.nwb", session_start=datetime(2020, 5, 3, tzinfo=UTC), description="d")
     with pynwb.NWBHDF5IO(str(tmp_path / "a.nwb"), "r") as io:
         assert pynwb.validate(io=io) == []
     with pynwb.NWBHDF5IO(str(tmp_path / "a.nwb"), "r") as io:
