@@ -17,7 +17,7 @@ HOMES = {
     "connector.clusters": ("analysis.cell_types",),
     "connector.diagnosis": ("connectivity.diagnosis",),
     "connector.flow": ("connectivity.flow",),
-    "connector.measures": ("analysis.measures",),
+    "connector.measures": ("analysis.distances", "analysis.fields", "analysis.attractors"),
     "connector.store": ("runs.saved", "runs.store"),
     "connector.tilt": ("connectivity.drive_matching",),
 }

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -60,13 +60,13 @@ PARTS = {
     "Measures": (
         "Functions of networks, states and densities; no files.",
         [
-            "connector.analysis.measures.dissimilarity",
-            "connector.analysis.measures.valente_dissimilarity",
-            "connector.analysis.measures.field_error",
-            "connector.analysis.measures.drift_r2",
-            "connector.analysis.measures.find_attractors",
-            "connector.analysis.measures.reference_attractors",
-            "connector.analysis.measures.attractors_kept",
+            "connector.analysis.distances.dissimilarity",
+            "connector.analysis.distances.valente_dissimilarity",
+            "connector.analysis.fields.field_error",
+            "connector.analysis.fields.drift_r2",
+            "connector.analysis.attractors.find_attractors",
+            "connector.analysis.attractors.reference_attractors",
+            "connector.analysis.attractors.attractors_kept",
             "connector.analysis.cell_types.cell_type_test",
         ],
     ),
@@ -75,18 +75,18 @@ PARTS = {
 
 # Where a measure is computed: the longest beginning of its key that stands here.
 SOURCES = {
-    "connectivity/": "connector.analysis.measures.dissimilarity",
-    "connectivity/squared_error_of_n": "connector.analysis.measures.distance_of_n",
-    "connectivity/r2_of_n": "connector.analysis.measures.distance_of_n",
-    "connectivity/valente_dissimilarity": "connector.analysis.measures.valente_dissimilarity",
+    "connectivity/": "connector.analysis.distances.dissimilarity",
+    "connectivity/squared_error_of_n": "connector.analysis.distances.distance_of_n",
+    "connectivity/r2_of_n": "connector.analysis.distances.distance_of_n",
+    "connectivity/valente_dissimilarity": "connector.analysis.distances.valente_dissimilarity",
     "connectivity/determined_modes": "connector.connectivity.diagnosis.diagnose",
     "connectivity/output_shift": "connector.connectivity.drive_matching.fit_output_shift",
     "connectivity/predicted_error": "connector.connectivity.diagnosis.diagnose",
     "connectivity/entropy": "connector.connectivity.distribution.ConnectivityDistribution.entropy",
     "connectivity/cell_types_p": "connector.analysis.cell_types.cell_type_test",
-    "dynamics/": "connector.analysis.measures.field_error",
-    "dynamics/attractors_kept": "connector.analysis.measures.attractors_kept",
-    "dynamics/drift_r2": "connector.analysis.measures.drift_r2",
+    "dynamics/": "connector.analysis.fields.field_error",
+    "dynamics/attractors_kept": "connector.analysis.attractors.attractors_kept",
+    "dynamics/drift_r2": "connector.analysis.fields.drift_r2",
     "lrrnn/": "connector.analysis.spike_scores",
     "lrrnn/val_loss": "connector.stages.lrrnn",
     "lrrnn/loadings_r2": "connector.stages.lrrnn.in_true_gauge",

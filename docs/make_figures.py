@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from connector import Network, load_run
-from connector.analysis.measures import field_error
+from connector.analysis.fields import field_error
 from connector.data.attractors import teacher
 from connector.dynamics import activation, potentials
 from connector.errors import UserError
-from connector.figures.panels import INFERRED, MUTED, STYLE, TRUE, draw_flow_field
+from connector.figures.fields import draw_flow_field
+from connector.figures.style import INFERRED, MUTED, STYLE, TRUE
 from connector.runs.saved import Run
 
 DOCS = Path(__file__).resolve().parent

@@ -35,7 +35,7 @@ from scipy.special import stdtrit
 
 from connector.errors import UserError, exit_code
 from connector.files import write_text
-from connector.report.page import METRICS, Metric
+from connector.report.glossary import METRICS, Metric
 from connector.runs.naming import without_effect
 from connector.runs.options import STAGES
 from connector.runs.store import RunStore

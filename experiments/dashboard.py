@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from connector.errors import UserError, exit_code
 from connector.files import write_text
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import conf_directory
 from connector.runs.options import STAGES
 

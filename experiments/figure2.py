@@ -29,6 +29,7 @@ from rich.table import Table
 from saved_runs import LINT, LINT_HELP, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
+from connector.analysis.attractors import attractors_kept, reference_attractors
 from connector.analysis.cell_types import (
     COMPONENTS,
     assign_cell_types,
@@ -38,18 +39,11 @@ from connector.analysis.cell_types import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
-from connector.analysis.measures import attractors_kept, field_error, reference_attractors
+from connector.analysis.fields import field_error
 from connector.data.simulation import grid_of_states
 from connector.dynamics import Network, leading_fixed_points
-from connector.figures.panels import (
-    ACCENT,
-    GROUPS,
-    INFERRED,
-    TRUE,
-    draw_flow_field,
-    flow_handles,
-    kinds_of_fixed_points,
-)
+from connector.figures.fields import draw_flow_field, flow_handles, kinds_of_fixed_points
+from connector.figures.style import ACCENT, GROUPS, INFERRED, TRUE
 from connector.stages.results import N_STATES_LARGE
 
 N_TYPES = 4

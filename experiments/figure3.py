@@ -32,10 +32,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from connector.analysis.cell_types import assign_cell_types, cluster_centres, features
-from connector.analysis.measures import field_error
+from connector.analysis.fields import field_error
 from connector.data.simulation import grid_of_states
 from connector.dynamics import Network
-from connector.figures.panels import GROUPS, draw_flow_field, flow_handles
+from connector.figures.fields import draw_flow_field, flow_handles
+from connector.figures.style import GROUPS
 
 N_REFERENCE = 20_000  # neurons of the network that stands for the teacher's mean field
 

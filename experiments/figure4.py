@@ -26,10 +26,10 @@ from rich.table import Table
 from saved_runs import SYSTEMS, AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
-from connector.analysis.measures import sinkhorn_divergence, squared_error, valente_dissimilarity
+from connector.analysis.distances import sinkhorn_divergence, squared_error, valente_dissimilarity
 from connector.data.attractors import Teacher
 from connector.dynamics import Network
-from connector.figures.panels import dissimilarity_matrices
+from connector.figures.weights import dissimilarity_matrices
 
 NAMES = ("quadstable", "bistable", "limit cycle", "ring")
 MEASURES = ("D", "Valente et al.")

@@ -48,7 +48,7 @@ from connector.analysis.cell_types import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
-from connector.analysis.measures import field_error
+from connector.analysis.fields import field_error
 from connector.analysis.predictions import (
     LEVEL,
     NO_EFFECT,
@@ -69,17 +69,8 @@ from connector.analysis.spike_scores import choice_conditions, psths, sign_condi
 from connector.connectivity.diagnosis import Diagnosis
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.figures.panels import (
-    ACCENT,
-    FAINT,
-    GROUPS,
-    INFERRED,
-    INK,
-    MUTED,
-    TRUE,
-    draw_contrast_field,
-    group_colours,
-)
+from connector.figures.fields import draw_contrast_field
+from connector.figures.style import ACCENT, FAINT, GROUPS, INFERRED, INK, MUTED, TRUE, group_colours
 from connector.types import Loadings, Recording, TrialBatch, last_states
 
 N_NEURONS = 1000  # of each sampled network

@@ -33,7 +33,7 @@ from saved_runs import MissingRuns, finish
 from connector.analysis.spike_nulls import NULLS
 from connector.analysis.spike_scores import ResponseSums, auc, psth_r2_of_sums
 from connector.errors import UserError
-from connector.report.page import BASELINES
+from connector.report.glossary import BASELINES
 from connector.runs.store import RunStore
 
 BITS = "lrrnn/bits_per_spike"

@@ -25,10 +25,10 @@ from rich.table import Table
 from saved_runs import AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 from torch import Tensor
 
-from connector.analysis.measures import TAIL_PROBABILITIES, connectivity_entries, tail_quantiles
+from connector.analysis.distances import TAIL_PROBABILITIES, connectivity_entries, tail_quantiles
 from connector.data.attractors import Teacher
 from connector.dynamics import Network
-from connector.figures.panels import ACCENT, INFERRED, MUTED, TRUE
+from connector.figures.style import ACCENT, INFERRED, MUTED, TRUE
 
 NORMAL = ("connectivity.flow.base=normal",)
 _SURVIVAL = torch.logspace(0, -5, 60, dtype=torch.float64)  # fractions of pairs

@@ -38,7 +38,7 @@ from saved_runs import arguments_of, finish, note, save, styled
 
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
-from connector.figures.panels import ACCENT, INFERRED, MUTED
+from connector.figures.style import ACCENT, INFERRED, MUTED
 from connector.types import Latents, Loadings
 
 # Rank two and without input, so that one figure's axes serve all of them.

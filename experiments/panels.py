@@ -12,7 +12,7 @@ from torch import Tensor
 
 from connector.analysis.cell_types import MixtureLikelihood
 from connector.dynamics import Network
-from connector.figures.panels import ACCENT, GROUPS, INFERRED, MUTED, TRUE
+from connector.figures.style import ACCENT, GROUPS, INFERRED, MUTED, TRUE
 
 _COLOURS = np.array(GROUPS)
 

@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
-from connector.figures.panels import ACCENT, INFERRED, MUTED
-from connector.report.page import METRICS
+from connector.figures.style import ACCENT, INFERRED, MUTED
+from connector.report.glossary import METRICS
 
 EXAMPLE = (
     "python train.py -m data=npz data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'"

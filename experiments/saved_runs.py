@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor
 
+from connector import figures
 from connector.data.attractors import Teacher
 from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError, exit_code
-from connector.figures import panels as figures
 from connector.launch.job import build_data
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from saved_runs import AttractorRun, Wanted, arguments_of, finish, note, require, save, styled
 
+from connector.analysis.attractors import attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import (
     COMPONENTS,
     cell_type_test,
@@ -25,10 +26,11 @@ from connector.analysis.cell_types import (
     mixture_likelihood,
     null_mixture_likelihood,
 )
-from connector.analysis.measures import attractors_kept, field_error, find_attractors, reference_attractors
+from connector.analysis.fields import field_error
 from connector.data.simulation import grid_of_states
 from connector.dynamics import leading_fixed_points
-from connector.figures.panels import INFERRED, TRUE, draw_flow_field, flow_handles
+from connector.figures.fields import draw_flow_field, flow_handles
+from connector.figures.style import INFERRED, TRUE
 
 SYSTEMS = {"bistable": "Bistable", "limit_cycle": "Limit cycle", "ring": "Ring"}
 

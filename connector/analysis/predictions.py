@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from connector.analysis.measures import normalised_difference
+from connector.analysis.fields import normalised_difference
 from connector.analysis.spike_scores import fit_choice_axis, psths, sign_conditions
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError

@@ -29,8 +29,8 @@ from connector.errors import UserError, explain
 from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
 from connector.launch.wandb_run import NoRun, WandbRun
+from connector.report.glossary import METRICS
 from connector.report.opening import counted
-from connector.report.page import METRICS
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
@@ -41,8 +41,9 @@ from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
-from connector.stages.results import result_tables, summarise
+from connector.stages.tables import result_tables
 from connector.stages.training import StageContext, check_trainer, clock, is_child_rank
+from connector.stages.write_results import summarise
 from connector.types import Recording, span
 
 _log = logging.getLogger("connector")

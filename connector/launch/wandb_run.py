@@ -19,7 +19,8 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from connector.files import file_checksum, write_text
-from connector.report.page import METRICS, TableData
+from connector.report.glossary import METRICS
+from connector.report.page import TableData
 from connector.runs.options import STAGES, LoggerOptions
 
 ID_FILE = "wandb_run_id.txt"

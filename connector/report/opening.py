@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from connector.connectivity.diagnosis import Diagnosis, percent
-from connector.report.page import GRANTS, format_number
+from connector.report.glossary import GRANTS
+from connector.report.page import format_number
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.

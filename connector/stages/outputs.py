@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from connector.analysis.measures import drift_r2
+from connector.analysis.fields import drift_r2
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow

@@ -5,51 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from connector import figures
 from connector.analysis import signs as watch
+from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import cell_type_test
-from connector.analysis.measures import (
-    Attractors,
-    attractors_kept,
-    connectivity_entries,
-    dissimilarity,
-    distance_of_n,
-    drift_r2,
-    drive_at,
-    field_error,
-    find_attractors,
-    reference_attractors,
-    relative_field_error,
-    valente_dissimilarity,
-)
+from connector.analysis.distances import connectivity_entries, dissimilarity, distance_of_n, valente_dissimilarity
+from connector.analysis.fields import drift_r2, drive_at, field_error, relative_field_error
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
-from connector.figures import panels as figures
-from connector.files import atomic, read_npz
-from connector.lrrnn.spikes.baselines import NO_TIMES
-from connector.report.opening import LEVEL, Findings, opening, relative_sigma
-from connector.report.page import (
-    BASELINES,
-    ESTIMATE,
-    GRANTS,
-    WORDS,
-    Section,
-    TableData,
-    figure_png,
-    format_number,
-    write_report,
-)
+from connector.files import read_npz
+from connector.report.glossary import BASELINES
+from connector.report.opening import Findings
 from connector.runs.options import STAGES, Options
-from connector.runs.store import RunStore, StageInputs, write_network
+from connector.runs.store import RunStore, StageInputs
 from connector.stages.curves import read_learning_curves
-from connector.stages.progress import StepProgress
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
@@ -61,8 +37,6 @@ _N_CYCLE_STARTS = 4  # from which a limit cycle is looked for in fields of many 
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 _NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
-_MODE_STATES = 500
-_MODES = 50
 STAGE_TITLES = {
     "lrrnn": "low-rank RNN",
     "loadings": "flow of the loadings",
@@ -561,216 +535,3 @@ def _fixed_points(field: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor,
     points, eigenvalues = leading_fixed_points(field, starts)
     inside = points.norm(dim=1) < 2.5 * float(z.abs().quantile(0.98)) * z.shape[1] ** 0.5
     return points[inside], eigenvalues[inside]
-
-
-def summarise(
-    options: Options,
-    store: RunStore,
-    data: RecordingDataModule,
-    stage_metrics: Mapping[str, float],
-    lines: list[str],
-    progress: StepProgress | None = None,
-) -> tuple[dict[str, float], dict[str, Path], list[str]]:
-    """Measure, write network.npz and, with the option ``report``, figures/ and report.html.
-
-    Args:
-        stage_metrics: of the stages, for the report; lines: about the recording, for its head.
-        progress: told of each step.
-
-    Returns:
-        the metrics, the figures' files by name, and cautions for the reader.
-    """
-    progress = StepProgress("results", None) if progress is None else progress
-    progress.start("networks")
-    results = Results(options, store, data)
-    measures, figures_due = results.measures(), results.figures() if options.report else {}
-    progress.expect(len(measures) + len(figures_due) + 1 + options.report)
-    write_network(store.path / "network.npz", results.network, 0.0)
-    metrics, drawn, files = {}, {}, {}
-    for name, measure in measures.items():
-        progress.start(name)
-        metrics |= measure()
-    results.note_signs({**stage_metrics, **metrics})
-    for name, draw in figures_due.items():
-        progress.start(f"figure {name}")
-        caption, figure = draw()
-        drawn[name] = caption, figure_png(figure)
-        files[name] = store.figures / f"{name}.png"
-        with atomic(files[name]) as aside:
-            aside.write_bytes(drawn[name][1])
-    if options.report:
-        progress.start("report")
-        _report(results, {**stage_metrics, **metrics}, drawn, lines)
-    return metrics, files, results.cautions()
-
-
-def result_tables(options: Options, store: RunStore, data: RecordingDataModule) -> dict[str, TableData]:
-    """What a finished stage says of each recorded neuron, and of each mode of their activity.
-
-    ``neurons``: loadings with the standard deviations of their errors, output weights of the fitted low-rank RNN, and nu
-    with its interval at the neuron's loadings, each as far as the run has it. ``modes``: principal components of
-    phi at the training states: the eigenvalue g_j of (K/T) X X^T with X = phi / K,
-    its share in their sum, and g_j / (g_j + lambda), the share to which the data fix the mode, where the estimate of nu has one lambda.
-    """
-    if not store.latents_file.exists():
-        return {}
-    inputs = store.read_stage_inputs()
-    loadings, rows = inputs.loadings, inputs.loadings.stack().double()
-    rank, n_inputs = inputs.latents.rank, 0 if loadings.b is None else loadings.b.shape[1]
-    names = [f"m_{i + 1}" for i in range(rank)] + [f"b_{i + 1}" for i in range(n_inputs)]
-    names += ["d"] if loadings.d is not None else []
-    columns: dict[str, Tensor] = dict(zip(names, rows.T))
-    if inputs.loadings_covariance is not None:
-        sd = inputs.loadings_covariance.diagonal(dim1=1, dim2=2).sqrt()
-        columns |= {f"{name} sd": values for name, values in zip(names, sd.T)}
-    if inputs.n is not None:
-        columns |= {f"n_{i + 1} fitted": values for i, values in enumerate(inputs.n.T)}
-    lam = None
-    if store.connectivity_file.exists() and "outputs" in store.stages():
-        distribution = store.read_connectivity()
-        lam = distribution.summary.get("lambda")
-        nu = distribution.conditional_mean(loadings)
-        columns |= {f"nu_{i + 1}": values for i, values in enumerate(nu.T)}
-        if options.connectivity.estimator != "ridge":
-            found = distribution.diagnose(loadings)
-            for i in range(rank):
-                columns |= {f"nu_{i + 1} low": found.low[:, i], f"nu_{i + 1} high": found.high[:, i]}
-            columns["certainty"] = found.certainty
-    neurons = data.recording.neuron_names or [str(i + 1) for i in range(len(rows))]
-    numbers = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
-    z, u, _ = inputs.latents.trials(inputs.fold.train).samples()
-    keep = torch.linspace(0, len(z) - 1, min(_MODE_STATES, len(z))).long()
-    phi = activation(inputs.activation)(potentials(loadings, z[keep], None if u is None else u[keep])).double()
-    g = torch.linalg.eigvalsh(phi @ phi.T).flip(0).clamp_min(0) / phi.numel()
-    modes = [
-        [j + 1, float(g[j]), float(g[j] / g.sum()), *([] if lam is None else [float(g[j] / (g[j] + lam))])]
-        for j in range(min(_MODES, *phi.shape))
-    ]
-    heads = ("mode", "eigenvalue", "share", *(() if lam is None else ("fixed by the data",)))
-    return {
-        "neurons": TableData(("neuron", *columns), [[name, *row] for name, row in zip(neurons, numbers)]),
-        "modes": TableData(heads, modes),
-    }
-
-
-def _report(results: Results, metrics: Mapping[str, float], drawn: dict, lines: list[str]) -> None:
-    store, options = results.store, results.options
-
-    def part(prefix: str) -> dict[str, float]:
-        return {key: value for key, value in metrics.items() if key.startswith(prefix)}
-
-    found = results.findings(metrics)
-    sections = [
-        Section("The words", tables=[TableData(("word", "what it is"), WORDS)]),
-        Section("Dynamics", _dynamics_text(results), [drawn["flow_field"]], metrics=part("dynamics/")),
-        Section(
-            "Connectivity",
-            _connectivity_text(results, metrics),
-            [drawn[name] for name in ("loadings", "conditional_mean", "tails") if name in drawn],
-            [_estimate_table(results)],
-            {k: v for k, v in part("connectivity/").items() if k not in _OF_DIAGNOSIS},
-        ),
-        Section(
-            "What the data determine",
-            "The published ridge makes no statement about its error."
-            if results.diagnosis is None
-            else "\n\n".join(results.diagnosis.sentences()),
-            [drawn[name] for name in ("intervals",) if name in drawn],
-            metrics={k: v for k, v in metrics.items() if k in _OF_DIAGNOSIS},
-        ),
-        Section(
-            "Fit to the activity",
-            _fit_text(found),
-            [drawn[name] for name in ("rates", "psths", "latents") if name in drawn],
-            metrics=part("lrrnn/"),
-        ),
-        Section("Training", "", [drawn["losses"]], metrics=part("timing/") | part("loadings/") | part("outputs/")),
-    ]
-    head = [*lines, *results.cautions()]
-    title = f"Connectivity of {options.experiment_name}"
-    write_report(store.path / "report.html", title, head, sections, opening(found))
-
-
-def _fit_text(found: Findings) -> str:
-    if found.baseline is None:
-        return ""
-    said = (
-        "A baseline is what each neuron fires apart from the latent state; it enters the model beside it. This run "
-        f"fitted with the {found.baseline} baseline: {GRANTS[found.baseline]}."
-    )
-    if found.baseline_missing:
-        said += f" lrrnn.baseline asks for another one, which {NO_TIMES}."
-    if found.other_baseline is not None:
-        said += (
-            f" Measures named after the {found.other_baseline} baseline score the same fitted model with it instead: "
-            f"{BASELINES[found.other_baseline]}. Compare models on equal baselines only: the local one uses that test "
-            "trials lie between training trials."
-        )
-    return said
-
-
-def _dynamics_text(results: Results) -> str:
-    found = find_attractors(
-        results.projected, None if results.reference is None else results.reference.starts, u=None
-    ) if results.inputs.latents.inputs is None else None  # fmt: skip
-    said = []
-    if results.reference is not None:
-        said.append(f"The true mean field has {results.reference}.")
-    if found is not None:
-        said.append(
-            f"The projected network of {N_NEURONS} neurons has {found}, where simulations end that start in and around the "
-            "visited region. One that lies where no trial went, an open square in the figure, is extrapolation."
-        )
-    else:
-        said.append(
-            "This recording is driven by inputs. A count of fixed points from such data proves nothing by itself: "
-            "what states do long after the trials' end is extrapolation."
-        )
-    said.append(
-        "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
-        "smallest change that restores the recurrent drive at the recorded states."
-    )
-    return "\n\n".join(said)
-
-
-def _connectivity_text(results: Results, metrics: Mapping[str, float]) -> str:
-    said = [
-        "The dynamics fix the distribution of the loadings, read off the recorded neurons, and the mean output weight "
-        "nu of a neuron with given loadings. They say nothing about the spread of n around nu: wherever a figure shows "
-        "a spread, it is the stated sigma, the maximum-entropy choice. "
-        f"Here {relative_sigma(results.sigma, results.spread)}."
-    ]
-    if results._only_odd():
-        said.append(
-            f"With the odd nonlinearity {results.inputs.activation}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
-            "only the odd part of nu can be estimated, and what is reported is the odd one. An even part would be invisible."
-        )
-    p = metrics.get("connectivity/cell_types_p")
-    if p is not None:
-        verdict = (
-            "the loadings, if they are right, are not those of one Gaussian or Student-t population: there is evidence for "
-            "cell types"
-            if p < LEVEL
-            else "the loadings give no evidence for more than one population"
-        )
-        said.append(
-            f"Test for cell types on the recorded neurons' loadings, against re-simulated single populations: "
-            f"p = {format_number(p)}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
-        )
-    return "\n\n".join(said)
-
-
-def _estimate_table(results: Results) -> TableData:
-    rows = []
-    for key, value in results.distribution.summary.items():
-        if f"connectivity/{key}" in _OF_DIAGNOSIS and results.diagnosis is not None:
-            continue  # said once, of the sampled neurons, in the section on what the data determine
-        if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
-            value = ", ".join(format_number(x) for x in value)
-        if isinstance(value, int | float | str):
-            label, meaning = ESTIMATE.get(key, (key.replace("_", " "), ""))
-            rows.append((label, value, meaning))
-    caption = (
-        "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
-    )
-    return TableData(("quantity", "value", "what it is"), rows, caption)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from connector.analysis import predictions
+from connector.analysis.attractors import find_attractors
 from connector.analysis.cell_types import CellTypes
-from connector.analysis.measures import contributions, find_attractors, normalised_difference
+from connector.analysis.fields import contributions, normalised_difference
 from connector.analysis.predictions import NO_EFFECT, ChoiceReadout, Effect, Readouts, Trials
 from connector.data.attractors import teacher
 from connector.dynamics import Network, simulate

@@ -7,7 +7,7 @@ import torch
 
 from connector.analysis import signs as watch
 from connector.dynamics import Network
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.types import Latents, Loadings
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from connector.analysis.measures import field_error
+from connector.analysis.fields import field_error
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow

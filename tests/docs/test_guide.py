@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from sessions import session
 
 import connector
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers, run_directory
 from connector.runs.options import checked
 

@@ -19,7 +19,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers
 
 D, FIELD = "connectivity/dissimilarity", "dynamics/field_error"

@@ -9,7 +9,7 @@ from commands import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers
 
 

@@ -12,12 +12,11 @@ from commands import ROOT
 from hydra import compose, initialize_config_dir
 
 import connector.launch.job
-from connector import ConnectivityDistribution, load_run
-from connector.analysis.measures import field_error
+from connector import ConnectivityDistribution, figures, load_run
+from connector.analysis.fields import field_error
 from connector.data.simulation import grid_of_states
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
-from connector.figures import panels as figures
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
 from connector.runs.store import write_network

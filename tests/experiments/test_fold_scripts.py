@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sessions import QUICK, session
 
+from connector import figures
 from connector.analysis.spike_scores import (
     SpikeScores,
     auc,
@@ -23,9 +24,8 @@ from connector.analysis.spike_scores import (
     sign_conditions,
 )
 from connector.data.folds import fold
-from connector.figures import panels as figures
 from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers
 from connector.runs.store import RunStore
 from connector.stages.responses import write_responses

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from connector.errors import UserError
-from connector.report.page import METRICS
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers, run_directory
 from connector.runs.options import checked
 

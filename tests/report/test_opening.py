@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from connector.connectivity.diagnosis import Diagnosis, percent
+from connector.report.glossary import BASELINES
 from connector.report.opening import Findings, counted, opening, relative_sigma
-from connector.report.page import BASELINES
-from connector.stages.results import _fit_text
+from connector.stages.write_results import _fit_text
 
 
 def diagnosis(signs, certainty, calibrated=True):

@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from connector import figures
 from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
-from connector.figures import panels as figures
 from connector.report import page as report
-from connector.report.page import ESTIMATE, METRICS, Section, TableData, format_number, render_report, write_report
+from connector.report.glossary import ESTIMATE, METRICS
+from connector.report.page import Section, TableData, format_number, render_report, write_report
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

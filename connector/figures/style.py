@@ -1,0 +1,99 @@
+"""Colours, fonts and helpers that all figures share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+INK, MUTED, FAINT = "#1f2430", "#667085", "#d5d9e0"
+TRUE, INFERRED, ACCENT = "#3a3f4b", "#0072b2", "#d55e00"
+# After Okabe and Ito: told apart with any kind of colour vision. Yellow is left out, too pale on white.
+GROUPS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#7f7f7f", "#1f2430")
+SPEED = LinearSegmentedColormap.from_list("speed", ["#ffffff", "#eaf1f8", "#c9dcec", "#a3c3df"])
+EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#0b4f8a", "#6aaad6", "#b9b9b9", "#eb9a6d", "#b03a0b"])
+# For normalised differences; its middle is dark enough for arrows on white.
+CONTRAST = LinearSegmentedColormap.from_list("contrast", ["#009e73", "#7fc4b0", "#9a9a9a", "#dcaac6", "#b8558c"])
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.titlepad": 7,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "hatch.linewidth": 0.6,
+    "text.color": INK,
+    "mathtext.fontset": "dejavusans",
+}
+
+
+def styled(draw):
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def as_array(x) -> np.ndarray:
+    return x.detach().double().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=float)
+
+
+def thinned(count: int, limit: int, seed: int = 0) -> np.ndarray:
+    """Indices of at most ``limit`` of ``count`` things, at random, in order."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+
+
+def limits_of(*arrays: np.ndarray, tail: float = 0.005, pad: float = 0.12) -> tuple[float, float]:
+    """Axis limits that hold all but the outermost ``tail`` of the values on either side."""
+    values = np.concatenate([np.ravel(a) for a in arrays])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return -1.0, 1.0
+    low, high = np.quantile(values, [tail, 1 - tail])
+    room = pad * (high - low) if high > low else max(1e-3, 0.5 * abs(high))
+    return float(low - room), float(high + room)
+
+
+def group_colours(values: Sequence[float]) -> list:
+    """One colour for each value of a signed quantity (evidence, choice), blue for left to orange for right."""
+    values = np.asarray(values, dtype=float)
+    top = np.abs(values).max() if values.size and np.abs(values).max() > 0 else 1.0
+    return [EVIDENCE(0.5 + 0.5 * v / top) for v in values]

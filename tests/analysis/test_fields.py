@@ -1,0 +1,68 @@
+"""Errors of vector fields, and what groups of neurons add to them, against known answers."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from connector.analysis import fields
+from connector.dynamics import Network
+from connector.errors import UserError
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_network(k=60, rank=2, n_inputs=0, seed=0, activation="tanh"):
+    stacked = normal(k, 2 * rank + n_inputs + 1, seed=seed)
+    return Network(
+        m=stacked[:, :rank],
+        n=stacked[:, rank : 2 * rank],
+        b=stacked[:, 2 * rank : 2 * rank + n_inputs] if n_inputs else None,
+        d=stacked[:, -1],
+        activation=activation,
+    )
+
+
+@pytest.mark.parametrize(("n_inputs", "activation"), [(0, "tanh"), (2, "softplus")])
+def test_field_error_is_zero_for_the_same_network_and_relative_otherwise(n_inputs, activation, monkeypatch):
+    net = random_network(rank=3, n_inputs=n_inputs, activation=activation)
+    z = normal(500, 3, seed=1)
+    u = normal(500, n_inputs, seed=2) if n_inputs else None
+    y = net.drive(z, u)
+    assert fields.field_error(net, z, u, y) == 0
+    assert torch.equal(fields.drift_r2(net, z, u, y), torch.ones(3, dtype=torch.float64))
+    # an error of 10 % of the field's rms in a random direction
+    field = y - z
+    noise = normal(500, 3, seed=3)
+    noise *= 0.1 * field.square().sum(1).mean().sqrt() / noise.square().sum(1).mean().sqrt()
+    assert fields.field_error(net, z, u, y + noise) == pytest.approx(0.1, rel=0.05)
+    # y = z: no field at all would be infinitely wrong; the zero drive of a field -z has error |y| / |y - z|
+    silent = replace(net, n=torch.zeros_like(net.n))
+    expected = math.sqrt(float(y.square().sum() / field.square().sum()))
+    assert fields.field_error(silent, z, u, y) == pytest.approx(expected)
+    monkeypatch.setattr(fields, "_CHUNK_ENTRIES", 60 * 7)  # many pieces, the same answer
+    assert fields.field_error(net, z, u, y) == pytest.approx(0, abs=1e-14)
+
+
+def test_drift_r2_of_a_constant_offset():
+    net, z = random_network(), normal(400, 2, seed=1)
+    y = net.drive(z)
+    offset = (y - z).std(0, unbiased=False)
+    assert torch.allclose(fields.drift_r2(net, z, None, y + offset), torch.zeros(2, dtype=torch.float64), atol=1e-9)
+
+
+def test_contributions_add_up_to_the_drive():
+    net, z, u = random_network(n_inputs=1), normal(40, 2), normal(40, 1)
+    labels = torch.arange(60) % 3
+    parts = fields.contributions(net, labels, z, u)
+    assert parts.shape == (3, 40, 2)
+    assert torch.allclose(parts.sum(0), net.drive(z, u))
+    difference = fields.normalised_difference(parts[0], parts[1])
+    assert difference.abs().max() <= 1
+    assert torch.equal(fields.normalised_difference(parts[0], 0 * parts[0]), torch.ones(40, dtype=torch.float64))
+    assert torch.equal(fields.normalised_difference(0 * z, 0 * z), torch.zeros(40, dtype=torch.float64))
+    with pytest.raises(UserError, match="60"):
+        fields.contributions(net, labels[:5], z, u)
