@@ -7,14 +7,14 @@ the wrong kind is refused even where Hydra lets it pass (keys added with ``+``, 
 from __future__ import annotations
 
 import difflib
-import math
-from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_words, option, require
 from connector.errors import UserError
 
 MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
@@ -38,14 +38,6 @@ def _not_negative(options: Any, prefix: str, names: str) -> None:
         value = getattr(options, name)
         if value is not None:
             _check(value >= 0, f"{prefix}.{name}", "of 0 or more", value)
-
-
-def _at_most(options: Any, prefix: str, limits: dict[str, int]) -> None:
-    """Sizes beyond which no machine has the memory, or no run an end."""
-    for name, limit in limits.items():
-        value = getattr(options, name)
-        if value is not None:
-            _check(value <= limit, f"{prefix}.{name}", f"of at most {limit}", value)
 
 
 def _one_of(options: Any, prefix: str, name: str, choices: tuple) -> None:
@@ -213,239 +205,298 @@ class NlbData(FileData):
 DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData, "nwb": NwbData, "nlb": NlbData}
 
 
+_LRRNN, _LOADINGS, _OUTPUTS = ("lrrnn",), ("loadings",), ("outputs",)
+_FLOWS = _LOADINGS + _OUTPUTS
+_TRAINED = _LRRNN + _FLOWS
+_LABEL = "name of the group's file; changes nothing"
+
+
 @dataclass
 class LowRankRNNOptions:
-    name: str = MISSING
-    rank: int = MISSING
-    bias: bool | None = MISSING
-    init: str = MISSING
-    init_std: float = MISSING
-    max_epochs: int | None = MISSING
-    learning_rate: float | None = MISSING
-    batch_size: int | None = MISSING
-    weight_penalty: float = MISSING
-    n_units: int = MISSING
-    rollout_weight: float = MISSING
-    baseline: str = MISSING
-    inference: str = MISSING
-    b_penalty: float = MISSING
+    """The low-rank RNN that is fitted to the activity."""
 
-    def check(self) -> None:
-        _check(1 <= self.rank <= 20, "lrrnn.rank", "from 1 to 20", self.rank)
-        _one_of(self, "lrrnn", "init", ("closed_form", "random"))
-        _one_of(self, "lrrnn", "baseline", ("local", "standard"))
-        _one_of(self, "lrrnn", "inference", ("auto", "encoder", "smoother"))
-        _positive(self, "lrrnn", "init_std max_epochs learning_rate batch_size n_units")
-        _not_negative(self, "lrrnn", "weight_penalty rollout_weight b_penalty")
-        _at_most(self, "lrrnn", {"n_units": 2**14})
+    name: str = option(_LABEL, stages=())
+    rank: int = option("number of latent dimensions R", stages=_LRRNN, at_least=1, at_most=20)
+    bias: bool | None = option(
+        "a bias d in each neuron; null: as in the true loadings where known, else if the rates ask for it",
+        stages=_LRRNN,
+    )
+    init: str = option(
+        "start: closed_form (rates: least squares; spikes: principal components) or random",
+        stages=_LRRNN, choices=("closed_form", "random"),
+    )  # fmt: skip
+    init_std: float = option("sd of the random initial weights", stages=_LRRNN, above=0)
+    max_epochs: int | None = option(
+        "null: 60 for spikes; for rates none where the closed form leaves nothing to gain, else 2",
+        stages=_LRRNN, unit="epochs", above=0,
+    )  # fmt: skip
+    learning_rate: float | None = option(
+        "of Adam; null: 1e-4 for rates (fine-tuning), 1e-2 for spikes", stages=_LRRNN, above=0
+    )
+    batch_size: int | None = option("null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", above=0)
+    weight_penalty: float = option(
+        "weight of the sum of the norms of the parameter tensors, for rates", stages=_LRRNN, at_least=0
+    )
+    n_units: int = option("units of the latent network, for spikes", stages=_LRRNN, above=0, at_most=2**14)
+    rollout_weight: float = option(
+        "weight of the noise-free, input-driven rollout beside the evidence bound, for spikes",
+        stages=_LRRNN, at_least=0,
+    )  # fmt: skip
+    baseline: str = option(
+        "for spikes: local (uses the neighbouring training trials) or standard",
+        stages=_LRRNN, choices=("local", "standard"),
+    )  # fmt: skip
+    inference: str = option(
+        "for spikes: encoder (learned), smoother (closed form, for many neurons), auto: smoother where bins are rich in "
+        "spikes",
+        stages=_LRRNN, choices=("auto", "encoder", "smoother"),
+    )  # fmt: skip
+    b_penalty: float = option(
+        "ridge penalty on the neurons' input weights, for spikes; chosen for conditioning", stages=_LRRNN, at_least=0
+    )
 
 
 @dataclass
 class FlowOptions:
-    hidden_width: int = MISSING
-    hidden_layers: int = MISSING
-    base: str = MISSING
-    precondition: bool = MISSING
-    steps: int = MISSING
+    """The flows of the loadings and of n."""
 
-    def check(self) -> None:
-        _positive(self, "connectivity.flow", "hidden_width hidden_layers steps")
-        _at_most(self, "connectivity.flow", {"hidden_width": 2**14, "hidden_layers": 100, "steps": 10_000})
-        _one_of(self, "connectivity.flow", "base", ("auto", "normal", "student_t"))
+    hidden_width: int = option("units of a hidden layer", stages=_FLOWS, above=0, at_most=2**14)
+    hidden_layers: int = option("hidden layers", stages=_FLOWS, above=0, at_most=100)
+    base: str = option(
+        "base density of the loadings' flow; auto: the one of higher held-out likelihood",
+        stages=_LOADINGS, choices=("auto", "normal", "student_t"),
+    )  # fmt: skip
+    precondition: bool = option("give the velocity the part that normal data have", stages=_FLOWS)
+    steps: int = option("midpoint steps of the sampler", stages=_FLOWS, above=0, at_most=10_000)
 
 
 @dataclass
 class ConnectivityOptions:
-    name: str = MISSING
-    estimator: str = MISSING
-    pool: str = MISSING
-    regularizer: float | None = MISSING
-    regularizer_published: float | None = MISSING
-    recorded_fraction: float | None = MISSING
-    max_states: int = MISSING
-    sigma: float = MISSING
-    outputs: str = MISSING
-    projection_regularizer: float | None = MISSING
+    """The maximum-entropy distribution of connectivity."""
+
+    name: str = option(_LABEL, stages=())
+    estimator: str = option(
+        "of nu = E[n | m, b, d]: trajectories (likelihood of whole trajectories, calibrated intervals), gaussian_process "
+        "(quick closed form on differences, tuned by evidence) or ridge (as published). Where `regularizer` is given or "
+        "the latents carry the drive of a fitted model (spikes), trajectories gives way to gaussian_process",
+        stages=_OUTPUTS, choices=("trajectories", "gaussian_process", "ridge"),
+    )  # fmt: skip
+    pool: str = option(
+        "loadings that the estimator works on: the recorded neurons', or samples of the flow",
+        stages=_OUTPUTS, choices=("recorded", "flow"),
+    )  # fmt: skip
+    regularizer: float | None = option(
+        "lambda of the ridge, noise-to-signal of the Gaussian process; null: tuned", stages=_OUTPUTS, above=0
+    )
+    regularizer_published: float | None = option(
+        "the published code's spelling of it: lambda * alpha^2 * T / K", stages=_OUTPUTS, above=0
+    )
+    recorded_fraction: float | None = option(
+        "recorded neurons over all of the network; null: as simulated, else unknown (a few of very many)",
+        stages=_OUTPUTS, above=0, at_most=1,
+    )  # fmt: skip
+    max_states: int = option("latent states used to estimate nu, at most", stages=_OUTPUTS, above=0, at_most=10**6)
+    sigma: float = option("sd of n around nu, in the flow of n and where a sample says so", stages=_OUTPUTS, above=0)
+    outputs: str = option(
+        "draw n from N(nu, sigma^2) (conditional_mean), or through the learned flow (flow)",
+        stages=_OUTPUTS, choices=("conditional_mean", "flow"),
+    )  # fmt: skip
+    projection_regularizer: float | None = option(
+        "lambda of the projection of sampled networks; null: 1e-5, or what validation trials ask for (spikes)",
+        stages=_OUTPUTS, above=0,
+    )  # fmt: skip
     flow: FlowOptions = MISSING
-    early_stopping: bool = MISSING
-    match_moments: bool = MISSING
-    match_drive: bool = MISSING
-    loadings_epochs: int = MISSING
-    loadings_epoch_size: int | None = MISSING
-    loadings_batch_size: int = MISSING
-    loadings_paths: int = MISSING
-    loadings_learning_rate: float = MISSING
-    outputs_epochs: int = MISSING
-    outputs_batch_size: int = MISSING
-    outputs_learning_rate: float = MISSING
-    outputs_loadings: int = MISSING
-    weight_decay: float = MISSING
-    ema_decay: float | None = MISSING
-    cosine: bool = MISSING
+    early_stopping: bool = option(
+        "stop the loadings' flow when the likelihood of held-out neurons was highest", stages=_LOADINGS
+    )
+    match_moments: bool = option(
+        "give the loadings' flow (normal base) the neurons' mean and covariance", stages=_LOADINGS
+    )
+    match_drive: bool = option(
+        "tilt the flow (normal base) and shift n a little, so that networks drawn have the recorded drive",
+        stages=_OUTPUTS,
+    )
+    loadings_epochs: int = option("of the loadings' flow, at most", stages=_LOADINGS, unit="epochs", above=0)
+    loadings_epoch_size: int | None = option(
+        "neurons of an epoch at most, a fresh choice each time; null: all", stages=_LOADINGS, unit="neurons", above=0
+    )
+    loadings_batch_size: int = option("of the loadings' flow", stages=_LOADINGS, unit="neurons", above=0)
+    loadings_paths: int = option(
+        "paths of a step at least: a smaller batch is repeated with fresh noise and times",
+        stages=_LOADINGS, at_least=0, at_most=10**7,
+    )  # fmt: skip
+    loadings_learning_rate: float = option("of the loadings' flow", stages=_LOADINGS, above=0)
+    outputs_epochs: int = option("of the flow of n", stages=_OUTPUTS, unit="epochs", above=0)
+    outputs_batch_size: int = option("of the flow of n", stages=_OUTPUTS, unit="neurons", above=0)
+    outputs_learning_rate: float = option("of the flow of n", stages=_OUTPUTS, above=0)
+    outputs_loadings: int = option(
+        "loadings drawn from their flow to train the flow of n", stages=_OUTPUTS, above=0, at_most=10**7
+    )
+    weight_decay: float = option("of both flows", stages=_FLOWS, at_least=0)
+    ema_decay: float | None = option(
+        "exponential moving average of the flows' weights; null: none", stages=_FLOWS, at_least=0, below=1
+    )
+    cosine: bool = option("cosine decay of the flows' learning rates", stages=_FLOWS)
 
     def check(self) -> None:
-        _one_of(self, "connectivity", "estimator", ("trajectories", "gaussian_process", "ridge"))
-        _one_of(self, "connectivity", "pool", ("recorded", "flow"))
-        _one_of(self, "connectivity", "outputs", ("conditional_mean", "flow"))
-        _positive(
-            self,
-            "connectivity",
-            "regularizer regularizer_published max_states sigma projection_regularizer loadings_epochs "
-            "loadings_epoch_size loadings_batch_size loadings_learning_rate outputs_epochs outputs_batch_size "
-            "outputs_learning_rate outputs_loadings",
-        )
-        _not_negative(self, "connectivity", "weight_decay loadings_paths")
-        _at_most(self, "connectivity", {"loadings_paths": 10**7, "outputs_loadings": 10**7, "max_states": 10**6})
         if self.regularizer is not None and self.regularizer_published is not None:
             raise UserError(
                 "one of connectivity.regularizer and connectivity.regularizer_published",
                 "both",
                 "they are two spellings of one number: leave one out",
             )
-        if self.recorded_fraction is not None:
-            fraction = self.recorded_fraction
-            _check(0 < fraction <= 1, "connectivity.recorded_fraction", "in (0, 1]", fraction)
-        if self.ema_decay is not None:
-            _check(0 <= self.ema_decay < 1, "connectivity.ema_decay", "in [0, 1)", self.ema_decay)
 
 
 @dataclass
 class TrainerOptions:
-    name: str = MISSING
-    accelerator: str = MISSING
-    devices: Any = MISSING
-    num_nodes: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    progress: bool = MISSING
-    threads: int | None = MISSING
+    """Where and how stages are trained. Whatever else Lightning's Trainer takes stands in ``extra``."""
 
-    def check(self) -> None:
-        _positive(self, "trainer", "num_nodes threads")
-        _at_most(self, "trainer", {"threads": 1024})
+    name: str = option(_LABEL, stages=())
+    accelerator: str = option("cpu, gpu, auto, or another of Lightning's", stages=_TRAINED)
+    devices: Any = option("how many, which ([0,2]), or auto", stages=_TRAINED)
+    num_nodes: int = option("computers", stages=_TRAINED, above=0)
+    strategy: str = option("of Lightning, such as ddp", stages=_TRAINED)
+    precision: str = option("of Lightning, such as 32-true, 16-mixed or 64-true", stages=_TRAINED)
+    progress: bool = option("progress bars where there is a terminal", stages=())
+    threads: int | None = option(
+        "CPU threads of each process; null: as the machine has cores, and one where steps are small. Changes numbers by "
+        "rounding only, as another machine does",
+        stages=(), above=0, at_most=1024,
+    )  # fmt: skip
+    extra: dict[str, Any] = option(
+        "any other argument of Lightning's Trainer: trainer.extra.NAME=VALUE, or +trainer.NAME=VALUE",
+        stages=_TRAINED, before={},
+    )  # fmt: skip
 
 
 @dataclass
 class LoggerOptions:
-    name: str = MISSING
-    project: str = MISSING
-    entity: str | None = MISSING
-    mode: str = MISSING
-    group: str | None = MISSING
-    tags: list[str] = MISSING
-    save_dir: str = MISSING
+    """Where learning curves and results go besides the run directory."""
 
-    def check(self) -> None:
-        _one_of(self, "logger", "name", ("csv", "wandb"))
-        _one_of(self, "logger", "mode", ("auto", "online", "offline", "disabled"))
+    name: str = option("csv (the run directory alone) or wandb", stages=(), choices=("csv", "wandb"))
+    project: str = option("of W&B", stages=())
+    entity: str | None = option("of W&B: user or team; null: the account's default", stages=())
+    mode: str = option(
+        "of W&B; auto: online where an account is set up",
+        stages=(), choices=("auto", "online", "offline", "disabled"),
+    )  # fmt: skip
+    group: str | None = option("of W&B; null: the sweep's directory name, or the experiment's name", stages=())
+    tags: list[str] = option("of W&B", stages=())
+    save_dir: str = option("one W&B directory for all runs, so that local viewers show them together", stages=())
+
+
+@dataclass
+class OtherLogger:
+    """A logger of the user's choice, ``logger._target_`` and what it is called with."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    name: str = "other"
 
 
 @dataclass
 class Options:
     """The whole configuration; ``data`` is one of DATA_TYPES."""
 
-    experiment_name: str = MISSING
-    seed: int = MISSING
-    stages: Any = MISSING
-    force: bool = MISSING
-    report: bool = MISSING
+    experiment_name: str = option(
+        "the experiment's name, or the data set's; it names the run directory, the W&B run and the report", stages=()
+    )
+    seed: int = option(
+        "of all random numbers, the simulation's included", stages=STAGES_OF_A_RUN[1:], at_least=0, at_most=LARGEST
+    )
+    stages: Any = option(
+        "a list among lrrnn, loadings, outputs; auto: all, less lrrnn where the file carries latents and MBD",
+        stages=("results",),
+    )
+    force: bool = option("train every stage anew, even where a finished one stands in the run directory", stages=())
+    report: bool = option(
+        "draw figures and write report.html; the same command with true draws them later", stages=("results",)
+    )
     data: Any = MISSING
     lrrnn: LowRankRNNOptions = MISSING
     connectivity: ConnectivityOptions = MISSING
     trainer: TrainerOptions = MISSING
-    logger: LoggerOptions = MISSING
+    logger: Any = MISSING
+    callbacks: dict[str, Any] = option(
+        "callbacks of Lightning of one's own, in the training of every stage: callbacks.NAME._target_=MODULE.CLASS",
+        stages=_TRAINED, before={},
+    )  # fmt: skip
 
     def check(self) -> None:
-        _check(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
         if self.stages != "auto":
             named = list(self.stages) if isinstance(self.stages, (list, tuple)) else [self.stages]
             for stage in named:
-                _check(stage in STAGES, "stages", f"'auto' or a list among {', '.join(STAGES)}", stage)
-            _check(len(named) > 0, "stages", "with at least one stage", self.stages)
+                require(stage in STAGES, "stages", f"'auto' or a list among {', '.join(STAGES)}", stage)
+            require(len(named) > 0, "stages", "with at least one stage", self.stages)
             self.stages = [stage for stage in STAGES if stage in named]
 
 
-def _known_keys(schema: type, prefix: str = "") -> list[str]:
-    keys = []
+def _kinds(schema: type, prefix: str = "") -> dict[str, Any]:
+    """name as typed -> type of each option of a schema; of its groups, too."""
+    found: dict[str, Any] = {}
     for name, kind in get_type_hints(schema).items():
-        keys.append(prefix + name)
+        found[prefix + name] = kind
         if is_dataclass(kind):
-            keys += _known_keys(kind, f"{prefix}{name}.")
-    return keys
+            found |= _kinds(kind, f"{prefix}{name}.")
+    return found
 
 
-def _check_numbers(options: Any, prefix: str = "") -> None:
-    """No option means infinity, and none a number of more than 31 bits."""
-    for f in fields(options):
-        value, name = getattr(options, f.name), prefix + f.name
-        if is_dataclass(value):
-            _check_numbers(value, f"{name}.")
-        elif isinstance(value, float):
-            _check(math.isfinite(value), name, "a finite number", value)
-        elif isinstance(value, int):
-            _check(abs(value) < 2**31, name, "from -2147483647 to 2147483647", value)
-
-
-def _check_ranges(options: Any) -> None:
-    for f in fields(options):
-        value = getattr(options, f.name)
-        if is_dataclass(value):
-            _check_ranges(value)
-    if hasattr(options, "check"):
-        options.check()
+def known_kinds(*data_types: type) -> dict[str, Any]:
+    """name as typed -> type of every option, with those of the data sets given."""
+    found = _kinds(Options) | _kinds(LoggerOptions, "logger.")
+    for data_type in data_types:
+        found |= _kinds(data_type, "data.")
+    return found
 
 
 # Groups of options that are chosen by name and are no part of the options themselves.
-_GROUPS = ("experiment", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.sweep.dir")
+_GROUPS = ("experiment", "debug", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.sweep.dir")
 
 
-def _suggest(key: str, schema_keys: list[str]) -> str:
-    schema_keys = [*schema_keys, *_GROUPS]
-    if key in schema_keys:
+def _suggest(key: str, known: Iterable[str]) -> str:
+    known = [*known, *_GROUPS]
+    if key in known:
         return "this is an option of other data sets: choose one that has it with data=NAME, or leave the option out"
-    near = difflib.get_close_matches(key, schema_keys, n=1) or [
+    group, _, rest = key.partition(".")
+    if group in ("experiment", "debug") and rest:
+        return f"the files of {group}/ begin with the line `# @package _global_`"
+    near = difflib.get_close_matches(key, known, n=1) or [
         k
-        for k in schema_keys
-        if k.split(".")[-1]
-        in difflib.get_close_matches(key.split(".")[-1], [s.split(".")[-1] for s in schema_keys], n=1)
+        for k in known
+        if k.split(".")[-1] in difflib.get_close_matches(key.split(".")[-1], [s.split(".")[-1] for s in known], n=1)
     ]
     return f"the nearest is {near[0]}" if near else "see `python train.py --help` and conf/ for the options there are"
 
 
-def unknown_option(key: str, keys: list[str] | None = None) -> UserError:
-    """The message for an option that does not exist; ``keys`` that do default to those of every data set."""
-    if keys is None:
-        keys = _known_keys(Options) + [k for kind in DATA_TYPES.values() for k in _known_keys(kind, "data.")]
-    return UserError("an option that exists", key, _suggest(key, keys))
+def unknown_option(key: str, known: Iterable[str] | None = None) -> UserError:
+    """The message for an option that does not exist; those ``known`` default to those of every data set."""
+    known = known_kinds(*DATA_TYPES.values()) if known is None else known
+    return UserError("an option that exists", key, _suggest(key, known))
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list, as in [a,b]"}
-
-
-def _kind_of(key: str, schema: type) -> str:
-    """What an option of ``schema`` holds, in words; empty where that has no short name."""
-    hint: Any = schema
-    for name in key.split("."):
-        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
-    kinds = [list] if get_origin(hint) is list else [get_origin(x) or x for x in get_args(hint) or (hint,)]
-    words = [_KINDS.get(kind, "") for kind in kinds if kind is not NoneType]
-    if len(words) != 1 or not words[0]:
-        return ""
-    return words[0] + (" or null" if NoneType in kinds else "")
-
-
-def _refuse(error: OmegaConfBaseException, keys: list[str], schema: type) -> UserError:
-    """The message for what OmegaConf refused of options that ``schema`` types."""
+def _refuse(error: OmegaConfBaseException, known: Mapping[str, Any]) -> UserError:
+    """The message for what OmegaConf refused, of options that have the types ``known``."""
     key = getattr(error, "full_key", None) or str(getattr(error, "key", "") or "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-        return unknown_option(key, keys)
-    kind = _kind_of(key.removeprefix("data.") if issubclass(schema, DataOptions) else key, schema)
+        return unknown_option(key, known)
+    kind = kind_in_words(known[key]) if key in known else ""
     if kind:
         value = getattr(error, "value", None)
         got = "null" if value is None else repr(value)
         return UserError(f"{kind} as {key}", got, f"give one with {key}=VALUE, or leave the option out")
     first_line = str(error).splitlines()[0]
     return UserError(f"a valid value of {key}" if key else "a valid configuration", first_line)
+
+
+def _typed(schema: type, plain: Any, group: str) -> Any:
+    """The options of one group as its dataclass, in their ranges."""
+    known = _kinds(schema, f"{group}.")
+    try:
+        # Nested, so that errors name their key as the user types it.
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured({group: schema}), {group: plain}))[group]
+    except OmegaConfBaseException as error:
+        raise _refuse(error, known) from error
+    check(options, f"{group}.")
+    return options
 
 
 def checked_data(plain: dict[str, Any]) -> DataOptions:
@@ -457,16 +508,24 @@ def checked_data(plain: dict[str, Any]) -> DataOptions:
     source = plain.get("source") if isinstance(plain, dict) else plain
     if not isinstance(source, str) or source not in DATA_TYPES:
         raise UserError(f"data.source among {', '.join(DATA_TYPES)}", repr(source), "choose a data set with data=NAME")
-    data_type = DATA_TYPES[source]
-    try:
-        # Nested, so that errors name their key as the user types it.
-        merged = OmegaConf.merge(OmegaConf.structured({"data": data_type}), {"data": plain})
-        options = OmegaConf.to_object(merged)["data"]
-    except OmegaConfBaseException as error:
-        raise _refuse(error, _known_keys(data_type, "data."), data_type) from error
-    _check_numbers(options, "data.")
-    options.check()
-    return options
+    return _typed(DATA_TYPES[source], plain, "data")
+
+
+def _checked_logger(plain: Any) -> LoggerOptions | OtherLogger:
+    """W&B's options, or those of the logger that ``_target_`` names: beside it only what the group `csv` does not have."""
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        return _typed(LoggerOptions, plain, "logger")
+    ours = {f.name for f in fields(LoggerOptions)}
+    return OtherLogger(plain if not ours <= set(plain) else {k: v for k, v in plain.items() if k not in ours})
+
+
+def _with_extra(trainer: Any) -> Any:
+    """What the group `trainer` does not declare is for Lightning's Trainer, which knows its arguments."""
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("extra") or {}, dict):
+        return trainer
+    ours = {f.name for f in fields(TrainerOptions)}
+    rest = {key: value for key, value in trainer.items() if key not in ours}
+    return {**{k: v for k, v in trainer.items() if k in ours}, "extra": {**(trainer.get("extra") or {}), **rest}}
 
 
 def checked(config: DictConfig) -> Options:
@@ -480,13 +539,14 @@ def checked(config: DictConfig) -> Options:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"a value for {missing[0]}", "none", f"give one with {missing[0]}=VALUE")
-        data = checked_data(plain.pop("data"))
+        plain["trainer"] = _with_extra(plain.get("trainer"))
+        plain["callbacks"] = plain.get("callbacks") or {}
+        data, logger = checked_data(plain.pop("data")), _checked_logger(plain.pop("logger"))
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
-        rest.data = None
+        rest.data = rest.logger = None
         options = OmegaConf.to_object(rest)
-        options.data = data
     except OmegaConfBaseException as error:
-        raise _refuse(error, _known_keys(Options), Options) from error
-    _check_numbers(options)
-    _check_ranges(options)
+        raise _refuse(error, known_kinds()) from error
+    check(options)
+    options.data, options.logger = data, logger
     return options
