@@ -253,6 +253,12 @@ class Latents:
     inputs: Tensor | None = None
     drive: Tensor | None = None
 
+    @classmethod
+    def of(cls, recording: Recording, z: Tensor, drive: Tensor | None = None) -> Latents:
+        """States z of all trials of a recording, with its inputs in float64."""
+        inputs = None if recording.inputs is None else recording.inputs.double()
+        return cls(z, recording.lengths, recording.alpha, inputs, drive)
+
     @property
     def rank(self) -> int:
         return self.z.shape[-1]

@@ -57,10 +57,11 @@ from connector.data.folds import fold
 from connector.errors import UserError
 from connector.files import write_json, write_text
 from connector.lrrnn.closed_form import fit_rates_closed_form
+from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import least_squares
 from connector.runs.naming import conf_directory, register_resolvers
 from connector.runs.options import STAGES, Options, checked
-from connector.runs.store import RunStore, StageInputs
+from connector.runs.store import RunStore
 from connector.types import Latents, Loadings, Recording
 
 CONF = conf_directory()
@@ -389,11 +390,11 @@ def grow_rates(size: Size) -> tuple[Cost, float]:
     return cost, float((found - loadings.m).square().sum() / loadings.m.square().sum())
 
 
-def clustered_inputs(n_neurons: int) -> StageInputs:
+def clustered_inputs(n_neurons: int) -> FittedDynamics:
     """Few latents, and K loadings of the teacher quadstable."""
     latents, _ = simulated(Size(10_000, 1))
     m = teacher("quadstable").sample(n_neurons, torch.Generator().manual_seed(0)).m
-    return StageInputs(latents, Loadings(m), fold(len(latents.z)), "tanh")
+    return FittedDynamics(latents, Loadings(m), fold(len(latents.z)), "tanh")
 
 
 def grow_loadings_flow(size: Size) -> tuple[Cost, float]:

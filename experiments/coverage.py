@@ -31,10 +31,11 @@ from torch import Tensor
 
 from connector.connectivity.diagnosis import OPEN
 from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.gauge import Gauge
-from connector.lrrnn.rate_model import RateModel, connectivity_inputs
+from connector.lrrnn.rate_model import RateModel, fitted_dynamics
 from connector.types import Latents, Loadings, Recording
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -313,13 +314,11 @@ def infer(latents: Latents, rows: Tensor, population: Population, task: Task, sh
     count_scale = COUNT_SCALE if task.spikes else None
     model = RateModel(len(rows), rank, n_inputs, has_bias, latents.alpha, activation, count_scale=count_scale)
     model.initialise(recording)
-    found, loadings, covariance, readings = connectivity_inputs(model, recording, trials)
-    gauge = Gauge.fit(found.z, latents.z, latents.lengths, affine=has_bias)
-    stacked, moved = gauge.loadings(loadings).stack(), gauge.loadings_covariance(covariance, n_inputs)
+    found = fitted_dynamics(model, recording, Fold(trials, trials[:0], trials[:0]))
+    found = found.moved(Gauge.fit(found.latents.z, latents.z, latents.lengths, affine=has_bias))
     if has_bias and not shape[2]:  # the offset of the spikes is no bias of the network
-        stacked, moved = stacked[:, :-1], moved[:, :-1, :-1]
-    readings = None if readings is None else gauge.readings(*readings)
-    return replace(latents, z=gauge.latents(found.z)), stacked, moved, readings
+        found = found.without_bias()
+    return replace(latents, z=found.latents.z), found.loadings.stack(), found.loadings_covariance, found.readings
 
 
 def run(task: Task) -> dict:

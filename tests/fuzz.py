@@ -61,9 +61,10 @@ from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.export import main as export_main
 from connector.launch import command_line
+from connector.lrrnn.handover import FittedDynamics
 from connector.runs import options as options_schema
 from connector.runs.saved import load_run
-from connector.runs.store import RunStore, StageInputs, load_network, write_network
+from connector.runs.store import RunStore, load_network, write_network
 from connector.sample import main as sample_main
 from connector.stages.training import check_trainer
 from connector.types import Latents, Recording, valid_mask
@@ -196,7 +197,7 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
     learned, network = distribution(rng)
     z = torch.from_numpy(rng.normal(size=(TRIALS, STEPS, 2)))
     latents = Latents(z, torch.full((TRIALS,), STEPS), 0.1)
-    store.write_stage_inputs(StageInputs(latents, network.loadings, fold(TRIALS, 1, 3, 17), "tanh", n=network.n))
+    store.write_stage_inputs(FittedDynamics(latents, network.loadings, fold(TRIALS, 1, 3, 17), "tanh", n=network.n))
     store.finish_stage("lrrnn", "0123456789abcdef", 1.5, {"lrrnn/val_loss": 0.25})
     store.write_metrics({"dynamics/field_error": 0.1})
     write_network(folder / "network.npz", network, 0.0)

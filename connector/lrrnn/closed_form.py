@@ -11,6 +11,7 @@ from torch import Tensor
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import inverse_of_normal, latents_of, update_latents
 from connector.lrrnn.loadings import converged_loadings, loadings_covariance
 from connector.lrrnn.observation import Observation
@@ -32,46 +33,38 @@ from connector.types import Latents, Loadings, Recording
 _NOISY_START = 1e-4
 
 
-@dataclass(frozen=True)
-class ClosedFormFit:
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormFit(FittedDynamics):
     """A network fitted to rates without gradient descent; all float64.
 
     Gauge: latents have unit second moment about zero (about their mean, which is zero, where there is a bias) over all
     recorded samples, the columns of m are orthogonal, longest first, and the largest entry of each is positive.
 
     Attributes:
-        latents: smoothed latents with their inputs.
-        latents_covariance: (trials, time, R, R) posterior covariance of the latents given loadings and dynamics.
-        least_squares: (trials, time, R) sample-wise latents, whose errors are independent from sample to sample.
-        least_squares_covariance: (trials, time, R, R) covariance of those errors.
-        loadings: of the recorded neurons.
+        latents: smoothed latents with their inputs; readings: the sample-wise ones.
         loadings_covariance: (K, P, P), P = R + U + 1 in the order m, b, d: sigma^2 (X^T W X)^-1 given the latents.
-        n: (K, R) ridge output weights; regularizer: the lambda they were found with.
-        residual_sd: standard deviation of rates about phi(h).
+        latents_covariance: (trials, time, R, R) posterior covariance of the latents given loadings and dynamics.
         process_covariance: (R, R) covariance of one step's error beside the fitted dynamics.
+        regularizer: the lambda that n (K, R) was found with.
+        residual_sd: standard deviation of rates about phi(h).
         observation: phi and the noise that the activity was found to have.
         misfit: mean squared normalised residual of the simulated segments: about 1 where dynamics are deterministic,
             more where phi, alpha or rank are wrong or the dynamics noisy. None where the rates are clean.
     """
 
-    latents: Latents
     latents_covariance: Tensor
-    least_squares: Tensor
-    least_squares_covariance: Tensor
-    loadings: Loadings
-    loadings_covariance: Tensor
-    n: Tensor
+    process_covariance: Tensor
     regularizer: float
     residual_sd: float
-    process_covariance: Tensor
     observation: Observation
     misfit: float | None
 
-    @property
-    def network(self) -> Network:
-        """The fitted network, float64."""
-        loadings = self.loadings
-        return Network(loadings.m, self.n, loadings.b, loadings.d, self.latents.alpha, self.observation.phi.name)
+    def moved(self, gauge: Gauge) -> ClosedFormFit:
+        return replace(
+            super().moved(gauge),
+            latents_covariance=gauge.covariance(self.latents_covariance),
+            process_covariance=gauge.covariance(self.process_covariance),
+        )
 
 
 def check_rates(recording: Recording, rank: int) -> None:
@@ -283,30 +276,28 @@ def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
     spread = fit.grid(inverse_of_normal(fit.normal) * fit.dispersion)
     if smooth:
         z, covariance, process = fit.smooth()
+        latents = Latents.of(recording, z)
     else:
         z, covariance = fit.grid(fit.z), spread
-        following, jacobian = linearised_step(fit.network(), z, double(recording.inputs), fit.mask)
+        latents = Latents.of(recording, z)
+        following, jacobian = linearised_step(fit.network(), z, latents.inputs, fit.mask)
         pairs = fit.mask[:, 1:] & fit.mask[:, :-1]
         process = moment_covariance(z, fit.grid(fit.normal) / fit.dispersion, following, jacobian, pairs)
     x = fit.samples.design(z.reshape(-1, fit.rank)[fit.samples.rows], fit.has_bias)
     if smooth:
         fit.theta = converged_loadings(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
-    spread_of_loadings = loadings_covariance(fit.samples, x, fit.theta, fit.observation, fit.dispersion)
     return ClosedFormFit(
-        latents=Latents(z, recording.lengths, recording.alpha, recording.inputs),
-        latents_covariance=covariance,
-        least_squares=fit.grid(fit.z),
-        least_squares_covariance=spread,
+        latents=latents,
         loadings=fit.network().loadings,
-        loadings_covariance=spread_of_loadings,
+        fold=None,
+        activation=fit.phi.name,
+        loadings_covariance=loadings_covariance(fit.samples, x, fit.theta, fit.observation, fit.dispersion),
+        readings=(fit.grid(fit.z), spread),
         n=fit.dynamics.n,
+        latents_covariance=covariance,
+        process_covariance=process,
         regularizer=fit.dynamics.regularizer,
         residual_sd=fit.variance**0.5,
-        process_covariance=process,
         observation=fit.observation,
         misfit=fit.misfit,
     )
-
-
-def double(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.double()

@@ -63,14 +63,19 @@ class Gauge:
             )
         return Gauge(matrix, shift)
 
+    @property
+    def inverse(self) -> Gauge:
+        back = torch.linalg.inv(self.matrix)
+        return Gauge(back, -back @ self.shift)
+
     def latents(self, z: Tensor) -> Tensor:
         """A z + c for z (..., R)."""
         return z @ self.matrix.T.to(z.dtype) + self.shift.to(z.dtype)
 
-    def readings(self, z: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Uncertain states (..., R) and their covariances (..., R, R), moved along."""
+    def covariance(self, covariance: Tensor) -> Tensor:
+        """Covariances (..., R, R) of states, moved along."""
         matrix = self.matrix.to(covariance.dtype)
-        return self.latents(z), matrix @ covariance @ matrix.T
+        return matrix @ covariance @ matrix.T
 
     def loadings(self, loadings: Loadings) -> Loadings:
         """The loadings that read the new latents as the old ones were read; a shift needs a bias to go into."""

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from connector.data.folds import Fold
 from connector.dynamics import potentials
 from connector.errors import UserError
-from connector.lrrnn.closed_form import ClosedFormFit, check_rates, double, fit_rates_closed_form
+from connector.lrrnn.closed_form import ClosedFormFit, check_rates, fit_rates_closed_form
+from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import inverse_of_normal, least_squares_latents, read_states
 from connector.lrrnn.loadings import loadings_covariance
 from connector.lrrnn.module import LowRankRNN
@@ -266,40 +268,25 @@ class RateModel(nn.Module):
         return StatePosterior(z, covariance)
 
 
-class ConnectivityInputs(NamedTuple):
-    """What a fit to rates hands to the estimate of the connectivity.
+def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: Tensor | None = None) -> FittedDynamics:
+    """What a fitted model hands over, float64; noise levels are re-estimated on the training trials first.
 
-    Attributes:
-        latents: smoothed by the fitted dynamics.
-        loadings: of the recorded neurons; loadings_covariance: (K, P, P) of their errors.
-        readings: (trials, time, R) states read from each sample's activity, and the covariance (trials, time, R, R) of
-            their errors, which are independent between samples (see :func:`read_states`); None where the rates are so
-            clean that the latents are known.
+    Latents are smoothed by the fitted dynamics. ``readings`` are those of :func:`read_states`; there are none where the
+    rates are so clean that the latents are known. ``offset``: as in :meth:`RateModel.initialise`, of all trials.
     """
-
-    latents: Latents
-    loadings: Loadings
-    loadings_covariance: Tensor
-    readings: tuple[Tensor, Tensor] | None
-
-
-def connectivity_inputs(
-    model: RateModel, recording: Recording, train: Tensor, offset: Tensor | None = None
-) -> ConnectivityInputs:
-    """Latents and loadings of a fitted model, float64; noise levels are re-estimated on the training trials first."""
-    mask = recording.mask
+    mask, train = recording.mask, fold.train
     found = model.least_squares(recording.activity, mask, recording.inputs, offset)  # the dear part, once
     model.calibrate(recording.trials(train), found.trials(train), None if offset is None else offset[train])
     posterior = model.posterior_from(found, mask, recording.inputs)
     z = posterior.z * mask[..., None]
-    latents = Latents(z, recording.lengths, recording.alpha, double(recording.inputs))
     loadings = model.loadings().map(Tensor.double)
     readings = None
     if model.is_noisy(found, mask):
         readings = read_states(
             recording.activity, mask, z, loadings, model.observation, model.dispersion, recording.inputs, offset
         )
-    return ConnectivityInputs(latents, loadings, model.loadings_covariance, readings)
+    n, spread = model.rnn.n.detach().double(), model.loadings_covariance
+    return FittedDynamics(Latents.of(recording, z), loadings, fold, recording.activation, spread, readings, n)
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:

@@ -13,8 +13,9 @@ from connector.connectivity.distribution import ConnectivityDistribution
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import require_file, unreadable
+from connector.lrrnn.handover import FittedDynamics
 from connector.runs.options import STAGES
-from connector.runs.store import RunStore, StageInputs, load_network
+from connector.runs.store import RunStore, load_network
 from connector.types import Latents, Loadings
 
 
@@ -57,7 +58,7 @@ class Run:
         return self.store.metrics()
 
     @cached_property
-    def stage_inputs(self) -> StageInputs:
+    def stage_inputs(self) -> FittedDynamics:
         """All that the low-rank RNN handed over: latents, loadings with their uncertainty, the trials of each part."""
         return self.store.read_stage_inputs()
 
@@ -81,9 +82,7 @@ class Run:
                 "none: its units are not the recorded neurons, or an older version wrote the run",
                 "run the stage lrrnn again with force=true",
             )
-        loadings = inputs.loadings
-        alpha = inputs.latents.alpha
-        return Network(loadings.m, inputs.n, loadings.b, loadings.d, alpha=alpha, activation=inputs.activation)
+        return inputs.network
 
     @cached_property
     def connectivity(self) -> ConnectivityDistribution:

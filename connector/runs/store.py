@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ import torch
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
-from connector.data.folds import Fold
-from connector.dynamics import Network, activation
+from connector.dynamics import Network
 from connector.errors import UserError, numerical_failure
 from connector.files import atomic, file_checksum, read_json, read_npz, refusing_damage, write_json, write_npz
-from connector.types import Latents, Loadings
+from connector.lrrnn.handover import FittedDynamics, require_finite
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
 FORMAT = 2
@@ -51,29 +50,6 @@ def fingerprint(*parts: Any) -> str:
     """A hash of options and upstream fingerprints: equal where a stage would compute the same thing."""
     text = json.dumps([FORMAT, _canonical(parts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class StageInputs:
-    """What the connectivity stages start from: the hand-over of the lrRNN stage.
-
-    Attributes:
-        latents: of all trials; loadings: of the recorded neurons; fold: the trials of each part.
-        activation: name of phi in the network whose connectivity is sought.
-        loadings_covariance: (K_obs, P, P) uncertainty of each neuron's loadings given the latents, or None.
-        readings: (trials, time, R) states read from each sample on its own, so that their errors are independent between
-            samples, and the covariance (trials, time, R, R) of each; None: the latents are as good as known.
-        n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. Nothing
-            downstream builds on them: they show what the fit alone would say about the connectivity.
-    """
-
-    latents: Latents
-    loadings: Loadings
-    fold: Fold
-    activation: str
-    loadings_covariance: torch.Tensor | None = None
-    readings: tuple[torch.Tensor, torch.Tensor] | None = None
-    n: torch.Tensor | None = None
 
 
 class RunStore:
@@ -207,36 +183,15 @@ class RunStore:
             self._write_manifest(manifest)
 
     # -- hand-over ----------------------------------------------------------------------------------------------
-    def write_stage_inputs(self, inputs: StageInputs) -> None:
+    def write_stage_inputs(self, fit: FittedDynamics) -> None:
         """Raises RunFailure where numbers are not finite."""
-        latents, loadings, fold = inputs.latents, inputs.loadings, inputs.fold
         try:
-            _require_finite(latents.z, latents.drive, loadings.m, loadings.b, loadings.d, inputs.n)
+            arrays = fit.arrays()
         except ValueError as error:
             raise numerical_failure("lrrnn", "latents or loadings are not finite") from error
-        write_npz(
-            self.latents_file,
-            {
-                "latents": latents.z,
-                "lengths": latents.lengths,
-                "externalinputs": latents.inputs,
-                "drive": latents.drive,
-                "alpha": latents.alpha,
-                "m": loadings.m,
-                "b": loadings.b,
-                "d": loadings.d,
-                "n": inputs.n,
-                "loadings_covariance": inputs.loadings_covariance,
-                "readings": None if inputs.readings is None else inputs.readings[0],
-                "readings_covariance": None if inputs.readings is None else inputs.readings[1],
-                "activation": inputs.activation,
-                "train": fold.train,
-                "validation": fold.validation,
-                "test": fold.test,
-            },
-        )
+        write_npz(self.latents_file, arrays)
 
-    def read_stage_inputs(self) -> StageInputs:
+    def read_stage_inputs(self) -> FittedDynamics:
         if not self.latents_file.exists():
             raise UserError(
                 f"{self.latents_file.name} from the lrrnn stage in {self.path}",
@@ -245,24 +200,7 @@ class RunStore:
             )
         arrays = read_npz(self.whole(self.latents_file))
         with refusing_damage(self.latents_file, f"the hand-over of the lrrnn stage in {self.latents_file}"):
-            tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
-            inputs = StageInputs(
-                latents=Latents(
-                    z=tensors["latents"],
-                    lengths=tensors["lengths"],
-                    alpha=float(arrays["alpha"]),
-                    inputs=tensors.get("externalinputs"),
-                    drive=tensors.get("drive"),
-                ),
-                loadings=Loadings(tensors["m"], tensors.get("b"), tensors.get("d")),
-                fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
-                activation=str(arrays["activation"]),
-                loadings_covariance=tensors.get("loadings_covariance"),
-                readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
-                n=tensors.get("n"),
-            )
-            _check_stage_inputs(inputs)
-        return inputs
+            return FittedDynamics.of_arrays(arrays)
 
     def read_loadings_flow(self) -> Flow:
         return Flow.load(self.whole(self.loadings_flow_file))
@@ -284,45 +222,6 @@ class RunStore:
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         finite = {k: float(v) for k, v in metrics.items() if v is not None and np.isfinite(float(v))}
         write_json(self.path / "metrics.json", finite)
-
-
-def _check_stage_inputs(inputs: StageInputs) -> None:
-    """Raises ValueError where the arrays do not fit each other, or hold what no stage has written."""
-    latents, loadings = inputs.latents, inputs.loadings
-    trials, steps, rank = latents.z.shape
-    shapes = {
-        "inputs": (latents.inputs, (trials, steps, loadings.n_inputs) if loadings.b is not None else None),
-        "drive": (latents.drive, (trials, steps, rank)),
-        "m": (loadings.m, (loadings.n_neurons, rank)),
-        "n": (inputs.n, (loadings.n_neurons, rank)),
-        "lengths": (latents.lengths, (trials,)),
-    }
-    for name, (value, shape) in shapes.items():
-        if value is not None and shape is not None and tuple(value.shape) != shape:
-            raise ValueError(f"{name} of shape {tuple(value.shape)}, not {shape}")
-    if (
-        latents.lengths.dtype != torch.int64
-        or not 1 <= int(latents.lengths.min()) <= int(latents.lengths.max()) <= steps
-    ):
-        raise ValueError(f"lengths are not whole numbers from 1 to {steps}")
-    for part in (inputs.fold.train, inputs.fold.validation, inputs.fold.test):
-        if (
-            part.dtype != torch.int64
-            or part.ndim != 1
-            or (len(part) and not 0 <= int(part.min()) <= int(part.max()) < trials)
-        ):
-            raise ValueError(f"the trials of the fold are not numbers below {trials}")
-    numbers = (latents.z, latents.inputs, latents.drive, loadings.m, loadings.b, loadings.d, inputs.n)
-    _require_finite(*numbers)
-    if not 0 < latents.alpha <= 1:
-        raise ValueError(f"alpha {latents.alpha:g}")
-    activation(inputs.activation)
-
-
-def _require_finite(*tensors: torch.Tensor | None) -> None:
-    for value in tensors:
-        if value is not None and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
-            raise ValueError("values that are not finite real numbers")
 
 
 def write_network(path: Path, network: Network, sigma: float) -> None:
@@ -359,7 +258,7 @@ def load_network(path: str | Path) -> Network:
             alpha=float(arrays.get("alpha", 0.1)),
             activation=str(arrays.get("activation", "tanh")),
         )
-        _require_finite(network.m, network.n, network.b, network.d)
+        require_finite(network.m, network.n, network.b, network.d)
         if not 0 < network.alpha <= 1 or network.m.numel() == 0:
             raise ValueError(f"{network.n_neurons} neurons of rank {network.rank}, alpha {network.alpha:g}")
     return network

@@ -6,14 +6,14 @@ import pytorch_lightning as pl
 
 from connector.connectivity.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.data.modules import TensorDataModule
-from connector.runs.store import StageInputs
+from connector.lrrnn.handover import FittedDynamics
 from connector.stages.flows import FlowJob, FlowModule
 from connector.stages.training import StageContext
 
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
-def prepare_loadings(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
+def prepare_loadings(context: StageContext, inputs: FittedDynamics, mark: str) -> FlowJob:
     """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
 
     With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to

@@ -11,17 +11,16 @@ from torch import Tensor
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
-from connector.dynamics import Network
 from connector.errors import UserError
-from connector.lrrnn.closed_form import bias_supported, double
+from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel
-from connector.lrrnn.rate_model import connectivity_inputs as rate_inputs
+from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import NO_TIMES, Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel
-from connector.lrrnn.spikes.readout import connectivity_inputs as spike_inputs
+from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
-from connector.runs.store import StageInputs
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch
@@ -65,16 +64,11 @@ class LowRankRNNModule(StageModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def given_stage_inputs(data: RecordingDataModule) -> StageInputs:
+def given_stage_inputs(data: RecordingDataModule) -> FittedDynamics:
     """The hand-over of a recording that carries its latents and loadings."""
     recording = data.recording
-    latents = Latents(
-        recording.latents.double() * recording.mask[..., None],
-        recording.lengths,
-        recording.alpha,
-        double(recording.inputs),
-    )
-    return StageInputs(latents, recording.loadings.map(Tensor.double), data.fold, recording.activation)
+    latents = Latents.of(recording, recording.latents.double() * recording.mask[..., None])
+    return FittedDynamics(latents, recording.loadings.map(Tensor.double), data.fold, recording.activation)
 
 
 def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> dict[str, float]:
@@ -92,80 +86,50 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
             "fit another rank by itself, with stages=[lrrnn]",
         )
     fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
-    inputs, metrics = fitted(context, data, mark)
+    found, metrics = fitted(context, data, mark)
     if comparable:
-        inputs, more = in_true_gauge(inputs, data)
+        found, more = in_true_gauge(found, data.recording)
         metrics |= more
-    elif inputs.loadings.has_bias and inputs.latents.drive is None:
-        inputs = with_plausible_origin(inputs)
+    elif found.loadings.has_bias and found.latents.drive is None:
+        found = with_plausible_origin(found)
         context.say(
             "lrrnn: neurons have a bias, which leaves the origin of the latents open; put where n is most plausible"
         )
     if not is_child_rank():
-        context.store.write_stage_inputs(inputs)
+        context.store.write_stage_inputs(found)
     return metrics
 
 
-def in_true_gauge(inputs: StageInputs, data: RecordingDataModule) -> tuple[StageInputs, dict[str, float]]:
-    """Latents and loadings in the gauge of the known latents, fitted on training trials, and how well they agree."""
-    recording, train = data.recording, data.fold.train
-    latents, truth = inputs.latents, data.recording.latents.double()
-    gauge = Gauge.fit(latents.z, truth, latents.lengths, train, affine=inputs.loadings.has_bias)
-    moved = _moved(inputs, gauge)
+def in_true_gauge(fit: FittedDynamics, recording: Recording) -> tuple[FittedDynamics, dict[str, float]]:
+    """The fit in the gauge of the known latents, found on training trials, and how well the two agree."""
+    latents, truth, train = fit.latents, recording.latents.double(), fit.fold.train
+    moved = fit.moved(Gauge.fit(latents.z, truth, latents.lengths, train, affine=fit.loadings.has_bias))
     if recording.loadings is not None and recording.loadings.d is None and moved.loadings.d is not None:
-        # Spikes are read out with an offset of their own, which is no bias of the network.
-        covariance = moved.loadings_covariance
-        moved = replace(
-            moved,
-            loadings=replace(moved.loadings, d=None),
-            loadings_covariance=None if covariance is None else covariance[:, :-1, :-1],
-        )
+        moved = moved.without_bias()  # spikes are read out with an offset of their own
     mask = latents.mask.clone()
     mask[train] = False
-    held_out = moved.latents.z[mask], truth[mask]
-    error = (held_out[0] - held_out[1]).square().sum() / (held_out[1] - held_out[1].mean(0)).square().sum()
-    metrics = {"lrrnn/latents_r2": 1 - float(error)}
+    metrics = {"lrrnn/latents_r2": _explained(moved.latents.z[mask], truth[mask])}
     if recording.loadings is not None:
-        known = recording.loadings.m.double()
-        residual = (moved.loadings.m - known).square().sum() / (known - known.mean(0)).square().sum()
-        metrics["lrrnn/loadings_r2"] = 1 - float(residual)
+        metrics["lrrnn/loadings_r2"] = _explained(moved.loadings.m, recording.loadings.m.double())
     return moved, metrics
 
 
-def _moved(inputs: StageInputs, gauge: Gauge) -> StageInputs:
-    """Everything that is handed over, in other coordinates of the latents."""
-    latents, covariance = inputs.latents, inputs.loadings_covariance
-    if covariance is not None:
-        covariance = gauge.loadings_covariance(covariance, inputs.loadings.n_inputs)
-    z = gauge.latents(latents.z) * latents.mask[..., None]
-    return replace(
-        inputs,
-        latents=replace(latents, z=z, drive=None if latents.drive is None else gauge.latents(latents.drive)),
-        loadings=gauge.loadings(inputs.loadings),
-        loadings_covariance=covariance,
-        readings=None if inputs.readings is None else gauge.readings(*inputs.readings),
-        n=None if inputs.n is None else _moved_output_weights(gauge, inputs),
-    )
+def _explained(estimate: Tensor, truth: Tensor) -> float:
+    """R^2 of an estimate (N, R), all columns together."""
+    return 1 - float((estimate - truth).square().sum() / (truth - truth.mean(0)).square().sum())
 
 
-def with_plausible_origin(inputs: StageInputs) -> StageInputs:
-    """Latents and loadings, which have a bias, about the origin for which n is the most plausible: the fit leaves it open
+def with_plausible_origin(fit: FittedDynamics) -> FittedDynamics:
+    """The fit, whose loadings have a bias, about the origin for which n is the most plausible: data leave it open
     (:func:`drive_offset`)."""
-    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
-    shift = drive_offset(z, u, y, inputs.loadings, activation=inputs.activation)
-    return _moved(inputs, Gauge(torch.eye(len(shift), dtype=shift.dtype), shift))
-
-
-def _moved_output_weights(gauge: Gauge, inputs: StageInputs) -> Tensor:
-    loadings, latents = inputs.loadings, inputs.latents
-    network = Network(loadings.m, inputs.n, loadings.b, loadings.d, latents.alpha, inputs.activation)
-    z, u, _ = latents.samples()
-    return gauge.network(network, z, u).n
+    z, u, y = fit.latents.trials(fit.fold.train).samples()
+    shift = drive_offset(z, u, y, fit.loadings, activation=fit.activation)
+    return fit.moved(Gauge(torch.eye(len(shift), dtype=shift.dtype), shift))
 
 
 def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
-) -> tuple[StageInputs, dict[str, float]]:
+) -> tuple[FittedDynamics, dict[str, float]]:
     options, sizes, recording = context.options, data.sizes, data.recording
     choice, has_bias = options.lrrnn, sizes.has_bias
     if choice.bias is None and recording.loadings is None:
@@ -191,9 +155,7 @@ def _train_on_rates(
     idle = solved and _nothing_to_gain(module.model, data, before)
     epochs = choice.max_epochs or (0 if idle else _RATES_MAX_EPOCHS)
     metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
-    latents, loadings, covariance, readings = rate_inputs(module.model, recording, data.fold.train)
-    n = module.model.rnn.network().n.detach().double()
-    return StageInputs(latents, loadings, data.fold, recording.activation, covariance, readings, n), metrics
+    return fitted_to_rates(module.model, recording, data.fold), metrics
 
 
 def _validation_loss(model: RateModel, data: RecordingDataModule, rates: Recording | None = None) -> float:
@@ -230,7 +192,7 @@ def _fit_unless_worse(
 
 def _train_on_spikes(
     context: StageContext, data: RecordingDataModule, mark: str
-) -> tuple[StageInputs, dict[str, float]]:
+) -> tuple[FittedDynamics, dict[str, float]]:
     options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
     choice = options.lrrnn
     if _smoother_chosen(choice.inference, recording, sizes.rank):
@@ -239,16 +201,13 @@ def _train_on_spikes(
             return found
     with one_thread(options):
         model, baseline, loss = fit_spike_model(context, data, mark)
-        latents, loadings, covariance, readings = spike_inputs(
-            model, recording, fold.train, baseline, b_penalty=choice.b_penalty
-        )
+        found = fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty)
         scores = score_on_test_trials(context, model, recording, fold, baseline)
-    if readings is None:
+    if found.readings is None:
         context.say(
             "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
         )
-    metrics = {"lrrnn/val_loss": loss} | scores
-    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
+    return found, {"lrrnn/val_loss": loss} | scores
 
 
 def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str) -> tuple[SpikeModel, Baseline, float]:
@@ -285,7 +244,7 @@ def _smoother_chosen(inference: str, recording: Recording, rank: int) -> bool:
 
 def _solve_spikes(
     context: StageContext, data: RecordingDataModule, mark: str
-) -> tuple[StageInputs, dict[str, float]] | None:
+) -> tuple[FittedDynamics, dict[str, float]] | None:
     """The closed form for spikes of many neurons; None where its dynamics do not explain them and another way is open."""
     options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
     # What the latents do is seen here bin by bin: without a session's drift there is nothing else for a baseline to hold.
@@ -316,10 +275,10 @@ def _solve_spikes(
     data.baseline = offset
     metrics = {"lrrnn/val_loss": _validation_loss(module.model, data, rates)}
     fit(context, "lrrnn", module, data, mark, 0, "lrrnn/val_loss")
-    latents, loadings, covariance, readings = rate_inputs(module.model, rates, fold.train, offset)
+    found = fitted_to_rates(module.model, rates, fold, offset)
     model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
     metrics |= score_on_test_trials(context, model, recording, fold, baseline)
-    return StageInputs(latents, loadings, fold, recording.activation, covariance, readings), metrics
+    return replace(found, activation=recording.activation, n=None), metrics
 
 
 def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:

@@ -19,8 +19,8 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
+from connector.lrrnn.handover import FittedDynamics
 from connector.runs.options import Options
-from connector.runs.store import StageInputs
 from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule
 from connector.stages.training import StageContext
 from connector.types import Loadings
@@ -39,7 +39,7 @@ def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return (order[n_validation:], order[:n_validation]) if n_validation else (order, order)
 
 
-def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow) -> ConditionalMean:
+def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Flow) -> ConditionalMean:
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
     if connectivity.estimator == "trajectories" and connectivity.regularizer is None and inputs.latents.drive is None:
@@ -69,7 +69,7 @@ def estimate_conditional_mean(options: Options, inputs: StageInputs, flow: Flow)
     )
 
 
-def _from_trajectories(options: Options, inputs: StageInputs) -> ConditionalMean:
+def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalMean:
     """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
     latents, covariance = inputs.latents.trials(inputs.fold.train), inputs.loadings_covariance
     readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
@@ -99,7 +99,7 @@ def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:
     return Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
 
 
-def published_ridge(options: Options, inputs: StageInputs, max_states: int = 2000) -> Callable[[Tensor], Tensor]:
+def published_ridge(options: Options, inputs: FittedDynamics, max_states: int = 2000) -> Callable[[Tensor], Tensor]:
     """The published third step's solver: stacked loadings (K, P) -> the ridge solution n (K, R) on them.
 
     Minimises (1/T) ||Y - X N / K||^2 + lambda (1/K) ||N||^2 in its dual form, on a random ``max_states`` of the
@@ -127,7 +127,7 @@ def published_ridge(options: Options, inputs: StageInputs, max_states: int = 200
 
 
 def drive_of_mean(
-    inputs: StageInputs, mean: ConditionalMean, max_states: int | None = None
+    inputs: FittedDynamics, mean: ConditionalMean, max_states: int | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """States, inputs and drive of the training trials: of a fitted model where there is one, else of the recorded neurons
     with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise.
@@ -142,7 +142,7 @@ def drive_of_mean(
     return z, u, y
 
 
-def reference_drive(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
+def reference_drive(inputs: FittedDynamics, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
     """States, inputs and drive of the training trials that sampled networks shall have.
 
     That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
@@ -153,7 +153,7 @@ def reference_drive(inputs: StageInputs, mean: ConditionalMean) -> tuple[Tensor,
 
 def match_drive(
     options: Options,
-    inputs: StageInputs,
+    inputs: FittedDynamics,
     flow: Flow,
     mean: ConditionalMean,
     reference: tuple[Tensor, Tensor | None, Tensor],
@@ -180,7 +180,7 @@ def match_drive(
 
 def assemble(
     options: Options,
-    inputs: StageInputs,
+    inputs: FittedDynamics,
     loadings_flow: Flow,
     tilt: DriveTilt | None,
     shift: OutputShift | None,
@@ -208,7 +208,7 @@ def assemble(
     )
 
 
-def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs: StageInputs, seed: int) -> float:
+def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs: FittedDynamics, seed: int) -> float:
     """The largest lambda at which a projected network explains ``_KEPT_DRIFT`` of the drift of validation trials in every
     latent dimension; else the best of those tried.
 
@@ -226,7 +226,7 @@ def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs
     return max(found, key=found.get)
 
 
-def prepare_outputs(context: StageContext, inputs: StageInputs, mark: str) -> FlowJob:
+def prepare_outputs(context: StageContext, inputs: FittedDynamics, mark: str) -> FlowJob:
     """Stage ``outputs``: the conditional mean nu and the flow of n, written with all else to connectivity.pt."""
     options, connectivity, store = context.options, context.options.connectivity, context.store
     loadings_flow = store.read_loadings_flow()

@@ -21,10 +21,11 @@ from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, leading_fixed_points, potentials
 from connector.errors import UserError
 from connector.files import read_npz
+from connector.lrrnn.handover import FittedDynamics
 from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
 from connector.runs.options import STAGES, Options
-from connector.runs.store import RunStore, StageInputs
+from connector.runs.store import RunStore
 from connector.stages.curves import read_learning_curves
 
 N_NEURONS = 1000
@@ -54,7 +55,7 @@ class Results:
 
     def __init__(self, options: Options, store: RunStore, data: RecordingDataModule):
         self.options, self.store, self.data = options, store, data
-        self.inputs: StageInputs = store.read_stage_inputs()
+        self.inputs: FittedDynamics = store.read_stage_inputs()
         self.distribution = store.read_connectivity()
         published = options.connectivity.outputs == "flow"
         self.sigma = options.connectivity.sigma

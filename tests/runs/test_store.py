@@ -10,8 +10,9 @@ from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import atomic, read_npz, write_npz
+from connector.lrrnn.handover import FittedDynamics
 from connector.runs.saved import load_run
-from connector.runs.store import RunStore, StageInputs, fingerprint, load_network, write_network
+from connector.runs.store import RunStore, fingerprint, load_network, write_network
 from connector.types import Latents, Loadings
 
 
@@ -51,7 +52,7 @@ def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():
 def test_the_hand_over_between_stages_comes_back(tmp_path, with_inputs):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(6, 5, 2, generator=generator, dtype=torch.float64)
-    inputs = StageInputs(
+    inputs = FittedDynamics(
         latents=Latents(
             z,
             torch.full((6,), 5),
@@ -123,7 +124,7 @@ def _finished(path):
     store = RunStore(path)
     z, m, n = torch.randn(5, 6, 2).double(), torch.randn(7, 2).double(), torch.randn(7, 2).double()
     fold = Fold(torch.arange(3), torch.tensor([3]), torch.tensor([4]))
-    store.write_stage_inputs(StageInputs(Latents(z, torch.full((5,), 6), 0.1), Loadings(m), fold, "tanh", n=n))
+    store.write_stage_inputs(FittedDynamics(Latents(z, torch.full((5,), 6), 0.1), Loadings(m), fold, "tanh", n=n))
     store.write_metrics({"a": 1.0})
     (path / "config.yaml").write_text("seed: 1\n")
     write_network(path / "network.npz", Network(m, n), 0.0)

@@ -19,7 +19,8 @@ from connector import interruption
 from connector.errors import RunFailure, UserError, explain, numerical_failure
 from connector.files import write_npz
 from connector.launch.sweep import end_state
-from connector.runs.store import RunStore, StageInputs
+from connector.lrrnn.handover import FittedDynamics
+from connector.runs.store import RunStore
 from connector.stages import checkpoints
 
 
@@ -103,7 +104,7 @@ def test_a_training_that_diverges_names_step_and_last_good_state(tmp_path, monke
 
 def test_hand_overs_that_are_not_finite_are_not_written(tmp_path):
     z = torch.full((2, 3, 1), math.nan)
-    inputs = StageInputs(
+    inputs = FittedDynamics(
         SimpleNamespace(z=z, drive=None), SimpleNamespace(m=torch.ones(2, 1), b=None, d=None), None, "tanh"
     )
     with pytest.raises(RunFailure, match="not finite"):

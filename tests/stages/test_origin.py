@@ -4,7 +4,7 @@ import torch
 
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
-from connector.runs.store import StageInputs
+from connector.lrrnn.handover import FittedDynamics
 from connector.stages.lrrnn import with_plausible_origin
 from connector.types import Latents, Loadings
 
@@ -19,7 +19,7 @@ def test_moving_the_origin_leaves_rates_and_gives_latents_from_anywhere_the_same
     places = []
     for shift in (torch.zeros(2).double(), torch.tensor([1.5, -1.0]).double()):
         loadings = Loadings(m, None, d[:, 0] - m @ shift)
-        given = StageInputs(Latents(z + shift, torch.full((30,), 40), 0.1), loadings, fold, "softplus")
+        given = FittedDynamics(Latents(z + shift, torch.full((30,), 40), 0.1), loadings, fold, "softplus")
         found = with_plausible_origin(given)
         torch.testing.assert_close(
             potentials(found.loadings, found.latents.z), potentials(loadings, given.latents.z), atol=1e-10, rtol=0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from connector.data.folds import Fold
+from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
@@ -56,43 +58,25 @@ def refit_loadings(
     return Loadings(loadings.m, loadings.b, loadings.d + model.baseline_mean.double()), fit.covariance
 
 
-class ConnectivityInputs(NamedTuple):
-    """What a fit to spikes hands to the estimate of the connectivity.
-
-    Attributes:
-        latents: posterior means of all trials, float64. Their ``drive`` is the fitted latent network's F(z, u) there,
-            unless there are ``readings``.
-        loadings: of the recorded neurons, as they are read: softplus(m.z + b.u + d); loadings_covariance: (K, P, P).
-        readings: states read from each bin on its own with their covariances, see :func:`read_counts`; None where the
-            bins say too little for that (:data:`INFORMATIVE`).
-    """
-
-    latents: Latents
-    loadings: Loadings
-    loadings_covariance: Tensor
-    readings: tuple[Tensor, Tensor] | None
-
-
 @torch.no_grad()
-def connectivity_inputs(
-    model: SpikeModel, recording: Recording, train: Tensor, baseline: Baseline, **penalties: float
-) -> ConnectivityInputs:
-    """What the connectivity stages need of a fitted model."""
+def fitted_dynamics(
+    model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
+) -> FittedDynamics:
+    """What a fitted model hands over, float64: posterior means of all trials, and loadings (:func:`refit_loadings`).
+
+    ``readings`` are those of :func:`read_counts`. Where single bins say too little for them (:data:`INFORMATIVE`) there
+    are none, and the latents carry the ``drive`` of the fitted latent network instead.
+    """
     batch = TrialBatch.of(recording, None, baseline.argument)
-    z = model.infer(batch).double()
-    inputs = None if not model.rnn.n_inputs else recording.inputs.double()
-    loadings, covariance = refit_loadings(model, recording, train, baseline, **penalties)
+    latents = Latents.of(recording, model.infer(batch).double())
+    loadings, covariance = refit_loadings(model, recording, fold.train, baseline, **penalties)
+    z, inside = latents.z, batch.mask
     readings = read_counts(batch, z, loadings, model.scale, model.baseline_mean)
-    spread = z[batch.mask].std(0)
-    error = readings[1][batch.mask].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
-    if float((error / spread).max()) < INFORMATIVE:
-        return ConnectivityInputs(
-            Latents(z, recording.lengths, model.alpha, inputs), loadings, covariance, readings
-        )  # fmt: skip
-    drive = model.rnn.network().double().drive(z, inputs) * batch.mask[..., None]
-    return ConnectivityInputs(
-        Latents(z, recording.lengths, model.alpha, inputs, drive), loadings, covariance, None
-    )  # fmt: skip
+    error = readings[1][inside].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
+    if not float((error / z[inside].std(0)).max()) < INFORMATIVE:
+        drive = model.rnn.network().double().drive(z, latents.inputs) * inside[..., None]
+        latents, readings = replace(latents, drive=drive), None
+    return FittedDynamics(latents, loadings, fold, recording.activation, covariance, readings)
 
 
 def read_counts(

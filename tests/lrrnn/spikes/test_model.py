@@ -14,6 +14,7 @@ from connector.analysis.spike_scores import (
     poisson_log_likelihood,
 )
 from connector.data.attractors import teacher
+from connector.data.folds import Fold
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
@@ -21,7 +22,7 @@ from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.encoder import Encoder, PathPosterior
 from connector.lrrnn.spikes.model import SpikeModel
-from connector.lrrnn.spikes.readout import connectivity_inputs, read_counts, refit_loadings
+from connector.lrrnn.spikes.readout import fitted_dynamics, read_counts, refit_loadings
 from connector.lrrnn.spikes.scan import PoissonNats, Scan, run_pair
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates
 from connector.numerics import least_squares
@@ -304,7 +305,8 @@ def test_a_driven_integrator_is_recovered_from_spikes():
         z = model.infer(batch, rollout)[batch.mask][:, 0]
         assert torch.corrcoef(torch.stack([z, truth]))[0, 1].abs() > 0.95
     model.fix_gauge(TrialBatch.of(recording, train, baseline.argument), recording.choices[train])
-    latents, loadings, covariance, _ = connectivity_inputs(model, recording, train, baseline)
+    found = fitted_dynamics(model, recording, Fold(train, torch.arange(0), test), baseline)
+    latents, loadings, covariance = found.latents, found.loadings, found.loadings_covariance
     assert latents.drive.shape == latents.z.shape
     assert covariance.shape == (20, 4, 4)
     network = model.rnn.network().double()
@@ -472,9 +474,9 @@ def test_few_neurons_without_choices_or_evidence():
     batch = TrialBatch.of(bare, torch.arange(40, 50), baseline.argument)
     assert torch.isfinite(model.marginal_log_likelihood(batch, 4, torch.Generator().manual_seed(0))).all()
     model.fix_gauge(TrialBatch.of(bare, torch.arange(40), baseline.argument))
-    latents, loadings, *_ = connectivity_inputs(model, bare, torch.arange(40), baseline)
-    assert loadings.b is None
-    assert torch.isfinite(latents.drive).all()
+    found = fitted_dynamics(model, bare, Fold(torch.arange(40), torch.arange(0), torch.arange(40, 50)), baseline)
+    assert found.loadings.b is None
+    assert torch.isfinite(found.latents.drive).all()
 
 
 def test_refinement_improves_an_untrained_encoder():

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from connector.data.attractors import teacher
+from connector.data.folds import Fold
 from connector.data.simulation import simulate_recording
 from connector.lrrnn.gauge import Gauge
-from connector.lrrnn.rate_model import RateModel, connectivity_inputs
+from connector.lrrnn.rate_model import RateModel, fitted_dynamics
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.types import TrialBatch
@@ -29,17 +30,17 @@ def test_latents_and_loadings_are_off_by_what_their_covariances_say(fitted):
     recording, train, _, rates, model, solved = fitted
     assert spikes_per_bin(recording) > 100
     assert solved.misfit == pytest.approx(1.0, abs=0.1)
-    found = connectivity_inputs(model, rates, train)
-    gauge = Gauge.fit(found.latents.z, recording.latents, recording.lengths, train, affine=True)
-    z = gauge.latents(found.latents.z)[recording.mask] - recording.latents[recording.mask]
+    found = fitted_dynamics(model, rates, Fold(train, torch.arange(0), torch.arange(0)))
+    found = found.moved(Gauge.fit(found.latents.z, recording.latents, recording.lengths, train, affine=True))
+    z = found.latents.z[recording.mask] - recording.latents[recording.mask]
     assert float(z.square().mean().sqrt()) < 0.08 * float(recording.latents.std())
-    readings, covariance = gauge.readings(*found.readings)
+    readings, covariance = found.readings
     error = readings[recording.mask] - recording.latents[recording.mask]
     scaled = torch.einsum("ni,nij,nj->n", error, torch.linalg.inv(covariance[recording.mask]), error)
     assert float(scaled.mean()) == pytest.approx(2.0, abs=0.1)
-    loadings = gauge.loadings(found.loadings)
+    loadings = found.loadings
     error = loadings.m - recording.loadings.m
-    spread = gauge.loadings_covariance(found.loadings_covariance)[:, :2, :2]
+    spread = found.loadings_covariance[:, :2, :2]
     scaled = torch.einsum("ki,kij,kj->k", error, torch.linalg.inv(spread), error)
     assert float(scaled.mean()) == pytest.approx(2.0, abs=0.6)  # 150 neurons: sd .16, and the latents' own errors
     assert float((loadings.d - 1.0).square().mean().sqrt()) < 0.1  # the simulation's offset of all neurons
@@ -60,7 +61,7 @@ def test_its_paths_are_the_smoothed_ones_and_padding_changes_nothing(fitted):
     index = torch.arange(1, 9, 2)
     batch = TrialBatch.of(recording, index, baseline.argument)
     z = stand_in.infer(batch)
-    smoothed = connectivity_inputs(model, rates, train).latents.z[index]
+    smoothed = fitted_dynamics(model, rates, Fold(train, torch.arange(0), torch.arange(0))).latents.z[index]
     assert torch.allclose(z.double(), smoothed, atol=5e-3)
     padded = batch._replace(
         activity=torch.nn.functional.pad(batch.activity, (0, 0, 0, 7)),
