@@ -1,6 +1,6 @@
 """Options declared once: what each means, its unit and range, and the stages whose numbers it changes.
 
-An option is a field of a dataclass; its default stands in conf/. From the declaration come the check of what a user
+An option is a field of a dataclass; its default stands in conf/ (and, for what Python calls take, in its declaration). From the declaration come the check of what a user
 typed, `python train.py --help`, docs/options.md and the fingerprint of each stage.
 """
 
@@ -82,6 +82,7 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    default: Any = MISSING,
     before: Any = _NEVER_WITHOUT,
 ) -> Any:
     """A field of a dataclass of options.
@@ -91,12 +92,13 @@ def option(
         stages: those whose numbers it changes first, among STAGES_OF_A_RUN; () for none.
         unit: such as "s" or "Hz".
         at_least, above, at_most, below: the range; choices: the admissible texts.
+        default: where functions of Python take the options, too; conf/ says the same.
         before: for an option that older runs do not have: what they did.
     """
     assert set(stages) <= set(STAGES_OF_A_RUN), stages
     about = Option(meaning, tuple(stages), unit, at_least, above, at_most, below, tuple(choices), before)
     if before is _NEVER_WITHOUT:
-        return field(default=MISSING, metadata={"option": about})
+        return field(default=default, metadata={"option": about})
     return field(default_factory=lambda: copy.deepcopy(before), metadata={"option": about})
 
 

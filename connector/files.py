@@ -18,13 +18,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from connector.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_GIGABYTES = 16.0
 # What numpy, zipfile and torch raise at damaged content. A member packed in a way that is not known: NotImplementedError;
@@ -176,6 +177,8 @@ def write_saved(saved: Any, path: str | os.PathLike) -> None:
 
     By way of memory: torch.save to a path writes its name into the file, and hides a full disk behind an error of its own.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     with open(path, "wb") as file:
@@ -188,6 +191,8 @@ def read_saved(path: str | os.PathLike, what: str, map_location: Any = "cpu") ->
     Raises:
         UserError: no file of torch's, damaged, or with objects in it.
     """
+    import torch
+
     path = require_file(path)
     check_size(1e-9 * path.stat().st_size, MAX_GIGABYTES, "this is no file that Connector wrote")
     try:
@@ -200,7 +205,9 @@ def read_saved(path: str | os.PathLike, what: str, map_location: Any = "cpu") ->
 
 def _check_held(saved: Any, depth: int = 0) -> None:
     """Refuse tensors of a size that is only declared, one number standing for all. Raises ValueError."""
-    if isinstance(saved, Tensor):
+    import torch
+
+    if isinstance(saved, torch.Tensor):
         declared = saved.numel() * saved.element_size()
         if saved.layout != torch.strided or declared > max(10 * saved.untyped_storage().nbytes(), 10**6):
             raise ValueError(f"a tensor of shape {tuple(saved.shape)} that the file does not hold")
@@ -211,10 +218,12 @@ def _check_held(saved: Any, depth: int = 0) -> None:
 
 def check_module_state(expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Refuse a state dict of other names, shapes or kinds of numbers, or with NaN. Raises ValueError."""
+    import torch
+
     if not isinstance(state, dict) or state.keys() != expected.keys():
         raise ValueError("other parameters than those of this module")
     for name, value in state.items():
-        if not isinstance(value, Tensor) or value.shape != expected[name].shape or not value.is_floating_point():
+        if not isinstance(value, torch.Tensor) or value.shape != expected[name].shape or not value.is_floating_point():
             raise ValueError(f"{name} is not of shape {tuple(expected[name].shape)}")
         if torch.isnan(value).any():
             raise ValueError(f"{name} holds NaN")

@@ -5,45 +5,64 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from connector.data.matlab import read_matlab
 from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials
+from connector.data.readers import Reader
+from connector.data.settings import data_option, settled
+from connector.declarations import require
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size
-from connector.types import Recording
 
-_RAT_BIN_S = 0.01
-_RAT_FIELDS = (
-    "choice",
-    "clicktimes",
-    "gamma",
-    "stereoclick_time_s",
-    "ntimesteps",
-    "photostimulus_incline_on_s",
-    "baseline_hz",
+if TYPE_CHECKING:
+    from connector.types import Recording
+
+_BIN_S = 0.01
+_FIELDS = (
+    "choice", "clicktimes", "gamma", "stereoclick_time_s", "ntimesteps", "photostimulus_incline_on_s", "baseline_hz",
     "spiketrains",
-)
+)  # fmt: skip
+
+
+@dataclass
+class RatOptions:
+    """How a session is read: the options of ``data=rat`` and keywords of :func:`load_rat`."""
+
+    tau: float = data_option("time constant; alpha = 0.01 s / tau", unit="s", above=0, default=0.1)
+    brain_areas: list[str] | None = data_option("areas whose neurons are kept, as [mPFC,dmFC]; null: all", default=None)
+    min_rate_hz: float = data_option(
+        "neurons firing less on average in the trials kept are left out, silent ones always",
+        unit="Hz", at_least=0, default=0.0,
+    )  # fmt: skip
+    include_photostimulated: bool = data_option("keep trials with optogenetic stimulation", default=False)
+    include_stereo_click: bool = data_option(
+        "the click on both sides that starts each trial is an input; it adapts later clicks in either case",
+        default=False,
+    )
+    click_adaptation: bool = data_option(
+        "clicks lose strength after recent ones; false: each has magnitude 1", default=True
+    )
+    adaptation_phi: float = data_option(
+        "factor on the strength at each click (1: no adaptation)", at_least=0, default=1e-3
+    )
+    adaptation_rate_hz: float = data_option("recovery rate of the strength", unit="per second", above=0, default=100.0)
+    across_sides: bool = data_option("clicks weaken those of both sides; false: of their own side only", default=True)
+    max_gigabytes: float = data_option(
+        "largest size of the unpacked file and of the counts in memory",
+        unit="GB", above=0, default=MAX_GIGABYTES, stages=(),
+    )  # fmt: skip
+
+    def check(self) -> None:
+        require(self.tau >= _BIN_S, "data.tau", f"of at least one bin, {_BIN_S} s", self.tau)
 
 
 def load_rat(
-    path: str | os.PathLike,
-    *,
-    tau_s: float = 0.1,
-    brain_areas: list[str] | tuple[str, ...] | None = None,
-    min_rate_hz: float = 0.0,
-    include_photostimulated: bool = False,
-    include_stereo_click: bool = False,
-    click_adaptation: bool = True,
-    adaptation_phi: float = 1e-3,
-    adaptation_rate_hz: float = 100.0,
-    across_sides: bool = True,
-    max_gigabytes: float = MAX_GIGABYTES,
-    name: str | None = None,
+    path: str | os.PathLike, options: RatOptions | None = None, *, name: str | None = None, **keywords
 ) -> Recording:
     """A session of rats doing the Poisson-clicks task (Luo, Kim et al. 2025; MATLAB v5 or v7.3 files).
 
@@ -53,92 +72,88 @@ def load_rat(
 
     Args:
         path: the file.
-        tau_s: time constant, seconds; alpha = 0.01 s / tau_s.
-        brain_areas: areas whose neurons are kept; None keeps all.
-        min_rate_hz: neurons firing less on average in the trials kept are left out; those silent throughout always.
-        include_photostimulated: keep trials with optogenetic stimulation.
-        include_stereo_click: the click on both sides that starts each trial counts as an input. It adapts later
-            clicks in either case.
-        click_adaptation: clicks lose strength shortly after others; otherwise each has magnitude 1.
-        adaptation_phi, adaptation_rate_hz, across_sides: see
-            :func:`connector.data.preprocessing.adapt_stereo_clicks`.
-        max_gigabytes: largest size of the unpacked file and of the counts in memory.
+        options: how to read it; None: the defaults of :class:`RatOptions`.
         name: of the recording; None: the file's.
+        keywords: options by their names, ``tau`` also as ``tau_s``; adaptation as in
+            :func:`connector.data.preprocessing.adapt_stereo_clicks`.
 
     Raises:
         UserError: a file that is no such session, or options that leave no trial or no neuron.
     """
-    path = Path(path)
-    if not tau_s >= _RAT_BIN_S:
-        raise UserError(f"a time constant of at least one bin, {_RAT_BIN_S} s", f"{tau_s} s", "raise data.tau")
-    trials, areas, neuron_names = _read_session(path, max_gigabytes)
-    total = len(trials)
-    notes = []
-    stimulated = np.array([np.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials])
-    if stimulated.any() and not include_photostimulated:
-        trials = [t for t, s in zip(trials, stimulated) if not s]
-        notes.append(f"{int(stimulated.sum())} of {total} trials with optogenetic stimulation left out")
-    elif stimulated.any():
-        notes.append(f"{int(stimulated.sum())} of {total} trials with optogenetic stimulation, kept")
-    if not trials:
-        raise UserError(
-            "trials without optogenetic stimulation", f"none among {total}", "set data.include_photostimulated=true"
-        )
+    import torch
 
+    from connector.types import Recording
+
+    options = settled(RatOptions, options, keywords)
+    path, notes = Path(path), []
+    trials, areas, neuron_names = _read_session(path, options.max_gigabytes)
+    trials = _choose_trials(trials, options.include_photostimulated, notes)
     counted = [_counts(t, len(areas), path) for t in trials]
     size = 4e-9 * len(counted) * max(map(len, counted)) * len(areas)
-    check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")
-    counts, lengths = pad_trials(counted)
-    activity, lengths = torch.from_numpy(counts), torch.from_numpy(lengths)
-    rates = mean_rates_hz(activity, lengths, _RAT_BIN_S)
-    kept = _choose_neurons(rates, areas, brain_areas, min_rate_hz, notes)
-    adaptation = (adaptation_phi, adaptation_rate_hz, across_sides) if click_adaptation else None
-    inputs, difference = _click_inputs(trials, lengths.tolist(), counts.shape[1], adaptation, include_stereo_click)
+    check_size(size, options.max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")
+    counts, lengths = (torch.from_numpy(x) for x in pad_trials(counted))
+    rates = mean_rates_hz(counts, lengths, _BIN_S).numpy()
+    kept = _choose_neurons(rates, areas, options, notes)
+    inputs, difference = _click_inputs(trials, lengths.tolist(), counts.shape[1], options)
     baseline = _baseline(trials, len(areas), path)
-
-    def scalars(field: str) -> Tensor:
-        return torch.tensor([_scalar(t, field) for t in trials], dtype=torch.float64)
-
-    choices = scalars("choice")
-    summary = ", ".join(f"{count} {area}" for area, count in Counter(areas[i] for i in kept.tolist()).items())
+    choices, evidence, times = (
+        np.array([_scalar(t, field) for t in trials]) for field in ("choice", "gamma", "stereoclick_time_s")
+    )
+    summary = ", ".join(f"{count} {area}" for area, count in Counter(areas[i] for i in kept).items())
     notes.insert(0, f"{len(trials)} trials of {int(lengths.min())} to {int(lengths.max())} bins of 10 ms; {summary}")
     notes.append(f"mean rate in trials {float(rates[kept].mean()):.2g} Hz; {_chosen(choices)}")
-    notes.append(_clicks_note(difference, len(trials), adaptation, include_stereo_click))
+    notes.append(_clicks_note(difference, options))
     return Recording(
-        activity=activity[:, :, kept],
+        activity=counts[:, :, torch.from_numpy(kept)],
         kind="spikes",
         lengths=lengths,
-        alpha=_RAT_BIN_S / tau_s,
+        alpha=_BIN_S / options.tau,
         activation="softplus",
-        inputs=inputs,
+        inputs=torch.from_numpy(inputs),
         input_names=("left clicks", "right clicks"),
-        bin_s=_RAT_BIN_S,
-        choices=choices,
-        evidence=scalars("gamma"),
-        click_difference=difference,
-        trial_times_s=scalars("stereoclick_time_s"),
-        baseline_hz=torch.from_numpy(baseline)[:, kept],
-        neuron_names=tuple(neuron_names[i] for i in kept.tolist()),
+        bin_s=_BIN_S,
+        choices=torch.from_numpy(choices),
+        evidence=torch.from_numpy(evidence),
+        click_difference=torch.from_numpy(difference),
+        trial_times_s=torch.from_numpy(times),
+        baseline_hz=torch.from_numpy(baseline)[:, torch.from_numpy(kept)],
+        neuron_names=tuple(neuron_names[i] for i in kept),
         name=name or path.stem,
         notes=tuple(notes),
     )
 
 
-def _chosen(choices: Tensor) -> str:
-    made = choices[torch.isfinite(choices)]
-    return (
-        f"{100 * float((made == 1).double().mean()):.0f} % of the choices to the right" if len(made) else "no choices"
-    )
+def _choose_trials(trials: list[dict], include_photostimulated: bool, notes: list[str]) -> list[dict]:
+    stimulated = [math.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials]
+    if not any(stimulated):
+        return trials
+    said = f"{sum(stimulated)} of {len(trials)} trials with optogenetic stimulation"
+    notes.append(f"{said}, kept" if include_photostimulated else f"{said} left out")
+    if include_photostimulated:
+        return trials
+    if all(stimulated):
+        raise UserError(
+            "trials without optogenetic stimulation",
+            f"none among {len(trials)}",
+            "set data.include_photostimulated=true",
+        )
+    return [t for t, left_out in zip(trials, stimulated) if not left_out]
 
 
-def _clicks_note(difference: Tensor, n_trials: int, adaptation: tuple | None, include_stereo_click: bool) -> str:
-    if adaptation is None:
-        how = "clicks of magnitude 1"
-    else:
-        phi, rate_hz, across_sides = adaptation
-        sides = "within and across sides" if across_sides else "within each side"
-        how = f"clicks adapted {sides} (to {phi:g} of their strength, recovery {rate_hz:g} per s)"
-    stereo = "an input" if include_stereo_click else "no input"
+def _chosen(choices: np.ndarray) -> str:
+    made = choices[np.isfinite(choices)]
+    return f"{100 * (made == 1).mean():.0f} % of the choices to the right" if len(made) else "no choices"
+
+
+def _clicks_note(difference: np.ndarray, options: RatOptions) -> str:
+    how = "clicks of magnitude 1"
+    if options.click_adaptation:
+        sides = "within and across sides" if options.across_sides else "within each side"
+        how = (
+            f"clicks adapted {sides} (to {options.adaptation_phi:g} of their strength, "
+            f"recovery {options.adaptation_rate_hz:g} per s)"
+        )
+    stereo = "an input" if options.include_stereo_click else "no input"
     spread = f"right minus left {int(difference.min())} to {int(difference.max())}"
     return f"{how}; the stereo click is {stereo}; {spread}"
 
@@ -167,7 +182,7 @@ def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[st
     trials, neurons = _records(content["trials"]), _records(content["neurons"])
     if not trials or not neurons:
         raise UserError("a session with trials and neurons", f"{len(trials)} trials, {len(neurons)} neurons")
-    for what, records, wanted in (("trials", trials, _RAT_FIELDS), ("neurons", neurons, ("brainarea",))):
+    for what, records, wanted in (("trials", trials, _FIELDS), ("neurons", neurons, ("brainarea",))):
         absent = [field for field in wanted if not all(field in record for record in records)]
         if absent:
             raise UserError(
@@ -225,36 +240,32 @@ def _counts(trial: dict, n_neurons: int, path: Path) -> np.ndarray:
         return counts.astype(np.float32)
 
 
-def _choose_neurons(
-    rates_hz: Tensor, areas: list[str], wanted: list[str] | tuple[str, ...] | None, min_rate_hz: float, notes: list[str]
-) -> Tensor:
+def _choose_neurons(rates_hz: np.ndarray, areas: list[str], options: RatOptions, notes: list[str]) -> np.ndarray:
     """Numbers of the neurons to keep, (kept,) int64."""
-    keep = torch.ones(len(areas), dtype=torch.bool)
-    if wanted is not None:
-        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    keep, lowest = np.ones(len(areas), dtype=bool), options.min_rate_hz
+    if options.brain_areas is not None:
+        wanted = [options.brain_areas] if isinstance(options.brain_areas, str) else list(options.brain_areas)
         unknown = [area for area in wanted if area not in areas]
         if unknown:
             raise UserError(f"brain areas among {', '.join(dict.fromkeys(areas))}", ", ".join(unknown))
-        keep = torch.tensor([area in wanted for area in areas])
+        keep = np.isin(areas, wanted)
         if not keep.all():
             notes.append(f"{int((~keep).sum())} neurons outside {', '.join(wanted)} left out")
-    active = (rates_hz >= min_rate_hz) & (rates_hz > 0)
+    active = (rates_hz >= lowest) & (rates_hz > 0)
     if (keep & ~active).any():
-        threshold = f"below {min_rate_hz:g} Hz or silent" if min_rate_hz > 0 else "silent"
+        threshold = f"below {lowest:g} Hz or silent" if lowest > 0 else "silent"
         notes.append(f"{int((keep & ~active).sum())} neurons {threshold} left out")
     keep &= active
     if not keep.any():
         raise UserError(
-            f"neurons that fire at {min_rate_hz:g} Hz or more",
-            f"a highest mean rate of {float(rates_hz.max()):.2g} Hz",
+            f"neurons that fire at {lowest:g} Hz or more",
+            f"a highest mean rate of {rates_hz.max():.2g} Hz",
             "lower data.min_rate_hz",
         )
-    return keep.nonzero()[:, 0]
+    return keep.nonzero()[0]
 
 
-def _click_inputs(
-    trials: list, lengths: list[int], n_steps: int, adaptation: tuple | None, include_stereo_click: bool
-) -> tuple[Tensor, Tensor]:
+def _click_inputs(trials: list, lengths: list[int], n_steps: int, options: RatOptions) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (trials, n_steps, 2) and the clicks right minus left of each trial."""
     inputs = np.zeros((len(trials), n_steps, 2), dtype=np.float32)
     difference = np.zeros(len(trials))
@@ -262,15 +273,17 @@ def _click_inputs(
         clicks = trial["clicktimes"]
         # One click alone is stored as a number, not as a list; none at all as an empty array.
         times = [np.sort(_flat(clicks, side)) for side in ("L", "R")]
-        if adaptation is None:
-            magnitudes = [np.ones(len(x)) for x in times]
-        else:
-            phi, rate_hz, across_sides = adaptation
-            magnitudes = list(adapt_stereo_clicks(*times, phi, rate_hz, across_sides))
-        if not include_stereo_click and min(map(len, times)) and times[0][0] == times[1][0]:
+        magnitudes = [np.ones(len(x)) for x in times]
+        if options.click_adaptation:
+            settings = options.adaptation_phi, options.adaptation_rate_hz, options.across_sides
+            magnitudes = list(adapt_stereo_clicks(*times, *settings))
+        if not options.include_stereo_click and min(map(len, times)) and times[0][0] == times[1][0]:
             times, magnitudes = [x[1:] for x in times], [x[1:] for x in magnitudes]
-        heard = [int((x < length * _RAT_BIN_S).sum()) for x in times]
+        heard = [int((x < length * _BIN_S).sum()) for x in times]
         difference[i] = heard[1] - heard[0]
         for side in (0, 1):
-            inputs[i, :length, side] = bin_events(times[side], length, _RAT_BIN_S, magnitudes[side])
-    return torch.from_numpy(inputs), torch.from_numpy(difference)
+            inputs[i, :length, side] = bin_events(times[side], length, _BIN_S, magnitudes[side])
+    return inputs, difference
+
+
+READER = Reader(RatOptions, load_rat, formats=("matlab5", "matlab73"))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from connector.data.formats import require_format
+from connector.data.readers import require_format
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, limited_memory, unreadable
 

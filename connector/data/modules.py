@@ -12,11 +12,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
-from connector.data.clicks import load_rat
 from connector.data.folds import Fold, fold
-from connector.data.nlb import load_nlb
-from connector.data.npz import load_npz
-from connector.data.nwb import load_nwb
+from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
@@ -298,52 +295,25 @@ class AttractorDataModule(RecordingDataModule):
 
 
 class FileDataModule(RecordingDataModule):
-    """A recording read from a file. Subclasses name the reader.
+    """A recording read from a file.
 
     Args:
         path: of the file.
-        reading: keyword arguments of the reader.
-        fold_options: keyword arguments of RecordingDataModule.
+        source: its format, a key of :data:`connector.data.readers.READERS`; "auto": by its content.
+        reading: options of the reader.
+        fold_options: keyword arguments of RecordingDataModule; ``rank`` also serves to read `MBD` of an npz file.
     """
 
-    reader: Callable[..., Recording]
-
-    def __init__(self, path: str, *, reading: dict | None = None, **fold_options):
+    def __init__(self, path: str, source: str = "auto", *, reading: dict | None = None, **fold_options):
         super().__init__(**fold_options)
-        self.path, self.reading = path, dict(reading or {})
+        self.path, self.source, self.reading = path, source, dict(reading or {})
 
     def load(self) -> Recording:
-        recording = type(self).reader(self.path, **self.reading)
+        of_format = reader(source_of(self.path) if self.source == "auto" else self.source)
+        rank = {"rank": self.rank} if of_format.takes_rank else {}
+        recording = of_format.load(self.path, **{**rank, **self.reading})
         self.truth = _known_network(recording)
         return recording
-
-
-class NpzDataModule(FileDataModule):
-    """A user's npz file, see :func:`connector.data.npz.load_npz`; ``rank`` also serves to read `MBD`."""
-
-    reader = staticmethod(load_npz)
-
-    def load(self) -> Recording:
-        self.reading = {"rank": self.rank, **self.reading}
-        return super().load()
-
-
-class RatDataModule(FileDataModule):
-    """A session of the Poisson-clicks task, see :func:`connector.data.clicks.load_rat`."""
-
-    reader = staticmethod(load_rat)
-
-
-class NwbDataModule(FileDataModule):
-    """Units and trials of an NWB file, see :func:`connector.data.nwb.load_nwb`."""
-
-    reader = staticmethod(load_nwb)
-
-
-class NlbDataModule(FileDataModule):
-    """A file of the Neural Latents Benchmark, see :func:`connector.data.nlb.load_nlb`."""
-
-    reader = staticmethod(load_nlb)
 
 
 def _known_network(recording: Recording) -> Network | None:

@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from connector.data.formats import require_format
-from connector.dynamics import activation as activation_named
+from connector.data.readers import Reader, require_format
+from connector.data.settings import data_option, settled
+from connector.declarations import require
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage
-from connector.types import Recording
 
-SPLITS = ("train", "eval", "all")
+if TYPE_CHECKING:
+    from connector.types import Recording
+
+_TOLD = {"heldin": "held-in", "heldout": "held-out"}
+
+
+@dataclass
+class NlbOptions:
+    """How such a file is read: the options of ``data=nlb`` and keywords of :func:`load_nlb`."""
+
+    group: str | None = data_option("the data set, where the file holds several; null: the only one", default=None)
+    split: str = data_option("trials; all: training trials first", choices=("train", "eval", "all"), default="train")
+    heldout: bool | None = data_option(
+        "join the held-out neurons to the held-in ones, behind them; null: where the file has them", default=None
+    )
+    bin_s: float = data_option("width of the file's bins, which it does not say", unit="s", above=0, default=0.005)
+    rebin: int = data_option(
+        "so many bins are summed to one; bins left over at a trial's end are dropped", at_least=1, default=1
+    )
+    tau: float = data_option("time constant; alpha = rebin * bin_s / tau", unit="s", above=0, default=0.1)
+    activation: str | None = data_option("phi of the neurons; null: softplus", default=None)
+    max_gigabytes: float = data_option(
+        "largest size of the counts in memory", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
+    )
+
+    def check(self) -> None:
+        bin_s = self.rebin * self.bin_s
+        remedy = "lower data.rebin, or raise data.tau"
+        most = f"of at most the time constant, {self.tau:g} s"
+        require(bin_s <= self.tau, "data.rebin * data.bin_s", most, bin_s, remedy)
 
 
 def load_nlb(
-    path: str | os.PathLike,
-    *,
-    group: str | None = None,
-    split: str = "train",
-    heldout: bool | None = None,
-    bin_s: float = 0.005,
-    rebin: int = 1,
-    tau_s: float = 0.1,
-    activation: str | None = None,
-    max_gigabytes: float = MAX_GIGABYTES,
-    name: str | None = None,
+    path: str | os.PathLike, options: NlbOptions | None = None, *, name: str | None = None, **keywords
 ) -> Recording:
     """Spike counts from a file of the Neural Latents Benchmark.
 
@@ -40,36 +60,26 @@ def load_nlb(
 
     Args:
         path: the file.
-        group: the data set, where the file holds several; None: the only one.
-        split: "train", "eval", or "all" (training trials first).
-        heldout: whether held-out neurons are joined to the held-in ones, behind them; None: where the file has them.
-        bin_s: width of the file's bins, seconds; the file does not say it.
-        rebin: so many bins are summed to one; bins left over at a trial's end are dropped.
-        tau_s: time constant, seconds; alpha = rebin * bin_s / tau_s.
-        activation: phi of the neurons; None: softplus.
-        max_gigabytes: largest size of the counts in memory.
+        options: how to read it; None: the defaults of :class:`NlbOptions`.
         name: of the recording; None: the file's (and the group's).
+        keywords: options by their names, ``tau`` also as ``tau_s``.
 
     Raises:
         UserError: another format, a file that is cut short, keys that are absent, arrays that are no spike counts.
     """
+    import torch
+
+    from connector.dynamics import activation as activation_named
+    from connector.types import Recording
+
     path = Path(path)
     require_format(path, "nlb")
-    if split not in SPLITS:
-        raise UserError(f"data.split among {', '.join(SPLITS)}", repr(split))
-    if rebin < 1:
-        raise UserError("data.rebin of 1 or more", str(rebin))
-    if not 0 < rebin * bin_s <= tau_s:
-        raise UserError(
-            "a bin of more than 0 s and at most the time constant",
-            f"{rebin * bin_s:g} s and {tau_s:g} s",
-            "lower data.rebin, or raise data.tau",
-        )
-    activation_named(activation or "softplus")
-    parts, names, notes, group = _read_parts(path, group, split, heldout, max_gigabytes)
+    options = settled(NlbOptions, options, keywords)
+    activation = activation_named(options.activation or "softplus").name
+    parts, names, notes, group = _read_parts(path, options)
     counts, lengths = _moved_to_the_start(np.concatenate(parts), notes)
-    if rebin > 1:
-        counts, lengths = _rebinned(counts, lengths, rebin, notes)
+    if options.rebin > 1:
+        counts, lengths = _rebinned(counts, lengths, options.rebin, notes)
     if lengths.min() < 2:
         raise UserError(
             "trials of at least 2 bins", f"{int((lengths < 2).sum())} shorter ones", "lower data.rebin if it is set"
@@ -82,67 +92,66 @@ def load_nlb(
     silent = int((inside.sum(0) == 0).sum())
     if silent:
         notes.append(f"{silent} of {counts.shape[2]} neurons never fire")
-    notes.append(f"mean rate {float(inside.mean()) / (rebin * bin_s):.2g} Hz (bins of {1000 * bin_s:g} ms in the file)")
+    bin_s = options.rebin * options.bin_s
+    notes.append(f"mean rate {float(inside.mean()) / bin_s:.2g} Hz (bins of {1000 * options.bin_s:g} ms in the file)")
     return Recording(
         activity=torch.from_numpy(counts),
         kind="spikes",
         lengths=torch.from_numpy(lengths),
-        alpha=rebin * bin_s / tau_s,
-        activation=activation or "softplus",
-        bin_s=rebin * bin_s,
+        alpha=bin_s / options.tau,
+        activation=activation,
+        bin_s=bin_s,
         neuron_names=names,
         name=name or (f"{path.stem} {group}" if group else path.stem),
         notes=tuple(notes),
     )
 
 
-def _read_parts(
-    path: Path, group: str | None, split: str, heldout: bool | None, max_gigabytes: float
-) -> tuple[list[np.ndarray], tuple[str, ...], list[str], str]:
+def _read_parts(path: Path, options: NlbOptions) -> tuple[list[np.ndarray], tuple[str, ...], list[str], str]:
     """Counts (trials, time, K) of each split, the neurons' names, notes, and the group ("" for the top)."""
     import h5py
 
-    splits = ["train", "eval"] if split == "all" else [split]
+    splits = ["train", "eval"] if options.split == "all" else [options.split]
     whole = refusing_damage(path, "a Neural Latents Benchmark file that is whole")
     # Four times: counts may be of double precision in the file, and are joined.
-    with whole, limited_memory(4 * max_gigabytes), h5py.File(path, "r") as file:
-        group = _which_group(path, file, group)
+    with whole, limited_memory(4 * options.max_gigabytes), h5py.File(path, "r") as file:
+        group = _which_group(path, file, options.group)
         tensors = file[group] if group else file
         keys = [key for key in tensors if isinstance(tensors[key], h5py.Dataset)]
         # h5py gives a name that is no text as bytes.
         keys = [key if isinstance(key, str) else key.decode(errors="replace") for key in keys]
-        absent = [f"{s}_spikes_heldin" for s in splits if f"{s}_spikes_heldin" not in keys]
-        if absent:
-            raise UserError(
-                f"the key {' and '.join(absent)}",
-                f"{', '.join(keys) or 'nothing'} in {path.name}",
-                "choose trials that the file has with data.split (train, eval, all)",
-            )
-        with_heldout = [s for s in splits if f"{s}_spikes_heldout" in keys]
-        if heldout and with_heldout != splits:
-            raise UserError(
-                f"the key {' and '.join(f'{s}_spikes_heldout' for s in splits if s not in with_heldout)}",
-                f"{', '.join(keys)} in {path.name}",
-                "leave the held-out neurons away: data.heldout=false",
-            )
-        join = with_heldout == splits if heldout is None else heldout
-        kinds = ["heldin", "heldout"] if join else ["heldin"]
+        kinds = _which_neurons(path, keys, splits, options.heldout)
         used = [[f"{s}_spikes_{kind}" for kind in kinds] for s in splits]
         _check_shapes(tensors, used)
         size = 4e-9 * sum(math.prod(tensors[key].shape) for row in used for key in row)
-        check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+        check_size(size, options.max_gigabytes, "raise data.max_gigabytes if the memory is there")
         parts = [np.concatenate([tensors[key][()].astype(np.float32) for key in row], axis=2) for row in used]
         widths = [tensors[key].shape[2] for key in used[0]]
-    told = {"heldin": "held-in", "heldout": "held-out"}
-    names = tuple(f"{told[kind]} {i + 1}" for kind, width in zip(kinds, widths) for i in range(width))
+    names = tuple(f"{_TOLD[kind]} {i + 1}" for kind, width in zip(kinds, widths) for i in range(width))
     notes = [
         f"{' and '.join(f'{len(part)} {s}' for s, part in zip(splits, parts))} trials; "
-        + ", ".join(f"{width} {told[kind]} neurons" for kind, width in zip(kinds, widths))
+        + ", ".join(f"{width} {_TOLD[kind]} neurons" for kind, width in zip(kinds, widths))
     ]
     ignored = sorted(set(keys) - {key for row in used for key in row})
     if ignored:
         notes.append(f"keys not used: {', '.join(ignored)}")
     return parts, names, notes, group
+
+
+def _which_neurons(path: Path, keys: list[str], splits: list[str], heldout: bool | None) -> list[str]:
+    """Whether held-in neurons alone are read, or held-out ones, too."""
+    lacking = {kind: [s for s in splits if f"{s}_spikes_{kind}" not in keys] for kind in _TOLD}
+    remedies = {
+        "heldin": "choose trials that the file has with data.split (train, eval, all)",
+        "heldout": "leave the held-out neurons away: data.heldout=false",
+    }
+    for kind in _TOLD if heldout else ["heldin"]:
+        if lacking[kind]:
+            absent = " and ".join(f"{s}_spikes_{kind}" for s in lacking[kind])
+            there = f"{', '.join(keys) or 'nothing'} in {path.name}"
+            raise UserError(f"the key {absent}", there, remedies[kind])
+    join = not lacking["heldout"] if heldout is None else heldout
+    return ["heldin", "heldout"] if join else ["heldin"]
 
 
 def _which_group(path: Path, file, group: str | None) -> str:
@@ -217,3 +226,6 @@ def _rebinned(counts: np.ndarray, lengths: np.ndarray, rebin: int, notes: list[s
     counts = counts[:, : steps * rebin].reshape(len(counts), steps, rebin, counts.shape[2]).sum(2)
     counts[np.arange(steps)[None, :] >= lengths[:, None]] = 0
     return counts, lengths
+
+
+READER = Reader(NlbOptions, load_nlb, formats=("nlb",))

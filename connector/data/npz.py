@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from connector.data.formats import require_format
-from connector.data.preprocessing import range_excess
-from connector.dynamics import activation as activation_named
+from connector.data.readers import Reader, require_format
+from connector.data.settings import data_option, settled
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, read_arrays
-from connector.types import Loadings, Recording
 
-NPZ_KEYS = (
-    "rates",
-    "spikes",
-    "potentials",
-    "latents",
-    "MBD",
-    "N",
-    "externalinputs",
-    "lengths",
-    "choices",
-    "times",
-)
+if TYPE_CHECKING:
+    from connector.types import Loadings, Recording
+
+_KEYS = (
+    "rates", "spikes", "potentials", "latents", "MBD", "N", "externalinputs", "lengths", "choices", "times",
+)  # fmt: skip
+
+
+@dataclass
+class NpzOptions:
+    """How an npz file is read: the options of ``data=npz`` and keywords of :func:`load_npz`."""
+
+    activation: str | None = data_option("phi of the neurons; null: tanh for rates, softplus for spikes", default=None)
+    alpha: float | None = data_option(
+        "dt / tau; null: 0.1 for rates, bin_s / tau for spikes", above=0, at_most=1, default=None
+    )
+    tau: float = data_option("time constant, for spikes", unit="s", above=0, default=0.1)
+    bin_s: float = data_option("bin width, for spikes", unit="s", above=0, default=0.01)
+    range_tolerance: float = data_option(
+        "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, default=0.3
+    )
+    max_gigabytes: float = data_option(
+        "largest size of the unpacked arrays", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
+    )
 
 
 def load_npz(
     path: str | os.PathLike,
+    options: NpzOptions | None = None,
     *,
-    activation: str | None = None,
-    alpha: float | None = None,
-    tau_s: float = 0.1,
-    bin_s: float = 0.01,
     rank: int | None = None,
-    range_tolerance: float = 0.3,
-    max_gigabytes: float = MAX_GIGABYTES,
     name: str | None = None,
+    **keywords,
 ) -> Recording:
     """A recording from an npz file, in this project's convention or in FINDR's.
 
@@ -54,239 +58,257 @@ def load_npz(
 
     Args:
         path: the file.
-        activation: phi of the neurons; None: tanh for rates, softplus for spikes.
-        alpha: dt / tau; None: 0.1 for rates, bin_s / tau_s for spikes.
-        tau_s: time constant, seconds, for spikes.
-        bin_s: bin width, seconds, for spikes.
+        options: how to read it; None: the defaults of :class:`NpzOptions`.
         rank: R, used where ``MBD`` comes without ``latents`` and ``N``.
-        range_tolerance: largest excess of the rates over the range of phi, see
-            :func:`connector.data.preprocessing.range_excess`.
-        max_gigabytes: largest size of the unpacked arrays.
         name: of the recording; None: the file's.
+        keywords: options by their names, ``tau`` also as ``tau_s``.
 
     Raises:
         UserError: a file that is no npz, too large, truncated, or arrays that cannot be a recording.
     """
+    import torch
+
+    from connector.dynamics import activation as activation_named
+    from connector.types import Recording
+
+    options = settled(NpzOptions, options, keywords)
     path = Path(path)
     require_format(path, "npz")
-    values, ignored = read_arrays(path, NPZ_KEYS, max_gigabytes)
-    arrays = _Arrays(path.name, values, tuple(ignored))
-    notes = []
-    if ignored:
-        notes.append(f"keys not used: {', '.join(ignored)}")
-    kind = _which_activity(path, arrays)
-    activity = _numbers(arrays, kind, ("trials", "time", "neurons"))
-    lengths = _lengths(arrays, kind, activity, notes)
-    keep = np.arange(activity.shape[1])[None, :] < lengths[:, None]
-    if not keep.all():
-        activity[~keep] = 0
-    activation = activation or ("tanh" if kind == "rates" else "softplus")
+    arrays = _Arrays(path, options.max_gigabytes)
+    kind, notes = arrays.kind, arrays.notes
+    activation = options.activation or ("tanh" if kind == "rates" else "softplus")
     activation_named(activation)
-    _check_activity(kind, activity, keep, activation, range_tolerance, notes)
-
-    per_step = {}
-    for key in ("externalinputs", "latents", "potentials"):
-        per_step[key] = value = _numbers(arrays, key, ("trials", "time", "channels"))
-        if value is not None:
-            if value.shape[:2] != activity.shape[:2]:
-                raise UserError(
-                    f"{key} of shape {(*activity.shape[:2], value.shape[2])}, like {kind}", str(value.shape)
-                )
-            value[~keep] = 0
-    _compare_potentials(per_step["potentials"], activity, keep, kind, activation, notes)
-    inputs, latents = per_step["externalinputs"], per_step["latents"]
+    arrays.check_activity(activation, options.range_tolerance)
+    inputs, latents = arrays.per_step("externalinputs"), arrays.per_step("latents")
+    arrays.compare_potentials(activation)
     if latents is not None and latents.shape[2] == 0:
         latents = None
-    n_inputs = 0 if inputs is None else inputs.shape[2]
-    loadings, n = _known_connectivity(arrays, activity.shape[2], n_inputs, latents, rank)
+    loadings, n = _known_connectivity(arrays, 0 if inputs is None else inputs.shape[2], latents, rank)
     if inputs is not None and not np.any(inputs):
-        if n_inputs:
+        if inputs.shape[2]:
             notes.append("externalinputs are zero throughout: treated as absent")
-        inputs, loadings = None, None if loadings is None else Loadings(loadings.m, None, loadings.d)
+        inputs, loadings = None, _without(loadings, "b")
     if loadings is not None and loadings.d is not None and not bool(loadings.d.any()):
         notes.append("the biases in MBD are all zero: treated as absent")
-        loadings = Loadings(loadings.m, loadings.b, None)
+        loadings = _without(loadings, "d")
+    alpha = options.alpha
     if alpha is None:
-        alpha = 0.1 if kind == "rates" else bin_s / tau_s
+        alpha = 0.1 if kind == "rates" else options.bin_s / options.tau
+
+    def tensor(value: np.ndarray | None, *types) -> torch.Tensor | None:
+        return None if value is None else torch.from_numpy(value.astype(*types, copy=False) if types else value)
+
     return Recording(
-        activity=torch.from_numpy(activity.astype(np.float32, copy=False)),
+        activity=tensor(arrays.activity, np.float32),
         kind=kind,
-        lengths=torch.from_numpy(lengths),
+        lengths=tensor(arrays.lengths),
         alpha=float(alpha),
         activation=activation,
-        inputs=None if inputs is None else torch.from_numpy(inputs.astype(np.float32)),
+        inputs=tensor(inputs, np.float32),
         input_names=() if inputs is None else tuple(f"input {i + 1}" for i in range(inputs.shape[2])),
-        bin_s=bin_s if kind == "spikes" else None,
-        latents=None if latents is None else torch.from_numpy(latents),
+        bin_s=options.bin_s if kind == "spikes" else None,
+        latents=tensor(latents),
         loadings=loadings,
-        n=n,
-        choices=_choices(arrays, len(activity), notes),
-        trial_times_s=_trial_times(arrays, activity.shape, notes),
+        n=tensor(n, np.float64),
+        choices=tensor(arrays.choices()),
+        trial_times_s=tensor(arrays.trial_times()),
         name=name or path.stem,
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True)
 class _Arrays:
-    """The arrays of an npz that have a meaning here, and the names of those that have none."""
+    """The arrays of an npz that have a meaning here, checked, and notes on what was made of them.
 
-    file: str
-    values: dict[str, np.ndarray]
-    ignored: tuple[str, ...]
+    Attributes:
+        kind: rates or spikes; activity: (trials, time, K), zero past a trial's end.
+        lengths: (trials,) int64; keep: (trials, time), the samples recorded.
+    """
 
-    def get(self, key: str) -> np.ndarray | None:
-        return self.values.get(key)
-
-
-def _which_activity(path: Path, arrays: _Arrays) -> str:
-    present = [key for key in ("rates", "spikes") if arrays.get(key) is not None]
-    if len(present) == 2:
-        raise UserError(
-            "either rates or spikes", f"both in {path.name}", "keep the one to be fitted and save the file again"
-        )
-    if not present:
-        found = ", ".join(sorted(arrays.values) + sorted(arrays.ignored)) or "nothing"
-        raise UserError(
-            "the key `rates` or `spikes`",
-            f"{found} in {path.name}",
-            "save it with numpy.savez(FILE, rates=...), axes (trials, time, neurons)",
-        )
-    return present[0]
-
-
-def _numbers(arrays: _Arrays, key: str, axes: tuple[str, ...]) -> np.ndarray | None:
-    """An array with the axes given as float64 (float32 stays float32), or None."""
-    value = arrays.get(key)
-    if value is None:
-        return None
-    if value.dtype.kind not in "biuf":
-        raise UserError(f"{key} as real numbers", f"{value.dtype}")
-    if value.ndim != len(axes):
-        remedy = "for a single trial save it as x[None]" if value.ndim == 2 and len(axes) == 3 else ""
-        raise UserError(f"{key} with the axes ({', '.join(axes)})", f"shape {value.shape}", remedy)
-    if key in ("rates", "spikes") and 0 in value.shape:
-        raise UserError(f"{key} that are not empty", f"shape {value.shape}")
-    return value.astype(np.float32 if value.dtype == np.float32 else np.float64, copy=False)
-
-
-def _lengths(arrays: _Arrays, kind: str, activity: np.ndarray, notes: list[str]) -> np.ndarray:
-    trials, steps, _ = activity.shape
-    given = _per_trial(arrays, "lengths", trials)
-    if given is not None:
-        lengths = given.numpy()
-        if not np.array_equal(lengths, np.round(lengths)) or lengths.min() < 2 or lengths.max() > steps:
+    def __init__(self, path: Path, max_gigabytes: float):
+        self.values, ignored = read_arrays(path, _KEYS, max_gigabytes)
+        self.notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
+        present = [key for key in ("rates", "spikes") if key in self.values]
+        if len(present) == 2:
             raise UserError(
-                f"lengths as whole numbers from 2 to {steps}", f"values from {lengths.min():g} to {lengths.max():g}"
+                "either rates or spikes", f"both in {path.name}", "keep the one to be fitted and save the file again"
+            )
+        if not present:
+            found = ", ".join(sorted(self.values) + sorted(ignored)) or "nothing"
+            raise UserError(
+                "the key `rates` or `spikes`",
+                f"{found} in {path.name}",
+                "save it with numpy.savez(FILE, rates=...), axes (trials, time, neurons)",
+            )
+        self.kind = present[0]
+        self.activity = self.numbers(self.kind, ("trials", "time", "neurons"))
+        if 0 in self.activity.shape:
+            raise UserError(f"{self.kind} that are not empty", f"shape {self.activity.shape}")
+        self.lengths = self._lengths()
+        self.keep = np.arange(self.activity.shape[1])[None, :] < self.lengths[:, None]
+        if not self.keep.all():
+            self.activity[~self.keep] = 0
+
+    def _real(self, key: str) -> np.ndarray | None:
+        value = self.values.get(key)
+        if value is not None and value.dtype.kind not in "biuf":
+            raise UserError(f"{key} as real numbers", f"{value.dtype}")
+        return value
+
+    def numbers(self, key: str, axes: tuple[str, ...]) -> np.ndarray | None:
+        """An array with the axes given as float64 (float32 stays float32), or None."""
+        value = self._real(key)
+        if value is None:
+            return None
+        if value.ndim != len(axes):
+            remedy = "for a single trial save it as x[None]" if value.ndim == 2 and len(axes) == 3 else ""
+            raise UserError(f"{key} with the axes ({', '.join(axes)})", f"shape {value.shape}", remedy)
+        return value.astype(np.float32 if value.dtype == np.float32 else np.float64, copy=False)
+
+    def per_trial(self, key: str) -> np.ndarray | None:
+        value, trials = self._real(key), len(self.activity)
+        if value is None:
+            return None
+        if value.size != trials or value.ndim > 2:
+            raise UserError(f"{key} with one value for each of {trials} trials", f"shape {value.shape}")
+        return value.reshape(trials).astype(np.float64)
+
+    def per_step(self, key: str) -> np.ndarray | None:
+        """(trials, time, channels), zero past a trial's end."""
+        value, shape = self.numbers(key, ("trials", "time", "channels")), self.activity.shape[:2]
+        if value is not None:
+            if value.shape[:2] != shape:
+                raise UserError(f"{key} of shape {(*shape, value.shape[2])}, like {self.kind}", str(value.shape))
+            value[~self.keep] = 0
+        return value
+
+    def _lengths(self) -> np.ndarray:
+        trials, steps, _ = self.activity.shape
+        lengths = self.per_trial("lengths")
+        if lengths is not None:
+            if not np.array_equal(lengths, np.round(lengths)) or lengths.min() < 2 or lengths.max() > steps:
+                raise UserError(
+                    f"lengths as whole numbers from 2 to {steps}", f"values from {lengths.min():g} to {lengths.max():g}"
+                )
+            return lengths.astype(np.int64)
+        recorded = np.ones((trials, steps), dtype=bool)
+        recorded[np.isnan(self.activity[:, :, 0])] = False  # only where the first neuron is NaN can all be
+        recorded[~recorded] = ~np.isnan(self.activity[~recorded]).all(axis=1)
+        lengths = steps - np.argmax(recorded[:, ::-1], axis=1)
+        lengths[~recorded.any(axis=1)] = 0
+        if lengths.min() < 2:
+            raise UserError(
+                f"{self.kind} with at least 2 samples in every trial",
+                f"{int((lengths < 2).sum())} trials of NaN only (or but one sample)",
+                "leave those trials out",
+            )
+        if lengths.min() < steps:
+            self.notes.append(
+                f"lengths inferred from NaN at the trials' ends: {lengths.min()} to {lengths.max()} samples"
             )
         return lengths.astype(np.int64)
-    recorded = np.ones((trials, steps), dtype=bool)
-    recorded[np.isnan(activity[:, :, 0])] = False  # only where the first neuron is NaN can all be
-    recorded[~recorded] = ~np.isnan(activity[~recorded]).all(axis=1)
-    lengths = steps - np.argmax(recorded[:, ::-1], axis=1)
-    lengths[~recorded.any(axis=1)] = 0
-    if lengths.min() < 2:
-        raise UserError(
-            f"{kind} with at least 2 samples in every trial",
-            f"{int((lengths < 2).sum())} trials of NaN only (or but one sample)",
-            "leave those trials out",
-        )
-    if lengths.min() < steps:
-        notes.append(f"lengths inferred from NaN at the trials' ends: {lengths.min()} to {lengths.max()} samples")
-    return lengths.astype(np.int64)
 
-
-def _check_activity(
-    kind: str, activity: np.ndarray, keep: np.ndarray, activation: str, tolerance: float, notes: list[str]
-) -> None:
-    values = activity.reshape(-1, activity.shape[2]) if keep.all() else activity[keep]
-    low, high = values.min(axis=0), values.max(axis=0)  # NaN and infinities reach one of them
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        bad = int((~np.isfinite(values)).sum())
-        raise UserError(
-            f"finite {kind}",
-            f"{bad} NaN or infinite entries within the trials' lengths",
-            "mend the file, or give `lengths` so that missing samples lie past a trial's end",
-        )
-    if np.array_equal(low, high):
-        raise UserError(f"{kind} that vary", "activity that never varies", "check what was saved under this key")
-    if kind == "spikes":
-        if low.min() < 0:
-            raise UserError("spike counts of 0 or more", f"a smallest value of {low.min():g}")
-        if not np.array_equal(values, np.round(values)):
+    def check_activity(self, activation: str, tolerance: float) -> None:
+        """Refuses activity that is not finite, never varies, or does not go with the activation."""
+        kind = self.kind
+        values = self.activity.reshape(-1, self.activity.shape[2]) if self.keep.all() else self.activity[self.keep]
+        low, high = values.min(axis=0), values.max(axis=0)  # NaN and infinities reach one of them
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            bad = int((~np.isfinite(values)).sum())
             raise UserError(
-                "spike counts per bin, whole numbers",
-                "fractions",
-                "save firing rates under the key `rates`, counts before smoothing under `spikes`",
+                f"finite {kind}",
+                f"{bad} NaN or infinite entries within the trials' lengths",
+                "mend the file, or give `lengths` so that missing samples lie past a trial's end",
             )
-    else:
-        excess = range_excess(torch.from_numpy(values), activation)
-        if excess > tolerance:
-            phi = activation_named(activation)
-            raise UserError(
-                f"rates in the range of {activation}, ({phi.low:g}, {phi.high:g}), but for noise",
-                f"values from {low.min():g} to {high.max():g} (excess {excess:.2g}, tolerated {tolerance:g})",
-                "set data.activation to the neurons' nonlinearity, rescale the rates, or raise data.range_tolerance",
+        if np.array_equal(low, high):
+            raise UserError(f"{kind} that vary", "activity that never varies", "check what was saved under this key")
+        if kind == "spikes":
+            _check_counts(values, low)
+        else:
+            _check_range(values, activation, tolerance)
+        constant = int((low == high).sum())
+        if constant:
+            self.notes.append(f"{constant} of {len(low)} neurons never vary")
+
+    def choices(self) -> np.ndarray | None:
+        """0 left, 1 right, NaN none."""
+        choices = self.per_trial("choices")
+        if choices is None:
+            return None
+        left, right = choices == 0, choices == 1
+        others = ~(left | right | np.isnan(choices))
+        if others.any():
+            self.notes.append(
+                f"choices of {int(others.sum())} of {len(choices)} trials are neither 0 (left) nor 1 (right), such as "
+                f"{choices[others][0]:g}: taken as no choice, which leaves {int(left.sum())} left and {int(right.sum())} right"
             )
-    constant = int((low == high).sum())
-    if constant:
-        notes.append(f"{constant} of {len(low)} neurons never vary")
+        return np.where(others, np.nan, choices)
+
+    def trial_times(self) -> np.ndarray | None:
+        value, (trials, steps, _) = self.values.get("times"), self.activity.shape
+        if value is None or value.size == trials:
+            return self.per_trial("times")
+        if value.size == steps:
+            self.notes.append("times has one value per sample, not per trial: not used")
+            return None
+        raise UserError(f"times with one value for each of {trials} trials", f"shape {value.shape}")
+
+    def compare_potentials(self, activation: str) -> None:
+        """Potentials are not fitted; they tell whether the activation declared is the one the rates were made with."""
+        import torch
+
+        from connector.dynamics import activation as activation_named
+
+        potentials = self.per_step("potentials")
+        if potentials is None or self.kind != "rates":
+            return
+        if potentials.shape != self.activity.shape:
+            raise UserError(f"potentials of the shape of rates, {self.activity.shape}", str(potentials.shape))
+        implied = activation_named(activation)(torch.from_numpy(potentials[self.keep]).double()).numpy()
+        explained = np.corrcoef(implied.ravel(), self.activity[self.keep].ravel())[0, 1]
+        if not explained > 0.5:
+            self.notes.append(
+                f"rates and {activation}(potentials) correlate by {explained:.2f} only: is the activation right?"
+            )
 
 
-def _per_trial(arrays: _Arrays, key: str, trials: int) -> Tensor | None:
-    value = arrays.get(key)
-    if value is None:
-        return None
-    if value.dtype.kind not in "biuf":
-        raise UserError(f"{key} as real numbers", f"{value.dtype}")
-    if value.size != trials or value.ndim > 2:
-        raise UserError(f"{key} with one value for each of {trials} trials", f"shape {value.shape}")
-    return torch.from_numpy(value.reshape(trials).astype(np.float64))
-
-
-def _choices(arrays: _Arrays, trials: int, notes: list[str]) -> Tensor | None:
-    choices = _per_trial(arrays, "choices", trials)
-    if choices is None:
-        return None
-    left, right, none = choices == 0, choices == 1, torch.isnan(choices)
-    others = ~(left | right | none)
-    if others.any():
-        notes.append(
-            f"choices of {int(others.sum())} of {trials} trials are neither 0 (left) nor 1 (right), such as "
-            f"{float(choices[others][0]):g}: taken as no choice, which leaves {int(left.sum())} left and {int(right.sum())} right"
+def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
+    if low.min() < 0:
+        raise UserError("spike counts of 0 or more", f"a smallest value of {low.min():g}")
+    if not np.array_equal(values, np.round(values)):
+        raise UserError(
+            "spike counts per bin, whole numbers",
+            "fractions",
+            "save firing rates under the key `rates`, counts before smoothing under `spikes`",
         )
-    return choices.masked_fill(others, math.nan)
 
 
-def _trial_times(arrays: _Arrays, shape: tuple[int, ...], notes: list[str]) -> Tensor | None:
-    value = arrays.get("times")
-    if value is None or value.size == shape[0]:
-        return _per_trial(arrays, "times", shape[0])
-    if value.size == shape[1]:
-        notes.append("times has one value per sample, not per trial: not used")
-        return None
-    raise UserError(f"times with one value for each of {shape[0]} trials", f"shape {value.shape}")
+def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
+    import torch
 
+    from connector.data.preprocessing import range_excess
+    from connector.dynamics import activation as activation_named
 
-def _compare_potentials(
-    potentials: np.ndarray | None, activity: np.ndarray, keep: np.ndarray, kind: str, activation: str, notes: list[str]
-) -> None:
-    """Potentials are not fitted; they tell whether the activation declared is the one the rates were made with."""
-    if potentials is None or kind != "rates":
-        return
-    if potentials.shape != activity.shape:
-        raise UserError(f"potentials of the shape of rates, {activity.shape}", str(potentials.shape))
-    implied = activation_named(activation)(torch.from_numpy(potentials[keep]).double()).numpy()
-    explained = np.corrcoef(implied.ravel(), activity[keep].ravel())[0, 1]
-    if not explained > 0.5:
-        notes.append(f"rates and {activation}(potentials) correlate by {explained:.2f} only: is the activation right?")
+    excess = range_excess(torch.from_numpy(values), activation)
+    if excess > tolerance:
+        phi = activation_named(activation)
+        raise UserError(
+            f"rates in the range of {activation}, ({phi.low:g}, {phi.high:g}), but for noise",
+            f"values from {values.min():g} to {values.max():g} (excess {excess:.2g}, tolerated {tolerance:g})",
+            "set data.activation to the neurons' nonlinearity, rescale the rates, or raise data.range_tolerance",
+        )
 
 
 def _known_connectivity(
-    arrays: _Arrays, n_neurons: int, n_inputs: int, latents: np.ndarray | None, rank: int | None
-) -> tuple[Loadings | None, Tensor | None]:
+    arrays: _Arrays, n_inputs: int, latents: np.ndarray | None, rank: int | None
+) -> tuple[Loadings | None, np.ndarray | None]:
     """MBD split into m, b, d by the rank and the number of inputs, and N."""
-    stacked, n = _numbers(arrays, "MBD", ("neurons", "columns")), _numbers(arrays, "N", ("neurons", "rank"))
+    import torch
+
+    from connector.types import Loadings
+
+    n_neurons = arrays.activity.shape[2]
+    stacked, n = arrays.numbers("MBD", ("neurons", "columns")), arrays.numbers("N", ("neurons", "rank"))
     for key, value in (("MBD", stacked), ("N", n)):
         if value is None:
             continue
@@ -300,25 +322,26 @@ def _known_connectivity(
         rank = n.shape[1]
     if n is not None and n.shape[1] != rank:
         raise UserError(f"N of shape ({n_neurons}, {rank}), rank {rank} as in latents", str(n.shape))
-    n = None if n is None else torch.from_numpy(n).double()
     if stacked is None:
         return None, n
-    width = stacked.shape[1]
     if rank is None:
         raise UserError(
             "MBD together with `latents` or `N`, which tell its rank", f"MBD of shape {stacked.shape} alone"
         )
-    if width == rank + n_inputs + 1:
-        layout = (n_inputs, True)
-    elif width == rank + n_inputs:
-        layout = (n_inputs, False)
-    elif width == rank:
-        layout = (0, False)
-    else:
-        options = sorted({rank, rank + n_inputs, rank + n_inputs + 1})
+    layouts = {rank + n_inputs + 1: (n_inputs, True), rank: (0, False), rank + n_inputs: (n_inputs, False)}
+    width = stacked.shape[1]
+    if width not in layouts:
+        *some, last = sorted(layouts)
         raise UserError(
-            f"MBD with {', '.join(map(str, options[:-1]))} or {options[-1]} columns (rank {rank}, {n_inputs} inputs)",
+            f"MBD with {', '.join(map(str, some))} or {last} columns (rank {rank}, {n_inputs} inputs)",
             f"shape {stacked.shape}",
             "MBD holds m, b, d side by side; give `externalinputs` and `latents` that go with it",
         )
-    return Loadings.unstack(torch.from_numpy(stacked).double(), rank, *layout), n
+    return Loadings.unstack(torch.from_numpy(stacked).double(), rank, *layouts[width]), n
+
+
+def _without(loadings: Loadings | None, part: str) -> Loadings | None:
+    return None if loadings is None else replace(loadings, **{part: None})
+
+
+READER = Reader(NpzOptions, load_npz, formats=("npz",), takes_rank=True)

@@ -4,91 +4,119 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from connector.data.formats import require_format
-from connector.data.preprocessing import bin_events, mean_rates_hz
-from connector.dynamics import activation as activation_named
+from connector.data.nwb_tables import Table
+from connector.data.nwb_trials import (
+    TrialBins,
+    Window,
+    baseline_rates,
+    choices_of,
+    time_series,
+    trial_bins,
+    trial_inputs,
+)
+from connector.data.nwb_units import active_units, filtered_units, unit_names, unit_places
+from connector.data.preprocessing import mean_rates_hz
+from connector.data.readers import Reader, require_format
+from connector.data.settings import data_option, settled
+from connector.declarations import require
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage, unreadable
-from connector.types import Loadings, Recording, span
 
-EVENT_TIMES = ("session", "align")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from connector.types import Loadings, Recording
+
 # Where an exported file says how it is to be read.
 NOTED = "connector_reading"
-# Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
-# although session times carry rounding errors.
-_DECIMALS = 9
 SHORTEST_BIN_S = 1e-6
-_SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
+
+
+@dataclass
+class NwbOptions:
+    """How an NWB file is read: the options of ``data=nwb`` and keywords of :func:`load_nwb`.
+
+    Null stands for the default named, or, in a file of :func:`connector.data.nwb_export.export_nwb`, for what that file
+    was written with. A trial's bins begin ``start_s`` after its event ``align``; only bins that fit wholly before its
+    end are taken. Trials without that event (NaN) are left out.
+    """
+
+    bin_s: float | None = data_option("bin width; null: 0.01", unit="s", above=0, default=None)
+    tau: float | None = data_option("time constant; null: 0.1; alpha = bin_s / tau", unit="s", above=0, default=None)
+    activation: str | None = data_option("phi of the neurons; null: softplus", default=None)
+    align: str | None = data_option(
+        "trials column with the time of the event that time is counted from; null: start_time", default=None
+    )
+    start_s: float = data_option("start of the window from that event; may be negative", unit="s", default=0.0)
+    stop_s: float | None = data_option("end of the window from that event", unit="s", default=None)
+    until: str | None = data_option(
+        "trials column with the time at which each trial ends, if not at stop_s before; null: stop_time, or none with stop_s",
+        default=None,
+    )
+    inputs: list[str] | None = data_option(
+        "external inputs, in this order: trials columns (event times, counted in each bin, or a number, constant in the "
+        "trial) or time series (averaged in each bin; the last sample before it where a bin has none); null: none",
+        default=None,
+    )
+    event_times: str = data_option(
+        "event times in trials columns are seconds in the session, or from the event align",
+        choices=("session", "align"), default="session",
+    )  # fmt: skip
+    choices: str | None = data_option(
+        "trials column with choices: 0 / 1, false / true or left / right; NaN or other words: no choice", default=None
+    )
+    choice_values: list[Any] | None = data_option(
+        "the two values of that column that mean left and right, where they are others, as [-1,1]", default=None
+    )
+    evidence: str | None = data_option("trials column with the signed strength of the evidence for right", default=None)
+    click_difference: str | None = data_option("trials column with right minus left clicks", default=None)
+    baseline_hz: str | None = data_option("trials column with each unit's rate before the trial, Hz", default=None)
+    trial_times: str | None = data_option(
+        "trials column with the trials' times in the session, for slow drift; null: those of align", default=None
+    )
+    units: Any = data_option(
+        "units kept, by their columns, as {quality:good,location:[mPFC,dmFC]}; columns of the electrodes table, and the "
+        "location of the electrode group, stand for the unit's first electrode",
+        default=None,
+    )
+    trials: Any = data_option("trials kept, by their columns, as {outcome:[hit,miss]}", default=None)
+    min_rate_hz: float | None = data_option(
+        "units firing less on average in the trials are left out; null: those silent throughout; 0: none",
+        unit="Hz", at_least=0, default=None,
+    )  # fmt: skip
+    max_gigabytes: float = data_option(
+        "largest size of the counts in memory", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
+    )
+
+    def check(self) -> None:
+        for name in ("units", "trials"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
+        if self.stop_s is not None:
+            require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
+        if self.choice_values is not None:
+            require(len(self.choice_values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", self.choice_values)
 
 
 def load_nwb(
-    path: str | os.PathLike,
-    *,
-    bin_s: float | None = None,
-    tau_s: float | None = None,
-    activation: str | None = None,
-    align: str | None = None,
-    start_s: float = 0.0,
-    stop_s: float | None = None,
-    until: str | None = None,
-    inputs: Sequence[str] | None = None,
-    event_times: str = "session",
-    choices: str | None = None,
-    choice_values: Sequence[Any] | None = None,
-    evidence: str | None = None,
-    click_difference: str | None = None,
-    baseline_hz: str | None = None,
-    trial_times: str | None = None,
-    units: dict[str, Any] | None = None,
-    trials: dict[str, Any] | None = None,
-    min_rate_hz: float | None = None,
-    max_gigabytes: float = MAX_GIGABYTES,
-    name: str | None = None,
+    path: str | os.PathLike, options: NwbOptions | None = None, *, name: str | None = None, **keywords
 ) -> Recording:
     """Spike counts from the units and trials tables of an NWB file.
 
-    A trial's bins begin ``start_s`` after its event ``align``; only bins that fit wholly before its end are taken. What
-    is None stands for the default given below, or, in a file of :func:`export_nwb`, for what that file was written with.
-
     Args:
         path: the file.
-        bin_s: bin width, seconds; None: 0.01.
-        tau_s: time constant, seconds (None: 0.1); alpha = bin_s / tau_s.
-        activation: phi of the neurons; None: softplus.
-        align: trials column with the time of the event that trials are aligned to; None: start_time. Trials without
-            that event (NaN) are left out.
-        start_s: start of the window, seconds from the event; may be negative.
-        stop_s: end of the window, seconds from the event.
-        until: trials column with the time at which each trial ends; None: stop_time where ``stop_s`` is not given.
-            Where both are given, trials end at the earlier.
-        inputs: names of external inputs, in this order. A trials column with a list of event times in each trial counts
-            the events in each bin; one with a number in each trial is an input constant in the trial; a time series of
-            the file is averaged in each bin (bins without a sample have the last one before).
-        event_times: "session": event times in trials columns are times in the session, as is usual; "align": seconds
-            from the event ``align``.
-        choices: trials column with choices: 0 / 1, false / true or left / right; NaN or other words: no choice.
-        choice_values: the two values of that column that mean left and right, where they are others.
-        evidence: trials column with the signed strength of the evidence for right.
-        click_difference: trials column with right minus left clicks.
-        baseline_hz: trials column with each unit's firing rate before the trial, Hz.
-        trial_times: trials column with the trials' times in the session, for slow drift; None: those of ``align``.
-        units: {column: value or list of values}: units with one of these values in that column are kept. Columns of the
-            electrodes table, and the ``location`` of the electrode group, stand for the unit's first electrode.
-        trials: {column: value or list of values}: trials kept.
-        min_rate_hz: units firing less on average in the trials are left out; None: those silent throughout; 0: none.
-        max_gigabytes: largest size of the counts in memory.
+        options: how to read it; None: the defaults of :class:`NwbOptions`.
         name: of the recording; None: the file's.
+        keywords: options by their names, ``tau`` also as ``tau_s``.
 
     Returns:
         Recording of kind "spikes"; inputs are float32, ``trial_times_s`` seconds in the session.
@@ -99,87 +127,73 @@ def load_nwb(
     """
     path = Path(path)
     require_format(path, "nwb")
-    if event_times not in EVENT_TIMES:
-        raise UserError(f"data.event_times among {', '.join(EVENT_TIMES)}", repr(event_times))
-    with _opened(path, max_gigabytes) as nwb:
-        noted = _noted_reading(path, nwb)
+    options = settled(NwbOptions, options, keywords)
+    with _opened(path, options.max_gigabytes) as nwb:
+        return _recording(path, nwb, options, name or path.stem)
 
-        def chosen(key: str, given: Any, default: Any = None) -> Any:
-            return given if given is not None else noted.get(key, default)
 
-        unchanged = bin_s is None and align is None and start_s == 0
-        bin_s, alpha = _time_step(noted, bin_s, tau_s)
-        activation = chosen("activation", activation, "softplus")
-        activation_named(activation)
-        event = chosen("align", align, "start_time")
-        table, notes = _Table(path, nwb, "trials", max_gigabytes), []
-        kept, begin, lengths, aligned = _windows(
-            table,
-            event,
-            start_s,
-            stop_s,
-            chosen("until", until, "stop_time" if stop_s is None else None),
-            trials or {},
-            bin_s,
-            notes,
-        )
-        grid = _Grid(begin, lengths, bin_s)
-        if unchanged and stop_s is None and until is None:  # padding past the longest trial, too
-            grid.n_steps = max(grid.n_steps, int(noted.get("n_steps", 0)))
-        cells = _Table(path, nwb, "units", max_gigabytes)
-        chosen_units = _filter_units(cells, nwb, units or {}, notes)
-        _check_memory(grid, len(chosen_units), max_gigabytes)
-        counts = np.zeros((grid.n_trials, grid.n_steps, len(chosen_units)), dtype=np.float32)
-        trains = cells.rows("spike_times", "the spike times of sorted units")
-        for k, unit in enumerate(chosen_units):
-            counts[:, :, k] = grid.counts(np.sort(np.asarray(trains[unit], dtype=float)))
-        activity, lengths = torch.from_numpy(counts), torch.from_numpy(lengths)
-        rates = mean_rates_hz(activity, lengths, bin_s)
-        active = _active(rates, chosen("min_rate_hz", min_rate_hz), notes)
-        kept_units = chosen_units[active]
+def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
+    import torch
 
-        parts = [
-            _input(path, nwb, table, name, grid, kept, aligned if event_times == "align" else np.zeros(len(begin)))
-            for name in chosen("inputs", inputs, [])
-        ]
-        stacked = np.concatenate([values for values, _ in parts], axis=2) if parts else None
-        names = tuple(label for _, labels in parts for label in labels)
-        if inputs is None and parts and "input_names" in noted:
-            names = tuple(noted["input_names"])
-        times = chosen("trial_times", trial_times, event)
-        of_trials = {
-            key: _per_trial(table, chosen(key, column), kept)
-            for key, column in (("evidence", evidence), ("click_difference", click_difference))
-        }
-        _describe(notes, grid, len(kept_units), float(rates[active].mean()), cells, nwb, kept_units)
-        latents, loadings, n = None, None, None
-        if "latents" in noted or "loadings" in noted:
-            if unchanged:
-                latents, loadings, n = _truth(nwb, cells, noted, grid, kept_units)
-            else:
-                notes.append("true latents and loadings left out: they belong to the bins the file was written with")
-        return Recording(
-            activity=activity[:, :, torch.from_numpy(active)],
-            kind="spikes",
-            lengths=lengths,
-            alpha=alpha,
-            activation=activation,
-            inputs=None if stacked is None else torch.from_numpy(stacked.astype(np.float32)),
-            input_names=names,
-            bin_s=bin_s,
-            latents=latents,
-            loadings=loadings,
-            n=n,
-            choices=_choices(table, choices, choice_values, kept)
-            if choices is not None
-            else _per_trial(table, noted.get("choices"), kept),
-            trial_times_s=_per_trial(table, times, kept),
-            baseline_hz=_baseline(table, chosen("baseline_hz", baseline_hz), kept, kept_units, len(cells)),
-            neuron_names=() if noted and "unit_name" not in cells.columns else _unit_names(cells, nwb, kept_units),
-            name=name or path.stem,
-            notes=tuple(notes),
-            **of_trials,
-        )
+    from connector.dynamics import activation as activation_named
+    from connector.types import Recording
+
+    noted, notes = _noted_reading(path, nwb), []
+    options, alpha = _completed(given, noted)
+    activation_named(options.activation)
+    table = Table(path, nwb, "trials", options.max_gigabytes)
+    window = Window(options.align, options.start_s, options.stop_s, options.until, options.bin_s)
+    bins = trial_bins(table, window, options.trials or {}, notes)
+    unchanged = given.bin_s is None and given.align is None and given.start_s == 0
+    if unchanged and given.stop_s is None and given.until is None:  # padding past the longest trial, too
+        bins.n_steps = max(bins.n_steps, int(noted.get("n_steps", 0)))
+    cells = Table(path, nwb, "units", options.max_gigabytes)
+    units = filtered_units(cells, options.units or {}, notes)
+    activity, lengths = torch.from_numpy(_counts(cells, units, bins)), torch.from_numpy(bins.lengths)
+    rates = mean_rates_hz(activity, lengths, bins.bin_s).numpy()
+    active = active_units(rates, options.min_rate_hz, notes)
+    units = units[active]
+    inputs, input_names = trial_inputs(table, options.inputs, bins, options.event_times == "align")
+    if given.inputs is None and inputs is not None and "input_names" in noted:
+        input_names = tuple(noted["input_names"])
+    places = unit_places(cells, units)
+    _describe(notes, bins, places, len(units), float(rates[active].mean()))
+    latents, loadings, n = None, None, None
+    if "latents" in noted or "loadings" in noted:
+        if unchanged:
+            latents, loadings, n = _truth(cells, noted, bins, units)
+        else:
+            notes.append("true latents and loadings left out: they belong to the bins the file was written with")
+
+    def per_trial(column: str | None) -> Tensor | None:
+        return None if column is None else torch.from_numpy(table.numbers(column)[bins.rows])
+
+    choices, baseline = per_trial(noted.get("choices")) if given.choices is None else None, None
+    if given.choices is not None:
+        choices = torch.from_numpy(choices_of(table, given.choices, given.choice_values, bins.rows))
+    if options.baseline_hz is not None:
+        baseline = torch.from_numpy(baseline_rates(table, options.baseline_hz, bins.rows, units, len(cells)))
+    return Recording(
+        activity=activity[:, :, torch.from_numpy(active)],
+        kind="spikes",
+        lengths=lengths,
+        alpha=alpha,
+        activation=options.activation,
+        inputs=None if inputs is None else torch.from_numpy(inputs.astype(np.float32)),
+        input_names=input_names,
+        bin_s=bins.bin_s,
+        latents=latents,
+        loadings=loadings,
+        n=n,
+        choices=choices,
+        evidence=per_trial(options.evidence),
+        click_difference=per_trial(options.click_difference),
+        trial_times_s=per_trial(options.trial_times),
+        baseline_hz=baseline,
+        neuron_names=() if noted and "unit_name" not in cells.columns else unit_names(cells, units, places),
+        name=name,
+        notes=tuple(notes),
+    )
 
 
 def load_pynwb():
@@ -227,427 +241,81 @@ def _noted_reading(path: Path, nwb) -> dict[str, Any]:
         ) from error
 
 
-def _time_step(noted: dict[str, Any], bin_s: float | None, tau_s: float | None) -> tuple[float, float]:
-    """Bin width, seconds, and alpha; an exported file keeps its time constant where only the bin is given."""
-    if bin_s is None and tau_s is None and noted:
-        return noted["bin_s"], noted["alpha"]
-    if tau_s is None:
-        tau_s = noted["bin_s"] / noted["alpha"] if noted else 0.1
-    if bin_s is None:
-        bin_s = noted.get("bin_s", 0.01)
-    if not SHORTEST_BIN_S <= bin_s <= tau_s:
-        raise UserError(
-            "a bin of at least a microsecond and at most the time constant",
-            f"data.bin_s {bin_s:g} s, data.tau {tau_s:g} s",
-        )
-    return float(bin_s), float(bin_s / tau_s)
+def _completed(given: NwbOptions, noted: dict[str, Any]) -> tuple[NwbOptions, float]:
+    """The options with what the file was written with, or the default, for null; and alpha.
 
-
-class _Table:
-    """A table of an NWB file with errors that name the columns there are."""
-
-    def __init__(self, path: Path, nwb, name: str, max_gigabytes: float):
-        self.path, self.name, self.table = path, name, getattr(nwb, name)
-        self.max_gigabytes = max_gigabytes
-        if self.table is None or len(self.table) == 0:
-            others = [x for x in ("trials", "units", "electrodes") if getattr(nwb, x, None) is not None]
-            others += [x for x in (nwb.intervals or {}) if x not in others]
-            raise UserError(
-                f"an NWB file with a table of {name}",
-                f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
-                f"(tables: {', '.join(others) or 'none'})",
-            )
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.table.colnames)
-
-    def rows(self, column: str, what: str = "") -> list | np.ndarray:
-        """A column: an array with one value or row for each row of the table, or a list of arrays where it is ragged.
-
-        Raises:
-            UserError: no such column; names those there are.
-        """
-        if column not in self.columns:
-            raise UserError(
-                f"a column of the {self.name} table" + (f" with {what}" if what else ""),
-                f"{column!r} in {self.path.name}",
-                f"there are: {', '.join(self.columns)}",
-            )
-        value = self.table[column]
-        if hasattr(value, "target"):  # ragged: an index into the data of all rows
-            if hasattr(value.target, "target"):
-                raise UserError(f"a {self.name} column of values or lists", f"{column!r}, which holds lists of lists")
-            ends = np.asarray(_whole(value.data, self.max_gigabytes), dtype=np.int64)
-            data = _whole(value.target.data, self.max_gigabytes)
-            starts = np.r_[0, ends[:-1]]
-            if (ends < starts).any() or ends[-1] > len(data):
-                raise UserError(
-                    f"a {self.name} column whose rows follow one another",
-                    f"{column!r} in {self.path.name}, whose index is damaged",
-                )
-            return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
-        plain = hasattr(value, "data") and not hasattr(value, "elements")
-        data = _whole(value.data if plain else value, self.max_gigabytes)
-        return data if isinstance(data, list) else np.asarray(data)
-
-    def numbers(self, column: str) -> np.ndarray:
-        """A column of one number in each row, (rows,) float."""
-        value = self.rows(column)
-        array = None if isinstance(value, list) else value
-        if array is None or array.ndim != 1 or array.dtype.kind not in "biuf":
-            kind = "lists" if array is None or array.ndim != 1 else "text"
-            raise UserError(f"a {self.name} column with one number in each row", f"{column!r}, which holds {kind}")
-        return array.astype(float)
-
-
-def _whole(data, max_gigabytes: float):
-    """All of a column or series; refused where the size that the file declares is too large."""
-    if getattr(data, "shape", None) is not None and getattr(data, "dtype", None) is not None:
-        size = 1e-9 * math.prod(data.shape) * np.dtype(data.dtype).itemsize
-        if size > _SMALL_GB:
-            check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
-    with limited_memory(max_gigabytes):
-        return data[:]
-
-
-class _Grid:
-    """The bins of all trials: trial i has bins [begin[i] + j bin_s, begin[i] + (j + 1) bin_s), j < lengths[i]."""
-
-    def __init__(self, begin: np.ndarray, lengths: np.ndarray, bin_s: float):
-        self.begin, self.lengths, self.bin_s = begin, lengths, bin_s
-        self.n_trials, self.n_steps = len(begin), int(lengths.max())
-
-    def places(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For ascending times in the session: which of them lie in a trial, and the bin (trial * n_steps + step).
-
-        Where trials overlap, a time comes up once for each.
-        """
-        low = np.searchsorted(times_s, self.begin - self.bin_s)
-        high = np.searchsorted(times_s, self.begin + (self.lengths + 1) * self.bin_s)
-        n = np.maximum(high - low, 0)
-        trial = np.repeat(np.arange(self.n_trials), n)
-        which = np.arange(len(trial)) - np.repeat(np.cumsum(n) - n - low, n)
-        relative = np.round(times_s[which] - self.begin[trial], _DECIMALS)
-        step = np.floor(relative / self.bin_s + 1e-9).astype(np.int64)
-        inside = (step >= 0) & (step < self.lengths[trial])
-        return which[inside], trial[inside] * self.n_steps + step[inside]
-
-    def counts(self, times_s: np.ndarray) -> np.ndarray:
-        """(trials, steps) number of events in each bin; ascending times."""
-        place = self.places(times_s)[1]
-        return np.bincount(place, minlength=self.n_trials * self.n_steps).reshape(self.n_trials, self.n_steps)
-
-    def averages(self, times_s: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """(trials, steps, channels) mean of the samples in each bin, or the last sample before it, else NaN.
-
-        Args:
-            times_s: (samples,) ascending; values: (samples, channels).
-        """
-        which, place = self.places(times_s)
-        size = self.n_trials * self.n_steps
-        number = np.bincount(place, minlength=size)
-        sums = np.stack([np.bincount(place, weights=x[which], minlength=size) for x in values.T], axis=1)
-        begins = (self.begin[:, None] + np.arange(self.n_steps) * self.bin_s).ravel()
-        before = np.searchsorted(times_s, begins + 10.0**-_DECIMALS, side="right") - 1
-        held = np.where(before[:, None] >= 0, values[np.maximum(before, 0)], np.nan)
-        mean = np.where(number[:, None] > 0, sums / np.maximum(number, 1)[:, None], held)
-        return mean.reshape(self.n_trials, self.n_steps, -1)
-
-    @property
-    def inside(self) -> np.ndarray:
-        return np.arange(self.n_steps)[None, :] < self.lengths[:, None]
-
-
-def _windows(
-    table: _Table,
-    align: str,
-    start_s: float,
-    stop_s: float | None,
-    until: str | None,
-    wanted: dict[str, Any],
-    bin_s: float,
-    notes: list[str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the trials kept, where their bins begin in the session, how many there are, the times of ``align``."""
-    if stop_s is not None and not stop_s > start_s:
-        raise UserError("data.stop_s after data.start_s", f"{stop_s:g} s and {start_s:g} s")
-    event = table.numbers(align)
-    ends = np.full(len(event), np.inf)
-    if stop_s is not None:
-        ends = event + stop_s
-    if until is not None:
-        column = table.numbers(until)
-        ends = np.where(np.isnan(column), np.nan, np.minimum(ends, column))
-    keep = np.ones(len(event), dtype=bool)
-    for column, values in wanted.items():
-        keep &= _matches(table.rows(column), values, f"trials column {column}")
-    if not keep.all():
-        notes.append(f"{int((~keep).sum())} of {len(keep)} trials left out by data.trials")
-    timed = np.isfinite(event) & np.isfinite(ends)
-    if (keep & ~timed).any():
-        columns = align if until is None else f"{align} or {until}"
-        notes.append(f"{int((keep & ~timed).sum())} trials without {columns} left out")
-    keep &= timed
-    span = np.where(timed, np.round(ends - event - start_s, _DECIMALS), 0.0)
-    lengths = np.floor(span / bin_s + 1e-6).astype(np.int64)
-    short = keep & (lengths < 2)
-    if short.any():
-        notes.append(f"{int(short.sum())} trials shorter than 2 bins left out")
-    keep &= lengths >= 2
-    if not keep.any():
-        raise UserError(
-            "trials of at least 2 bins in the window",
-            f"none of {len(keep)} ({'; '.join(notes)})",
-            "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s",
-        )
-    kept = keep.nonzero()[0]
-    begin, lengths = event[kept] + start_s, lengths[kept]
-    order = np.argsort(begin, kind="stable")
-    overlaps = int((begin[order][1:] < (begin + (lengths - 1e-6) * bin_s)[order][:-1]).sum())
-    if overlaps:
-        notes.append(f"{overlaps} trials begin before the one before them has ended: spikes there count in both")
-    return kept, begin, lengths, event[kept]
-
-
-def _matches(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
-    """Which rows hold one of the values wanted; numbers compare as numbers, all else as text."""
-    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
-    if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError(f"{what} with one value in each row", "lists")
-    if rows.dtype.kind in "biuf":
-        found = rows.astype(float)
-        try:
-            keys = [float(value) for value in wanted]
-        except (TypeError, ValueError):
-            keys = [np.nan]
+    An exported file keeps its time constant where only the bin is given.
+    """
+    bin_s, tau = given.bin_s, given.tau
+    if bin_s is None and tau is None and noted:
+        bin_s, alpha = noted["bin_s"], noted["alpha"]
     else:
-        found, keys = np.array([_text(value) for value in rows]), [str(value) for value in wanted]
-    unknown = [value for value, key in zip(wanted, keys) if not (found == key).any()]
-    if unknown:
-        values = list(dict.fromkeys(f"{x:g}" if isinstance(x, float) else x for x in found.tolist()))
-        listed = ", ".join(values[:12]) + (", ..." if len(values) > 12 else "")
-        raise UserError(f"values of the {what} among {listed}", ", ".join(map(str, unknown)))
-    return np.isin(found, keys)
+        if tau is None:
+            tau = noted["bin_s"] / noted["alpha"] if noted else 0.1
+        if bin_s is None:
+            bin_s = noted.get("bin_s", 0.01)
+        if not SHORTEST_BIN_S <= bin_s <= tau:
+            raise UserError(
+                "a bin of at least a microsecond and at most the time constant",
+                f"data.bin_s {bin_s:g} s, data.tau {tau:g} s",
+            )
+        alpha = bin_s / tau
+    align = noted.get("align", "start_time") if given.align is None else given.align
+    defaults = {
+        "activation": "softplus",
+        "align": align,
+        "until": "stop_time" if given.stop_s is None else None,
+        "inputs": [],
+        "trial_times": align,
+        **dict.fromkeys(("evidence", "click_difference", "baseline_hz", "min_rate_hz")),
+    }
+    filled = {key: noted.get(key, default) for key, default in defaults.items() if getattr(given, key) is None}
+    return replace(given, **filled, bin_s=float(bin_s)), float(alpha)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _unit_values(cells: _Table, nwb, column: str) -> list | np.ndarray:
-    """A units column, or, by each unit's first electrode, one of the electrodes table or the location of its group."""
-    if column in cells.columns:
-        return cells.rows(column)
-    of_electrodes = [] if nwb.electrodes is None else list(nwb.electrodes.colnames)
-    if column in of_electrodes and "electrodes" in cells.columns:
-        index = cells.table["electrodes"]
-        ends = np.asarray(index.data[:], dtype=np.int64)
-        if hasattr(index, "target"):
-            region, starts = np.asarray(index.target.data[:], dtype=np.int64), np.r_[0, ends[:-1]]
-        else:
-            region, starts, ends = ends, np.arange(len(ends)), np.arange(len(ends)) + 1
-        values = _Table(cells.path, nwb, "electrodes", cells.max_gigabytes).rows(column)
-        return np.array([_text(values[region[a]]) if b > a else "" for a, b in zip(starts, ends)])
-    if column == "location" and "electrode_group" in cells.columns:
-        return np.array([str(group.location) for group in cells.table["electrode_group"][:]])
-    there = cells.columns + [x for x in of_electrodes if x not in cells.columns and "electrodes" in cells.columns]
-    raise UserError("a column of the units table", f"{column!r} in {cells.path.name}", f"there are: {', '.join(there)}")
-
-
-def _filter_units(cells: _Table, nwb, wanted: dict[str, Any], notes: list[str]) -> np.ndarray:
-    keep = np.ones(len(cells), dtype=bool)
-    for column, values in wanted.items():
-        keep &= _matches(_unit_values(cells, nwb, column), values, f"units column {column}")
-    if not keep.any():
-        raise UserError("units that data.units keeps", f"none of {len(keep)}", "loosen data.units")
-    if not keep.all():
-        notes.append(f"{int((~keep).sum())} of {len(keep)} units left out by data.units")
-    return keep.nonzero()[0]
-
-
-def _active(rates_hz: Tensor, min_rate_hz: float | None, notes: list[str]) -> np.ndarray:
-    rates = rates_hz.numpy()
-    active = rates > 0 if min_rate_hz is None else rates >= min_rate_hz
-    if not active.any() or not rates.any():
-        raise UserError(
-            "units that fire in the trials" + (f" at {min_rate_hz:g} Hz or more" if min_rate_hz else ""),
-            f"a highest mean rate of {rates.max():.2g} Hz",
-            "lower data.min_rate_hz" if rates.any() else "check data.align and the window",
-        )
-    if not active.all():
-        below = "silent in the trials" if not min_rate_hz else f"below {min_rate_hz:g} Hz"
-        notes.append(f"{int((~active).sum())} units {below} left out")
-    elif (rates == 0).any():
-        notes.append(f"{int((rates == 0).sum())} units never fire in the trials")
-    return active
-
-
-def _check_memory(grid: _Grid, n_units: int, max_gigabytes: float) -> None:
+def _counts(cells: Table, units: np.ndarray, bins: TrialBins) -> np.ndarray:
+    """(trials, steps, units) float32."""
     check_size(
-        4e-9 * grid.n_trials * grid.n_steps * n_units,
-        max_gigabytes,
-        f"the longest trial has {grid.n_steps} bins: set data.stop_s, widen data.bin_s, or raise data.max_gigabytes",
+        4e-9 * bins.n_trials * bins.n_steps * len(units),
+        cells.max_gigabytes,
+        f"the longest trial has {bins.n_steps} bins: set data.stop_s, widen data.bin_s, or raise data.max_gigabytes",
     )
+    counts = np.zeros((bins.n_trials, bins.n_steps, len(units)), dtype=np.float32)
+    trains = cells.rows("spike_times", "the spike times of sorted units")
+    for k, unit in enumerate(units):
+        counts[:, :, k] = bins.counts(np.sort(np.asarray(trains[unit], dtype=float)))
+    return counts
 
 
-def _describe(
-    notes: list[str], grid: _Grid, n_units: int, rate_hz: float, cells: _Table, nwb, kept: np.ndarray
-) -> None:
-    with contextlib.suppress(UserError):
-        places = [_text(x) for x in np.asarray(_unit_values(cells, nwb, "location"))[kept]]
-        counted = ", ".join(f"{places.count(place)} {place}" for place in dict.fromkeys(places))
-        notes.insert(0, f"units: {counted}")
-    notes.insert(
-        0,
-        f"{grid.n_trials} trials of {span(grid.lengths)} bins of {1000 * grid.bin_s:g} ms; "
-        f"{n_units} units, mean rate in trials {rate_hz:.2g} Hz",
+def _describe(notes: list[str], bins: TrialBins, places: list[str], n_units: int, rate_hz: float) -> None:
+    from connector.types import span
+
+    said = (
+        f"{bins.n_trials} trials of {span(bins.lengths)} bins of {1000 * bins.bin_s:g} ms; "
+        f"{n_units} units, mean rate in trials {rate_hz:.2g} Hz"
     )
-
-
-def _unit_names(cells: _Table, nwb, kept: np.ndarray) -> tuple[str, ...]:
-    if "unit_name" in cells.columns:
-        return tuple(_text(value) for value in np.asarray(cells.rows("unit_name"))[kept])
-    ids = np.asarray(cells.table.id[:])[kept]
-    try:
-        places = [_text(x) for x in np.asarray(_unit_values(cells, nwb, "location"))[kept]]
-    except UserError:
-        places = ["unit"] * len(kept)
-    return tuple(f"{place} {number}" for place, number in zip(places, ids))
-
-
-def _per_trial(table: _Table, column: str | None, kept: np.ndarray) -> Tensor | None:
-    return None if column is None else torch.from_numpy(table.numbers(column)[kept])
-
-
-def _choices(table: _Table, column: str, values: Sequence[Any] | None, kept: np.ndarray) -> Tensor:
-    """0 left, 1 right, NaN none, (trials,)."""
-    rows = table.rows(column)
-    if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError("a trials column with one choice in each trial", f"{column!r}, which holds lists")
-    rows = rows[kept]
-    if values is not None and len(values) != 2:
-        raise UserError("data.choice_values as a list of two, what means left and what right", str(list(values)))
-    if rows.dtype.kind not in "biuf":
-        rows = np.array([_text(value).strip().lower() for value in rows])
-        left, right = (str(v).strip().lower() for v in values) if values is not None else ("left", "right")
-    else:
-        try:
-            left, right = (float(v) for v in values) if values is not None else (0.0, 1.0)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"data.choice_values as numbers, as in {column!r}", str(list(values))) from error
-    choices = np.where(rows == left, 0.0, np.where(rows == right, 1.0, np.nan))
-    # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.
-    numeric = rows.dtype.kind in "biuf"
-    strange = numeric and values is None and (np.isnan(choices) & np.isfinite(rows.astype(float))).any()
-    if np.isnan(choices).all() or strange:
-        found = [f"{float(x):g}" if numeric else str(x) for x in np.unique(rows)]
-        raise UserError(
-            f"choices {left} and {right} in the trials column {column!r}",
-            ", ".join(found[:6]) + (", ..." if len(found) > 6 else ""),
-            "say which values mean left and right: data.choice_values=[LEFT,RIGHT]",
-        )
-    return torch.from_numpy(choices)
-
-
-def _baseline(
-    table: _Table, column: str | None, kept: np.ndarray, kept_units: np.ndarray, n_units: int
-) -> Tensor | None:
-    if column is None:
-        return None
-    rows = table.rows(column)
-    if isinstance(rows, list) and {len(row) for row in rows} == {n_units}:
-        rows = np.stack(rows)
-    if isinstance(rows, list) or rows.shape != (len(table), n_units) or rows.dtype.kind not in "iuf":
-        raise UserError(
-            f"a trials column with a rate for each of {n_units} units in each trial", f"{column!r}, which has not"
-        )
-    return torch.from_numpy(np.ascontiguousarray(rows[kept][:, kept_units]))
-
-
-def _time_series(nwb) -> dict[str, list]:
-    pynwb = load_pynwb()
-    series: dict[str, list] = {}
-    for item in nwb.objects.values():
-        if isinstance(item, pynwb.TimeSeries):
-            series.setdefault(item.name, []).append(item)
-    return series
-
-
-def _input(
-    path: Path, nwb, table: _Table, name: str, grid: _Grid, kept: np.ndarray, origin_s: np.ndarray
-) -> tuple[np.ndarray, list[str]]:
-    """An external input (trials, steps, channels), zero past a trial's end, and the channels' names."""
-    if name in table.columns:
-        values = _column_input(table, name, grid, kept, origin_s)[:, :, None]
-    else:
-        series = _time_series(nwb)
-        if name not in series:
-            raise UserError(
-                "a trials column or a time series for data.inputs",
-                f"{name!r} in {path.name}",
-                f"columns: {', '.join(table.columns)}; time series: {', '.join(series) or 'none'}",
-            )
-        if len(series[name]) > 1:
-            raise UserError(f"one time series {name!r}", f"{len(series[name])} of that name in {path.name}")
-        values = _series_input(series[name][0], grid, table.max_gigabytes)
-    inside = grid.inside
-    bad = int((~np.isfinite(values[inside])).any(1).sum())
-    if bad:
-        raise UserError(
-            f"finite values of the input {name!r} in all trials",
-            f"{int((~np.isfinite(values) & inside[:, :, None]).any((1, 2)).sum())} trials without, or in part",
-            "leave those trials out with data.trials",
-        )
-    values[~inside] = 0
-    channels = values.shape[2]
-    return values, [name] if channels == 1 else [f"{name} {i + 1}" for i in range(channels)]
-
-
-def _column_input(table: _Table, name: str, grid: _Grid, kept: np.ndarray, origin_s: np.ndarray) -> np.ndarray:
-    rows = table.rows(name)
-    if not isinstance(rows, list) and rows.ndim == 1:
-        return np.repeat(table.numbers(name)[kept][:, None], grid.n_steps, axis=1)
-    binned = np.zeros((grid.n_trials, grid.n_steps))
-    for i, trial in enumerate(kept):
-        times = np.asarray(rows[trial])
-        if times.size and times.dtype.kind not in "iuf":
-            raise UserError("event times, numbers", f"text in the trials column {name!r}")
-        times = times.astype(float).ravel()
-        relative = np.round(times[np.isfinite(times)] + origin_s[i] - grid.begin[i], _DECIMALS)
-        binned[i, : grid.lengths[i]] = bin_events(relative, int(grid.lengths[i]), grid.bin_s)
-    return binned
-
-
-def _series_input(series, grid: _Grid, max_gigabytes: float) -> np.ndarray:
-    values = np.asarray(_whole(series.data, max_gigabytes))
-    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
-        raise UserError(
-            f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
-        )
-    values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
-    if series.timestamps is not None:
-        times = np.asarray(_whole(series.timestamps, max_gigabytes), dtype=float)
-    else:
-        times = series.starting_time + np.arange(len(values)) / series.rate
-    order = np.argsort(times, kind="stable")
-    return grid.averages(times[order], values[order])
+    counted = ", ".join(f"{places.count(place)} {place}" for place in dict.fromkeys(places))
+    notes[:0] = [said, f"units: {counted}"] if places else [said]
 
 
 def _truth(
-    nwb, cells: _Table, noted: dict[str, Any], grid: _Grid, kept_units: np.ndarray
+    cells: Table, noted: dict[str, Any], bins: TrialBins, units: np.ndarray
 ) -> tuple[Tensor | None, Loadings | None, Tensor | None]:
     """True latents, loadings and output weights of an exported simulation."""
+    import torch
+
+    from connector.types import Loadings
+
     latents, columns = None, {}
     if "latents" in noted:
-        series = _time_series(nwb)[noted["latents"]][0]
-        values = grid.averages(np.asarray(series.timestamps[:]), np.asarray(series.data[:], dtype=float))
-        values[~grid.inside] = 0
+        series = time_series(cells.nwb)[noted["latents"]][0]
+        values = bins.averages(np.asarray(series.timestamps[:]), np.asarray(series.data[:], dtype=float))
+        values[~bins.inside] = 0
         latents = torch.from_numpy(values.astype(np.asarray(series.data[:1]).dtype))
     for key in noted.get("loadings", ()):
-        columns[key] = torch.from_numpy(np.asarray(cells.rows(f"true_{key}"))[kept_units])
+        columns[key] = torch.from_numpy(np.asarray(cells.rows(f"true_{key}"))[units])
     n = columns.pop("n", None)
     return latents, Loadings(**columns) if columns else None, n
+
+
+READER = Reader(NwbOptions, load_nwb, formats=("nwb",))

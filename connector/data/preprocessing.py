@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from connector.dynamics import activation as activation_named
 from connector.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def clip_to_open_range(rates: Tensor, activation: str, margin: float = 1e-7) -> Tensor:
@@ -24,6 +25,10 @@ def clip_to_open_range(rates: Tensor, activation: str, margin: float = 1e-7) -> 
         margin: distance kept from a bound; 1e-7 loses next to nothing of float32, whose spacing below 1 is 6e-8.
             The threshold of relu is no pole of its inverse: there silent neurons stay at exactly 0.
     """
+    import torch
+
+    from connector.dynamics import activation as activation_named
+
     phi = activation_named(activation)
     inner = 0.0 if phi.name == "relu" else margin
     # The upper bound in the tensor's own precision: 1 - margin must not round back to 1.
@@ -39,6 +44,8 @@ def range_excess(rates: Tensor, activation: str) -> float:
     Gaussian noise of standard deviation s on fully saturated tanh neurons gives s / sqrt(2); z-scored activity
     declared as tanh gives 0.39 and as relu 0.71.
     """
+    from connector.dynamics import activation as activation_named
+
     phi = activation_named(activation)
     below, above = rates[rates < phi.low].double(), rates[rates > phi.high].double()
     total = float((phi.low - below).square().sum() + (above - phi.high).square().sum())

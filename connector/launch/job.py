@@ -17,14 +17,8 @@ from rich.table import Table
 
 from connector import __version__, interruption
 from connector.data.attractors import load_teachers
-from connector.data.modules import (
-    AttractorDataModule,
-    NlbDataModule,
-    NpzDataModule,
-    NwbDataModule,
-    RatDataModule,
-    RecordingDataModule,
-)
+from connector.data.modules import AttractorDataModule, FileDataModule, RecordingDataModule
+from connector.data.simulation import SimulationOptions
 from connector.errors import UserError, explain
 from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
@@ -33,7 +27,7 @@ from connector.report.glossary import METRICS
 from connector.report.opening import counted
 from connector.runs import provenance
 from connector.runs.lock import locked
-from connector.runs.options import STAGES, AttractorData, NlbData, NpzData, NwbData, Options, RatData
+from connector.runs.options import STAGES, AttractorData, Options
 from connector.runs.store import RunStore, fingerprint
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
@@ -47,8 +41,6 @@ from connector.stages.write_results import summarise
 from connector.types import Recording, span
 
 _log = logging.getLogger("connector")
-
-_FILE_MODULES = {NpzData: NpzDataModule, RatData: RatDataModule, NwbData: NwbDataModule, NlbData: NlbDataModule}
 
 
 # Data that an ensemble has read for its jobs, by their run directories; each job takes its own.
@@ -71,27 +63,13 @@ def build_data(options: Options) -> RecordingDataModule:
         "has_bias": options.lrrnn.bias,
     }
     if isinstance(data, AttractorData):
-        names = [
-            "n_neurons",
-            "n_grid",
-            "extent",
-            "n_steps",
-            "observation",
-            "recorded_fraction",
-            "exact_moments",
-            "stride",
-            "rate_scale_hz",
-            "bin_s",
-        ]
-        simulation = {name: getattr(data, name) for name in names}
-        simulation |= {"noise_std": data.process_noise, "observation_noise_std": data.observation_noise}
         if data.teachers is not None:
             load_teachers(data.teachers)
-        return AttractorDataModule(data.name, simulation=simulation, data_seed=options.seed, **common)
+        return AttractorDataModule(data.name, simulation=data.part(SimulationOptions), data_seed=options.seed, **common)
     if not Path(data.path).is_file():
         got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
         raise UserError("data.path naming a file that exists", got)
-    return _FILE_MODULES[type(data)](data.path, reading=data.reading(), **common)
+    return FileDataModule(data.path, data.source, reading=data.reading(), **common)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from connector.data.readers import READERS, reader
+from connector.data.simulation import SimulationOptions
 from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_words, option, require
 from connector.errors import UserError
 
@@ -21,188 +23,73 @@ MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
 STAGES = ("lrrnn", "loadings", "outputs")
 
 
-def _check(condition: bool, option: str, expected: str, value: Any, remedy: str = "") -> None:
-    if not condition:
-        raise UserError(f"{option} {expected}", repr(value), remedy)
-
-
-def _positive(options: Any, prefix: str, names: str) -> None:
-    for name in names.split():
-        value = getattr(options, name)
-        if value is not None:
-            _check(value > 0, f"{prefix}.{name}", "greater than 0", value)
-
-
-def _not_negative(options: Any, prefix: str, names: str) -> None:
-    for name in names.split():
-        value = getattr(options, name)
-        if value is not None:
-            _check(value >= 0, f"{prefix}.{name}", "of 0 or more", value)
-
-
-def _one_of(options: Any, prefix: str, name: str, choices: tuple) -> None:
-    value = getattr(options, name)
-    _check(value in choices, f"{prefix}.{name}", f"among {', '.join(map(str, choices))}", value)
+_DATA = ("data",)
 
 
 @dataclass
 class DataOptions:
-    """What every data set has. ``fold`` k of ``n_folds``: test trials are fold k, validation trials the next one."""
+    """What every data set has."""
 
-    source: str = MISSING
-    name: str = MISSING
-    fold: int = MISSING
-    n_folds: int = MISSING
-    fold_seed: int = MISSING
+    source: str = option("attractor (a simulated teacher), or the format of a file", stages=_DATA)
+    name: str = option("of the data set; of the teacher, where one is simulated", stages=_DATA)
+    fold: int = option(
+        "test trials are this fold, validation trials the next one (after the last the first)", stages=_DATA
+    )
+    n_folds: int = option("of the rotation of training, validation and test trials", stages=_DATA, at_least=3)
+    fold_seed: int = option("of the shuffle that assigns trials to folds", stages=_DATA, at_least=0)
 
     def check(self) -> None:
-        _check(self.n_folds >= 3, "data.n_folds", "of 3 or more (training, validation, test)", self.n_folds)
-        _check(self.fold_seed >= 0, "data.fold_seed", "of 0 or more", self.fold_seed)
-        _check(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
+        require(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
+
+    def part(self, schema: type) -> dict[str, Any]:
+        """Those of the options that ``schema`` declares."""
+        return {f.name: getattr(self, f.name) for f in fields(schema)}
 
 
 @dataclass
-class AttractorData(DataOptions):
-    teachers: str | None = None  # newer than runs that are read back
-    n_neurons: int = MISSING
-    n_grid: int = MISSING
-    extent: float = MISSING
-    n_steps: int = MISSING
-    process_noise: float = MISSING
-    observation: str = MISSING
-    observation_noise: float = MISSING
-    recorded_fraction: float = MISSING
-    exact_moments: bool = MISSING
-    stride: int = MISSING
-    bin_s: float = MISSING
-    rate_scale_hz: float = MISSING
+class AttractorData(DataOptions, SimulationOptions):
+    """A teacher network with known connectivity, simulated."""
+
+    teachers: str | None = option(
+        "a Python file that registers teachers of your own, which data.name can then choose", stages=_DATA, before=None
+    )
 
     def check(self) -> None:
-        super().check()
-        _positive(self, "data", "n_neurons n_grid extent stride bin_s rate_scale_hz")
-        _check(self.n_steps >= 2, "data.n_steps", "of 2 or more", self.n_steps)
-        _not_negative(self, "data", "process_noise observation_noise")
-        _check(
-            self.stride <= self.n_steps // 2,
-            "data.stride",
-            f"of at most data.n_steps / 2 = {self.n_steps // 2}",
-            self.stride,
-        )
+        DataOptions.check(self)
+        SimulationOptions.check(self)
         gigabytes = 4e-9 * self.n_grid**2 * self.n_steps * self.n_neurons
-        _check(
-            gigabytes <= MAX_GIGABYTES,
-            "data.n_grid^2 * data.n_steps * data.n_neurons",
-            f"of at most {MAX_GIGABYTES:g} GB",
-            f"{gigabytes:.3g} GB",
-        )
-        _one_of(self, "data", "observation", ("rates", "spikes"))
-        _check(0 < self.recorded_fraction <= 1, "data.recorded_fraction", "in (0, 1]", self.recorded_fraction)
+        sizes, most = "data.n_grid^2 * data.n_steps * data.n_neurons", f"of at most {MAX_GIGABYTES:g} GB"
+        require(gigabytes <= MAX_GIGABYTES, sizes, most, f"{gigabytes:.3g} GB")
 
 
 @dataclass
 class FileData(DataOptions):
-    path: str = MISSING
+    """A recording in a file; the options of its format are those that its reader declares."""
+
+    path: str = option("the file", stages=_DATA)
 
     def check(self) -> None:
         super().check()
-        _check(bool(self.path), "data.path", "naming a file", self.path)
+        require(bool(self.path), "data.path", "naming a file", self.path)
 
     def reading(self) -> dict[str, Any]:
-        """The options of the format's reader, by their names there."""
-        names = [f.name for f in fields(self) if f.name not in {g.name for g in fields(FileData)}]
-        return {"tau_s" if name == "tau" else name: getattr(self, name) for name in names}
+        """The options of the format's reader."""
+        return self.part(reader(self.source).options)
 
 
-@dataclass
-class NpzData(FileData):
-    activation: str | None = MISSING
-    alpha: float | None = MISSING
-    tau: float = MISSING
-    bin_s: float = MISSING
-    range_tolerance: float = MISSING
-    max_gigabytes: float = MISSING
+def _data_of_file(source: str) -> type[FileData]:
+    own = reader(source).options
 
-    def check(self) -> None:
-        super().check()
-        if self.alpha is not None:
-            _check(0 < self.alpha <= 1, "data.alpha", "in (0, 1]", self.alpha)
-        _positive(self, "data", "tau bin_s max_gigabytes")
-        _not_negative(self, "data", "range_tolerance")
+    def check(self: Any) -> None:
+        FileData.check(self)
+        if hasattr(own, "check"):
+            own.check(self)
+
+    about = {"__doc__": own.__doc__, "__module__": __name__, "check": check}
+    return make_dataclass(own.__name__.replace("Options", "Data"), [], bases=(FileData, own), namespace=about)
 
 
-@dataclass
-class RatData(FileData):
-    tau: float = MISSING
-    brain_areas: list[str] | None = MISSING
-    min_rate_hz: float = MISSING
-    include_photostimulated: bool = MISSING
-    include_stereo_click: bool = MISSING
-    click_adaptation: bool = MISSING
-    adaptation_phi: float = MISSING
-    adaptation_rate_hz: float = MISSING
-    across_sides: bool = MISSING
-    max_gigabytes: float = MISSING
-
-    def check(self) -> None:
-        super().check()
-        _positive(self, "data", "tau adaptation_rate_hz max_gigabytes")
-        _not_negative(self, "data", "min_rate_hz adaptation_phi")
-
-
-@dataclass
-class NwbData(FileData):
-    bin_s: float | None = MISSING
-    tau: float | None = MISSING
-    activation: str | None = MISSING
-    align: str | None = MISSING
-    start_s: float = MISSING
-    stop_s: float | None = MISSING
-    until: str | None = MISSING
-    inputs: list[str] | None = MISSING
-    event_times: str = MISSING
-    choices: str | None = MISSING
-    choice_values: list[Any] | None = MISSING
-    evidence: str | None = MISSING
-    click_difference: str | None = MISSING
-    baseline_hz: str | None = MISSING
-    trial_times: str | None = MISSING
-    units: Any = MISSING
-    trials: Any = MISSING
-    min_rate_hz: float | None = MISSING
-    max_gigabytes: float = MISSING
-
-    def check(self) -> None:
-        super().check()
-        _positive(self, "data", "bin_s tau max_gigabytes")
-        _not_negative(self, "data", "min_rate_hz")
-        _one_of(self, "data", "event_times", ("session", "align"))
-        for name in ("units", "trials"):
-            value = getattr(self, name)
-            _check(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
-        if self.stop_s is not None:
-            _check(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
-        if self.choice_values is not None:
-            _check(len(self.choice_values) == 2, "data.choice_values", "as [LEFT,RIGHT]", self.choice_values)
-
-
-@dataclass
-class NlbData(FileData):
-    group: str | None = MISSING
-    split: str = MISSING
-    heldout: bool | None = MISSING
-    bin_s: float = MISSING
-    rebin: int = MISSING
-    tau: float = MISSING
-    activation: str | None = MISSING
-    max_gigabytes: float = MISSING
-
-    def check(self) -> None:
-        super().check()
-        _positive(self, "data", "bin_s rebin tau max_gigabytes")
-        _one_of(self, "data", "split", ("train", "eval", "all"))
-
-
-DATA_TYPES = {"attractor": AttractorData, "npz": NpzData, "rat": RatData, "nwb": NwbData, "nlb": NlbData}
+DATA_TYPES = {"attractor": AttractorData, **{source: _data_of_file(source) for source in READERS}}
 
 
 _LRRNN, _LOADINGS, _OUTPUTS = ("lrrnn",), ("loadings",), ("outputs",)

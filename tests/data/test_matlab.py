@@ -6,8 +6,8 @@ import pytest
 from matlab73 import HEADER, write_matlab73
 from scipy.io import savemat
 
-from connector.data.formats import recognise_format
 from connector.data.matlab import read_matlab
+from connector.data.readers import recognise_format
 from connector.errors import UserError
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from connector.data.modules import (
     AttractorDataModule,
+    FileDataModule,
     InMemoryBatches,
-    NpzDataModule,
     TensorDataModule,
 )
 from connector.errors import UserError
@@ -173,7 +173,7 @@ def test_npz_module_with_inputs_ragged_trials_and_a_baseline(tmp_path):
         MBD=rng.normal(size=(5, 3 + 2)),
         N=rng.normal(size=(5, 3)),
     )
-    data = NpzDataModule(str(tmp_path / "a.npz"), reading={"tau_s": 0.05}, rank=3, batch_size=4)
+    data = FileDataModule(str(tmp_path / "a.npz"), reading={"tau_s": 0.05}, rank=3, batch_size=4)
     data.setup()
     assert data.sizes.alpha == pytest.approx(0.2)
     assert (data.sizes.n_inputs, data.sizes.rank, data.sizes.has_bias) == (2, 3, False)
@@ -186,7 +186,7 @@ def test_npz_module_with_inputs_ragged_trials_and_a_baseline(tmp_path):
     data.baseline = torch.zeros(20, 8, 4)
     with pytest.raises(UserError, match="baseline"):
         data.train_dataloader()
-    forced = NpzDataModule(str(tmp_path / "a.npz"), rank=3, has_bias=True)
+    forced = FileDataModule(str(tmp_path / "a.npz"), rank=3, has_bias=True)
     forced.setup()
     assert forced.sizes.has_bias
 
@@ -194,7 +194,7 @@ def test_npz_module_with_inputs_ragged_trials_and_a_baseline(tmp_path):
 def test_fewer_trials_than_folds(tmp_path):
     np.savez(tmp_path / "a.npz", rates=np.tanh(np.random.default_rng(0).normal(size=(4, 8, 5))))
     with pytest.raises(UserError, match="4 trials"):
-        NpzDataModule(str(tmp_path / "a.npz")).setup()
-    three = NpzDataModule(str(tmp_path / "a.npz"), n_folds=3)
+        FileDataModule(str(tmp_path / "a.npz")).setup()
+    three = FileDataModule(str(tmp_path / "a.npz"), n_folds=3)
     three.setup()
     assert len(three.fold.train)

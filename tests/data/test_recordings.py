@@ -13,13 +13,12 @@ from matlab73 import write_matlab73
 from scipy.io import loadmat, savemat
 
 from connector.data.clicks import load_rat
-from connector.data.formats import recognise_format
 from connector.data.nlb import load_nlb
 from connector.data.npz import load_npz
 from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
 from connector.data.preprocessing import adapt_clicks
-from connector.data.readers import read_recording, source_of
+from connector.data.readers import read_recording, recognise_format, source_of
 from connector.errors import UserError
 
 DATA = Path(os.environ.get("CONNECTOR_DATA", ROOT.parent / "shared" / "data"))

@@ -1,16 +1,12 @@
 """The real configuration files compose and pass the check; what is wrong is refused in a line."""
 
-import inspect
-
 import pytest
 from commands import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.data.clicks import load_rat
-from connector.data.nlb import load_nlb
-from connector.data.npz import load_npz
-from connector.data.nwb import load_nwb
+from connector.data.readers import READERS, reader
+from connector.data.simulation import SimulationOptions
 from connector.errors import UserError
 from connector.runs.naming import register_resolvers
 from connector.runs.options import DATA_TYPES, checked, unknown_option
@@ -33,15 +29,16 @@ def test_experiments_compose_and_pass(experiment):
     assert isinstance(options.data, DATA_TYPES[options.data.source])
 
 
-@pytest.mark.parametrize(
-    ("source", "reader"), [("npz", load_npz), ("rat", load_rat), ("nwb", load_nwb), ("nlb", load_nlb)]
-)
-def test_options_of_files_are_those_of_their_reader_with_the_same_defaults(source, reader):
+@pytest.mark.parametrize("source", READERS)
+def test_options_of_files_are_those_of_their_reader_with_the_same_defaults(source):
     options = checked(composed(f"data={source}", "data.path=x")).data
     assert type(options) is DATA_TYPES[source]
-    parameters = inspect.signature(reader).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.name not in ("path", "name", "rank")}
-    assert options.reading() == defaults
+    assert options.reading() == vars(reader(source).options())
+
+
+def test_options_of_teachers_are_those_of_the_simulation_with_the_same_defaults():
+    options = checked(composed()).data
+    assert options.part(SimulationOptions) == vars(SimulationOptions())
 
 
 def test_every_data_set_that_help_lists_is_one_and_divides_its_trials_alike():

@@ -1,0 +1,110 @@
+"""Tables of NWB files: their columns, of any kind, read whole, and rows chosen by them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from connector.errors import UserError
+from connector.files import check_size, limited_memory
+
+_SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
+
+
+class Table:
+    """A table of an NWB file with errors that name the columns there are."""
+
+    def __init__(self, path: Path, nwb, name: str, max_gigabytes: float):
+        self.path, self.nwb, self.name, self.table = path, nwb, name, getattr(nwb, name)
+        self.max_gigabytes = max_gigabytes
+        if self.table is None or len(self.table) == 0:
+            others = [x for x in ("trials", "units", "electrodes") if getattr(nwb, x, None) is not None]
+            others += [x for x in (nwb.intervals or {}) if x not in others]
+            raise UserError(
+                f"an NWB file with a table of {name}",
+                f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
+                f"(tables: {', '.join(others) or 'none'})",
+            )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.table.colnames)
+
+    def rows(self, column: str, what: str = "") -> list | np.ndarray:
+        """A column: an array with one value or row for each row of the table, or a list of arrays where it is ragged.
+
+        Raises:
+            UserError: no such column; names those there are.
+        """
+        if column not in self.columns:
+            raise UserError(
+                f"a column of the {self.name} table" + (f" with {what}" if what else ""),
+                f"{column!r} in {self.path.name}",
+                f"there are: {', '.join(self.columns)}",
+            )
+        value = self.table[column]
+        if hasattr(value, "target"):  # ragged: an index into the data of all rows
+            if hasattr(value.target, "target"):
+                raise UserError(f"a {self.name} column of values or lists", f"{column!r}, which holds lists of lists")
+            ends = np.asarray(whole(value.data, self.max_gigabytes), dtype=np.int64)
+            data = whole(value.target.data, self.max_gigabytes)
+            starts = np.r_[0, ends[:-1]]
+            if (ends < starts).any() or ends[-1] > len(data):
+                raise UserError(
+                    f"a {self.name} column whose rows follow one another",
+                    f"{column!r} in {self.path.name}, whose index is damaged",
+                )
+            return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
+        plain = hasattr(value, "data") and not hasattr(value, "elements")
+        data = whole(value.data if plain else value, self.max_gigabytes)
+        return data if isinstance(data, list) else np.asarray(data)
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column of one number in each row, (rows,) float."""
+        value = self.rows(column)
+        array = None if isinstance(value, list) else value
+        if array is None or array.ndim != 1 or array.dtype.kind not in "biuf":
+            kind = "lists" if array is None or array.ndim != 1 else "text"
+            raise UserError(f"a {self.name} column with one number in each row", f"{column!r}, which holds {kind}")
+        return array.astype(float)
+
+
+def whole(data, max_gigabytes: float):
+    """All of a column or series; refused where the size that the file declares is too large."""
+    if getattr(data, "shape", None) is not None and getattr(data, "dtype", None) is not None:
+        size = 1e-9 * math.prod(data.shape) * np.dtype(data.dtype).itemsize
+        if size > _SMALL_GB:
+            check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+    with limited_memory(max_gigabytes):
+        return data[:]
+
+
+def matching(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
+    """Which rows hold one of the values wanted; numbers compare as numbers, all else as text."""
+    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    if isinstance(rows, list) or rows.ndim != 1:
+        raise UserError(f"{what} with one value in each row", "lists")
+    if rows.dtype.kind in "biuf":
+        found = rows.astype(float)
+        try:
+            keys = [float(value) for value in wanted]
+        except (TypeError, ValueError):
+            keys = [np.nan]
+    else:
+        found, keys = np.array([text(value) for value in rows]), [str(value) for value in wanted]
+    unknown = [value for value, key in zip(wanted, keys) if not (found == key).any()]
+    if unknown:
+        values = list(dict.fromkeys(f"{x:g}" if isinstance(x, float) else x for x in found.tolist()))
+        listed = ", ".join(values[:12]) + (", ..." if len(values) > 12 else "")
+        raise UserError(f"values of the {what} among {listed}", ", ".join(map(str, unknown)))
+    return np.isin(found, keys)
+
+
+def text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

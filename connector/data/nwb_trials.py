@@ -1,0 +1,251 @@
+"""Trials of NWB files: their bins, what is counted and averaged in them, and what the trials table tells of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from connector.data.nwb_tables import Table, matching, text, whole
+from connector.data.preprocessing import bin_events
+from connector.errors import UserError
+
+# Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
+# although session times carry rounding errors.
+_DECIMALS = 9
+
+
+@dataclass(frozen=True)
+class Window:
+    """From ``start_s`` after the event in the column ``align`` to ``stop_s`` after it or the time in the column
+    ``until``, the earlier; None: only the other. Seconds."""
+
+    align: str
+    start_s: float
+    stop_s: float | None
+    until: str | None
+    bin_s: float
+
+
+class TrialBins:
+    """The bins of all trials: trial i has bins [begin[i] + j bin_s, begin[i] + (j + 1) bin_s), j < lengths[i].
+
+    Attributes:
+        rows: (trials,) their rows in the trials table; event_s: when the event happened that they are aligned to.
+        begin: (trials,) seconds in the session; lengths: (trials,) int64; bin_s: seconds.
+        n_steps: bins of the longest trial; more where trials are padded further.
+    """
+
+    def __init__(self, rows: np.ndarray, event_s: np.ndarray, begin: np.ndarray, lengths: np.ndarray, bin_s: float):
+        self.rows, self.event_s = rows, event_s
+        self.begin, self.lengths, self.bin_s = begin, lengths, bin_s
+        self.n_trials, self.n_steps = len(begin), int(lengths.max())
+
+    def places(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For ascending times in the session: which of them lie in a trial, and the bin (trial * n_steps + step).
+
+        Where trials overlap, a time comes up once for each.
+        """
+        low = np.searchsorted(times_s, self.begin - self.bin_s)
+        high = np.searchsorted(times_s, self.begin + (self.lengths + 1) * self.bin_s)
+        n = np.maximum(high - low, 0)
+        trial = np.repeat(np.arange(self.n_trials), n)
+        which = np.arange(len(trial)) - np.repeat(np.cumsum(n) - n - low, n)
+        relative = np.round(times_s[which] - self.begin[trial], _DECIMALS)
+        step = np.floor(relative / self.bin_s + 1e-9).astype(np.int64)
+        inside = (step >= 0) & (step < self.lengths[trial])
+        return which[inside], trial[inside] * self.n_steps + step[inside]
+
+    def counts(self, times_s: np.ndarray) -> np.ndarray:
+        """(trials, steps) number of events in each bin; ascending times."""
+        place = self.places(times_s)[1]
+        return np.bincount(place, minlength=self.n_trials * self.n_steps).reshape(self.n_trials, self.n_steps)
+
+    def averages(self, times_s: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(trials, steps, channels) mean of the samples in each bin, or the last sample before it, else NaN.
+
+        Args:
+            times_s: (samples,) ascending; values: (samples, channels).
+        """
+        which, place = self.places(times_s)
+        size = self.n_trials * self.n_steps
+        number = np.bincount(place, minlength=size)
+        sums = np.stack([np.bincount(place, weights=x[which], minlength=size) for x in values.T], axis=1)
+        begins = (self.begin[:, None] + np.arange(self.n_steps) * self.bin_s).ravel()
+        before = np.searchsorted(times_s, begins + 10.0**-_DECIMALS, side="right") - 1
+        held = np.where(before[:, None] >= 0, values[np.maximum(before, 0)], np.nan)
+        mean = np.where(number[:, None] > 0, sums / np.maximum(number, 1)[:, None], held)
+        return mean.reshape(self.n_trials, self.n_steps, -1)
+
+    @property
+    def inside(self) -> np.ndarray:
+        return np.arange(self.n_steps)[None, :] < self.lengths[:, None]
+
+
+def trial_bins(table: Table, window: Window, wanted: dict[str, Any], notes: list[str]) -> TrialBins:
+    """The bins of the trials with the values wanted in their columns."""
+    align, until, start_s, stop_s, bin_s = (
+        window.align, window.until, window.start_s, window.stop_s, window.bin_s
+    )  # fmt: skip
+    event = table.numbers(align)
+    ends = np.full(len(event), np.inf)
+    if stop_s is not None:
+        ends = event + stop_s
+    if until is not None:
+        column = table.numbers(until)
+        ends = np.where(np.isnan(column), np.nan, np.minimum(ends, column))
+    keep = np.ones(len(event), dtype=bool)
+    for column, values in wanted.items():
+        keep &= matching(table.rows(column), values, f"trials column {column}")
+    if not keep.all():
+        notes.append(f"{int((~keep).sum())} of {len(keep)} trials left out by data.trials")
+    timed = np.isfinite(event) & np.isfinite(ends)
+    if (keep & ~timed).any():
+        columns = align if until is None else f"{align} or {until}"
+        notes.append(f"{int((keep & ~timed).sum())} trials without {columns} left out")
+    keep &= timed
+    span = np.where(timed, np.round(ends - event - start_s, _DECIMALS), 0.0)
+    lengths = np.floor(span / bin_s + 1e-6).astype(np.int64)
+    short = keep & (lengths < 2)
+    if short.any():
+        notes.append(f"{int(short.sum())} trials shorter than 2 bins left out")
+    keep &= lengths >= 2
+    if not keep.any():
+        raise UserError(
+            "trials of at least 2 bins in the window",
+            f"none of {len(keep)} ({'; '.join(notes)})",
+            "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s",
+        )
+    kept = keep.nonzero()[0]
+    begin, lengths = event[kept] + start_s, lengths[kept]
+    order = np.argsort(begin, kind="stable")
+    overlaps = int((begin[order][1:] < (begin + (lengths - 1e-6) * bin_s)[order][:-1]).sum())
+    if overlaps:
+        notes.append(f"{overlaps} trials begin before the one before them has ended: spikes there count in both")
+    return TrialBins(kept, event[kept], begin, lengths, bin_s)
+
+
+def trial_inputs(
+    table: Table, names: Sequence[str], bins: TrialBins, from_event: bool
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """External inputs (trials, steps, channels), zero past a trial's end, and the channels' names.
+
+    Args:
+        from_event: event times in columns count from the event that trials are aligned to, not in the session.
+    """
+    parts, labels = [], []
+    for name in names:
+        values = _input(table, name, bins, bins.event_s if from_event else np.zeros(bins.n_trials))
+        channels = values.shape[2]
+        parts.append(values)
+        labels += [name] if channels == 1 else [f"{name} {i + 1}" for i in range(channels)]
+    return np.concatenate(parts, axis=2) if parts else None, tuple(labels)
+
+
+def time_series(nwb) -> dict[str, list]:
+    """All time series of a file by their names."""
+    import pynwb
+
+    series: dict[str, list] = {}
+    for item in nwb.objects.values():
+        if isinstance(item, pynwb.TimeSeries):
+            series.setdefault(item.name, []).append(item)
+    return series
+
+
+def _input(table: Table, name: str, bins: TrialBins, origin_s: np.ndarray) -> np.ndarray:
+    """An external input (trials, steps, channels), zero past a trial's end."""
+    if name in table.columns:
+        values = _column_input(table, name, bins, origin_s)[:, :, None]
+    else:
+        series = time_series(table.nwb)
+        if name not in series:
+            raise UserError(
+                "a trials column or a time series for data.inputs",
+                f"{name!r} in {table.path.name}",
+                f"columns: {', '.join(table.columns)}; time series: {', '.join(series) or 'none'}",
+            )
+        if len(series[name]) > 1:
+            raise UserError(f"one time series {name!r}", f"{len(series[name])} of that name in {table.path.name}")
+        values = _series_input(series[name][0], bins, table.max_gigabytes)
+    unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
+    if unknown.any():
+        raise UserError(
+            f"finite values of the input {name!r} in all trials",
+            f"{int(unknown.sum())} trials without, or in part",
+            "leave those trials out with data.trials",
+        )
+    values[~bins.inside] = 0
+    return values
+
+
+def _column_input(table: Table, name: str, bins: TrialBins, origin_s: np.ndarray) -> np.ndarray:
+    rows = table.rows(name)
+    if not isinstance(rows, list) and rows.ndim == 1:
+        return np.repeat(table.numbers(name)[bins.rows][:, None], bins.n_steps, axis=1)
+    binned = np.zeros((bins.n_trials, bins.n_steps))
+    for i, trial in enumerate(bins.rows):
+        times = np.asarray(rows[trial])
+        if times.size and times.dtype.kind not in "iuf":
+            raise UserError("event times, numbers", f"text in the trials column {name!r}")
+        times = times.astype(float).ravel()
+        relative = np.round(times[np.isfinite(times)] + origin_s[i] - bins.begin[i], _DECIMALS)
+        binned[i, : bins.lengths[i]] = bin_events(relative, int(bins.lengths[i]), bins.bin_s)
+    return binned
+
+
+def _series_input(series, bins: TrialBins, max_gigabytes: float) -> np.ndarray:
+    values = np.asarray(whole(series.data, max_gigabytes))
+    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
+        raise UserError(
+            f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
+        )
+    values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
+    if series.timestamps is not None:
+        times = np.asarray(whole(series.timestamps, max_gigabytes), dtype=float)
+    else:
+        times = series.starting_time + np.arange(len(values)) / series.rate
+    order = np.argsort(times, kind="stable")
+    return bins.averages(times[order], values[order])
+
+
+def choices_of(table: Table, column: str, values: Sequence[Any] | None, kept: np.ndarray) -> np.ndarray:
+    """0 left, 1 right, NaN none, (trials,)."""
+    rows = table.rows(column)
+    if isinstance(rows, list) or rows.ndim != 1:
+        raise UserError("a trials column with one choice in each trial", f"{column!r}, which holds lists")
+    rows = rows[kept]
+    if rows.dtype.kind not in "biuf":
+        rows = np.array([text(value).strip().lower() for value in rows])
+        left, right = (str(v).strip().lower() for v in values) if values is not None else ("left", "right")
+    else:
+        try:
+            left, right = (float(v) for v in values) if values is not None else (0.0, 1.0)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"data.choice_values as numbers, as in {column!r}", str(list(values))) from error
+    choices = np.where(rows == left, 0.0, np.where(rows == right, 1.0, np.nan))
+    # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.
+    numeric = rows.dtype.kind in "biuf"
+    strange = numeric and values is None and (np.isnan(choices) & np.isfinite(rows.astype(float))).any()
+    if np.isnan(choices).all() or strange:
+        found = [f"{float(x):g}" if numeric else str(x) for x in np.unique(rows)]
+        raise UserError(
+            f"choices {left} and {right} in the trials column {column!r}",
+            ", ".join(found[:6]) + (", ..." if len(found) > 6 else ""),
+            "say which values mean left and right: data.choice_values=[LEFT,RIGHT]",
+        )
+    return choices
+
+
+def baseline_rates(table: Table, column: str, kept: np.ndarray, kept_units: np.ndarray, n_units: int) -> np.ndarray:
+    """(trials, units) firing rate before each trial, Hz."""
+    rows = table.rows(column)
+    if isinstance(rows, list) and {len(row) for row in rows} == {n_units}:
+        rows = np.stack(rows)
+    if isinstance(rows, list) or rows.shape != (len(table), n_units) or rows.dtype.kind not in "iuf":
+        raise UserError(
+            f"a trials column with a rate for each of {n_units} units in each trial", f"{column!r}, which has not"
+        )
+    return np.ascontiguousarray(rows[kept][:, kept_units])

@@ -1,0 +1,28 @@
+"""Options of readers and of the simulation: declared once, given as an instance or as keywords."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from connector.declarations import check, option
+
+T = TypeVar("T")
+
+data_option = partial(option, stages=("data",))
+# Keywords of the Python functions whose option has another name on the command line.
+KEYWORDS = {"tau_s": "tau", "noise_std": "process_noise", "observation_noise_std": "observation_noise"}
+
+
+def settled(schema: type[T], options: T | None, keywords: dict[str, Any]) -> T:
+    """The options given, changed by the keywords, within their ranges; without options the defaults.
+
+    Raises:
+        TypeError: a keyword that is no option.
+        UserError: a value out of its range.
+    """
+    changes = {KEYWORDS.get(name, name): value for name, value in keywords.items()}
+    options = schema(**changes) if options is None else replace(options, **changes)  # type: ignore[type-var]
+    check(options, "data.")
+    return options
