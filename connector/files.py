@@ -274,7 +274,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         for name, value in arrays.items():
             if value is None:
                 continue
-            array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
             # A fixed date: np.savez stamps the time of writing, which makes equal results look different.
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -104,7 +104,9 @@ class NwbOptions:
         if self.stop_s is not None:
             require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
         if self.choice_values is not None:
-            require(len(self.choice_values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", self.choice_values)
+            require(
+                len(self.choice_values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", self.choice_values
+            )
 
 
 def load_nwb(
