@@ -26,15 +26,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from fold_runs import EXAMPLE, FoldGroup, FoldRun, differing, find_runs, grouped, wide_console
 from rich.table import Table
 from saved_runs import MissingRuns, finish
 
 from connector.analysis.spike_nulls import NULLS
 from connector.analysis.spike_scores import ResponseSums, auc, psth_r2_of_sums
+from connector.compare.folds import EXAMPLE, FoldGroup, FoldRun, differing, find_runs, grouped
 from connector.errors import UserError
 from connector.report.glossary import BASELINES
 from connector.runs.store import RunStore
+from connector.terminal import wide_console
 
 BITS = "lrrnn/bits_per_spike"
 MODEL = "low-rank RNN"
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = find_runs(parsed.directories, lambda run: BITS in run.metrics)
     groups = [group for each in grouped(runs) for group in each.values()]
     complete = [group for group in groups if not lacking(group)]
-    console = wide_console()
+    console = wide_console(200)
     for group, told in zip(complete, differing(complete)):
         path = group.first.config["data"].get("path", group.first.config["experiment_name"])
         n_trials = sum(len(run.responses["trials"]) for run in group.runs.values())

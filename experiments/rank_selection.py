@@ -23,13 +23,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fold_runs import FoldGroup, differing, find_runs, grouped, wide_console
 from matplotlib.figure import Figure
 from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
 from connector.figures.style import ACCENT, INFERRED, MUTED
 from connector.report.glossary import METRICS
+from connector.compare.folds import FoldGroup, differing, find_runs, grouped
+from connector.terminal import wide_console
 
 EXAMPLE = (
     "python train.py -m data=npz data.path=FILE lrrnn.rank=1,2,3,4 data.fold=1,2,3,4,5 'stages=[lrrnn]'"
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", default="figures", metavar="DIR", help="where figures go (default: figures)")
     parsed = parser.parse_args(arguments)
-    console = wide_console()
+    console = wide_console(200)
     runs = find_runs(parsed.directories, lambda run: LOSS in run.metrics)
     complete, commands = [], []
     for ranks in grouped(runs, [RANK]):

@@ -11,7 +11,7 @@ from structure import HERE, imported, imports_of, modules, wing
 
 # The floors of the house, from the ground up: a wing (a folder, or a module beside them) imports from lower floors only.
 FLOORS = [
-    {"errors", "interruption", "moved", "numerics"},
+    {"errors", "interruption", "moved", "numerics", "terminal"},
     {"declarations", "files", "types"},
     {"dynamics", "figures"},
     {"data"},
@@ -20,13 +20,13 @@ FLOORS = [
     {"analysis"},
     {"report", "runs"},
     {"stages"},
-    {"launch", "export", "sample"},
+    {"compare", "export", "launch", "sample"},
     {"plugins", "__main__"},
 ]
 AT_THE_RIM = {  # a framework: where it may be imported, as folders or modules
     "pytorch_lightning": ("data.modules", "stages", "launch"),
     "lightning_fabric": ("launch.distributed",),
-    "hydra": ("launch", "plugins"),
+    "hydra": ("launch", "plugins", "compare.folds"),
     "wandb": ("launch.wandb_run",),
 }
 

@@ -7,11 +7,8 @@ sweep reads the records, and the metrics from the jobs' directories.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from connector.errors import RunFailure, UserError
+from connector.terminal import shortest, wide_console
 
 # Shown, as far as jobs have them; jobs.csv holds all.
 MAIN_METRICS = (
@@ -61,11 +60,6 @@ def _expected_jobs(config: DictConfig) -> int | None:
     return count_jobs([f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task))
 
 
-def _shortest(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
 def end_state(error: BaseException | None) -> str:
     """How a job ended, with its exit code had it run alone and the first line of what it said."""
     if error is None:
@@ -99,7 +93,7 @@ class SweepReport(Callback):
         number, directory = int(config.hydra.job.num) + 1, Path(config.hydra.runtime.output_dir)
         overrides = list(config.hydra.overrides.task)
         total = "" if self.n_jobs is None else f"/{self.n_jobs}"
-        print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {_shortest(directory)}", flush=True)
+        print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {shortest(directory)}", flush=True)
         from connector.files import write_json  # here and below: --help answers without waiting for torch
 
         record = {"job": number, "overrides": overrides, "directory": str(directory), "state": _NOT_ENDED}
@@ -149,17 +143,20 @@ def close_sweep(console: Console | None = None) -> bool:
     sweep, _open = _open, None
     if sweep is None:
         return False
-    from connector.files import write_text
+    from connector.files import csv_text, write_text
 
     jobs = sweep.jobs()
     shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
     if not jobs:
         return False
-    write_text(sweep.directory / "jobs.csv", _csv(jobs))
-    if console is None:
-        console = Console()
-        if not console.is_terminal:  # a log file has no right margin
-            console = Console(width=250)
+    measures = sorted({key for job in jobs for key in job["metrics"]})
+    rows = [
+        [job["job"], " ".join(job["overrides"]), job["directory"], job["state"]]
+        + [job["metrics"].get(key, "") for key in measures]
+        for job in jobs
+    ]
+    write_text(sweep.directory / "jobs.csv", csv_text(["job", "overrides", "directory", "state", *measures], rows))
+    console = console or wide_console()
     shared = shared_overrides(jobs)
     if shared:
         console.print(f"All jobs: {' '.join(shared)}", soft_wrap=True, highlight=False, markup=False)
@@ -168,7 +165,7 @@ def close_sweep(console: Console | None = None) -> bool:
     line = f"Sweep: {done} of {len(jobs)} jobs done"
     if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
         line += f", {sweep.n_jobs - len(jobs)} never started"
-    console.print(f"{line}; {_shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
+    console.print(f"{line}; {shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
     return done < len(jobs)
 
 
@@ -190,17 +187,6 @@ def _table(jobs: list[dict[str, Any]], shared: list[str]) -> Table:
     for job in jobs:
         values = [f"{job['metrics'][key]:.4g}" if key in job["metrics"] else "" for key in shown]
         own = " ".join(override for override in job["overrides"] if override not in shared)
-        text = [cell.replace("[", "\\[") for cell in (own, job["state"])]  # else brackets are read as markup
+        text = [escape(cell) for cell in (own, job["state"])]
         table.add_row(str(job["job"]), text[0], *values, text[1])
     return table
-
-
-def _csv(jobs: list[dict[str, Any]]) -> str:
-    keys = sorted({key for job in jobs for key in job["metrics"]})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", "overrides", "directory", "state", *keys])
-    for job in jobs:
-        about = [job["job"], " ".join(job["overrides"]), job["directory"], job["state"]]
-        writer.writerow([*about, *(job["metrics"].get(key, "") for key in keys)])
-    return text.getvalue()

@@ -20,25 +20,16 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.report.glossary import METRICS
+from connector.compare import main
+from connector.compare.command import sentences
+from connector.compare.page import thinned, with_half
+from connector.compare.runs import find_runs, read_run
+from connector.compare.settings import about, compare
 from connector.runs.naming import register_resolvers
 
 D, FIELD = "connectivity/dissimilarity", "dynamics/field_error"
 T_2 = 4.302652729749464  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a table
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def compare(experiments_importable):
-    import compare
-
-    return compare
-
-
-@pytest.fixture(scope="module")
-def page_module(experiments_importable):
-    import comparison_page
-
-    return comparison_page
 
 
 _composed = {}
@@ -103,8 +94,8 @@ def sweep(tmp_path):
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def test_means_and_intervals_over_seeds_in_table_and_csv(sweep, tmp_path, compare, capsys):
-    assert compare.run([str(sweep), "--out", str(tmp_path / "out")]) == 0
+def test_means_and_intervals_over_seeds_in_table_and_csv(sweep, tmp_path, capsys):
+    assert main([str(sweep), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     rows = table_of(tmp_path / "out" / "comparison.csv")
     assert [row["lrrnn.rank"] for row in rows] == ["3", "2"]  # best first
@@ -128,63 +119,70 @@ def test_means_and_intervals_over_seeds_in_table_and_csv(sweep, tmp_path, compar
     ]
 
 
-def test_order_follows_the_direction_of_the_measure(sweep, compare):
-    found = compare.find_runs([sweep])
-    higher = compare.compare(found, "dynamics/attractors_kept")
+def test_order_follows_the_direction_of_the_measure(sweep):
+    found = find_runs([sweep])
+    higher = compare(found, "dynamics/attractors_kept")
     assert [setting.options["lrrnn.rank"] for setting in higher.settings] == [2, 3]
-    assert compare.about("lrrnn/own_r2").direction == "higher"
-    assert compare.about("timing/own_seconds").direction == "lower"
-    assert compare.about("connectivity/entropy").direction == ""
+    assert about("lrrnn/own_r2").direction == "higher"
+    assert about("timing/own_seconds").direction == "lower"
+    assert about("connectivity/entropy").direction == ""
 
 
-def test_the_main_measure_is_one_that_all_runs_have(sweep, compare):
-    assert compare.compare(compare.find_runs([sweep])).by == D
+def test_the_main_measure_is_one_that_all_runs_have(sweep):
+    assert compare(find_runs([sweep])).by == D
     written(sweep / "other", {FIELD: 0.01, "lrrnn/val_loss": 1.0}, lrrnn__rank=4)
-    comparison = compare.compare(compare.find_runs([sweep]))
+    comparison = compare(find_runs([sweep]))
     assert comparison.by == FIELD
     assert [setting.options["lrrnn.rank"] for setting in comparison.settings] == [4, 3, 2]
-    by_d = compare.compare(compare.find_runs([sweep]), D)
+    by_d = compare(find_runs([sweep]), D)
     assert by_d.settings[-1].options["lrrnn.rank"] == 4  # without the measure: last
 
 
-def test_seeds_and_folds_are_repetitions_and_nothing_else_is(tmp_path, compare):
+def test_seeds_and_folds_are_repetitions_and_nothing_else_is(tmp_path):
     for seed in (1, 2):
         for fold in (1, 2, 3):
             for sigma in (0.5, 1.0):
                 name = f"{seed}{fold}{sigma}"
                 metrics = {D: seed + fold + 10 * sigma}
                 written(tmp_path / name, metrics, seed=seed, data__fold=fold, connectivity__sigma=sigma)
-    comparison = compare.compare(compare.find_runs([tmp_path]))
+    comparison = compare(find_runs([tmp_path]))
     assert [(s.options, len(s.runs)) for s in comparison.settings] == [
         ({"connectivity.sigma": 0.5}, 6), ({"connectivity.sigma": 1.0}, 6),
     ]  # fmt: skip
     assert comparison.settings[0].estimates[D].mean == pytest.approx(statistics.mean((2, 3, 4, 3, 4, 5)) + 5)
     assert comparison.repeated == ("seed", "data.fold")
-    assert any("Folds share" in line for line in compare.sentences(comparison))
+    assert any("Folds share" in line for line in sentences(comparison))
 
 
-def test_options_without_effect_tell_no_settings_apart(tmp_path, compare):
+def test_options_without_effect_tell_no_settings_apart(tmp_path):
     written(tmp_path / "a", {D: 0.1}, seed=1, trainer__devices=1, logger__tags=["x"], stages="auto")
     written(tmp_path / "b", {D: 0.3}, seed=2, trainer__devices=2, logger__tags=[], stages=["outputs"])
-    (setting,) = compare.compare(compare.find_runs([tmp_path])).settings
+    (setting,) = compare(find_runs([tmp_path])).settings
     assert setting.options == {}
     assert setting.estimates[D].n == 2
 
 
-def test_a_rerun_of_the_same_seed_is_no_repetition(tmp_path, compare):
+def test_a_number_is_one_setting_however_it_was_typed(tmp_path):
+    written(tmp_path / "a", {D: 0.1}, seed=1, connectivity__sigma=1, lrrnn__rank=3)
+    written(tmp_path / "b", {D: 0.3}, seed=2, connectivity__sigma=1.0, lrrnn__rank=3)
+    (setting,) = compare(find_runs([tmp_path])).settings
+    assert setting.estimates[D].n == 2
+
+
+def test_a_rerun_of_the_same_seed_is_no_repetition(tmp_path):
     old = written(tmp_path / "old", {D: 0.9})
     new = written(tmp_path / "new", {D: 0.1})
     os.utime(old / "metrics.json", (1, 1))
-    comparison = compare.compare(compare.find_runs([tmp_path, tmp_path / "new"]))
+    comparison = compare(find_runs([tmp_path, tmp_path / "new"]))
     assert comparison.settings[0].estimates[D] == (0.1, None, None, 1)
     assert [(a.path, b.path) for a, b in comparison.superseded] == [(old, new)]
 
 
-def test_a_groups_name_stands_for_what_it_changes(tmp_path, compare):
+def test_a_groups_name_stands_for_what_it_changes(tmp_path):
     written(tmp_path / "a", {D: 0.1})
     written(tmp_path / "b", {D: 0.2}, ("connectivity=published",))
     written(tmp_path / "c", {D: 0.3}, ("connectivity=published", "connectivity.sigma=0.5"))
-    comparison = compare.compare(compare.find_runs([tmp_path]))
+    comparison = compare(find_runs([tmp_path]))
     assert set(comparison.shown) == {"connectivity.name", "connectivity.sigma"}
     assert {"connectivity.estimator", "connectivity.flow.hidden_width"} <= set(comparison.options)
     assert [comparison.name(setting) for setting in comparison.settings] == [
@@ -228,9 +226,7 @@ def broken(root):
     }  # fmt: skip
 
 
-def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_numbers(
-    sweep, tmp_path, compare, capsys
-):
+def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_numbers(sweep, tmp_path, capsys):
     reasons = broken(sweep)
     resumed = [
         "ERROR the job ended early",
@@ -239,13 +235,13 @@ def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_n
         "INFO outputs: done",
     ]
     written(sweep / "resumed", {D: 5.0}, log=resumed, lrrnn__rank=5)  # ended early once, then came to its end
-    comparison = compare.compare(compare.find_runs([sweep]))
+    comparison = compare(find_runs([sweep]))
     assert {run.path.name for run in comparison.not_done} == set(reasons)
     for run in comparison.not_done:
         assert reasons[run.path.name] in run.problem
         assert "\n" not in run.problem
     assert [setting.options["lrrnn.rank"] for setting in comparison.settings] == [3, 2, 5]
-    assert compare.run([str(sweep), "--out", str(tmp_path / "out")]) == 0
+    assert main([str(sweep), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     states = {Path(row["directory"]).name: row for row in table_of(tmp_path / "out" / "comparison_runs.csv")}
     for name, reason in reasons.items():
@@ -254,27 +250,27 @@ def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_n
         assert states[name][D] == ""
 
 
-def test_what_others_keep_beside_the_runs_is_no_run(sweep, compare):
-    n_runs = len(compare.find_runs([sweep]))
+def test_what_others_keep_beside_the_runs_is_no_run(sweep):
+    n_runs = len(find_runs([sweep]))
     for place in ("wandb/offline-run-1/files", ".hidden", "rank=2,seed=1/checkpoints"):
         written(sweep / place, {D: 0.0})
     for name in ("circle", "other circle"):  # followed without end, two of them take for ever
         (sweep / name).symlink_to(sweep)
-    assert len(compare.find_runs([sweep, sweep / "rank=2,seed=1"])) == n_runs
+    assert len(find_runs([sweep, sweep / "rank=2,seed=1"])) == n_runs
 
 
-def test_a_run_whose_stages_agree_with_its_measures_is_done(tmp_path, compare):
+def test_a_run_whose_stages_agree_with_its_measures_is_done(tmp_path):
     metrics = {"lrrnn/val_loss": 0.5, "timing/lrrnn_seconds": 2.0}
     path = written(tmp_path / "a", metrics)
     record = {"seconds": 2.0, "metrics": {"lrrnn/val_loss": 0.5, "lrrnn/other": float("nan")}}
     (path / "stages.json").write_text(json.dumps({"lrrnn": record, "loadings": {"seconds": 0.0, "metrics": {}}}))
-    assert compare.read_run(path).problem == ""
+    assert read_run(path).problem == ""
     record["metrics"]["lrrnn/val_loss"] = 0.25
     (path / "stages.json").write_text(json.dumps({"lrrnn": record}))
-    assert "earlier run" in compare.read_run(path).problem
+    assert "earlier run" in read_run(path).problem
 
 
-def test_messages_where_there_is_nothing_to_compare(tmp_path, compare, capsys):
+def test_messages_where_there_is_nothing_to_compare(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     written(tmp_path / "only" / "running", None)
     written(tmp_path / "one", {D: 0.5})
@@ -285,7 +281,7 @@ def test_messages_where_there_is_nothing_to_compare(tmp_path, compare, capsys):
         (str(tmp_path / "one"), "--by", "dissimilarity"): ("got dissimilarity", f"--by {D}"),
     }
     for arguments, words in cases.items():
-        assert compare.run([*arguments, "--out", str(tmp_path / "out")]) == 2
+        assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err
         assert all(word in said for word in words), said
         assert len(said.splitlines()) <= 2
@@ -316,17 +312,17 @@ class Elements(html.parser.HTMLParser):
 HOSTILE = '<img src=x onerror="document.title=1">&amp; "q" </script x>'
 
 
-def page_written(compare, directory, out):
-    assert compare.run([str(directory), "--out", str(out)]) == 0
+def page_written(directory, out):
+    assert main([str(directory), "--out", str(out)]) == 0
     return (out / "comparison.html").read_text(encoding="utf-8")
 
 
-def test_the_page_escapes_names_values_and_reasons(tmp_path, compare):
+def test_the_page_escapes_names_values_and_reasons(tmp_path):
     runs = tmp_path / 'runs <b>&"'
     written(runs / "a <i>&'", {D: 0.5}, data__name=HOSTILE, curves={"lrrnn": [(1, 1.0)]})
     written(runs / "b", {D: 0.7, HOSTILE: 1.0})
     written(runs / "c", None, log=[f"INFO {HOSTILE}"])
-    page = Elements(page_written(compare, runs, tmp_path / "out"))
+    page = Elements(page_written(runs, tmp_path / "out"))
     assert not page.named("img")
     assert not page.named("b")
     assert len(page.named("script")) == 2
@@ -340,16 +336,16 @@ def test_the_page_escapes_names_values_and_reasons(tmp_path, compare):
         assert (tmp_path / "out" / urllib.parse.unquote(link)).is_file()
 
 
-def test_the_page_fetches_nothing(sweep, tmp_path, compare):
-    page = page_written(compare, sweep, tmp_path / "out")
+def test_the_page_fetches_nothing(sweep, tmp_path):
+    page = page_written(sweep, tmp_path / "out")
     assert "default-src 'none'" in page
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     assert not Elements(page).named("link")
     assert not re.search(r"\b(fetch|XMLHttpRequest|import)\s*\(", page)
 
 
-def test_titles_and_units_are_those_of_the_report(sweep, tmp_path, compare):
-    page = "".join(Elements(page_written(compare, sweep, tmp_path / "out")).text)
+def test_titles_and_units_are_those_of_the_report(sweep, tmp_path):
+    page = "".join(Elements(page_written(sweep, tmp_path / "out")).text)
     for key in (D, FIELD, "dynamics/attractors_kept", "timing/lrrnn_seconds"):
         assert METRICS[key].label in page
         assert METRICS[key].unit in page
@@ -360,27 +356,27 @@ def test_titles_and_units_are_those_of_the_report(sweep, tmp_path, compare):
     [(0.00528, 0.00756, "0.0053 ± 0.0076"), (12.0, 3.14159, "12.0 ± 3.1"), (1234.5, 67.8, "1234 ± 68"), (0.5, 0.0, "0.5 ± 0"),
      (2.34e-10, 1.2e-11, "(2.34 ± 0.12) × 10^-10"), (-0.25, 0.1, "-0.25 ± 0.10"), (0.25, None, "0.25")],
 )  # fmt: skip
-def test_means_have_as_many_digits_as_their_interval_allows(page_module, mean, half, text):
-    assert page_module.with_half(mean, half) == text
+def test_means_have_as_many_digits_as_their_interval_allows(mean, half, text):
+    assert with_half(mean, half) == text
 
 
-def test_curves_are_thinned_but_keep_their_ends(page_module):
+def test_curves_are_thinned_but_keep_their_ends():
     epochs, values = list(range(1, 1001)), [1 / n for n in range(1, 1001)]
-    x, y = page_module.thinned(epochs, values)
+    x, y = thinned(epochs, values)
     assert len(x) <= 120
     assert (x[0], x[-1], y[0], y[-1]) == (1, 1000, 1.0, 0.001)
     assert all(later > earlier for earlier, later in itertools.pairwise(x))
-    assert page_module.thinned([1, 2], [float("nan"), 3.0]) == ([2], [3.0])
+    assert thinned([1, 2], [float("nan"), 3.0]) == ([2], [3.0])
 
 
-def test_curves_of_stages_that_the_run_did_not_train_are_left_out(tmp_path, compare):
+def test_curves_of_stages_that_the_run_did_not_train_are_left_out(tmp_path):
     curves = {"lrrnn": [(1, 2.0), (2, 1.0)], "loadings": [(1, 5.0)]}
     written(tmp_path / "a", {D: 0.1, "lrrnn/val_loss": 1.0}, curves=curves)
-    (run,) = compare.find_runs([tmp_path])
+    (run,) = find_runs([tmp_path])
     assert run.curves == {"lrrnn": {"val_loss": ([1.0, 2.0], [2.0, 1.0])}}
 
 
-def test_two_hundred_runs_take_seconds(tmp_path, compare):
+def test_two_hundred_runs_take_seconds(tmp_path):
     curve = [(epoch, 1 / epoch) for epoch in range(1, 301)]
     for number in range(200):
         written(
@@ -388,7 +384,7 @@ def test_two_hundred_runs_take_seconds(tmp_path, compare):
             curves={"lrrnn": curve}, connectivity__sigma=float(number),
         )  # fmt: skip
     start = time.process_time()
-    page = page_written(compare, tmp_path / "runs", tmp_path / "out")
+    page = page_written(tmp_path / "runs", tmp_path / "out")
     assert time.process_time() - start < 30  # of a slow, busy machine; about a second or two otherwise
     assert len(page) < 8e6
     assert page.count('<tr data-row="') == 200
@@ -424,7 +420,7 @@ CLICK = "document.querySelector('th[data-key=\"{}\"] button').click();"
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory, compare):
+def opened(tmp_path_factory):
     """The page of four settings with curves: D says 0, 1, 2, 3, the field error 3, 1, 2 and none for the last."""
     directory = tmp_path_factory.mktemp("opened")
     for place, (rank, field) in enumerate([(2, 0.3), (5, 0.1), (3, 0.2), (4, None)]):
@@ -434,7 +430,7 @@ def opened(tmp_path_factory, compare):
             directory / "runs" / str(place), metrics, lrrnn__rank=rank, connectivity__sigma=1.0 + place // 2,
             curves={"lrrnn": [(1, 2.0), (2, 1.0 + place)]},
         )  # fmt: skip
-    page_written(compare, directory / "runs", directory)
+    page_written(directory / "runs", directory)
     return directory / "comparison.html"
 
 
@@ -479,10 +475,10 @@ def test_brushing_an_axis_chooses_settings_everywhere(opened):
 
 
 @in_browser
-def test_hostile_text_runs_nothing_in_the_browser(tmp_path, compare):
+def test_hostile_text_runs_nothing_in_the_browser(tmp_path):
     written(tmp_path / "a <i>&'", {D: 0.5}, data__name=HOSTILE, curves={"lrrnn": [(1, 1.0)]})
     written(tmp_path / "b", {D: 0.7})
-    page_written(compare, tmp_path, tmp_path / "out")
+    page_written(tmp_path, tmp_path / "out")
     elements = Elements(dom(tmp_path / "out" / "comparison.html"))
     assert not elements.named("img")
     assert HOSTILE in "".join(elements.text)

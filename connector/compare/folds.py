@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import flatten
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from rich.console import Console
 
+from connector.compare.runs import flatten
 from connector.files import read_npz
 from connector.runs.naming import conf_directory, register_resolvers
 
-CONF = conf_directory()
 EXAMPLE = "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'    # npz: or nwb, nlb, rat, as the file is"
 _FIT_ONLY = "stages=[lrrnn]"
 
@@ -145,12 +143,14 @@ def overrides_of(run: FoldRun) -> list[str]:
     """The options that make such a run, but for its fold: its groups, and what differs from their values."""
     register_resolvers()
     name, source = str(run.config["experiment_name"]), run.config["data"]["name"]
-    words = [f"experiment={name}"] if (CONF / "experiment" / f"{name}.yaml").exists() else [f"data={source}"]
+    words = (
+        [f"experiment={name}"] if (conf_directory() / "experiment" / f"{name}.yaml").exists() else [f"data={source}"]
+    )
     if run.config["lrrnn"]["name"] != "default":
         words.append(f"lrrnn={run.config['lrrnn']['name']}")
     options = run.options()
     path = [f"data.path={_typed(options['data.path'])}"] if "data.path" in options else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         composed = compose("train", [*words, *path, f"experiment_name={name}"])
     plain = OmegaConf.to_container(composed, resolve=True)
     default = flatten({name: plain[name] for name in ("data", "lrrnn", "seed")})
@@ -164,9 +164,3 @@ def differing(groups: Sequence[FoldGroup]) -> list[str]:
     keys = sorted({key for each in options for key in each})
     told = [key for key in keys if len({json.dumps(each.get(key)) for each in options}) > 1]
     return [", ".join(f"{key}={_typed(each[key])}" for key in told if key in each) for each in options]
-
-
-def wide_console() -> Console:
-    """The terminal, or a wide page where output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
