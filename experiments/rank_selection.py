@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
+from connector.compare.folds import FoldGroup, differing, find_runs, grouped
 from connector.figures.style import ACCENT, INFERRED, MUTED
 from connector.report.glossary import METRICS
-from connector.compare.folds import FoldGroup, differing, find_runs, grouped
 from connector.terminal import wide_console
 
 EXAMPLE = (

@@ -15,20 +15,10 @@ from scipy.special import stdtrit
 from connector.compare.runs import FoundRun
 from connector.declarations import by_value
 from connector.errors import UserError
-from connector.report.page import METRICS, Metric
+from connector.report.glossary import MAIN_METRICS, METRICS, Metric
 from connector.runs.naming import without_effect
 
 LEVEL = 0.95
-# Of these the first that every run has puts the settings in order: what is known of the truth before the fit alone.
-MAIN_METRICS = (
-    "connectivity/dissimilarity",
-    "lrrnn/bits_per_spike",
-    "dynamics/field_error",
-    "dynamics/attractors_kept",
-    "dynamics/field_error_projected",
-    "lrrnn/bits_per_spike_prior",
-    "lrrnn/val_loss",
-)
 REPETITION = ("seed", "data.fold")
 ABSENT = ""  # of an option that another data set has
 # Named as the user types them: the group lrrnn=published, not its key lrrnn.name.

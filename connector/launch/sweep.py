@@ -22,19 +22,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from connector.errors import RunFailure, UserError
+from connector.report.glossary import MAIN_METRICS
 from connector.terminal import shortest, wide_console
 
-# Shown, as far as jobs have them; jobs.csv holds all.
-MAIN_METRICS = (
-    "connectivity/dissimilarity",
-    "dynamics/attractors_kept",
-    "dynamics/field_error",
-    "dynamics/field_error_projected",
-    "lrrnn/bits_per_spike",
-    "lrrnn/bits_per_spike_prior",
-    "lrrnn/val_loss",
-)
-_SHOWN = 5
+_SHOWN = 5  # main measures in the table; jobs.csv holds all
 _RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 

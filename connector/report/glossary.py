@@ -337,6 +337,18 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+# What runs are judged by, as far as they have it: what is known of the truth before the fit alone. The first that all
+# of several runs have puts them in order.
+MAIN_METRICS = (
+    "connectivity/dissimilarity",
+    "lrrnn/bits_per_spike",
+    "dynamics/field_error",
+    "dynamics/attractors_kept",
+    "dynamics/field_error_projected",
+    "lrrnn/bits_per_spike_prior",
+    "lrrnn/val_loss",
+)
+
 # What each neuron is granted beside the latent state, as ``lrrnn.baseline`` names it.
 BASELINES = {
     "standard": "slow drift across the session, where trial times are known, and the course within the trial",

@@ -19,12 +19,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from connector.report.glossary import METRICS
 from connector.compare import main
 from connector.compare.command import sentences
 from connector.compare.page import thinned, with_half
 from connector.compare.runs import find_runs, read_run
 from connector.compare.settings import about, compare
+from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers
 
 D, FIELD = "connectivity/dissimilarity", "dynamics/field_error"
