@@ -23,6 +23,17 @@ def random_rows(n_rows: int, size: int, seed: int = 0) -> Tensor:
     return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
 
 
+def even_rows(n_rows: int, size: int) -> Tensor:
+    """At most ``size`` of ``n_rows`` rows, evenly spread from the first to the last."""
+    return torch.linspace(0, n_rows - 1, min(size, n_rows)).long()
+
+
+def gaussian_window(n: int, sd: float) -> Tensor:
+    """exp(-(t - s)^2 / 2 sd^2) of samples t, s = 0 .. n - 1, (n, n), float64."""
+    time = torch.arange(n, dtype=torch.float64)
+    return torch.exp(-0.5 * ((time[:, None] - time) / sd) ** 2)
+
+
 def least_squares(design: Tensor, targets: Tensor) -> Tensor:
     """x of smallest norm among those that minimise ||design x - targets||, by a singular value decomposition.
 

@@ -1,14 +1,12 @@
-"""Signs that a fit, a flow or a sampled network is not to be trusted: shares that are measured, and sentences where they
-are too large. Plain functions; a run says each sentence once."""
+"""Signs that a fit, a flow or a sampled network is not to be trusted, as shares; connector.report.cautions says them."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from connector.dynamics import Network, activation, potentials
+from connector.numerics import even_rows
 from connector.types import Latents, Loadings
 
 # Derivative of phi, relative to its largest: below it a neuron hardly answers to the state.
@@ -16,10 +14,6 @@ _FLAT = 0.01
 # Distance from the centre of the visited states, in units of the farthest of them, beyond which a state has left.
 _FAR = 1.5
 _MAX_ROWS = 2000
-
-SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
-# Shares above which a reader is warned.
-LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
 
 
 def saturated_share(loadings: Loadings, z: Tensor, activation_name: str, u: Tensor | None = None) -> float:
@@ -68,7 +62,7 @@ def outside_share(samples: Tensor, rows: Tensor) -> float:
     """
     data, samples = rows.double(), samples.double()
     scale = data.std(0).clamp_min(1e-12)
-    data = data[torch.linspace(0, len(data) - 1, min(_MAX_ROWS, len(data))).long()] / scale
+    data = data[even_rows(len(data), _MAX_ROWS)] / scale
     own = torch.cdist(data, data)
     own.fill_diagonal_(torch.inf)
     nearest = torch.cdist(samples / scale, data).min(1).values
@@ -78,40 +72,3 @@ def outside_share(samples: Tensor, rows: Tensor) -> float:
 def is_finite(network: Network) -> bool:
     parts = (network.m, network.n, network.b, network.d)
     return all(bool(torch.isfinite(part).all()) for part in parts if part is not None)
-
-
-def sentences(metrics: Mapping[str, float], *, finite: bool = True, explained: float | None = None) -> list[str]:
-    """What to warn of, a sentence each.
-
-    Args:
-        metrics: of the run: the shares of this module, and those that have a baseline to beat.
-        finite: the sampled network's weights are finite numbers.
-        explained: share of the variance of validation trials' rates that the fit explains; None for spikes.
-    """
-    said = []
-    if not finite:
-        said.append("weights of the sampled network are not finite numbers; nothing below that rests on it holds")
-    if metrics.get(SATURATED, 0.0) > LIMITS[SATURATED]:
-        said.append(
-            f"{100 * metrics[SATURATED]:.0f} % of the neurons' states lie where the activation is flat, so that rates say "
-            "little of the latent states there; check data.activation and the scale of the rates"
-        )
-    if metrics.get(LEFT_REGION, 0.0) > LIMITS[LEFT_REGION]:
-        said.append(
-            f"in {100 * metrics[LEFT_REGION]:.0f} % of the test trials the projected network, started where the trial starts, "
-            "leaves the region that training trials visit; what it does there was never fitted"
-        )
-    if metrics.get(OUTSIDE_SUPPORT, 0.0) > LIMITS[OUTSIDE_SUPPORT]:
-        said.append(
-            f"{100 * metrics[OUTSIDE_SUPPORT]:.0f} % of the sampled loadings lie where no recorded neuron is near; the flow of "
-            "the loadings fits poorly, or their tails are heavy"
-        )
-    if explained is not None and explained <= 0:
-        said.append("on validation trials the fit explains the rates no better than each neuron's mean does")
-    bits, null = metrics.get("lrrnn/bits_per_spike"), metrics.get("lrrnn/bits_per_spike_null_drift")
-    if bits is not None and bits <= max(0.0, null or 0.0):
-        than = "drift across the session alone" if (null or 0.0) > 0 else "each neuron's mean rate"
-        said.append(f"on held-out trials the fit predicts spikes no better than {than} does")
-    if metrics.get("dynamics/field_error", 0.0) >= 1:
-        said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
-    return said

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from connector.report.glossary import Metric
-from connector.report.page import CSS, format_number, number_html
+from connector.report.numbers import format_number
+from connector.report.page import CSS, number_html
 
 # Enough for the eye, and 200 runs still make a page of a few megabytes.
 _POINTS = 120

@@ -1,4 +1,4 @@
-"""Which structure of the output weights the data require, and which is only the prior: numbers and plain words."""
+"""Which structure of the output weights the data require, and which is only the prior."""
 
 from __future__ import annotations
 
@@ -8,21 +8,9 @@ import torch
 from torch import Tensor
 
 from connector.connectivity.nu.mean import ConditionalMean, TrajectoryMean
+from connector.report import determined
 
 _UNDETERMINED = 0.5  # certainty below which the estimate at a loading is more prior than data
-# What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.
-_MIRROR = {
-    "tanh": "tanh(-h) = -tanh(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, so that the part of nu that "
-    "keeps its sign there",
-    "sigmoid": "sigmoid(-h) = 1 - sigmoid(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, but for a "
-    "constant, so that the part of nu that keeps its sign there",
-    **{
-        name: f"{name}(h) - {name}(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
-        "correlation with the loadings acts; the rest of it"
-        for name in ("softplus", "relu")
-    },
-}
-OPEN = 0.3  # expected squared error of nu over its mean square above which a report cautions
 _NORMAL_QUANTILE = torch.distributions.Normal(0.0, 1.0).icdf
 
 
@@ -80,86 +68,16 @@ class Diagnosis:
     @property
     def signs(self) -> str:
         """At which share of the neurons the sign of each dimension of nu is determined, in words."""
-        shares = self.sign_determined.double().mean(0).tolist()
-        if not any(shares):
-            return "nu at none"
-        return ", ".join(f"nu_{i + 1} at {percent(share) if share else 'none'}" for i, share in enumerate(shares))
+        return determined.signs(self)
 
     @property
     def cautions(self) -> tuple[str, ...]:
         """What a reader should know before believing the rest: the signs of misfit, and what is no misfit."""
-        said = list(self.warnings)
-        if not self.converged:
-            said.append("The fit of nu to the trajectories did not converge.")
-        if self.predicted_error > OPEN:
-            said.append(
-                f"The squared error of nu that the posterior itself expects is {self.predicted_error:.3g} of the mean "
-                "square of nu: the data leave nu open."
-            )
-        return tuple(said)
+        return determined.cautions(self)
 
     def sentences(self) -> list[str]:
         """The diagnosis in plain words."""
-        said = [
-            f"The data fix about {self.determined_modes:.3g} combinations of the output weights in each latent dimension: "
-            "weighted sums in which every neuron has a part. All else about nu comes from the prior, that nu is smooth "
-            f"in the loadings. The squared error of nu that the posterior expects is {self.predicted_error:.3g} of the mean "
-            "square of nu: an expectation that stands and falls with the model, no measured error."
-        ]
-        if self.sign_determined.any():
-            said.append(
-                f"Required by the data and that smoothness together: whether nu is positive or negative, {self.signs} of the "
-                f"neurons (the {100 * self.level:g} % interval there excludes zero). These signs follow from the "
-                "few combinations above, neurons with like loadings sharing one; they are not so many separate findings."
-            )
-        else:
-            said.append(
-                "Even with that smoothness the data do not tell at any neuron whether nu is positive or negative: all "
-                f"{100 * self.level:g} % intervals hold zero."
-            )
-        loose = self.open_share
-        if loose > 0:
-            said.append(
-                f"How large nu is comes from the prior at {percent(loose)} of the neurons, where the uncertainty exceeds half "
-                "the typical size of nu. Those neurons are faded in the figure; structure seen there is no finding beyond "
-                "the signs that are told."
-            )
-        else:
-            said.append("At no neuron does the uncertainty exceed half the typical size of nu.")
-        if self.estimand == "folded":
-            said.append(
-                "Intervals are for the odd part of nu alone. Under an odd nonlinearity, without bias and input, the neuron "
-                "(m, n) acts as (-m, -n) does, so that nu acts only through its folded mean, in which each neuron is "
-                "counted together with its mirror image: [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)], with p the density "
-                "of the loadings. An even part of nu is invisible and gets no interval."
-            )
-        else:
-            said.append(
-                f"{_MIRROR[self.activation]} is left to the prior wherever loadings of both signs are equally frequent. The "
-                "intervals are that wide there."
-            )
-        if self.has_bias:
-            said.append(
-                "Neurons with a bias leave the origin of the latent states open: the drive can make up for a shift. The "
-                "origin is a choice, where nu is the most plausible; about another one nu is another function."
-            )
-        said.append("The spread of n around nu is never determined by dynamics; sigma is a choice.")
-        if not self.calibrated:
-            said.append(
-                "These intervals come from the quick estimate. Their coverage has not been measured; take them as a "
-                "lower bound of the uncertainty."
-            )
-        return said + [f"Caution: {caution}" for caution in self.cautions]
-
-
-def percent(share: float) -> str:
-    """A share as a person says it; never rounded up to all, nor down to nothing."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return "less than 0.1 %"
-    if 99.95 <= value < 100:
-        return "more than 99.9 %"
-    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+        return determined.sentences(self)
 
 
 def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95) -> Diagnosis:

@@ -24,7 +24,7 @@ from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.glossary import METRICS
-from connector.report.opening import counted
+from connector.report.numbers import counted
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, Options

@@ -359,6 +359,8 @@ BASELINES = {
 # The same with what is used where there is no trial time and bins are rich in spikes.
 GRANTS = {**BASELINES, "constant": "its mean rate"}
 
+NO_TIMES = "needs the times of trials in the session, which this recording does not have"
+
 # The same quantity under the other baseline.
 _SCORED = "Here the fitted model is scored with the {} baseline in place of the one it was fitted with: {}."
 _NULL = "Here it has what the {} baseline grants beside the course within the trial: {}."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from connector.connectivity.diagnosis import Diagnosis, percent
+from connector.report.determined import Determined, signs
 from connector.report.glossary import GRANTS
-from connector.report.page import format_number
+from connector.report.numbers import counted, format_number, percent
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
@@ -20,7 +20,7 @@ _SMALL, _COMPARABLE = 0.2, 0.7
 
 @dataclass(frozen=True)
 class Findings:
-    """What the opening speaks of; None where a run does not have it.
+    """What a report speaks of; None where a run does not have it.
 
     Attributes:
         kind: "rates" or "spikes"; rank, n_neurons, n_trials, n_test: of the fit.
@@ -35,7 +35,8 @@ class Findings:
         diagnosis: what the data determine about nu at the sampled loadings.
         b_different: share of the input weights whose 95 % interval excludes zero.
         sigma: stated spread of n about nu; spread: root-mean-square deviation of nu from its mean over neurons.
-        odd: only the odd part of nu acts.
+        odd: only the odd part of nu acts; activation: the name of the nonlinearity.
+        truth_settles_on: what the true mean field does; settles_on: what the projected network without inputs does, in words.
         has_inputs: whether the recording is driven by known inputs.
     """
 
@@ -56,15 +57,13 @@ class Findings:
     n_networks: int = 0
     unprojected_error: float | None = None
     drawn_from_teacher: float | None = None
-    diagnosis: Diagnosis | None = None
+    diagnosis: Determined | None = None
     b_different: float | None = None
     odd: bool = False
+    activation: str = ""
+    truth_settles_on: str | None = None
+    settles_on: str | None = None
     has_inputs: bool = True
-
-
-def counted(number: int, noun: str) -> str:
-    """1 neuron, 2 neurons."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def opening(found: Findings) -> list[str]:
@@ -176,7 +175,7 @@ def _determined(f: Findings) -> str:
     )
     if f.diagnosis.sign_determined.any():
         said += (
-            f"tell whether nu is positive or negative ({f.diagnosis.signs} of the sampled neurons), jointly and not neuron by "
+            f"tell whether nu is positive or negative ({signs(f.diagnosis)} of the sampled neurons), jointly and not neuron by "
             "neuron"
         )
     else:

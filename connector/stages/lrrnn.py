@@ -17,10 +17,11 @@ from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
-from connector.lrrnn.spikes.baselines import NO_TIMES, Baseline, fit_baseline
+from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
+from connector.report.glossary import NO_TIMES
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import Latents, Recording, TrialBatch

@@ -1,48 +1,39 @@
-"""What a run ends with: measures of sampled networks, network.npz, figures and the report."""
+"""The sampled networks of a run and what is measured of them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from connector import figures
-from connector.analysis import signs as watch
+from connector.analysis import signs
 from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import cell_type_test
-from connector.analysis.distances import connectivity_entries, dissimilarity, distance_of_n, valente_dissimilarity
+from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
 from connector.analysis.fields import drift_r2, drive_at, field_error, relative_field_error
 from connector.data.modules import RecordingDataModule
-from connector.dynamics import Network, activation, leading_fixed_points, potentials
+from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
 from connector.files import read_npz
 from connector.lrrnn.handover import FittedDynamics
+from connector.numerics import even_rows
+from connector.report import cautions
 from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
-from connector.runs.options import STAGES, Options
+from connector.runs.options import Options
 from connector.runs.store import RunStore
-from connector.stages.curves import read_learning_curves
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
 N_NETWORKS = 20  # in which the attractors are looked for
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
-_N_STARTS = 7  # along each axis of the latent plane, from which fixed points are looked for
-_N_CYCLE_STARTS = 4  # from which a limit cycle is looked for in fields of many neurons
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
-_OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
-_NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
-STAGE_TITLES = {
-    "lrrnn": "low-rank RNN",
-    "loadings": "flow of the loadings",
-    "outputs": "flow of the output weights",
-}
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
 
 
@@ -88,7 +79,7 @@ class Results:
         A simulated network's own drive, which is free of noise and of the stride; else what successive latents show.
         """
         z, u, y = self.inputs.latents.trials(self.inputs.fold.test).samples()
-        keep = torch.linspace(0, len(z) - 1, min(n_states, len(z))).long()
+        keep = even_rows(len(z), n_states)
         z, u = z[keep], None if u is None else u[keep]
         return z, u, y[keep] if self.data.teacher is None else self.data.truth.drive(z, u).to(y)
 
@@ -105,7 +96,7 @@ class Results:
         if self.reference is not None:
             steps["attractors"] = self._attractors
         steps["cell types"] = self._cell_types
-        steps["signs of trouble"] = self._watch
+        steps["signs of trouble"] = self._signs
         return steps
 
     def metrics(self) -> dict[str, float]:
@@ -138,7 +129,7 @@ class Results:
         if recording.kind == "spikes" and "lrrnn/bits_per_spike" in metrics:
             # Without trial times the local baseline is the standard one, and there may be no other to score.
             other = next((name for name in BASELINES if f"lrrnn/bits_per_spike_{name}" in metrics), None)
-            baseline = self._fitted_baseline()
+            baseline = str(read_npz(self.responses_file)["baseline"])
         return Findings(
             kind=recording.kind,
             rank=self.inputs.latents.rank,
@@ -160,6 +151,9 @@ class Results:
             diagnosis=self.diagnosis,
             b_different=self._input_weights_different(),
             odd=self._only_odd(),
+            activation=self.inputs.activation,
+            truth_settles_on=None if self.reference is None else str(self.reference),
+            settles_on=self._settles_on(),
             has_inputs=recording.n_inputs > 0,
         )
 
@@ -169,8 +163,10 @@ class Results:
         n = self.distribution.conditional_mean(self.network.loadings)
         return float((n - n.mean(0)).square().mean().sqrt())
 
-    def _fitted_baseline(self) -> str:
-        return str(read_npz(self.store.path / "responses.npz")["baseline"])
+    @property
+    def responses_file(self) -> Path:
+        """Of a fit to spikes."""
+        return self.store.path / "responses.npz"
 
     def _explained(self, trials: Tensor) -> float:
         """Share of the variance of the recorded rates on these trials that latents and loadings explain."""
@@ -193,13 +189,19 @@ class Results:
         loadings = self.inputs.loadings
         return activation(self.inputs.activation).odd and loadings.b is None and loadings.d is None
 
-    def _drawn_at_sigma(self, seed: int | None = None) -> Network:
+    def _settles_on(self) -> str | None:
+        """What the projected network settles on, in words; None where inputs drive it."""
+        if self.inputs.latents.inputs is not None:
+            return None
+        return str(find_attractors(self.projected, None if self.reference is None else self.reference.starts))
+
+    def drawn_at_sigma(self, seed: int | None = None) -> Network:
         return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed if seed is None else seed)
 
     def _error_as_drawn(self) -> float:
         """Mean field error of sampled networks that are not projected, at held-out states."""
         held_out = self.held_out(N_STATES_LARGE)
-        return fmean(field_error(self._drawn_at_sigma(1000 + i), *held_out) for i in range(_N_DRAWS))
+        return fmean(field_error(self.drawn_at_sigma(1000 + i), *held_out) for i in range(_N_DRAWS))
 
     def _error_drawn_from_teacher(self) -> float | None:
         """The same for networks of the teacher, drawn by chance as sampled ones are, against its mean field."""
@@ -214,32 +216,23 @@ class Results:
     def cautions(self) -> list[str]:
         """What a reader should know before believing the rest; plain sentences."""
         rows = self.inputs.loadings.stack()
-        said = []
-        if len(rows) < _NEURONS_PER_COLUMN * rows.shape[1]:
-            said.append(
-                f"Caution: {len(rows)} recorded neurons are few for a distribution over {rows.shape[1]} loadings each "
-                f"(ask for {_NEURONS_PER_COLUMN * rows.shape[1]} or more). The distribution of the loadings, and so every "
-                "sampled network, is then mostly assumption; no test for cell types is made."
-            )
-        cautions = () if self.diagnosis is None else self.diagnosis.cautions
-        return [*said, *(f"Caution: {caution}" for caution in cautions), *(f"Warning: {sign}." for sign in self.signs)]
+        return cautions.cautions(*rows.shape, self.diagnosis, self.signs)
 
-    def _watch(self) -> dict[str, float]:
+    def _signs(self) -> dict[str, float]:
         """Shares of :mod:`connector.analysis.signs`."""
         inputs, train = self.inputs, self.inputs.latents.trials(self.inputs.fold.train)
         z, u, _ = self.held_out(N_STATES_LARGE)
+        test = inputs.latents.trials(inputs.fold.test)
         return {
-            watch.SATURATED: watch.saturated_share(inputs.loadings, z, inputs.activation, u),
-            watch.LEFT_REGION: watch.left_share(
-                self.projected, train.samples()[0], inputs.latents.trials(inputs.fold.test)
-            ),
-            watch.OUTSIDE_SUPPORT: watch.outside_share(self.network.loadings.stack(), inputs.loadings.stack()),
+            cautions.SATURATED: signs.saturated_share(inputs.loadings, z, inputs.activation, u),
+            cautions.LEFT_REGION: signs.left_share(self.projected, train.samples()[0], test),
+            cautions.OUTSIDE_SUPPORT: signs.outside_share(self.network.loadings.stack(), inputs.loadings.stack()),
         }
 
     def note_signs(self, metrics: Mapping[str, float]) -> None:
         """Find the sentences to warn with, from the metrics of the stages and of :meth:`measures`."""
         explained = self._explained(self.inputs.fold.validation) if self.data.recording.kind == "rates" else None
-        self.signs = watch.sentences(metrics, finite=watch.is_finite(self.network), explained=explained)
+        self.signs = cautions.of_signs(metrics, finite=signs.is_finite(self.network), explained=explained)
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
@@ -287,252 +280,3 @@ class Results:
             "dynamics/attractors_kept": kept / N_NETWORKS,
             "dynamics/attractors_kept_unprojected": kept_unprojected / N_NETWORKS,
         }
-
-    # -- figures -----------------------------------------------------------------------------------------------------
-
-    def figures(self) -> dict[str, Callable[[], tuple[str, Figure]]]:
-        """name -> the function that draws it, returning caption and figure."""
-        drawn = {"flow_field": self._flow_field, "loadings": self._loadings}
-        if self.data.teacher is not None:
-            drawn["conditional_mean"] = self._conditional_mean
-        if self.diagnosis is not None:
-            drawn["intervals"] = self._intervals
-        drawn["tails"] = self._tails
-        if self.data.recording.kind == "rates":
-            drawn["rates"] = self._rates
-        else:
-            if (self.store.path / "responses.npz").exists():
-                drawn["psths"] = self._psths
-            drawn["latents"] = self._latents
-        drawn["losses"] = self._losses
-        return drawn
-
-    def _conditional_mean(self) -> tuple[str, Figure]:
-        nu = self.data.teacher.conditional_mean(self.network.loadings)
-        caption, half_width = (
-            "True and inferred mean output weight of each sampled neuron; on the diagonal is right.",
-            None,
-        )
-        if self.diagnosis is not None:
-            caption, half_width = f"{caption} Bars: 95 % intervals.", (self.diagnosis.high - self.diagnosis.low) / 2
-        return caption, figures.conditional_mean_fit(nu, self.network.n, half_width=half_width)
-
-    def _intervals(self) -> tuple[str, Figure]:
-        found = self.diagnosis
-        caption = (
-            "What the data determine: the mean output weight nu of each sampled neuron with its interval, neurons in the "
-            "order of the estimate. Where the band is as wide as the whole range, the curve shows the prior."
-        )
-        return caption, figures.intervals(found.nu, found.low, found.high, level=found.level)
-
-    def _flow_field(self) -> tuple[str, Figure]:
-        z, u, _ = self.inputs.latents.samples()
-        mean_input = None if u is None else u.mean(0)
-        z = z[torch.linspace(0, len(z) - 1, min(N_DRAWN, len(z))).long()]
-
-        def field_of(net: Network):
-            net, constant = net.double(), None if mean_input is None else mean_input.double()
-            return lambda at: net.vector_field(at, None if constant is None else constant.expand(len(at), -1))
-
-        fields = {}
-        if self.data.teacher is not None:
-            fields["true"] = self.data.teacher.vector_field
-        fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(self.drawn)
-        fields[f"projected, K = {N_NEURONS:,}, sigma = {self.sigma:g}"] = field_of(self.projected)
-        ring = self.data.teacher is not None and self.data.teacher.attractor_kind == "ring"
-        # every point of a ring is one: where a search ends on it means nothing
-        points = {} if ring else {name: _fixed_points(field, z) for name, field in fields.items()}
-        caption = (
-            "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
-            "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation."
-        )
-        cycles = {} if ring or u is not None else self._cycles(fields)
-        if cycles:
-            caption += (
-                " Thick closed curves: stable limit cycles of the field without noise, dotted where most of a cycle lies where no "
-                "trial came."
-            )
-        if ring:
-            caption += " States on a ring hardly move; which of its points rest exactly is chance in a finite network."
-        if u is not None:
-            caption += (
-                " Inputs are held at their mean; steps in the trajectories are their effect. Fixed points that differ "
-                "between panels, or lie beyond what trials of this length reach, are no findings."
-            )
-        test = self.inputs.fold.test
-        shown = self.inputs.latents.trials(test[torch.linspace(0, len(test) - 1, min(16, len(test))).long()])
-        trajectories = shown.z.masked_fill(~shown.mask[..., None], float("nan"))
-        return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points, cycles=cycles)
-
-    def _cycles(self, fields: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
-        """The stable limit cycle of each field that has one, from where trials end: one turn (S, R)."""
-        latents, trials = self.inputs.latents, self.inputs.fold.test
-        trials = trials[torch.linspace(0, len(trials) - 1, min(_N_CYCLE_STARTS, len(trials))).long()]
-        starts = latents.z[trials, latents.lengths[trials] - 1].double()
-        found = {}
-        for name, field in fields.items():
-            orbit = (
-                find_attractors(field, starts, alpha=latents.alpha, settle=40.0).orbit if starts.shape[1] > 1 else None
-            )
-            if orbit is not None:
-                found[name] = orbit
-        return found
-
-    def _loadings(self) -> tuple[str, Figure]:
-        populations, labels, certainty = {}, {}, {}
-        if self.truth is not None:
-            populations["true (this network)"] = (self.truth.loadings, self.truth.n)
-        populations["inferred, sigma = 0"] = (self.network.loadings, self.network.n)
-        if self.diagnosis is not None:
-            certainty["inferred, sigma = 0"] = self.diagnosis.certainty
-        drawn = self._drawn_at_sigma()
-        populations[f"inferred, sigma = {self.sigma:g}"] = (drawn.loadings, drawn.n)
-        if self.data.teacher is not None:
-            labels = {name: self.data.teacher.components(loadings) for name, (loadings, _) in populations.items()}
-            if all(int(label.max()) == 0 for label in labels.values()):
-                labels = {}
-        caption = (
-            "Output weights n against loadings. At sigma = 0 each n is the mean that the dynamics ask for; the spread "
-            "at the larger sigma is chosen, not inferred: dynamics do not determine it. "
-        )
-        if certainty:
-            caption += "At sigma = 0 neurons whose mean the data leave open are faded. "
-        if labels:
-            caption += "Colours: the population of the teacher that a neuron most likely belongs to. "
-        caption += "At the margins the densities, each to its own height."
-        names = self.data.recording.input_names
-        return caption, figures.loadings_scatter(
-            populations, labels=labels or None, certainty=certainty or None, input_names=names
-        )
-
-    def _tails(self) -> tuple[str, Figure]:
-        entries = {}
-        if self.data.truth is not None:  # in any coordinates of the latents
-            entries["true"] = connectivity_entries(self.data.truth)
-        drawn = self._drawn_at_sigma()
-        entries[f"inferred, sigma = {self.sigma:g}"] = connectivity_entries(drawn)
-        caption = (
-            "How often connection weights of a given size occur: the share of all pairs of neurons whose weight m_i·n_j is "
-            "larger than that. Its far end rests on few neurons"
-        )
-        caption += ", and at sigma above 0 on the stated spread." if self.sigma > 0 else "."
-        return caption, figures.tails(entries)
-
-    def _rates(self) -> tuple[str, Figure]:
-        trials = self.inputs.fold.test[torch.linspace(0, len(self.inputs.fold.test) - 1, 4).long()]
-        latents, loadings = self.inputs.latents.trials(trials), self.inputs.loadings
-        fitted = activation(self.inputs.activation)(potentials(loadings, latents.z, latents.inputs))
-        observed = self.data.recording.activity[trials]
-        caption = (
-            f"Rates {self.inputs.activation}(m·z + …) of example neurons on held-out trials, recorded and read out of the "
-            "inferred latents."
-        )
-        label = "rate (as recorded)" if self.data.teacher is None else "rate (pure number)"
-        return caption, figures.rate_fit(
-            observed,
-            fitted,
-            step=self.inputs.latents.alpha,
-            lengths=latents.lengths,
-            trials=range(len(trials)),
-            trial_numbers=(trials + 1).tolist(),
-            rate_label=label,
-        )
-
-    def _psths(self) -> tuple[str, Figure]:
-        arrays = read_npz(self.store.path / "responses.npz")
-        observed, model = (torch.from_numpy(arrays[k]) for k in ("observed", "model"))
-        groups = list(map(str, arrays["groups"]))
-        source = "the inputs alone" if self.data.recording.n_inputs else "each trial's inferred start alone"
-        caption = (
-            "Mean responses of the most modulated neurons on held-out trials, recorded and predicted from "
-            f"{source} (average over noisy rollouts)."
-        )
-        by = groups[0].split()[0] if len(groups) > 1 else None
-        return caption, figures.psths(
-            torch.arange(observed.shape[1]) * float(arrays["step"]),
-            observed,
-            model,
-            groups,
-            neuron_names=self.data.recording.neuron_names,
-            title="Responses, held-out trials" if by is None else f"Responses by {by}, held-out trials",
-            time_unit="s" if self.data.recording.bin_s else "samples",
-            # The trials of the clicks task begin with the stereo click; of others it is not known what happens then.
-            origin="stimulus onset" if self.options.data.source == "rat" else "the start of the trial",
-        )
-
-    def _latents(self) -> tuple[str, Figure]:
-        recording = self.data.recording
-        if recording.click_difference is not None:
-            signed = recording.click_difference.double().nan_to_num()
-            edges = torch.quantile(signed, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-            groups, names = torch.bucketize(signed, edges), ["most left", "left", "right", "most right"]
-            of = "the trials of each quarter of the click difference"
-        elif recording.choices is not None:
-            # a trial without a choice belongs to neither
-            groups, names, of = (
-                recording.choices.nan_to_num(-1.0).long(),
-                ["left", "right"],
-                "the trials of each choice",
-            )
-        else:
-            groups, names, of = torch.zeros(recording.n_trials, dtype=torch.int64), ["all trials"], "all trials"
-        step = recording.bin_s or self.inputs.latents.alpha
-        return f"Latent trajectories, mean over {of}; bands: standard error of the mean.", figures.latent_trajectories(
-            self.inputs.latents.z,
-            groups,
-            names,
-            step=step,
-            time_unit="s" if recording.bin_s else "tau",
-            lengths=recording.lengths,
-        )
-
-    def _losses(self) -> tuple[str, Figure]:
-        curves, changes, levels, finished, with_bound = {}, {}, {}, self.store.stages(), False
-        for stage in STAGES:
-            kept = finished.get(stage, {}).get("metrics", {}).get(f"{stage}/val_loss")
-            if kept is None:  # not trained; the curves that may lie there are of other options
-                continue
-            read = read_learning_curves(self.store.path / "logs" / f"{stage}.csv")
-            series = {"training": read.get(f"{stage}/train_loss"), "validation": read.get(f"{stage}/val_loss")}
-            series = {name: values for name, values in series.items() if values}
-            name = STAGE_TITLES[stage]
-            if series:
-                curves[name] = series
-            bound = read.get(f"{stage}/train_bound_nats")
-            with_bound = with_bound or bool(bound)
-            if bound and bound[0][0] > series["training"][0][0]:
-                changes[name] = (bound[0][0], "the evidence bound joins the rollout in the training loss")
-            # Better than every epoch: the start itself was kept.
-            if "validation" in series and kept < min(series["validation"][1]):
-                levels[name] = (kept, "validation loss of the start, which was kept")
-        of_rates = self.data.recording.kind == "rates"
-        units = dict.fromkeys(STAGE_TITLES.values(), "squared velocity of the flow")
-        units[STAGE_TITLES["lrrnn"]] = "squared rate" if of_rates else "nats per time bin"
-        caption = (
-            "Learning curves of each stage's last training. A flow is a velocity field that carries random numbers to "
-            "neurons; its loss is the mean squared difference between its velocity and straight paths from the ones to the "
-            "others, whose lowest possible value is not zero: what counts is that it has stopped falling."
-        )
-        if changes:
-            caption += (
-                " Training starts with the likelihood of the input-driven rollout alone; where the evidence bound joins "
-                "it, the training loss becomes another quantity, and its jump there is no loss of quality. The "
-                "validation loss holds both throughout."
-            )
-        if with_bound:
-            caption += " At first the weight of the bound's divergence grows, which raises the training loss by itself."
-        if levels:
-            caption += " Where no epoch improved on the start, the start was kept, and training changed nothing."
-        return caption, figures.losses(curves, changes=changes, levels=levels, units=units)
-
-
-def _fixed_points(field: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Fixed points of a field near the visited states z (T, R), and their eigenvalues."""
-    starts = z[torch.linspace(0, len(z) - 1, min(_N_STARTS**2, len(z))).long()].double()
-    if z.shape[1] == 2:  # trials stay away from repellers: a grid over the plane finds them
-        low, high = z.min(0).values.double(), z.max(0).values.double()
-        steps = torch.linspace(0, 1, _N_STARTS, dtype=torch.float64)
-        starts = torch.cat([starts[::3], low + (high - low) * torch.cartesian_prod(steps, steps)])
-    points, eigenvalues = leading_fixed_points(field, starts)
-    inside = points.norm(dim=1) < 2.5 * float(z.abs().quantile(0.98)) * z.shape[1] ** 0.5
-    return points[inside], eigenvalues[inside]

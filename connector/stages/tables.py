@@ -7,6 +7,7 @@ from torch import Tensor
 
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import activation, potentials
+from connector.numerics import even_rows
 from connector.report.page import TableData
 from connector.runs.options import Options
 from connector.runs.store import RunStore
@@ -50,7 +51,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     neurons = data.recording.neuron_names or [str(i + 1) for i in range(len(rows))]
     numbers = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
     z, u, _ = inputs.latents.trials(inputs.fold.train).samples()
-    keep = torch.linspace(0, len(z) - 1, min(_MODE_STATES, len(z))).long()
+    keep = even_rows(len(z), _MODE_STATES)
     phi = activation(inputs.activation)(potentials(loadings, z[keep], None if u is None else u[keep])).double()
     g = torch.linalg.eigvalsh(phi @ phi.T).flip(0).clamp_min(0) / phi.numel()
     modes = [

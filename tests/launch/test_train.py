@@ -13,7 +13,7 @@ from commands import ROOT, SMALL, train
 
 from connector import load_run
 from connector.files import file_checksum, read_npz
-from connector.report.opening import percent
+from connector.report.numbers import percent
 
 
 def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):

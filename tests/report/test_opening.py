@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector.connectivity.diagnosis import Diagnosis, percent
+from connector.connectivity.diagnosis import Diagnosis
 from connector.report.glossary import BASELINES
-from connector.report.opening import Findings, counted, opening, relative_sigma
-from connector.stages.write_results import _fit_text
+from connector.report.numbers import counted, percent
+from connector.report.opening import Findings, opening, relative_sigma
+from connector.report.sections import fit
 
 
 def diagnosis(signs, certainty, calibrated=True):
@@ -117,8 +118,8 @@ def test_signs_that_no_neuron_has_are_said_in_words():
 
 def test_a_baseline_other_than_the_one_asked_for_is_told():
     assert "its mean rate" in " ".join(opening(spikes(baseline="constant")))
-    assert "asks for" not in _fit_text(spikes())
-    assert "which needs the times of trials" in _fit_text(
+    assert "asks for" not in fit(spikes())
+    assert "which needs the times of trials" in fit(
         spikes(baseline="standard", other_baseline=None, baseline_missing=True)
     )
 

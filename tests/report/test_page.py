@@ -12,9 +12,9 @@ from connector import figures
 from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
-from connector.report import page as report
-from connector.report.glossary import ESTIMATE, METRICS
-from connector.report.page import Section, TableData, format_number, render_report, write_report
+from connector.report.glossary import BASELINES, ESTIMATE, METRICS
+from connector.report.numbers import format_number
+from connector.report.page import Section, TableData, render_report, write_report
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -141,8 +141,8 @@ def test_metrics_stand_by_themselves_and_have_units():
         for text in (metric.label, metric.explanation):
             assert not re.search(r"^The same\b|\b(next|previous) (row|line)\b|\brow above\b", text), key
         assert not re.search(r"\b(of that|this|same|above)\b", metric.label), key
-    for name in report.BASELINES:
-        assert report.BASELINES[name] in METRICS[f"lrrnn/bits_per_spike_{name}"].explanation
+    for name in BASELINES:
+        assert BASELINES[name] in METRICS[f"lrrnn/bits_per_spike_{name}"].explanation
 
 
 def recording_of_a_line():
@@ -202,7 +202,7 @@ def test_written_whole_or_not_at_all(tmp_path, sections, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(path, "Other", [], sections)
     assert path.read_bytes() == before

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from connector.dynamics import activation
 from connector.errors import UserError
+from connector.report.glossary import NO_TIMES
 from connector.types import Recording
 
 BASELINES = ("local", "standard", "constant")
-NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 _SOFTPLUS = activation("softplus")
 
 

@@ -1,0 +1,36 @@
+"""Numbers as a person writes them."""
+
+from __future__ import annotations
+
+import math
+
+
+def format_number(value: object) -> str:
+    """A number as a person writes it; anything else as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not defined"
+    if isinstance(value, int) or (isinstance(value, float) and 1e3 <= abs(value) < 1e5):
+        return f"{value:,.0f}".replace(",", "\u202f")  # narrow space, no line break
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10^{int(exponent)}"
+
+
+def percent(share: float) -> str:
+    """A share as a person says it; never rounded up to all, nor down to nothing."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "less than 0.1 %"
+    if 99.95 <= value < 100:
+        return "more than 99.9 %"
+    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 neuron, 2 neurons."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,98 @@
+"""What stands under each heading of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from connector.report import determined
+from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
+from connector.report.numbers import format_number
+from connector.report.opening import LEVEL, Findings, relative_sigma
+
+ESTIMATED = "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
+
+
+def dynamics(f: Findings) -> str:
+    """What the truth and the projected network settle on."""
+    said = [] if f.truth_settles_on is None else [f"The true mean field has {f.truth_settles_on}."]
+    if f.settles_on is not None:
+        said.append(
+            f"The projected network of {f.n_sampled} neurons has {f.settles_on}, where simulations end that start in and around "
+            "the visited region. One that lies where no trial went, an open square in the figure, is extrapolation."
+        )
+    else:
+        said.append(
+            "This recording is driven by inputs. A count of fixed points from such data proves nothing by itself: "
+            "what states do long after the trials' end is extrapolation."
+        )
+    said.append(
+        "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
+        "smallest change that restores the recurrent drive at the recorded states."
+    )
+    return "\n\n".join(said)
+
+
+def connectivity(f: Findings) -> str:
+    """What of the distribution of weights is inferred, and what chosen."""
+    said = [
+        "The dynamics fix the distribution of the loadings, read off the recorded neurons, and the mean output weight "
+        "nu of a neuron with given loadings. They say nothing about the spread of n around nu: wherever a figure shows "
+        "a spread, it is the stated sigma, the maximum-entropy choice. "
+        f"Here {relative_sigma(f.sigma, f.spread)}."
+    ]
+    if f.odd:
+        said.append(
+            f"With the odd nonlinearity {f.activation}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
+            "only the odd part of nu can be estimated, and what is reported is the odd one. An even part would be invisible."
+        )
+    p = f.metrics.get("connectivity/cell_types_p")
+    if p is not None:
+        verdict = (
+            "the loadings, if they are right, are not those of one Gaussian or Student-t population: there is evidence for "
+            "cell types"
+            if p < LEVEL
+            else "the loadings give no evidence for more than one population"
+        )
+        said.append(
+            f"Test for cell types on the recorded neurons' loadings, against re-simulated single populations: "
+            f"p = {format_number(p)}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
+        )
+    return "\n\n".join(said)
+
+
+def estimate(summary: Mapping[str, object], *, leave_out: tuple[str, ...]) -> list[tuple[str, object, str]]:
+    """Name, value and meaning of what an estimate of nu says of itself, but for the keys ``leave_out``."""
+    rows = []
+    for key, value in summary.items():
+        if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
+            value = ", ".join(format_number(x) for x in value)
+        if isinstance(value, int | float | str) and key not in leave_out:
+            label, meaning = ESTIMATE.get(key, (key.replace("_", " "), ""))
+            rows.append((label, value, meaning))
+    return rows
+
+
+def data_determine(f: Findings) -> str:
+    """What the data determine about nu, and what the prior."""
+    if f.diagnosis is None:
+        return "The published ridge makes no statement about its error."
+    return "\n\n".join(determined.sentences(f.diagnosis))
+
+
+def fit(f: Findings) -> str:
+    """Which baseline the spikes were fitted with, and how to compare it with others."""
+    if f.baseline is None:
+        return ""
+    said = (
+        "A baseline is what each neuron fires apart from the latent state; it enters the model beside it. This run "
+        f"fitted with the {f.baseline} baseline: {GRANTS[f.baseline]}."
+    )
+    if f.baseline_missing:
+        said += f" lrrnn.baseline asks for another one, which {NO_TIMES}."
+    if f.other_baseline is not None:
+        said += (
+            f" Measures named after the {f.other_baseline} baseline score the same fitted model with it instead: "
+            f"{BASELINES[f.other_baseline]}. Compare models on equal baselines only: the local one uses that test "
+            "trials lie between training trials."
+        )
+    return said
