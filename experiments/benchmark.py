@@ -50,8 +50,8 @@ from torch import Tensor
 
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.regression import fit_conditional_mean
-from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean
+from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.attractors import teacher
 from connector.data.folds import fold
 from connector.errors import UserError
@@ -362,7 +362,13 @@ def grow_trajectories(size: Size) -> tuple[Cost, float]:
     latents, loadings = simulated(size)
     most = 5 * options.connectivity.max_states
     model, cost = cost_of(
-        lambda: fit_trajectories(latents, loadings, activation="tanh", recorded_fraction=None, max_samples=most)
+        lambda: fit_trajectories(
+            latents,
+            loadings,
+            activation="tanh",
+            recorded_fraction=None,
+            settings=TrajectorySettings(max_samples=most),
+        )
     )
     return cost, nu_error(model, size.rank)
 
@@ -373,7 +379,9 @@ def grow_closed_form(size: Size) -> tuple[Cost, float]:
     latents, loadings = simulated(size)
     most = options.connectivity.max_states
     model, cost = cost_of(
-        lambda: fit_conditional_mean(*latents.samples(), loadings, activation="tanh", max_states=most)
+        lambda: fit_conditional_mean(
+            *latents.samples(), loadings, activation="tanh", settings=MeanSettings(max_states=most)
+        )
     )
     return cost, nu_error(model, size.rank)
 

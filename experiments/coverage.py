@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 from connector.connectivity.diagnosis import OPEN
-from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
@@ -352,7 +352,7 @@ def run(task: Task) -> dict:
         recorded_fraction=fraction,
         loadings_covariance=covariance,
         observed=readings,
-        **dict(task.options),
+        settings=TrajectorySettings(**dict(task.options)),
     )
     seconds = time.process_time() - start
     fresh, _ = population.sample(200, g)

@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from saved_runs import arguments_of, finish, note, save, styled
 
-from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.dynamics import Network
 from connector.figures.style import ACCENT, INFERRED, MUTED
 from connector.types import Latents, Loadings
@@ -105,7 +105,7 @@ def run(setting: Setting) -> dict:
         activation=population.activation,
         stride=int(chosen["stride"]),
         recorded_fraction=recorded.n_neurons / N_NEURONS,
-        seed=setting.seed,
+        settings=TrajectorySettings(seed=setting.seed),
     )
     fresh, _ = population.sample(200, g)
     truth, estimate = population.estimand(fresh), model.mean(fresh)

@@ -51,7 +51,7 @@ from scipy.io import savemat
 import connector.launch.job
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.regression import fit_conditional_mean
+from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean
 from connector.data.clicks import load_rat
 from connector.data.folds import fold
 from connector.data.nlb import load_nlb
@@ -181,7 +181,9 @@ def distribution(rng: np.random.Generator) -> tuple[ConnectivityDistribution, Ne
     m, n, d = (torch.from_numpy(rng.normal(size=size)) for size in ((60, 2), (60, 2), (60,)))
     network = Network(m, n, None, d, alpha=0.1, activation="tanh")
     z = torch.from_numpy(rng.normal(size=(80, 2)))
-    mean = fit_conditional_mean(z, None, network.drive(z), network.loadings, activation="tanh", families=("none",))
+    mean = fit_conditional_mean(
+        z, None, network.drive(z), network.loadings, activation="tanh", settings=MeanSettings(("none",))
+    )
     flow = Flow(3, hidden_width=8, hidden_layers=1).double().fit_scaler(network.loadings.stack())
     outputs = Flow(2, 3, hidden_width=8, hidden_layers=1).double()
     reference = (z, None, network.drive(z))

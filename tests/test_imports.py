@@ -14,6 +14,7 @@ FLOORS = [
     {"errors", "interruption", "moved", "numerics", "terminal"},
     {"declarations", "files", "types"},
     {"dynamics", "figures", "report"},
+    {"shooting"},
     {"data"},
     {"lrrnn"},
     {"connectivity"},

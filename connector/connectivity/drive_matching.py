@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from connector.connectivity.nu.design import times_design
+from connector.connectivity.nu.design import Design
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError
@@ -175,7 +175,7 @@ def fit_output_shift(
     basis = vectors[:, keep] / values[keep].sqrt()
     # under the weighted points the columns of v are orthonormal, so that E|delta|^2 is the sum of squares of its coefficients
     right = torch.cat([x @ basis, n_at_points], dim=1) * weights[:, None]
-    drives = times_design(get_activation(activation), Loadings.unstack(points, *shape), z, u, right)
+    drives = Design(get_activation(activation), Loadings.unstack(points, *shape), z, u).times(right)
     of_basis, had = drives.split([int(keep.sum()), drive.shape[1]], dim=1)
     normal = of_basis.T @ of_basis / len(z)
     normal.diagonal().add_(regularizer)

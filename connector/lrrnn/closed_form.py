@@ -16,9 +16,8 @@ from connector.lrrnn.latents import inverse_of_normal, latents_of, update_latent
 from connector.lrrnn.loadings import converged_loadings, loadings_covariance
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.output_weights import (
-    SEGMENT_SAMPLES,
     SHOOT_MODES,
-    Segments,
+    cut_segments,
     fit_dynamics_by_ridge,
     fit_trajectory_weights,
     rate_modes,
@@ -203,14 +202,14 @@ class _RateFit:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size."""
         return self.dispersion * float(inverse_of_normal(self.normal).diagonal(dim1=-2, dim2=-1).mean()) > 1e-8
 
-    def shoot(self, iterations: int) -> None:
+    def shoot(self, steps: int) -> None:
         """Output weights from trajectories, starting from those at hand."""
         has_bias, few = self.has_bias, random_rows(len(self.samples), subset_size(self.samples))
         x = self.samples.subset(few).design(self.z[few], has_bias)
         basis = rate_modes(self.phi(x @ self.theta.T), SHOOT_MODES)
         information = self.grid(self.normal) / self.dispersion
-        segments = Segments.cut(self.grid(self.z), information, self.recording.inputs, SEGMENT_SAMPLES)
-        n, regularizer, self.misfit = fit_trajectory_weights(segments, self.network(), basis, iterations)
+        segments = cut_segments(self.grid(self.z), information, self.recording.inputs)
+        n, regularizer, self.misfit = fit_trajectory_weights(segments, self.network(), basis, steps)
         self.dynamics = replace(self.dynamics, n=n, regularizer=regularizer)
 
     def network(self) -> Network:
@@ -265,9 +264,9 @@ def fit_rates_closed_form(
         fit.fit_dynamics(fit.z)
     smooth = fit.noisy if smooth is None else smooth
     if smooth:
-        fit.shoot(8)
+        fit.shoot(7)
         fit.refit_loadings(fit.smooth()[0].reshape(-1, rank)[fit.samples.rows])
-        fit.shoot(3)
+        fit.shoot(2)
     return _finished(fit, smooth)
 
 

@@ -5,16 +5,16 @@ Regressing differences of noisy latents on rates at the same latents is biased; 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from connector.dynamics import Activation, Network, potentials, value_and_slope
+from connector.dynamics import Activation, Network
 from connector.dynamics import activation as activation_named
-from connector.lrrnn.samples import CHUNK_ELEMENTS, ActivitySamples, subset_size
-from connector.numerics import random_rows
+from connector.lrrnn.samples import ActivitySamples, subset_size
+from connector.numerics import random_rows, symmetric_root
+from connector.shooting import Field, Linearised, Rules, Segments, Weighting, shoot
 
 # Modes of the rates below this fraction of the first are not used for output weights.
 _MODE_CUTOFF = 1e-5
@@ -150,143 +150,68 @@ def _partial_out(moments: Tensor, q: int, n_inputs: int) -> tuple[Tensor, Tensor
     return rest - mixed.T @ coefficients, coefficients
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Pieces of trials run side by side, each with its own initial state; information is zero past a trial's end."""
+def cut_segments(z: Tensor, information: Tensor, inputs: Tensor | None) -> Segments:
+    """Trials (trials, time, R) in pieces of ``SEGMENT_SAMPLES``; a sample without ``information`` (trials, time, R, R), the
+    inverse of its noise covariance, is none."""
 
-    z: Tensor  # (B, L, R)
-    information: Tensor  # (B, L, R, R)
-    inputs: Tensor | None  # (B, L, U)
+    def split(x: Tensor) -> Tensor:
+        extra = -x.shape[1] % SEGMENT_SAMPLES
+        x = torch.cat([x, x.new_zeros(x.shape[0], extra, *x.shape[2:])], dim=1)
+        return x.reshape(-1, SEGMENT_SAMPLES, *x.shape[2:])
 
-    @staticmethod
-    def cut(z: Tensor, information: Tensor, inputs: Tensor | None, length: int) -> Segments:
-        def split(x: Tensor) -> Tensor:
-            extra = -x.shape[1] % length
-            if extra:
-                x = torch.cat([x, x.new_zeros(x.shape[0], extra, *x.shape[2:])], dim=1)
-            return x.reshape(-1, length, *x.shape[2:])
+    information = split(information)
+    mask = information.flatten(2).abs().amax(2) > 0
+    root = symmetric_root(information)
+    pieces = Segments(split(z), mask, None if inputs is None else split(inputs.double()), root=root)
+    return pieces.pick(mask.any(1))
 
-        pieces = [split(z), split(information), None if inputs is None else split(inputs.double())]
-        used = pieces[1].flatten(1).abs().amax(1) > 0
-        return Segments(*(None if x is None else x[used] for x in pieces))
+
+class _Evidence(Weighting):
+    """Prior c ~ N(0, v) alike for all, v by the fixed point of the evidence (MacKay 1992); noise never below the stated."""
+
+    def __init__(self, start: float, size: int, like: Tensor):
+        self.eye, self.shrinkage = torch.eye(size).to(like), start
+        super().__init__(start * self.eye)
+
+    def learn(self, found: Linearised, c: Tensor) -> None:
+        values, vectors = torch.linalg.eigh(found.h)
+        values = values.clamp_min(0)
+        self.variance = max(found.squares / max(found.free - len(c), 1), 1.0)
+        target = vectors.T @ (found.b + found.h @ c)
+        for _ in range(30):
+            solution = target / (values + self.shrinkage)
+            self.effective = float((values / (values + self.shrinkage)).sum())
+            self.shrinkage = self.variance * self.effective / max(float(solution.square().sum()), 1e-12)
+        self.precision = self.shrinkage / self.variance * self.eye
 
 
 def fit_trajectory_weights(
-    segments: Segments, network: Network, basis: Tensor, iterations: int = 8
+    segments: Segments, network: Network, basis: Tensor, steps: int = 7
 ) -> tuple[Tensor, float, float]:
     """Output weights under which noise-free trajectories pass nearest to the sample-wise latents.
 
     Regressing one-step differences of noisy latents on rates at the same latents is biased, most of all near fixed
-    points. Here the segments are simulated; their initial states are eliminated from the Gauss-Newton equations for
-    the weights. Prior: n independent N(0, 1 / precision) in the modes of the rates, precision by the fixed point of
-    the evidence (MacKay 1992), with the noise scaled to the misfit.
+    points. Here the segments are simulated (:mod:`connector.shooting`). Prior: n independent N(0, 1 / precision) in the
+    modes of the rates, with the noise scaled to the misfit.
 
     Args:
-        segments: latents with their information (inverse noise covariance).
+        segments: latents, with the roots of their information.
         network: loadings, and output weights to start from.
         basis: (K, q) orthonormal modes of the rates; the weights found lie in their span.
+        steps: of Gauss-Newton, at most.
 
     Returns:
         n (K, R), the precision divided by the number of samples (the lambda that plays its part), the misfit (mean
         squared normalised residual, about 1 where the noise is as stated and the dynamics are deterministic).
     """
     k, rank = network.n.shape
-    weights = basis.T @ network.n / k**0.5
-    start = segments.z[:, 0]
-    n_obs = int((segments.information.flatten(2).abs().amax(2) > 0).sum()) * rank
-    best, shrink, precision, state = None, 1.0, 1.0 / max(float(network.n.square().mean()), 1e-6), None
-    for _ in range(iterations):
-        trial = replace(network, n=k**0.5 * basis @ weights)
-        chi2, *equations = _sensitivities(segments, trial, basis, start)
-        objective = chi2 + precision * float(weights.square().sum())
-        if not all(bool(torch.isfinite(part).all()) for part in equations):  # a simulation that ran away
-            if best is None:
-                return network.n, precision * rank / n_obs, float("inf")
-            objective = math.inf
-        if best is not None and not objective < best * (1 + 1e-9):
-            shrink *= 0.5
-            if shrink < 0.1:
-                break
-        else:
-            if best is not None and best - objective < 1e-4 * best:
-                state = weights, start, chi2
-                break
-            state, best, shrink = (weights, start, chi2), objective, 1.0
-            move, start_move, precision = _eliminated_step(equations, weights, chi2, n_obs, precision)
-            best = chi2 + precision * float(weights.square().sum())
-        weights, start = state[0] + shrink * move, state[1] + shrink * start_move
-    weights, _, chi2 = state
-    misfit = chi2 / max(n_obs - weights.numel() - segments.z.shape[0] * rank, 1)
-    return k**0.5 * basis @ weights, precision * rank / n_obs, misfit
-
-
-def _sensitivities(segments: Segments, network: Network, basis: Tensor, start: Tensor) -> tuple:
-    """What :func:`_sensitivities_of` returns for all segments, computed for some at a time."""
-    size = max(1, CHUNK_ELEMENTS // network.n_neurons)
-    parts = []
-    for first in range(0, len(start), size):
-        at = slice(first, first + size)
-        u = None if segments.inputs is None else segments.inputs[at]
-        some = Segments(segments.z[at], segments.information[at], u)
-        parts.append(_sensitivities_of(some, network, basis, start[at]))
-    chi2, h_ww, h_ws, h_ss, g_w, g_s = zip(*parts)
-    return sum(chi2), sum(h_ww), torch.cat(h_ws), torch.cat(h_ss), sum(g_w), torch.cat(g_s)
-
-
-def _sensitivities_of(segments: Segments, network: Network, basis: Tensor, start: Tensor) -> tuple:
-    """Chi square of the simulated segments and the Gauss-Newton blocks for weights (q R) and initial states (R)."""
-    (n_seg, steps, rank), q, k = segments.z.shape, basis.shape[1], network.n_neurons
-    phi, alpha, low = activation_named(network.activation), network.alpha, network.loadings.map(lambda x: x.float())
-    modes = (basis / k**0.5).float()
-    pairs = (network.n[:, :, None] * network.m[:, None, :]).flatten(1).float() / k
-    n = network.n.float() / k
-    eye = torch.eye(rank, dtype=start.dtype, device=start.device)
-    x, to_start = start, eye.expand(n_seg, rank, rank)
-    to_weights = start.new_zeros(n_seg, rank, q, rank)
-    size, chi2 = q * rank, 0.0
-    h_ww, g_w = start.new_zeros(size, size), start.new_zeros(size)
-    h_ws, h_ss, g_s = start.new_zeros(n_seg, size, rank), start.new_zeros(n_seg, rank, rank), torch.zeros_like(start)
-    for t in range(steps):
-        information, flat = segments.information[:, t], to_weights.reshape(n_seg, rank, size)
-        pull = torch.einsum("bij,bj->bi", information, segments.z[:, t] - x)
-        chi2 += float((pull * (segments.z[:, t] - x)).sum())
-        weighted = information @ flat
-        h_ww += flat.reshape(-1, size).T @ weighted.reshape(-1, size)
-        g_w += flat.reshape(-1, size).T @ pull.reshape(-1)
-        h_ws += weighted.mT @ to_start
-        h_ss += to_start.mT @ information @ to_start
-        g_s += torch.einsum("bji,bj->bi", to_start, pull)
-        if t == steps - 1:
-            break
-        u = None if segments.inputs is None else segments.inputs[:, t].float()
-        value, slope = value_and_slope(phi, potentials(low, x.float(), u))
-        jacobian = (1 - alpha) * eye + alpha * (slope @ pairs).double().reshape(n_seg, rank, rank)
-        to_weights = (jacobian @ flat).reshape(n_seg, rank, q, rank)
-        to_weights = to_weights + alpha * (value @ modes).double()[:, None, :, None] * eye[None, :, None, :]
-        to_start = jacobian @ to_start
-        x = (1 - alpha) * x + alpha * (value @ n).double()
-    return chi2, h_ww, h_ws, h_ss, g_w, g_s
-
-
-def _eliminated_step(
-    equations: list[Tensor], weights: Tensor, chi2: float, n_obs: int, precision: float
-) -> tuple[Tensor, Tensor, float]:
-    """Moves of weights and initial states, and the precision of the prior at the fixed point of its evidence."""
-    h_ww, h_ws, h_ss, g_w, g_s = equations
-    # a segment that leaves its initial state open in some direction must not end the fit
-    ridge = 1e-6 + 1e-10 * h_ss.diagonal(dim1=1, dim2=2).mean(1)
-    h_ss = h_ss + ridge[:, None, None] * torch.eye(h_ss.shape[-1], dtype=h_ss.dtype, device=h_ss.device)
-    solved = torch.linalg.solve(h_ss, torch.cat([h_ws.mT, g_s[..., None]], dim=-1))
-    hessian = h_ww - torch.einsum("bwi,biv->wv", h_ws, solved[..., :-1])
-    score = g_w - torch.einsum("bwi,bi->w", h_ws, solved[..., -1])
-    values, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
-    values = values.clamp_min(0)
-    scale = max(chi2 / max(n_obs - len(values) - h_ss.shape[0] * h_ss.shape[1], 1), 1.0)
-    target = vectors.T @ (score + hessian @ weights.reshape(-1))
-    for _ in range(30):
-        solution = target / (values + precision)
-        determined = float((values / (values + precision)).sum())
-        precision = scale * determined / max(float(solution.square().sum()), 1e-12)
-    move = (vectors @ (target / (values + precision))).reshape(weights.shape) - weights
-    start_move = solved[..., -1] - torch.einsum("biw,w->bi", solved[..., :-1], move.reshape(-1))
-    return move, start_move, precision
+    loadings = network.loadings.map(lambda x: x.float())
+    field = Field(activation_named(network.activation), loadings, basis / k**0.5, network.alpha)
+    start = (basis.T @ network.n / k**0.5).reshape(-1)
+    prior = _Evidence(1.0 / max(float(network.n.square().mean()), 1e-6), len(start), start)
+    shot = shoot(
+        field, segments, start, prior, Rules(steps, 0.5, least_gain=1e-4, least_decrement=0.0, drop_outliers=False)
+    )
+    n = k**0.5 * basis @ shot.c.view(-1, rank)
+    misfit = shot.found.squares / max(shot.found.free - len(start), 1)
+    return n, prior.shrinkage / float(segments.mask.sum()), misfit

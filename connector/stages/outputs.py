@@ -12,10 +12,10 @@ from connector.analysis.fields import drift_r2
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.design import times_design
+from connector.connectivity.nu.design import Design
 from connector.connectivity.nu.mean import ConditionalMean
-from connector.connectivity.nu.regression import fit_conditional_mean, published_to_lambda
-from connector.connectivity.nu.trajectories import fit_trajectories
+from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean, published_to_lambda
+from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
@@ -48,8 +48,10 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
     pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
     # A drive that comes from a fitted model is free of noise, so evidence cannot set the regulariser: validation does.
     of_model = inputs.latents.drive is not None
-    regularizer = connectivity.regularizer
-    if of_model and regularizer is None and connectivity.regularizer_published is None:
+    regularizer, published = connectivity.regularizer, connectivity.regularizer_published
+    if published is not None:
+        regularizer = published_to_lambda(published, inputs.latents.alpha, pool.n_neurons, len(z))
+    elif of_model and regularizer is None:
         regularizer = "validation"
     return fit_conditional_mean(
         z,
@@ -57,15 +59,13 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
         y,
         pool,
         activation=inputs.activation,
-        alpha=inputs.latents.alpha,
         estimator="ridge" if connectivity.estimator == "ridge" else "gaussian_process",
         regularizer=regularizer,
-        regularizer_published=connectivity.regularizer_published,
         validation=inputs.latents.trials(inputs.fold.validation).samples() if regularizer == "validation" else None,
         own_deviations=connectivity.pool == "recorded" and not of_model,
-        pseudo_loadings="auto" if of_model else 0,
-        max_states=connectivity.max_states,
-        seed=options.seed,
+        settings=MeanSettings(
+            pseudo_loadings="auto" if of_model else 0, max_states=connectivity.max_states, seed=options.seed
+        ),
     )
 
 
@@ -86,8 +86,7 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         recorded_fraction=getattr(options.data, "recorded_fraction", None) if fraction is None else fraction,
         loadings_covariance=covariance,
         observed=readings,
-        max_samples=5 * options.connectivity.max_states,
-        seed=options.seed,
+        settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
 
 
@@ -115,9 +114,8 @@ def published_ridge(options: Options, inputs: FittedDynamics, max_states: int = 
     def solve(rows: Tensor) -> Tensor:
         lam = connectivity.regularizer
         if lam is None:
-            lam = published_to_lambda(
-                None, connectivity.regularizer_published or 1e-4, inputs.latents.alpha, len(rows), n_states
-            )
+            published = connectivity.regularizer_published or 1e-4
+            lam = published_to_lambda(published, inputs.latents.alpha, len(rows), n_states)
         x = phi(potentials(Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias), z, u))
         gram = x @ x.T / (len(rows) * len(z))
         gram.diagonal().add_(lam)
@@ -138,7 +136,7 @@ def drive_of_mean(
         z, u, y = z[keep], None if u is None else u[keep], y[keep]
     if inputs.latents.drive is None:
         loadings = inputs.loadings.map(Tensor.double)
-        y = times_design(activation(inputs.activation), loadings, z, u, mean(loadings.stack()))
+        y = Design(activation(inputs.activation), loadings, z, u).times(mean(loadings.stack()))
     return z, u, y
 
 

@@ -9,11 +9,12 @@ from connector.analysis.fields import field_error
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
-from connector.connectivity.nu.regression import fit_conditional_mean
+from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean
 from connector.data.attractors import teacher
 from connector.dynamics import Network
 from connector.errors import UserError
 
+LINEAR = MeanSettings(families=("none",))
 MIX = torch.tensor([[1.2, 0.8], [0.0, 1.6]]).double()
 
 
@@ -39,7 +40,7 @@ def _distribution(n_neurons=1000, seed=1, **options):
     net = source.sample(n_neurons, _generator(seed))
     z = 4.8 * torch.rand(2000, 2, generator=_generator(2), dtype=torch.float64) - 2.4
     y = source.drive(z)
-    mean = fit_conditional_mean(z, None, net.drive(z), net.loadings, activation="tanh", families=("none",))
+    mean = fit_conditional_mean(z, None, net.drive(z), net.loadings, activation="tanh", settings=LINEAR)
     flow = _affine_flow(torch.eye(2).double(), 2)
     return ConnectivityDistribution(flow, mean, alpha=0.1, activation="tanh", reference=(z, None, y), **options)
 
@@ -180,7 +181,7 @@ def test_heavy_tailed_networks_are_projected_too():
     source = teacher("heavy_tailed")
     net = source.sample(1000, _generator(1))
     z = 4 * torch.rand(1500, 2, generator=_generator(2), dtype=torch.float64) - 2
-    mean = fit_conditional_mean(z, None, net.drive(z), net.loadings, activation="tanh", families=("none",))
+    mean = fit_conditional_mean(z, None, net.drive(z), net.loadings, activation="tanh", settings=LINEAR)
     flow = Flow(2, base="student_t", dof=3.0, hidden_layers=0)
     for p in flow.parameters():
         p.data.zero_()
@@ -213,7 +214,7 @@ def test_loadings_with_bias_and_input_come_back_as_such():
     z, u = (torch.randn(500, k, generator=g, dtype=torch.float64) for k in (2, 1))
     net = Network(rows[:, :2], rows[:, :2], rows[:, 2:3], rows[:, 3], activation="softplus")
     y = net.drive(z, u)
-    mean = fit_conditional_mean(z, u, y, net.loadings, activation="softplus", families=("none",))
+    mean = fit_conditional_mean(z, u, y, net.loadings, activation="softplus", settings=LINEAR)
     flow = Flow(4).fit_scaler(rows)
     both = ConnectivityDistribution(flow, mean, alpha=0.1, activation="softplus", reference=(z, u, y))
     drawn = both.sample(400, sigma=0.5, project=True)

@@ -158,7 +158,7 @@ def test_every_quantity_of_an_estimate_of_nu_is_explained():
     latents, loadings = recording_of_a_line()
     z, u, y = latents.samples()
     fits = [
-        fit_conditional_mean(z, u, y, loadings, activation="tanh", alpha=0.1, estimator=estimator, regularizer=given,
+        fit_conditional_mean(z, u, y, loadings, activation="tanh", estimator=estimator, regularizer=given,
                              validation=(z, u, y))
         for estimator in ("ridge", "gaussian_process") for given in (None, "validation")
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a pool of neurons can drive: the design X = phi(Z M^T + U B^T + d) / K in its leading modes."""
+"""What a pool of neurons can drive: the design X = phi(Z M^T + U B^T + d) / K and its leading modes."""
 
 from __future__ import annotations
 
@@ -7,108 +7,100 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.population import Pool
 from connector.dynamics import Activation, potentials
 from connector.errors import UserError
+from connector.numerics import pieces
 from connector.types import Loadings
 
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+
+@dataclass(frozen=True)
+class Design:
+    """X (T, K) of T states z (T, R) and inputs u (T, U), seen through K loadings; built a piece at a time."""
+
+    phi: Activation
+    pool: Loadings
+    z: Tensor
+    u: Tensor | None
+
+    def rates(self, states: slice | Tensor = slice(None), neurons: slice | Tensor = slice(None)) -> Tensor:
+        """K X of some states and neurons."""
+        u = None if self.u is None else self.u[states]
+        return self.phi(potentials(self.pool.map(lambda x: x[neurons]), self.z[states], u))
+
+    def times(self, right: Tensor) -> Tensor:
+        """X right, (T, columns)."""
+        k = self.pool.n_neurons
+        return torch.cat([self.rates(at) / k @ right for at in pieces(len(self.z), k)])
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        """X^T left, (K, columns)."""
+        k = self.pool.n_neurons
+        return torch.cat([self.rates(neurons=at).T @ left / k for at in pieces(k, len(self.z))])
+
+    def gram(self) -> Tensor:
+        """X^T X (K, K) if there are fewer neurons than states or as many, else X X^T (T, T)."""
+        t, k = len(self.z), self.pool.n_neurons
+        size = min(t, k)
+        gram = self.z.new_zeros(size, size)
+        for at in pieces(max(t, k), size):
+            part = self.rates(at) if k <= t else self.rates(neurons=at).T
+            gram.addmm_(part.T, part)
+        return gram / k**2
 
 
-@dataclass
+@dataclass(frozen=True)
 class Modes:
     """y = X n + noise seen through X = P S V^T, modes in descending order.
 
-    V (K, p) orthonormal; singular (p,); a (p, R) = S^-1 P^T y, so that a = V^T n + noise / S;
-    residual (1,) variance of y outside the modes; total, the sum of squares of y; left (T, p) = P, where kept.
+    V (K, p) orthonormal; singular (p,); a (p, R) = S^-1 P^T y, so that a = V^T n + noise / S; left (T, p) = P;
+    residual: variance of y outside the modes; total: the sum of squares of y.
     """
 
     v: Tensor
     singular: Tensor
+    left: Tensor
     a: Tensor
     residual: float
     total: float
-    n_states: int
-    left: Tensor | None = None
+
+    @staticmethod
+    def of(v: Tensor, singular: Tensor, left: Tensor, y: Tensor) -> Modes:
+        coefficients, total = left.T @ y, float(y.square().sum())
+        dof = max(1, len(y) - len(singular)) * y.shape[1]
+        residual = max(total - float(coefficients.square().sum()), 1e-14 * total) / dof
+        return Modes(v, singular, left, coefficients / singular[:, None], residual, total)
+
+    @property
+    def n_states(self) -> int:
+        return len(self.left)
+
+    def of_more_states(self, design: Design, y: Tensor) -> Modes:
+        """The same modes with ``a`` and the noise taken from more states: noise in y averages out."""
+        basis = design.times(self.v)
+        values, rotation = torch.linalg.eigh(basis.T @ basis)
+        singular, rotation = values.flip(0).clamp_min(1e-300).sqrt(), rotation.flip(1)
+        return Modes.of(self.v @ rotation, singular, basis @ rotation / singular, y)
+
+    def determined(self, n_neurons: int, lam: float) -> float:
+        """sum_j g_j / (g_j + lambda) over the eigenvalues g_j of K/T X X^T."""
+        g = self.singular**2 * n_neurons / self.n_states
+        return float((g / (g + lam)).sum())
 
 
-def design_matrix(phi, pool: Loadings, z: Tensor, u: Tensor | None) -> Tensor:
-    return phi(potentials(pool, z, u)) / pool.n_neurons
-
-
-def _gram(phi, pool: Loadings, z: Tensor, u: Tensor | None) -> tuple[Tensor, bool]:
-    """X^T X (K, K) if there are fewer neurons than states, else X X^T (T, T); and which."""
-    n_states, n_neurons = len(z), pool.n_neurons
-    by_neurons = n_neurons <= n_states
-    size = min(n_states, n_neurons)
-    gram = z.new_zeros(size, size)
-    step = max(1, _CHUNK // size)
-    for start in range(0, max(n_states, n_neurons), step):
-        rows = slice(start, start + step)
-        if by_neurons:
-            part = phi(potentials(pool, z[rows], None if u is None else u[rows]))
-        else:
-            part = phi(potentials(pool.map(lambda x, r=rows: x[r]), z, u)).T
-        gram.addmm_(part.T, part)
-    return gram / n_neurons**2, by_neurons
-
-
-def times_design(phi, pool: Loadings, z: Tensor, u: Tensor | None, right: Tensor) -> Tensor:
-    """X right, (T, columns), in chunks of states."""
-    step = max(1, _CHUNK // pool.n_neurons)
-    return torch.cat(
-        [
-            design_matrix(phi, pool, z[i : i + step], None if u is None else u[i : i + step]) @ right
-            for i in range(0, len(z), step)
-        ]
-    )
-
-
-def design_times(phi, pool: Loadings, z: Tensor, u: Tensor | None, left: Tensor) -> Tensor:
-    """X^T left, (K, columns), in chunks of neurons."""
-    step = max(1, _CHUNK // len(z))
-    parts = []
-    for i in range(0, pool.n_neurons, step):
-        part = phi(potentials(pool.map(lambda x, i=i: x[i : i + step]), z, u))
-        parts.append(part.T @ left / pool.n_neurons)
-    return torch.cat(parts)
-
-
-def observed_modes(phi, pool: Loadings, z: Tensor, u: Tensor | None, y: Tensor, cutoff: float, max_modes: int) -> Modes:
-    gram, by_neurons = _gram(phi, pool, z, u)
-    values, vectors = torch.linalg.eigh(gram)
+def observed_modes(design: Design, y: Tensor, cutoff: float, max_modes: int) -> Modes:
+    """Modes with a singular value above ``cutoff`` times the first, at most so many."""
+    values, vectors = torch.linalg.eigh(design.gram())
     keep = values > cutoff**2 * values[-1]
     keep[: max(0, len(values) - max_modes)] = False
     singular, vectors = values[keep].flip(0).sqrt(), vectors[:, keep].flip(1)
-    if by_neurons:
-        v = vectors
-        left = times_design(phi, pool, z, u, v) / singular
-    else:
-        left = vectors
-        v = design_times(phi, pool, z, u, left) / singular
-    coefficients = left.T @ y
-    total = float(y.square().sum())
-    dof = max(1, len(z) - len(singular)) * y.shape[1]
-    residual = max(total - float(coefficients.square().sum()), 1e-14 * total) / dof
-    return Modes(v, singular, coefficients / singular[:, None], residual, total, len(z), left)
+    if len(vectors) == design.pool.n_neurons:
+        return Modes.of(vectors, singular, design.times(vectors) / singular, y)
+    return Modes.of(design.transposed_times(vectors) / singular, singular, vectors, y)
 
 
-def more_states(modes: Modes, phi, pool: Loadings, z: Tensor, u: Tensor | None, y: Tensor) -> Modes:
-    """The same modes with ``a`` and the noise taken from more states: noise in y averages out."""
-    basis = times_design(phi, pool, z, u, modes.v)
-    values, rotation = torch.linalg.eigh(basis.T @ basis)
-    values, rotation = values.flip(0).clamp_min(1e-300), rotation.flip(1)
-    singular = values.sqrt()
-    coefficients = (basis @ rotation / singular).T @ y
-    total = float(y.square().sum())
-    dof = max(1, len(z) - len(singular)) * y.shape[1]
-    residual = max(total - float(coefficients.square().sum()), 1e-14 * total) / dof
-    return Modes(modes.v @ rotation, singular, coefficients / singular[:, None], residual, total, len(z))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Basis:
-    """B(z, u) = phi(potentials of a few anchor neurons) @ mixing (anchors, p); v (Q, p) as in the module's text."""
+    """B(z, u) = phi(potentials of a few anchor neurons) @ mixing (anchors, p), with phi(h_q) / Q = B v_q for Q neurons."""
 
     phi: Activation
     anchors: Loadings
@@ -119,44 +111,45 @@ class Basis:
         return self.phi(potentials(self.anchors, z, u)) @ self.mixing
 
 
-def build_basis(phi, pool: Pool, z: Tensor, u: Tensor | None, cutoff: float, max_modes: int, generator) -> Basis:
-    """Singular functions over the states z (T, R), carried by pivoted columns of X (an interpolative decomposition).
+def _pivots(columns: Tensor, most: int = 300, tolerance: float = 1e-12) -> tuple[Tensor, list[int]]:
+    """Orthonormal (T, q), in the span of the picked columns of (T, K), that leaves no column's square above ``tolerance``
+    of the largest; and which were picked."""
+    norms = columns.square().sum(0)
+    first = float(norms.max())
+    q, picked = columns[:, :0], []
+    for _ in range(min(most, *columns.shape)):
+        j = int(norms.argmax())
+        direction = columns[:, j]
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            direction = direction - q @ (q.T @ direction)
+        length = float(direction.norm())
+        if length**2 <= tolerance * first or first == 0:
+            break
+        q = torch.cat([q, direction[:, None] / length], 1)
+        picked.append(j)
+        norms = (norms - (q[:, -1] @ columns) ** 2).clamp_min(0)
+        norms[j] = 0
+    return q, picked
+
+
+def build_basis(design: Design, cutoff: float, max_modes: int, generator: torch.Generator) -> Basis:
+    """Singular functions over the design's states, carried by pivoted columns of X (an interpolative decomposition).
 
     All functions phi(l_q.(z, u, 1)) lie, within 1e-6 of the largest, in the span of a few dozen of them. With X = Q R,
     Q from those columns, the singular values of X are those of R.
+
+    Raises:
+        UserError: where no rate is above zero.
     """
-    points = pool.points
-    subset = torch.randperm(pool.size, generator=generator)[:4000].to(z.device)
-    few = points.map(lambda x: x[subset])
-    residual = phi(potentials(few, z, u)) / pool.size  # (T, subset)
-    columns = residual.clone()
-    norms = columns.square().sum(0)
-    first = float(norms.max())
-    q: list[Tensor] = []
-    picked: list[int] = []
-    for _ in range(min(300, *columns.shape)):
-        j = int(norms.argmax())
-        direction = columns[:, j]
-        if q:
-            basis = torch.stack(q, dim=1)
-            for _ in range(2):  # twice is enough for orthogonality to rounding
-                direction = direction - basis @ (basis.T @ direction)
-        length = float(direction.norm())
-        if length**2 <= 1e-12 * first or first == 0:
-            break
-        direction = direction / length
-        q.append(direction)
-        picked.append(j)
-        norms = (norms - (direction @ columns) ** 2).clamp_min(0)
-        norms[j] = 0
-    if not q:
+    size = design.pool.n_neurons
+    subset = torch.randperm(size, generator=generator)[:4000].to(design.z.device)
+    q, picked = _pivots(design.rates(neurons=subset) / size)
+    if not picked:
         raise UserError("neurons whose rates vary over the states", "rates that are zero at every state")
-    q = torch.stack(q, dim=1)
-    r = design_times(phi, points, z, u, q).T  # (anchors, Q)
-    anchors = points.map(lambda x: x[subset[picked]])
+    r, anchors = design.transposed_times(q).T, subset[picked]  # r (anchors, Q)
     values, vectors = torch.linalg.eigh(r @ r.T)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     keep = (values > cutoff**2 * values[0]).nonzero()[:, 0][:max_modes]
     singular, vectors = values[keep].sqrt(), vectors[:, keep]
-    mixing = torch.linalg.solve(r[:, subset[picked]], vectors * singular) / pool.size
-    return Basis(phi, anchors, mixing, r.T @ vectors / singular)
+    mixing = torch.linalg.solve(r[:, anchors], vectors * singular) / size
+    return Basis(design.phi, design.pool.map(lambda x: x[anchors]), mixing, r.T @ vectors / singular)

@@ -9,6 +9,25 @@ import torch
 from torch import Tensor
 
 
+def amplitude_prior(leading: Tensor, noise: Tensor, noise_width: float, grid) -> tuple[Tensor, Tensor]:
+    """Normal priors of the log amplitudes of linear, curved, white part and noise: centre and width, (kernels, 4).
+
+    Args:
+        leading: mean square of n that the leading modes show. noise: the noise's likely variance.
+        grid: (family, width) of each kernel; the curved part of "none" is kept as it is, being zero.
+    """
+    centre = torch.stack([leading, leading, leading / 3, noise.to(leading)]).log().expand(len(grid), 4).clone()
+    width = torch.tensor([2.0, 2.0, 2.0, noise_width]).to(leading).expand(len(grid), 4).clone()
+    width[[family == "none" for family, _ in grid], 1] = 0.0
+    return centre, width
+
+
+def log_weights(evidence: Tensor, grid) -> Tensor:
+    """Log posterior weights (kernels,) up to a constant: families are equally likely beforehand, and so are their widths."""
+    sizes = [sum(f == other for other, _ in grid) for f, _ in grid]
+    return evidence - torch.tensor(sizes).to(evidence).log()
+
+
 @dataclass
 class Amplitudes:
     """Of each of B kernels: log amplitudes (B, 4) of linear, curved, white and noise; Cholesky factor (B, p, p) of the

@@ -1,103 +1,193 @@
-"""Kernels over whitened loadings. ``odd``: k(x, x') = -k(-x, x'); else a constant is among the features."""
+"""Kernels over whitened loadings, a class a family. ``odd``: k(x, x') = -k(-x, x'); else a constant is among the features.
+
+A further family is a class with :meth:`Kernel.of`, or a :class:`Stationary` with its profile, under :func:`register_kernel`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-KERNELS = ("none", "arcsine", "additive", "rbf", "matern32")
+from connector.errors import UserError
+from connector.numerics import inverse_root, pieces
+
 WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
+KERNELS: dict[str, Kernel] = {}
+
+
+def register_kernel(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
+    """Class decorator: the family's name in options, settings and saved runs."""
+
+    def register(family: type[Kernel]) -> type[Kernel]:
+        KERNELS[name] = family()
+        return family
+
+    return register
+
+
+class Kernel:
+    """Covariance of unit order between loadings in units of the width, from their inner product and squared norms.
+
+    Matrix, matching pairs and diagonal all come from :meth:`of`.
+    """
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        """k from x.y, x.x and y.y, which broadcast; ``odd``: of functions g(-x) = -g(x)."""
+        raise NotImplementedError
+
+    def matrix(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+        return self.of(x @ y.T, x.square().sum(1)[:, None], y.square().sum(1)[None], odd)
+
+    def pairs(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+        return self.of((x * y).sum(-1), x.square().sum(-1), y.square().sum(-1), odd)
+
+
+@register_kernel("none")
+class Nothing(Kernel):
+    """No curved part: nu is linear in the loadings."""
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        return torch.zeros_like(xy)
+
+
+class Linear(Kernel):
+    """Of functions linear in the loadings, with a constant unless ``odd``."""
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        return xy if odd else xy + 1
+
+
+@register_kernel("arcsine")
+class Arcsine(Kernel):
+    """Of an infinitely wide network of error functions (Williams 1998), which see a constant unless ``odd``."""
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        constant = 0.0 if odd else 1.0
+        scale = [(2 / (1 + 2 * (constant + norm))).sqrt() for norm in (xx, yy)]
+        return (2 / math.pi) * torch.asin((constant + xy) * scale[0] * scale[1])
+
+
+@register_kernel("additive")
+class Additive(Arcsine):
+    """Mean of arcsine kernels, one on each column."""
+
+    def matrix(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+        columns = [(x[:, j, None], y[None, :, j]) for j in range(x.shape[1])]
+        return sum(self.of(a * b, a.square(), b.square(), odd) for a, b in columns) / len(columns)
+
+    def pairs(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+        return self.of(x * y, x.square(), y.square(), odd).mean(-1)
+
+
+class Stationary(Kernel):
+    """A function of the distance; ``odd``: its odd part."""
+
+    def profile(self, squared: Tensor) -> Tensor:
+        """k at squared distances, 1 at zero."""
+        raise NotImplementedError
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        near = self.profile(xx + yy - 2 * xy)
+        return 0.5 * (near - self.profile(xx + yy + 2 * xy)) if odd else near
+
+
+@register_kernel("rbf")
+class SquaredExponential(Stationary):
+    def profile(self, squared: Tensor) -> Tensor:
+        return torch.exp(-0.5 * squared)
+
+
+@register_kernel("matern32")
+class Matern32(Stationary):
+    def profile(self, squared: Tensor) -> Tensor:
+        distance = (3 * squared.clamp_min(0)).sqrt()
+        return (1 + distance) * torch.exp(-distance)
 
 
 def linear_features(x: Tensor, odd: bool) -> Tensor:
     return x if odd else torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
 
 
-def _arcsine_rows(x: Tensor, odd: bool) -> Tensor:
-    """Rows (..., P or P + 1) whose inner products are the arguments of the arcsine in :func:`_arcsine`."""
-    if not odd:
-        x = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1)
-    return x * (2 / (1 + 2 * x.square().sum(-1, keepdim=True))).sqrt()
-
-
-def _arcsine(inner: Tensor) -> Tensor:
-    """Covariance of an infinitely wide network of error functions (Williams 1998), of :func:`_arcsine_rows`."""
-    return (2 / math.pi) * torch.asin(inner)
-
-
-def _stationary(squared: Tensor, family: str) -> Tensor:
-    if family == "rbf":
-        return torch.exp(-0.5 * squared)
-    distance = (3 * squared.clamp_min(0)).sqrt()
-    return (1 + distance) * torch.exp(-distance)
-
-
 def kernel(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor:
-    """Covariance (N, M) of unit order between whitened loadings x (N, P) and y (M, P).
+    """Covariance (N, M) between whitened loadings x (N, P) and y (M, P).
 
     Args:
-        family: "arcsine"; "additive" (a mean of arcsine kernels, one on each column); "rbf"; "matern32".
+        family: a name in ``KERNELS``.
         width: in units of the loadings' standard deviations.
-        odd: whether functions are odd; otherwise the arcsine kernels see a constant beside the loadings.
+        odd: whether functions are odd.
     """
-    x, y = x / width, y / width
-    if family == "additive":
-        columns = [(_arcsine_rows(x[:, j, None], odd), _arcsine_rows(y[:, j, None], odd)) for j in range(x.shape[1])]
-        return sum(_arcsine(a @ b.T) for a, b in columns) / len(columns)
-    if family == "arcsine":
-        return _arcsine(_arcsine_rows(x, odd) @ _arcsine_rows(y, odd).T)
-    inner, xx, yy = x @ y.T, x.square().sum(1)[:, None], y.square().sum(1)[None]
-    if not odd:
-        return _stationary(xx + yy - 2 * inner, family)
-    return 0.5 * (_stationary(xx + yy - 2 * inner, family) - _stationary(xx + yy + 2 * inner, family))
+    return KERNELS[family].matrix(x / width, y / width, odd)
 
 
 def kernel_pairs(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, y) of matching rows of x and y (..., P), broadcast: shape (...). Arguments as in :func:`kernel`."""
-    x, y = x / width, y / width
-    if family == "additive":
-        return _arcsine((_arcsine_rows(x[..., None], odd) * _arcsine_rows(y[..., None], odd)).sum(-1)).mean(-1)
-    if family == "arcsine":
-        return _arcsine((_arcsine_rows(x, odd) * _arcsine_rows(y, odd)).sum(-1))
-    near = _stationary((x - y).square().sum(-1), family)
-    return 0.5 * (near - _stationary((x + y).square().sum(-1), family)) if odd else near
+    return KERNELS[family].pairs(x / width, y / width, odd)
 
 
 def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, x) for each row of x (N, P): shape (N,)."""
-    x = x / width
-    if family == "additive":
-        return _arcsine(_arcsine_rows(x[..., None], odd).square().sum(-1)).mean(1)
-    if family == "arcsine":
-        return _arcsine(_arcsine_rows(x, odd).square().sum(1))
-    own = x.square().sum(1)
-    if not odd:
-        return torch.ones_like(own)
-    return 0.5 * (1 - _stationary(4 * own, family))
+    return kernel_pairs(x, x, family, width, odd)
 
 
-def project_kernel(
-    x: Tensor, centres: Tensor, subset: bool, v: Tensor, family: str, width: float, odd: bool
-) -> tuple[Tensor, Tensor]:
-    """P (centres, p) such that Cov(g(l), v^T g(x)) = k(l, centres) P for the curved part g, and Cov(v^T g(x)) (p, p).
+def check_families(families: tuple[str, ...]) -> None:
+    """Raises UserError for a name that is not in ``KERNELS``."""
+    for family in families:
+        if family not in KERNELS:
+            raise UserError(f"kernel families among {', '.join(KERNELS)}", repr(family))
 
-    Args:
-        x: (K, P) whitened loadings. v: (K, p) weights of g(x).
-        centres: (C, P). subset: whether they are fewer than x: then g is replaced by its best prediction from the
-            centres, in both alike; else they are x itself.
-        family, width, odd: see :func:`kernel`.
+
+def kernel_grid(families: tuple[str, ...], widths: tuple[float, ...]) -> list[tuple[str, float]]:
+    """All families at all widths; "none" has no width."""
+    return [(f, float(w)) for f in families for w in (widths if f != "none" else (1.0,))]
+
+
+@dataclass(frozen=True)
+class WhitenedPool:
+    """Loadings of unit covariance, on which Gaussian processes live.
+
+    Attributes:
+        location (P,), whitening (P, P): x = (stacked - location) @ whitening, (K, P). odd: functions of x are odd.
+        centres: (C, P) points that carry the curved part: all of x, or a subset where they are many.
     """
-    if family == "none":
-        return v.new_zeros(len(centres), v.shape[1]), v.new_zeros(v.shape[1], v.shape[1])
-    rows = max(1, _CHUNK // (4 * len(centres)))
-    cross = sum(kernel(centres, x[i : i + rows], family, width, odd) @ v[i : i + rows] for i in range(0, len(x), rows))
-    projection = v
-    if subset:
-        own = kernel(centres, centres, family, width, odd)
-        own.diagonal().add_(1e-9 * own.diagonal().mean())
-        projection = torch.cholesky_solve(cross, torch.linalg.cholesky(own))
-    covariance = projection.T @ cross
-    return projection, 0.5 * (covariance + covariance.T)
+
+    location: Tensor
+    whitening: Tensor
+    x: Tensor
+    centres: Tensor
+    odd: bool
+
+    @staticmethod
+    def of(stacked: Tensor, odd: bool, max_centres: int, generator: torch.Generator) -> WhitenedPool:
+        """With more than ``max_centres`` loadings a quarter of that number, drawn at random, are the centres."""
+        location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
+        whitening = inverse_root(stacked - location)
+        x = centres = (stacked - location) @ whitening
+        if len(x) > max_centres:
+            pick = torch.randperm(len(x), generator=generator)[: max(1, max_centres // 4)].to(x.device)
+            centres = x[pick]
+        return WhitenedPool(location, whitening, x, centres, odd)
+
+    @property
+    def features(self) -> Tensor:
+        return linear_features(self.x, self.odd)
+
+    def projected(self, v: Tensor, family: str, width: float) -> tuple[Tensor, Tensor]:
+        """P (C, p) with Cov(g(l), v^T g(x)) = k(l, centres) P for the curved part g, and Cov(v^T g(x)) (p, p).
+
+        Where centres are a subset, g is replaced in both by its best prediction from them. v: (K, p).
+        """
+        x, centres, odd = self.x, self.centres, self.odd
+        if family == "none":
+            return v.new_zeros(len(centres), v.shape[1]), v.new_zeros(v.shape[1], v.shape[1])
+        cross = sum(kernel(centres, x[at], family, width, odd) @ v[at] for at in pieces(len(x), 4 * len(centres)))
+        projection = v
+        if len(centres) < len(x):
+            own = kernel(centres, centres, family, width, odd)
+            own.diagonal().add_(1e-9 * own.diagonal().mean())
+            projection = torch.cholesky_solve(cross, torch.linalg.cholesky(own))
+        covariance = projection.T @ cross
+        return projection, 0.5 * (covariance + covariance.T)

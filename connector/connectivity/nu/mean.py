@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from connector.connectivity.nu.kernels import kernel, kernel_diagonal, linear_fe
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError
+from connector.numerics import pieces
 from connector.types import Loadings
-
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
 
 
 class ConditionalMean(nn.Module):
@@ -26,12 +25,6 @@ class ConditionalMean(nn.Module):
     """
 
     estimator = ""
-    kinds: ClassVar[dict[str, type[ConditionalMean]]] = {}  # by the name of the estimator, for from_state
-
-    def __init_subclass__(cls, **options):
-        super().__init_subclass__(**options)
-        if cls.estimator:
-            ConditionalMean.kinds[cls.estimator] = cls
 
     def __init__(self, values: dict, tensors: dict[str, Tensor]):
         super().__init__()
@@ -48,10 +41,7 @@ class ConditionalMean(nn.Module):
 
     def forward(self, stacked: Tensor) -> Tensor:
         """nu (K, R) at stacked loadings (K, R + U + bias), in their dtype."""
-        self._check(stacked)
-        rows = max(1, _CHUNK // self._width())
-        parts = [self._mean(part.double()) for part in stacked.split(rows)]
-        return torch.cat(parts).to(stacked.dtype) if parts else stacked.new_zeros(0, self.rank)
+        return self._in_pieces(self._mean, stacked)
 
     def quick(self, stacked: Tensor, tolerance: float = 1e-4) -> Tensor:
         """nu as :meth:`forward` has it, in single precision, which takes a third of the time.
@@ -59,22 +49,26 @@ class ConditionalMean(nn.Module):
         Some rows are computed in both precisions: where they differ by more than ``tolerance`` of nu's root mean
         square, all are computed in double precision.
         """
-        self._check(stacked)
         single = copy.deepcopy(self).float()
         some = stacked[:: max(1, len(stacked) // 64)]
         exact = self(some).double()
         error = (single._mean(some.float()).double() - exact).square().mean()
         if not error <= tolerance**2 * exact.square().mean():
             return self(stacked)
-        rows = max(1, _CHUNK // self._width())
-        return torch.cat([single._mean(part.float()) for part in stacked.split(rows)]).to(stacked.dtype)
+        return self._in_pieces(single._mean, stacked, torch.float32)
 
     def variance(self, stacked: Tensor) -> Tensor:
         """Posterior variance of nu (K, R) at stacked loadings."""
-        self._check(stacked)
-        rows = max(1, _CHUNK // self._width())
-        parts = [self._variance(part.double()) for part in stacked.split(rows)]
-        return torch.cat(parts).to(stacked.dtype) if parts else stacked.new_zeros(0, self.rank)
+        return self._in_pieces(self._variance, stacked)
+
+    def _in_pieces(
+        self, function: Callable[[Tensor], Tensor], stacked: Tensor, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        columns = self.rank + self.n_inputs + int(self.has_bias)
+        if stacked.ndim != 2 or stacked.shape[1] != columns:
+            raise UserError(f"stacked loadings (m, b, d) of {columns} columns", str(tuple(stacked.shape)))
+        found = [function(stacked[at].to(dtype)) for at in pieces(max(1, len(stacked)), self._width())]
+        return torch.cat(found).to(stacked.dtype)
 
     def state(self) -> dict:
         """Plain values and tensors from which :func:`from_state` rebuilds the estimate."""
@@ -88,11 +82,6 @@ class ConditionalMean(nn.Module):
 
     def _width(self) -> int:
         raise NotImplementedError
-
-    def _check(self, stacked: Tensor) -> None:
-        columns = self.rank + self.n_inputs + int(self.has_bias)
-        if stacked.ndim != 2 or stacked.shape[1] != columns:
-            raise UserError(f"stacked loadings (m, b, d) of {columns} columns", str(tuple(stacked.shape)))
 
 
 class RidgeMean(ConditionalMean):
@@ -117,20 +106,28 @@ class RidgeMean(ConditionalMean):
         return len(self.z)
 
 
-class GaussianProcessMean(ConditionalMean):
-    """Mixture, weighted by evidence, of Gaussian process posteriors that differ in kernel family and width."""
-
-    estimator = "gaussian_process"
+class MixtureMean(ConditionalMean):
+    """Mixture of Gaussian process posteriors, n = n' gauge with n' alike in all dimensions."""
 
     @property
     def spread(self) -> Tensor:
-        """(R, R) covariance of n around nu in the fitted population, as far as y shows it."""
+        """(R, R) covariance of n around nu in the fitted population, as far as the data show it."""
         return (self.weights * self.amplitudes[:, 2]).sum() * self.gauge @ self.gauge
+
+    def _whitened(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened loadings (K, P), and the features of the linear part."""
+        x = (stacked - self.location) @ self.whitening
+        return x, linear_features(x, self.values["odd"])
+
+
+class GaussianProcessMean(MixtureMean):
+    """Posteriors that differ in kernel family and width, weighted by their evidence."""
+
+    estimator = "gaussian_process"
 
     def _of_components(self, stacked: Tensor, linear: Tensor, curved: Tensor):
         """Of each component i: its number, the features (K, P), and features linear_i + k(., centres) curved_i."""
-        x, odd = (stacked - self.location) @ self.whitening, self.values["odd"]
-        features = linear_features(x, odd)
+        (x, features), odd = self._whitened(stacked), self.values["odd"]
         for i, (family, width) in enumerate(self.values["components"]):
             value = features @ linear[i]
             if family != "none":
@@ -148,8 +145,7 @@ class GaussianProcessMean(ConditionalMean):
         for i, x, features, value in self._of_components(stacked, linear, curved):
             family, width = self.values["components"][i]
             prior = self.amplitudes[i, 0] * features.square().sum(1)
-            if family != "none":
-                prior = prior + self.amplitudes[i, 1] * kernel_diagonal(x, family, width, self.values["odd"])
+            prior = prior + self.amplitudes[i, 1] * kernel_diagonal(x, family, width, self.values["odd"])
             left = (prior - value[:, rank:].square().sum(1)).clamp_min(0)
             parts.append((self.weights[i], value[:, :rank] @ self.gauge, left))
         centre = sum(w * mean for w, mean, _ in parts)
@@ -160,7 +156,7 @@ class GaussianProcessMean(ConditionalMean):
         return len(self.centres) * 4  # kernels need a few temporaries of this size
 
 
-class TrajectoryMean(ConditionalMean):
+class TrajectoryMean(MixtureMean):
     """nu at any loading with posterior intervals. Made by :func:`fit_trajectories`.
 
     Attributes:
@@ -179,11 +175,6 @@ class TrajectoryMean(ConditionalMean):
     @property
     def predicted_error(self) -> float:
         return self.summary["predicted_error"]
-
-    @property
-    def spread(self) -> Tensor:
-        """(R, R) covariance of n around nu in the network, as far as its dynamics show it."""
-        return (self.weights * self.amplitudes[:, 2]).sum() * self.gauge @ self.gauge
 
     def mean(self, rows: Tensor) -> Tensor:
         """nu (K, R) at stacked loadings (K, R + U + bias), in their dtype."""
@@ -204,46 +195,39 @@ class TrajectoryMean(ConditionalMean):
         """
         if not 0 < level < 1:
             raise UserError("a level between 0 and 1", repr(level))
-        self._check(rows)
-        low, high = [rows.new_zeros(0, self.rank)], [rows.new_zeros(0, self.rank)]
-        for part in rows.split(max(1, _CHUNK // self._width())):
-            means, variances = self._components(part.double())
-            middle = (self.weights[:, None, None] * means).sum(0)
-            tail = (1 - level) / 2
-            for side, probability in ((low, tail), (high, 1 - tail)):
-                quantile = _mixture_quantile(means, variances.sqrt(), self.weights, probability)
-                side.append((middle + self.values["width_factor"] * (quantile - middle)).to(rows.dtype))
-        return torch.cat(low), torch.cat(high)
+        tail = (1 - level) / 2
+        both = self._in_pieces(lambda part: torch.cat(self._quantiles(part, tail, 1 - tail), 1), rows)
+        return both[:, : self.rank], both[:, self.rank :]
+
+    def _quantiles(self, stacked: Tensor, *probabilities: float) -> list[Tensor]:
+        means, variances = self._components(stacked)
+        middle = (self.weights[:, None, None] * means).sum(0)
+        found = [_mixture_quantile(means, variances.sqrt(), self.weights, p) for p in probabilities]
+        return [middle + self.values["width_factor"] * (quantile - middle) for quantile in found]
 
     def _components(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances (components, K, R) of nu."""
-        x = (stacked - self.location) @ self.whitening
-        odd = self.values["odd"]
-        features = linear_features(x, odd)
+        (x, features), odd = self._whitened(stacked), self.values["odd"]
         straight, straight_prior = features @ self.linear_weights, features.square().sum(1)
         scale = self.gauge.square().sum(0)
-        means, variances = [], []
+        means, variances = {}, {}
         for i, (family, width) in enumerate(self.values["kernels"]):
+            curved, curved_prior = torch.zeros_like(straight), kernel_diagonal(x, family, width, odd)
             if family != "none":
                 curved = kernel(x, self.centres, family, width, odd) @ self.projections[i]
-                curved_prior = kernel_diagonal(x, family, width, odd)
             for j in (self.kernel_index == i).nonzero()[:, 0].tolist():
-                cross, prior = self.amplitudes[j, 0] * straight, self.amplitudes[j, 0] * straight_prior
-                if family != "none":
-                    cross = cross + self.amplitudes[j, 1] * curved
-                    prior = prior + self.amplitudes[j, 1] * curved_prior
-                means.append((j, cross @ self.coefficients[j] @ self.gauge))
+                cross = self.amplitudes[j, 0] * straight + self.amplitudes[j, 1] * curved
+                prior = self.amplitudes[j, 0] * straight_prior + self.amplitudes[j, 1] * curved_prior
+                means[j] = cross @ self.coefficients[j] @ self.gauge
                 explained = torch.stack([(cross @ root.T).square().sum(1) for root in self.roots[j]], dim=1)
-                variances.append((j, (prior[:, None] * scale - explained).clamp_min(0)))
-        means.sort(key=lambda item: item[0])
-        variances.sort(key=lambda item: item[0])
-        return torch.stack([m for _, m in means]), torch.stack([v for _, v in variances])
+                variances[j] = (prior[:, None] * scale - explained).clamp_min(0)
+        return tuple(torch.stack([of[j] for j in sorted(of)]) for of in (means, variances))
 
     def _mean(self, stacked: Tensor) -> Tensor:
         """The weighted mean of :meth:`_components`, summed over the components before the loadings come in."""
-        x, odd = (stacked - self.location) @ self.whitening, self.values["odd"]
+        (x, features), odd = self._whitened(stacked), self.values["odd"]
         shares = self.weights[:, None] * self.amplitudes  # (components, 3)
-        mean = linear_features(x, odd) @ (self.linear_weights @ torch.tensordot(shares[:, 0], self.coefficients, 1))
+        mean = features @ (self.linear_weights @ torch.tensordot(shares[:, 0], self.coefficients, 1))
         for i, (family, width) in enumerate(self.values["kernels"]):
             if family != "none":
                 here = self.kernel_index == i
@@ -273,6 +257,9 @@ def _mixture_quantile(means: Tensor, sds: Tensor, weights: Tensor, probability: 
     return 0.5 * (low + high)
 
 
+_KINDS = {kind.estimator: kind for kind in (RidgeMean, GaussianProcessMean, TrajectoryMean)}
+
+
 def from_state(state: dict) -> ConditionalMean:
-    """Rebuild what :meth:`ConditionalMean.state` described; the module that defines its class must be imported."""
-    return ConditionalMean.kinds[state["estimator"]](state["values"], state["tensors"])
+    """Rebuild what :meth:`ConditionalMean.state` described."""
+    return _KINDS[state["estimator"]](state["values"], state["tensors"])

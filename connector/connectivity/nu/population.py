@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from connector.numerics import symmetric_root
 from connector.types import Loadings
 
 
@@ -29,6 +30,11 @@ class Pool:
     def size(self) -> int:
         return self.points.n_neurons
 
+    @property
+    def share(self) -> float:
+        """Q / K: points of the pool per neuron of the network."""
+        return self.size * self.fraction / self.n_recorded
+
     def weights(self) -> Tensor:
         """(Q,) w with E[c | g] = sum_q w_q g(l_q) v_q: a recorded neuron stands for itself, the rest for all others."""
         w = torch.full((self.size,), 1 - self.fraction).to(self.points.m)
@@ -37,12 +43,15 @@ class Pool:
         return w
 
 
-def pool_share(pool: Pool) -> float:
-    """Q / K: points of the pool per neuron of the network."""
-    return pool.size * pool.fraction / pool.n_recorded
-
-
-def build_pool(loadings, covariance, fraction, pseudo, generator) -> Pool:
+def build_pool(
+    loadings: Loadings,
+    covariance: Tensor | None,
+    fraction: float,
+    pseudo: int | str,
+    generator: torch.Generator,
+) -> Pool:
+    """Of recorded neurons, with the covariance (K, P, P) of each loading's error where there is any, and ``pseudo`` jittered
+    copies ("auto": to 1000 in all below 200 recorded of more neurons)."""
     stacked = loadings.stack()
     k, dim = stacked.shape
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
@@ -55,20 +64,19 @@ def build_pool(loadings, covariance, fraction, pseudo, generator) -> Pool:
         total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
         varies = total > 1e-12 * total.max()
         inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
-    extra = 0
-    if pseudo == "auto":
-        extra = 0 if k >= 200 or fraction == 1 else 1000 - k
-    elif pseudo:
-        extra = int(pseudo)
-    if extra:
-        centres = points.view(k, cloud, dim).mean(1)
-        copies = extend_pool(Loadings.unstack(centres, *shape), extra, None, generator).stack()[k:]
-        points = torch.cat([points, copies])
+    extra = 0 if pseudo == "auto" and fraction == 1 else pseudo
+    centres = Loadings.unstack(points.view(k, cloud, dim).mean(1), *shape)
+    points = torch.cat([points, extend_pool(centres, extra, None, generator).stack()[k:]])
     return Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
 
 
 def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generator: torch.Generator) -> Loadings:
-    """Jittered copies smooth the empirical distribution of few loadings; mean and covariance are kept."""
+    """Jittered copies smooth the empirical distribution of few loadings; mean and covariance are kept.
+
+    Args:
+        extra: how many; "auto": none from 200 neurons on, else enough for 1000 in all.
+        jitter: their sd in units of the loadings' sd; None: by Silverman's rule.
+    """
     k = pool.n_neurons
     if extra == "auto":
         extra = 0 if k >= 200 else 1000 - k
@@ -80,8 +88,7 @@ def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generato
         jitter = (4 / (dim + 2)) ** (1 / (dim + 4)) * k ** (-1 / (dim + 4))
     mean = stacked.mean(0)
     centred = stacked - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / k)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root = symmetric_root(centred.T @ centred / k)
     pick = torch.arange(extra) % k  # every neuron gets the same number of copies, up to one
     noise = torch.randn(extra, dim, generator=generator, dtype=stacked.dtype).to(stacked) @ root
     copies = mean + (centred[pick] + jitter * noise) / math.sqrt(1 + jitter**2)

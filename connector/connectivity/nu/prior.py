@@ -8,61 +8,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.evidence import Amplitudes, maximise_posterior
-from connector.connectivity.nu.kernels import kernel_diagonal, kernel_pairs, linear_features, project_kernel
-from connector.connectivity.nu.population import Pool, pool_share
-from connector.numerics import inverse_root
+from connector.connectivity.nu.evidence import amplitude_prior, log_weights, maximise_posterior
+from connector.connectivity.nu.kernels import KERNELS, Kernel, Linear, WhitenedPool
+from connector.connectivity.nu.population import Pool
 
 _COMPONENTS = 32  # of the posterior mixture, at most
 
 
-@dataclass
-class Likelihood:
-    """exp(-(c - peak)^T h (c - peak) / 2 + b^T (c - peak)) of the whitened-gauge coefficients c (pR,)."""
+@dataclass(frozen=True)
+class Quadratic:
+    """Log likelihood -(x - c)^T h (x - c) / 2 + b^T (x - c) of coefficients x (pR,), flattened as (mode, dimension)."""
 
     h: Tensor
     b: Tensor
     c: Tensor
-    covariance: Tensor  # (R, R) of the samples' noise, where it is alike for all
-    dispersion: float  # variance of the whitened residuals
-    autocorrelation: float  # of the residuals, lag 1
-    converged: bool
-    n_samples: int
-    n_dropped: int  # segments
 
 
 class Prior:
     """Cov(c'_q) = sum_k amplitude_k part_k, the same for every dimension q: linear, curved, white; one per kernel."""
 
     def __init__(self, pool: Pool, v: Tensor, odd: bool, gauge: Tensor, max_centres: int, generator):
-        self.pool, self.v, self.odd = pool, v, odd
-        stacked = pool.points.stack()
-        self.location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
-        self.whitening = inverse_root(stacked - self.location)
-        self.gauge = gauge
-        self.x = (stacked - self.location) @ self.whitening
-        self.subset = pool.size > max_centres
-        self.centres = self.x
-        if self.subset:
-            pick = torch.randperm(pool.size, generator=generator)[: max(1, max_centres // 4)].to(v.device)
-            self.centres = self.x[pick]
+        self.pool, self.v, self.gauge = pool, v, gauge
+        self.whitened = WhitenedPool.of(pool.points.stack(), odd, max_centres, generator)
         self.weighted = v * pool.weights()[:, None]
-        features = linear_features(self.x, odd)
-        self.linear_weights = features.T @ self.weighted  # (P, p)
-        scatter = self._scatter(features.square().sum(1), lambda a, b: (a * b).sum(-1) + (0.0 if odd else 1.0))
+        self.linear_weights = self.whitened.features.T @ self.weighted  # (P, p)
         straight = self.linear_weights.T @ self.linear_weights
-        self.linear = straight + scatter - self._between(straight)
+        self.linear = straight + self._scatter(Linear(), 1.0) - self._between(straight)
         self.white = self._white()
 
     def curved(self, family: str, width: float) -> tuple[Tensor, Tensor]:
         """Projection (centres, p) with Cov(g(l), c) = k(l, centres) projection; and the part (p, p)."""
-        projection, part = project_kernel(self.x, self.centres, self.subset, self.weighted, family, width, self.odd)
+        projection, part = self.whitened.projected(self.weighted, family, width)
         if family == "none":
             return projection, part
-        scatter = self._scatter(
-            kernel_diagonal(self.x, family, width, self.odd), lambda a, b: kernel_pairs(a, b, family, width, self.odd)
-        )
-        return projection, part + scatter - self._between(part)
+        return projection, part + self._scatter(KERNELS[family], width) - self._between(part)
 
     def _others(self) -> float:
         """Weight of Cov(g v) over a fresh loading: others' draws, (Q/K)^2 K_u / Q, and the sampling error of the
@@ -72,16 +51,16 @@ class Prior:
     def _between(self, part: Tensor) -> Tensor:
         return part * (self._others() / self.pool.size)
 
-    def _scatter(self, diagonal: Tensor, pairs) -> Tensor:
+    def _scatter(self, kernel: Kernel, width: float) -> Tensor:
         """E over g of sum_q g_q^2 v_q v_q^T for fresh loadings, and of the covariance of g v within clouds."""
-        pool, v = self.pool, self.v
-        total = self._others() * (v * diagonal[:, None]).T @ v
+        pool, v, x, odd = self.pool, self.v, self.whitened.x / width, self.whitened.odd
+        total = self._others() * (v * kernel.pairs(x, x, odd)[:, None]).T @ v
         if pool.cloud > 1:
             j, seen = pool.cloud, pool.n_recorded * pool.cloud
-            x, vi = self.x[:seen].view(-1, j, self.x.shape[1]), v[:seen].view(-1, j, v.shape[1])
-            k = pairs(x[:, :, None], x[:, None, :])  # (K, j, j)
+            x, vi = x[:seen].view(-1, j, x.shape[1]), v[:seen].view(-1, j, v.shape[1])
+            k = kernel.pairs(x[:, :, None], x[:, None, :], odd)  # (K, j, j)
             mixed = torch.diag_embed(k.diagonal(dim1=1, dim2=2)) / j - k / j**2
-            total = total + pool.inflation * pool_share(pool) ** 2 * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
+            total = total + pool.inflation * pool.share**2 * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
         return total
 
     def _white(self) -> Tensor:
@@ -90,23 +69,22 @@ class Prior:
         if pool.fraction == 0:  # size of the network unknown: as if it were the recorded neurons; the amplitude is free
             return eye * pool.size / pool.n_recorded
         seen = self.v[: pool.n_recorded * pool.cloud]
-        share = pool_share(pool)
-        return share**2 / pool.cloud * seen.T @ seen + share * (1 - pool.fraction) * eye
+        return pool.share**2 / pool.cloud * seen.T @ seen + pool.share * (1 - pool.fraction) * eye
 
 
-def informative(likelihood_h, likelihood_b, c, prior: Tensor, rank: int, most: int) -> tuple[Tensor, Tensor]:
+def informative(likelihood: Quadratic, prior: Tensor, rank: int, most: int) -> tuple[Tensor, Tensor]:
     """W (N, pR) and d (N,) with d = W c + N(0, I): the data, in the directions they tell most about, against ``prior``.
 
-    Those with a signal of less than 1e-3 noise variances are dropped.
+    Those with a signal of less than 1e-3 noise variances are dropped. prior: (p, p), in each of the ``rank`` dimensions.
     """
     scale = torch.kron(torch.linalg.cholesky(prior).contiguous(), torch.eye(rank).to(prior))
-    values, vectors = torch.linalg.eigh(scale.T @ likelihood_h @ scale)
+    values, vectors = torch.linalg.eigh(scale.T @ likelihood.h @ scale)
     keep = values > 1e-3
     keep[: max(0, len(values) - most)] = False
     keep[-1] = True
     values, vectors = values[keep].clamp_min(1e-12).sqrt(), vectors[:, keep]
     w = torch.linalg.solve_triangular(scale.T, vectors * values, upper=True).T
-    return w, w @ c + vectors.T @ (scale.T @ likelihood_b) / values
+    return w, w @ likelihood.c + vectors.T @ (scale.T @ likelihood.b) / values
 
 
 def in_data(w: Tensor, part: Tensor, rank: int) -> Tensor:
@@ -118,28 +96,24 @@ def in_data(w: Tensor, part: Tensor, rank: int) -> Tensor:
 class Posterior:
     """Amplitudes of all kernels at once, then a mixture of draws about their modes."""
 
-    def __init__(self, prior: Prior, grid, likelihood: Likelihood, reference: Tensor, most: int, noise_width: float):
+    def __init__(self, prior: Prior, grid, likelihood: Quadratic, reference: Tensor, most: int, noise_width: float):
         self.prior, self.grid = prior, grid
-        rank = len(prior.gauge)
-        self.w, d = informative(likelihood.h, likelihood.b, likelihood.c, reference, rank, most)
+        rank, points = len(prior.gauge), prior.pool.size
+        self.w, d = informative(likelihood, reference, rank, most)
         self.d = d[:, None]
-        eye = torch.eye(len(d)).to(d)
-        self.projections, curved = [], []
-        for family, width in grid:
-            projection, part = prior.curved(family, width)
-            self.projections.append(projection)
-            curved.append(in_data(self.w, part, rank))
+        curved = [prior.curved(family, width) for family, width in grid]
+        self.projections = [projection for projection, _ in curved]
+        curved = torch.stack([in_data(self.w, part, rank) for _, part in curved])
         linear, white = (in_data(self.w, part, rank) for part in (prior.linear, prior.white))
-        rest = [part.expand(len(grid), *part.shape) for part in (linear, white, eye)]
-        self.parts = torch.stack([rest[0], torch.stack(curved), rest[1], rest[2]], dim=1)
-        self.centre, self.width = _hyper_prior(likelihood.c.view(-1, rank), prior.pool.size, grid, noise_width)
+        parts = (linear, curved, white, torch.eye(len(d)).to(d))
+        self.parts = torch.stack([part.expand_as(curved) for part in parts], dim=1)
+        leading = (likelihood.c.view(-1, rank)[:3].square().sum() / (points * rank)).clamp_min(1e-30)
+        self.centre, self.width = amplitude_prior(leading, torch.ones_like(leading), noise_width, grid)
         self.found = maximise_posterior(self.parts, self.d, self.centre, self.width)
 
     def mixture(self, draws: int, generator: torch.Generator) -> list[tuple[int, Tensor, float]]:
-        """(kernel's number, log amplitudes (4,), weight) of each component, families equally likely beforehand."""
-        found: Amplitudes = self.found
-        sizes = [sum(f == other for other, _ in self.grid) for f, _ in self.grid]
-        score = found.evidence - torch.tensor(sizes).to(found.evidence).log()
+        """(kernel's number, log amplitudes (4,), weight) of each component."""
+        found, score = self.found, log_weights(self.found.evidence, self.grid)
         kept = (score > score.max() - math.log(200)).nonzero()[:, 0]
         free = (self.width[kept] > 0).to(self.d)
         theta, log_weight = found.log_amplitudes[kept][:, None], score[kept][:, None]
@@ -168,15 +142,3 @@ class Posterior:
         width = torch.where(self.width[i] > 0, self.width[i], torch.full_like(self.width[i], math.inf))
         value = value - 0.5 * (((theta - self.centre[i]) / width) ** 2).sum(1)
         return value.masked_fill((failed > 0) | value.isnan(), -math.inf)
-
-
-def _hyper_prior(c: Tensor, pool_size: int, grid, noise_width: float) -> tuple[Tensor, Tensor]:
-    """Normal priors (kernels, 4) of the log amplitudes: wide, about the size of n that the leading modes show."""
-    leading = (c[:3].square().sum() / (pool_size * c.shape[1])).clamp_min(1e-30)
-    centre = torch.stack([leading, leading, leading / 3, torch.ones_like(leading)]).log()
-    width = torch.tensor([2.0, 2.0, 2.0, noise_width]).to(c)
-    centre, width = centre.expand(len(grid), 4).clone(), width.expand(len(grid), 4).clone()
-    for i, (family, _) in enumerate(grid):
-        if family == "none":
-            width[i, 1] = 0.0  # its part is zero: nothing to fit
-    return centre, width

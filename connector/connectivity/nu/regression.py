@@ -16,13 +16,23 @@ Everything is float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.design import Modes, design_matrix, more_states, observed_modes
-from connector.connectivity.nu.evidence import Amplitudes, maximise_posterior
-from connector.connectivity.nu.kernels import KERNELS, WIDTHS, kernel_diagonal, linear_features, project_kernel
+from connector.connectivity.nu.design import Design, Modes, observed_modes
+from connector.connectivity.nu.evidence import Amplitudes, amplitude_prior, log_weights, maximise_posterior
+from connector.connectivity.nu.kernels import (
+    KERNELS,
+    WIDTHS,
+    WhitenedPool,
+    check_families,
+    kernel_diagonal,
+    kernel_grid,
+    linear_features,
+)
 from connector.connectivity.nu.mean import ConditionalMean, GaussianProcessMean, RidgeMean
 from connector.connectivity.nu.population import extend_pool
 from connector.dynamics import activation as get_activation
@@ -32,8 +42,39 @@ from connector.types import Loadings
 
 ESTIMATORS = ("gaussian_process", "ridge")
 _OFFSET_TURNS, _OFFSET_CUTOFF = 5, 1e-4
+_STATE_ENTRIES = 80_000_000  # states times loadings of which modes are found, at most: 640 MB
 _VALIDATION_ENTRIES = 10_000_000  # held-out states times loadings, at most, by which the regularizer is chosen: 80 MB
 _CANDIDATES = tuple(10 ** (0.5 * e) for e in range(2, -27, -1))  # of lambda, for the choice by validation
+
+
+@dataclass(frozen=True)
+class MeanSettings:
+    """How :func:`fit_conditional_mean` goes about it; the defaults suit most data.
+
+    Attributes:
+        families, widths: kernels tried. average: weight them by evidence, or take the best one.
+        max_states: states (drawn at random) from which the modes are found; fewer with very many neurons.
+            max_noisy_states: states used where y turns out to be noisy.
+        mode_cutoff, max_modes: modes of X with a singular value above ``mode_cutoff`` times the first, at most so many.
+        max_centres: with more neurons the Gaussian process is represented on a subset of a quarter of this size.
+        pseudo_loadings: number of jittered copies of the pool's loadings to add, or "auto": none from 200 neurons on,
+            else enough for 1000 in all. jitter: their sd in units of the loadings' sd; default by Silverman's rule.
+        target_r2: of the drive at the validation states, for the regularizer "validation".
+        seed: of the subsets and the jitter.
+    """
+
+    families: tuple[str, ...] = field(default_factory=lambda: tuple(KERNELS))
+    widths: tuple[float, ...] = WIDTHS
+    average: bool = True
+    max_states: int = 2000
+    max_noisy_states: int = 20000
+    mode_cutoff: float = 1e-4
+    max_modes: int = 300
+    max_centres: int = 2000
+    pseudo_loadings: int | str = 0
+    jitter: float | None = None
+    target_r2: float = 0.96
+    seed: int = 0
 
 
 def fit_conditional_mean(
@@ -45,22 +86,9 @@ def fit_conditional_mean(
     activation: str,
     estimator: str = "gaussian_process",
     regularizer: float | str | None = None,
-    regularizer_published: float | None = None,
-    alpha: float | None = None,
     validation: tuple[Tensor, Tensor | None, Tensor] | None = None,
-    target_r2: float = 0.96,
     own_deviations: bool = True,
-    families: tuple[str, ...] = KERNELS,
-    widths: tuple[float, ...] = WIDTHS,
-    average: bool = True,
-    max_states: int = 2000,
-    max_noisy_states: int = 20000,
-    mode_cutoff: float = 1e-4,
-    max_modes: int = 300,
-    max_centres: int = 2000,
-    pseudo_loadings: int | str = 0,
-    jitter: float | None = None,
-    seed: int = 0,
+    settings: MeanSettings | None = None,
 ) -> ConditionalMean:
     """Estimate nu(m, b, d) = E[n | m, b, d] from states, inputs and the drive they meet.
 
@@ -69,61 +97,52 @@ def fit_conditional_mean(
         pool: loadings of the recorded neurons (best), or draws from a model of them.
         activation: name of phi.
         estimator: "gaussian_process" or "ridge".
-        regularizer: lambda of the ridge objective above. For the Gaussian process it sets the noise variance to
-            lambda T / K times the prior variance of n. None: by evidence (ridge: white prior). "validation": the
-            largest that still explains ``target_r2`` of the drive at the validation states, else the one that
-            explains most.
-        regularizer_published: the published spelling, reg of alpha^2 ||y - X n||^2 + reg ||n||^2, that is
-            lambda = reg K / (alpha^2 T) with T the number of states given; needs ``alpha`` and excludes
-            ``regularizer``.
+        regularizer: lambda of the ridge objective above (:func:`published_to_lambda` gives it from the published
+            spelling). For the Gaussian process it sets the noise variance to lambda T / K times the prior variance of
+            n. None: by evidence (ridge: white prior). "validation": the largest that still explains ``target_r2`` of
+            the drive at the validation states, else the one that explains most.
         validation: (z, u, y) held out, for "validation".
         own_deviations: Gaussian process only. True: the pool's neurons themselves make up the network that produced y,
             so that each adds its own deviation from nu. False: the pool only stands for p(m, b, d).
-        families, widths: kernels tried. average: weight them by evidence, or take the best one.
-        max_states: states (drawn at random) from which the modes are found; fewer with very many neurons.
-            max_noisy_states: states used where y turns out to be noisy.
-        mode_cutoff, max_modes: modes of X with a singular value above ``mode_cutoff`` times the first, at most so many.
-        max_centres: with more neurons the Gaussian process is represented on a subset of a quarter of this size.
-        pseudo_loadings: number of jittered copies of the pool's loadings to add, or "auto": none from 200 neurons on,
-            else enough for 1000 in all. jitter: their sd in units of the loadings' sd; default by Silverman's rule.
-        seed: of the subsets and the jitter.
 
     Raises:
         UserError: shapes or options that do not fit.
     """
-    z, u, y, pool = _checked(z, u, y, pool, estimator, families)
-    phi = get_activation(activation)
-    generator = torch.Generator().manual_seed(seed)
-    if regularizer_published is not None:
-        regularizer = published_to_lambda(regularizer, regularizer_published, alpha, pool.n_neurons, len(z))
+    settings = settings or MeanSettings()
+    check_families(settings.families)
+    if estimator not in ESTIMATORS:
+        raise UserError(f"an estimator among {', '.join(ESTIMATORS)}", repr(estimator))
     _check_regularizer(regularizer, validation)
-    pool = extend_pool(pool, pseudo_loadings, jitter, generator)
+    design, y = _checked(z, u, y, pool, activation)
+    generator = torch.Generator().manual_seed(settings.seed)
+    pool = extend_pool(design.pool, settings.pseudo_loadings, settings.jitter, generator)
+
+    def seen_at(rows: Tensor) -> Design:
+        return Design(design.phi, pool, design.z[rows], None if u is None else design.u[rows])
 
     order = torch.randperm(len(z), generator=generator).to(z.device)
-    budget = max(500, min(max_states, 80_000_000 // pool.n_neurons))
+    budget = max(500, min(settings.max_states, _STATE_ENTRIES // pool.n_neurons))
     few = order[:budget]
-    data = z[few], None if u is None else u[few], y[few]
-    modes = observed_modes(phi, pool, *data, mode_cutoff, max_modes)
-    common = {
-        "rank": pool.rank,
-        "n_inputs": pool.n_inputs,
-        "has_bias": pool.has_bias,
-        "activation": activation,
-    }
+    modes = observed_modes(seen_at(few), y[few], settings.mode_cutoff, settings.max_modes)
+    common = {"rank": pool.rank, "n_inputs": pool.n_inputs, "has_bias": pool.has_bias, "activation": activation}
     if estimator == "ridge":
-        return _fit_ridge(modes, phi, pool, data, common, regularizer, validation, target_r2)
+        solve = _ridge_solver(modes, seen_at(few), common)
+    else:
+        noisy = modes.residual * y.shape[1] * modes.n_states > 1e-5 * modes.total
+        many = order[: max(budget, min(settings.max_noisy_states, _STATE_ENTRIES // pool.n_neurons))]
+        if noisy and len(many) > len(few):
+            modes = modes.of_more_states(seen_at(many), y[many])
+        odd = design.phi.odd and not pool.has_bias and pool.n_inputs == 0
+        grid = kernel_grid(settings.families, settings.widths)
+        whitened = WhitenedPool.of(pool.stack(), odd, settings.max_centres, generator)
+        problem = _GaussianProcess(pool, modes, whitened, grid, own_deviations)
 
-    noisy = modes.residual * y.shape[1] * modes.n_states > 1e-5 * modes.total
-    many = order[: max(budget, min(max_noisy_states, 80_000_000 // pool.n_neurons))]
-    if noisy and len(many) > len(few):
-        modes = more_states(modes, phi, pool, z[many], None if u is None else u[many], y[many])
-    odd = phi.odd and not pool.has_bias and pool.n_inputs == 0
-    problem = _GaussianProcess(phi, pool, modes, odd, families, widths, own_deviations, max_centres, generator)
+        def solve(value: float | None) -> GaussianProcessMean:
+            return problem.solve(value, settings.average, common)
+
     if regularizer == "validation":
-        return _by_validation(
-            lambda value: problem.solve(value, average, common), _CANDIDATES, phi, pool, validation, target_r2
-        )
-    return problem.solve(regularizer, average, common)
+        return _by_validation(solve, design.phi, pool, validation, settings.target_r2)
+    return solve(None if regularizer is None else float(regularizer))
 
 
 def drive_offset(
@@ -145,15 +164,17 @@ def drive_offset(
     Raises:
         UserError: as :func:`fit_conditional_mean`.
     """
-    z, u, y, pool = _checked(z, u, y, pool, "gaussian_process", ())
-    phi = get_activation(activation)
+    design, y = _checked(z, u, y, pool, activation)
     generator = torch.Generator().manual_seed(seed)
     keep = torch.randperm(len(z), generator=generator).to(z.device)[:max_states]
-    z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    y, pool = y[keep], design.pool
+    design = replace(design, z=design.z[keep], u=None if u is None else design.u[keep])
+    grid = kernel_grid(tuple(KERNELS), (0.8,))
     ones, c = torch.ones_like(y[:, :1]), torch.zeros_like(y[0])
     for _ in range(_OFFSET_TURNS):
-        modes = observed_modes(phi, pool, z, u, y + c, _OFFSET_CUTOFF, 300)
-        problem = _GaussianProcess(phi, pool, modes, False, KERNELS, (0.8,), True, 2000, generator)
+        modes = observed_modes(design, y + c, _OFFSET_CUTOFF, 300)
+        whitened = WhitenedPool.of(pool.stack(), False, 2000, generator)
+        problem = _GaussianProcess(pool, modes, whitened, grid, own_deviations=True)
         found = maximise_posterior(problem.parts, problem.a, problem.centre, problem.width)
         best = int(found.evidence.argmax())
         constant = modes.left.T @ ones  # (p, 1)
@@ -170,34 +191,29 @@ def drive_offset(
     return c
 
 
-def published_to_lambda(regularizer, published: float, alpha: float | None, n_neurons: int, n_states: int) -> float:
-    """lambda = reg K / (alpha^2 T): the same minimiser in the spelling that does not depend on K and T."""
-    if regularizer is not None:
-        raise UserError("one of regularizer and regularizer_published", "both", "leave one out")
-    if alpha is None:
-        raise UserError("alpha with regularizer_published", "none")
+def published_to_lambda(published: float, alpha: float, n_neurons: int, n_states: int) -> float:
+    """lambda = reg K / (alpha^2 T), of the published objective alpha^2 ||y - X n||^2 + reg ||n||^2.
+
+    It has the same minimiser, in the spelling that does not depend on K neurons and T states.
+    """
     return published * n_neurons / (alpha**2 * n_states)
 
 
-def _checked(z, u, y, pool, estimator, families):
-    if estimator not in ESTIMATORS:
-        raise UserError(f"an estimator among {', '.join(ESTIMATORS)}", repr(estimator))
-    for family in families:
-        if family not in KERNELS:
-            raise UserError(f"kernel families among {', '.join(KERNELS)}", repr(family))
+def _checked(z: Tensor, u: Tensor | None, y: Tensor, pool: Loadings, activation: str) -> tuple[Design, Tensor]:
+    """The design and the drive in float64, if they fit together."""
     if z.ndim != 2 or z.shape[1] != pool.rank:
         raise UserError(f"states of shape (T, {pool.rank}), as the loadings have it", str(tuple(z.shape)))
     if y.shape != z.shape:
         raise UserError(f"a drive of the shape of the states, {tuple(z.shape)}", str(tuple(y.shape)))
     if (0 if u is None else u.shape[-1]) != pool.n_inputs:
-        raise UserError(
-            f"{pool.n_inputs} inputs, as the loadings have them", "none" if u is None else str(tuple(u.shape))
-        )
+        got = "none" if u is None else str(tuple(u.shape))
+        raise UserError(f"{pool.n_inputs} inputs, as the loadings have them", got)
     if len(z) < 2:
         raise UserError("at least two states", str(len(z)))
     if not bool(torch.isfinite(y).all() and torch.isfinite(z).all()):
         raise UserError("finite states and drive", "NaN or infinite entries")
-    return z.double(), None if u is None else u.double(), y.double(), pool.map(lambda x: x.double())
+    u = None if u is None else u.double()
+    return Design(get_activation(activation), pool.map(Tensor.double), z.double(), u), y.double()
 
 
 def _check_regularizer(regularizer, validation) -> None:
@@ -208,16 +224,18 @@ def _check_regularizer(regularizer, validation) -> None:
         raise UserError("a positive regularizer, None (by evidence) or 'validation'", repr(regularizer))
 
 
-def _by_validation(solve, candidates, phi, pool: Loadings, validation, target_r2) -> ConditionalMean:
+def _by_validation(
+    solve: Callable[[float], ConditionalMean], phi, pool: Loadings, validation, target_r2: float
+) -> ConditionalMean:
     """The first candidate, from the largest down, whose nu explains ``target_r2`` of the drive at held-out states, else the
     one that explains most: R^2 about the drive's mean, worst dimension, if each neuron of the pool has n = nu."""
     most = max(500, _VALIDATION_ENTRIES // pool.n_neurons)
     z, u, y = (None if x is None else x[:: -(-len(x) // most)].double() for x in validation)
-    design, total = design_matrix(phi, pool, z, u), (y - y.mean(0)).square().sum(0)
+    x, total = Design(phi, pool, z, u).rates() / pool.n_neurons, (y - y.mean(0)).square().sum(0)
     best, best_r2 = None, -math.inf
-    for value in candidates:
+    for value in _CANDIDATES:
         model = solve(value)
-        r2 = float((1 - (y - design @ model.quick(pool.stack())).square().sum(0) / total).min())
+        r2 = float((1 - (y - x @ model.quick(pool.stack())).square().sum(0) / total).min())
         if r2 > best_r2:
             best, best_r2 = model, r2
         if r2 >= target_r2:
@@ -226,134 +244,87 @@ def _by_validation(solve, candidates, phi, pool: Loadings, validation, target_r2
     return best
 
 
-def _determined(modes: Modes, n_neurons: int, lam: float) -> float:
-    g = modes.singular**2 * n_neurons / modes.n_states
-    return float((g / (g + lam)).sum())
-
-
-def _fit_ridge(modes, phi, pool, data, common, regularizer, validation, target_r2) -> ConditionalMean:
-    z, u, _ = data
-    g = modes.singular**2 * pool.n_neurons / modes.n_states
+def _ridge_solver(modes: Modes, design: Design, common: dict) -> Callable[[float | None], RidgeMean]:
+    """The solution for any lambda; None: by evidence, under a white prior n ~ N(0, v) and noise s, lambda = s K / (T v)."""
+    ratio = design.pool.n_neurons / modes.n_states
+    g = modes.singular**2 * ratio
     scores = modes.singular[:, None] * modes.a  # P^T y
 
-    def solve(lam: float) -> RidgeMean:
+    def solve(lam: float | None) -> RidgeMean:
+        summary = {"estimator": "ridge"}
+        if lam is None:
+            noise = torch.diag(modes.singular**-2)
+            parts = torch.stack([torch.eye(len(g)).to(g), noise])[None]
+            start = torch.stack([modes.a.square().mean(), torch.tensor(modes.residual).to(g)]).log()[None]
+            found = maximise_posterior(parts, modes.a, start, torch.tensor([[6.0, 1.0]]).to(g))
+            white, variance = found.log_amplitudes[0].exp()
+            lam, summary["evidence"] = float(variance / white) * ratio, float(found.evidence[0])
+        determined = modes.determined(design.pool.n_neurons, lam)
+        summary |= {"lambda": lam, "n_modes": len(g), "determined_modes": determined}
         c = modes.left @ (scores / (g + lam)[:, None])
-        summary = {
-            "estimator": "ridge",
-            "lambda": lam,
-            "n_modes": len(g),
-            "determined_modes": _determined(modes, pool.n_neurons, lam),
-        }
-        tensors = {"z": z, "c": c} | ({} if u is None else {"u": u})
+        tensors = {"z": design.z, "c": c} | ({} if design.u is None else {"u": design.u})
         return RidgeMean({**common, "summary": summary}, tensors)
 
-    if regularizer == "validation":
-        return _by_validation(solve, _CANDIDATES, phi, pool, validation, target_r2)
-    if regularizer is not None:
-        return solve(float(regularizer))
-    # white prior n ~ N(0, v), noise s: lambda = s K / (T v), both by evidence
-    noise = torch.diag(modes.singular**-2)
-    parts = torch.stack([torch.eye(len(g), dtype=g.dtype, device=g.device), noise])[None]
-    start = torch.stack([modes.a.square().mean(), torch.tensor(modes.residual).to(g)]).log()[None]
-    found = maximise_posterior(parts, modes.a, start, torch.tensor([[6.0, 1.0]]).to(g))
-    white, variance = found.log_amplitudes[0].exp()
-    model = solve(float(variance / white) * pool.n_neurons / modes.n_states)
-    model.summary["evidence"] = float(found.evidence[0])
-    return model
+    return solve
 
 
 class _GaussianProcess:
     """The parts of the covariance of the modes' coefficients, made once; solved for any regularizer."""
 
-    def __init__(self, phi, pool, modes, odd, families, widths, own_deviations, max_centres, generator):
-        self.pool, self.modes, self.odd = pool, modes, odd
-        stacked = pool.stack()
-        self.location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
-        self.whitening = inverse_root(stacked - self.location)
-        m = pool.m - self.location[: pool.rank]
-        self.gauge = inverse_root(m)  # n = n' gauge: the prior of n' is isotropic where cov(m) = I
-        self.a = modes.a @ torch.linalg.inv(self.gauge)
-        x = (stacked - self.location) @ self.whitening
-        self.grid = [(f, w) for f in families for w in (widths if f != "none" else (1.0,))]
-        self._represent(x, max_centres, generator)
-        p, b = self.a.shape[0], len(self.grid)
-        self.linear = linear_features(x, odd).T @ modes.v  # (P, p)
-        white = torch.eye(p, dtype=x.dtype, device=x.device)
-        noise = torch.diag(modes.singular**-2)
-        self.projections, curved = [], []
-        for family, width in self.grid:
-            projection, covariance = project_kernel(x, self.centres, self.subset, modes.v, family, width, odd)
-            self.projections.append(projection)
-            curved.append(covariance)
-        parts = (self.linear.T @ self.linear, torch.stack(curved), white, noise)
-        self.parts = torch.stack([part.expand(b, p, p) for part in parts], dim=1)
-        self._prior(own_deviations)
-
-    def _represent(self, x: Tensor, max_centres: int, generator) -> None:
-        if len(x) <= max_centres:
-            self.centres, self.subset = x, False
-        else:
-            pick = torch.randperm(len(x), generator=generator)[: max(1, max_centres // 4)].to(x.device)
-            self.centres, self.subset = x[pick], True
-
-    def _prior(self, own_deviations: bool) -> None:
-        """Log-normal priors of the amplitudes, around scales read off the leading modes and the residual."""
-        k, rank = self.pool.n_neurons, self.a.shape[1]
-        leading = self.a[:3].square().sum().clamp_min(1e-300) / (k * rank)
-        residual = self.modes.residual * float(torch.linalg.inv(self.gauge).square().mean() * rank)
-        centre = torch.tensor([leading, leading, leading / 3, max(residual, 1e-300)]).to(self.a).log()
-        width = torch.tensor([2.0, 2.0, 2.0, 1.0]).to(self.a)
+    def __init__(self, pool: Loadings, modes: Modes, whitened: WhitenedPool, grid, own_deviations: bool):
+        self.pool, self.modes, self.whitened, self.grid = pool, modes, whitened, grid
+        self.gauge = inverse_root(pool.m - whitened.location[: pool.rank])
+        self.a = modes.a @ torch.linalg.inv(self.gauge)  # n = n' gauge: the prior of n' is isotropic where cov(m) = I
+        self.linear = whitened.features.T @ modes.v  # (P, p)
+        found = [whitened.projected(modes.v, *kernel) for kernel in grid]
+        self.projections, curved = [p for p, _ in found], torch.stack([part for _, part in found])
+        white, noise = torch.eye(len(self.a)).to(self.a), torch.diag(modes.singular**-2)
+        parts = (self.linear.T @ self.linear, curved, white, noise)
+        self.parts = torch.stack([part.expand_as(curved) for part in parts], dim=1)
+        # Log-normal priors of the amplitudes, around scales read off the leading modes and the residual.
+        leading = self.a[:3].square().sum().clamp_min(1e-300) / (pool.n_neurons * pool.rank)
+        residual = modes.residual * float(torch.linalg.inv(self.gauge).square().mean() * pool.rank)
+        self.centre, self.width = amplitude_prior(
+            leading, torch.tensor(max(residual, 1e-300), dtype=torch.float64), 1.0, grid
+        )
         if not own_deviations:
-            centre[2], width[2] = centre[0] - math.log(1e8), 0.0
-        b = len(self.grid)
-        self.centre, self.width = centre.expand(b, 4).clone(), width.expand(b, 4).clone()
-        for i, (family, _) in enumerate(self.grid):
-            if family == "none":
-                self.width[i, 1] = 0.0  # its part is zero: nothing to fit
+            self.centre[:, 2], self.width[:, 2] = self.centre[:, 0] - math.log(1e8), 0.0
 
     def _prior_variances(self) -> Tensor:
         """Mean variance of n over the pool per unit amplitude of the linear, curved and white part, (B, 3)."""
-        linear = float(linear_features(self.centres, self.odd).square().sum(1).mean())
-        curved = [
-            0.0 if f == "none" else float(kernel_diagonal(self.centres, f, w, self.odd).mean()) for f, w in self.grid
-        ]
+        centres, odd = self.whitened.centres, self.whitened.odd
+        linear = float(linear_features(centres, odd).square().sum(1).mean())
+        curved = [float(kernel_diagonal(centres, *kernel, odd).mean()) for kernel in self.grid]
         return torch.tensor([[linear, c, 1.0] for c in curved]).to(self.a)
 
     def solve(self, regularizer: float | None, average: bool, common: dict) -> GaussianProcessMean:
-        ratio = self.pool.n_neurons / self.modes.n_states  # lambda = ratio * noise / prior variance
         if regularizer is None:
             found = maximise_posterior(self.parts, self.a, self.centre, self.width)
         else:
             # the noise is tied to the prior variance of n, which is linear in the amplitudes
-            shares = self._prior_variances() * regularizer / ratio  # (B, 3)
-            parts = self.parts.clone()
+            shares = self._prior_variances() * regularizer * self.modes.n_states / self.pool.n_neurons  # (B, 3)
+            parts, width = self.parts.clone(), self.width.clone()
             parts[:, :3] += shares[:, :, None, None] * self.parts[:, 3:]
-            parts[:, 3] = 0
-            width = self.width.clone()
-            width[:, 3] = 0
+            parts[:, 3], width[:, 3] = 0, 0
             found = maximise_posterior(parts, self.a, self.centre, width)
             found.log_amplitudes[:, 3] = (shares * found.log_amplitudes[:, :3].exp()).sum(1).log()
-        weights = self._weights(found.evidence, average)
-        keep = weights > 0
-        return self._assemble(found, weights, keep, ratio, common)
+        return self._assemble(found, self._weights(found.evidence, average), common)
 
     def _weights(self, evidence: Tensor, average: bool) -> Tensor:
-        """Posterior weights of the kernels, families equally likely beforehand; negligible ones are dropped."""
-        sizes = [sum(f == other for other, _ in self.grid) for f, _ in self.grid]
-        score = evidence - torch.tensor(sizes).to(evidence).log()
+        """Posterior weights of the kernels; negligible ones are dropped."""
+        score = log_weights(evidence, self.grid)
         weights = torch.softmax(score, 0)
         if not average:
             weights = torch.zeros_like(weights).index_fill_(0, score.argmax(), 1.0)
         weights = torch.where(weights > 0.01 * weights.max(), weights, torch.zeros_like(weights))
         return weights / weights.sum()
 
-    def _assemble(self, found: Amplitudes, weights, keep, ratio, common) -> GaussianProcessMean:
-        index = keep.nonzero()[:, 0]
+    def _assemble(self, found: Amplitudes, weights: Tensor, common: dict) -> GaussianProcessMean:
+        index = weights.nonzero()[:, 0]
         amplitudes, weight = found.log_amplitudes[index].exp(), weights[index]
+        amplitudes[[self.grid[i][0] == "none" for i in index.tolist()], 1] = 0.0
         tensors = {k: [] for k in ("coefficients", "factors", "linear_coefficients", "linear_factors")}
         for row, i in enumerate(index.tolist()):
-            if self.grid[i][0] == "none":
-                amplitudes[row, 1] = 0.0
             for prefix, source, amplitude in (
                 ("", self.projections[i], amplitudes[row, 1]),
                 ("linear_", self.linear, amplitudes[row, 0]),
@@ -361,37 +332,42 @@ class _GaussianProcess:
                 root = torch.linalg.solve_triangular(found.cholesky[i], source.T, upper=False).T
                 tensors[prefix + "coefficients"].append(amplitude * source @ found.weights[i])
                 tensors[prefix + "factors"].append(amplitude * root)
-        best = int(weight.argmax())
-        family, width = self.grid[int(index[best])]
-        prior = (self._prior_variances()[index] * amplitudes[:, :3]).sum(1)
-        lam = float((weight * ratio * amplitudes[:, 3] / prior).sum())
-        summary = {
-            "estimator": "gaussian_process",
-            "kernel": family,
-            "width": width,
-            "kernel_weight": float(weight[best]),
-            "n_kernels": len(index),
-            "evidence": float(torch.logsumexp(found.evidence, 0)),
-            "amplitude_linear": float((weight * amplitudes[:, 0]).sum()),
-            "amplitude_curved": float((weight * amplitudes[:, 1]).sum()),
-            "own_variance": float((weight * amplitudes[:, 2]).sum() * self.gauge.square().sum() / self.gauge.shape[0]),
-            "noise_variance": float((weight * amplitudes[:, 3]).sum()),
-            "lambda": lam,
-            "n_modes": self.a.shape[0],
-            "determined_modes": _determined(self.modes, self.pool.n_neurons, lam),
-            "function_modes": self._function_modes(found, weights),
-            "odd": self.odd,
-        }
+        tensors = {name: torch.stack(parts) for name, parts in tensors.items()}
+        where = self.whitened
+        tensors |= {"location": where.location, "whitening": where.whitening, "centres": where.centres}
+        tensors |= {"gauge": self.gauge, "amplitudes": amplitudes, "weights": weight}
         values = {
             **common,
-            "odd": self.odd,
-            "components": [[f, float(w)] for f, w in (self.grid[i] for i in index.tolist())],
-            "summary": summary,
+            "odd": where.odd,
+            "components": [list(self.grid[i]) for i in index.tolist()],
+            "summary": self._summary(found, weights, amplitudes),
         }
-        tensors = {name: torch.stack(parts) for name, parts in tensors.items()}
-        tensors |= {"location": self.location, "whitening": self.whitening, "gauge": self.gauge}
-        tensors |= {"centres": self.centres, "amplitudes": amplitudes, "weights": weight}
         return GaussianProcessMean(values, {name: tensor.clone() for name, tensor in tensors.items()})
+
+    def _summary(self, found: Amplitudes, weights: Tensor, amplitudes: Tensor) -> dict:
+        index = weights.nonzero()[:, 0]
+        weight, best = weights[index], int(weights.argmax())
+        linear, curved, own, noise = (float(x) for x in weight @ amplitudes)
+        prior = (self._prior_variances()[index] * amplitudes[:, :3]).sum(1)
+        ratio = self.pool.n_neurons / self.modes.n_states  # lambda = ratio * noise / prior variance
+        lam = float((weight * ratio * amplitudes[:, 3] / prior).sum())
+        return {
+            "estimator": "gaussian_process",
+            "kernel": self.grid[best][0],
+            "width": self.grid[best][1],
+            "kernel_weight": float(weights[best]),
+            "n_kernels": len(index),
+            "evidence": float(torch.logsumexp(found.evidence, 0)),
+            "amplitude_linear": linear,
+            "amplitude_curved": curved,
+            "own_variance": own * float(self.gauge.square().sum()) / len(self.gauge),
+            "noise_variance": noise,
+            "lambda": lam,
+            "n_modes": len(self.a),
+            "determined_modes": self.modes.determined(self.pool.n_neurons, lam),
+            "function_modes": self._function_modes(found, weights),
+            "odd": self.whitened.odd,
+        }
 
     def _function_modes(self, found: Amplitudes, weights: Tensor) -> float:
         """Degrees of freedom that the data determine in nu itself: tr(Cov(g) Cov(a)^-1), averaged over kernels."""

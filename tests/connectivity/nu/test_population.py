@@ -1,0 +1,32 @@
+"""Loadings that stand for a population: copies keep its moments, clouds find what errors hide."""
+
+import torch
+
+from connector.connectivity.nu.population import _clouds, extend_pool
+from connector.types import Loadings
+
+
+def _randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_pseudo_loadings_keep_mean_and_covariance():
+    pool = Loadings(_randn(60, 2) @ torch.tensor([[1.0, 0.5], [0.0, 2.0]]).double() + 1)
+    extended = extend_pool(pool, 20000, None, torch.Generator().manual_seed(0))
+    assert torch.equal(extended.m[:60], pool.m)
+    assert torch.allclose(extended.m.mean(0), pool.m.mean(0), atol=0.1)
+    assert torch.allclose(extended.m.T.cov(), pool.m.T.cov(), rtol=0.1, atol=0.1)
+
+
+def test_deconvolution_finds_the_clusters_behind_the_errors():
+    g = torch.Generator().manual_seed(0)
+    true = torch.cat([_randn(600, 2) * 0.2 + 1, _randn(600, 2, seed=1) * 0.2 - 1])
+    errors = (0.6 * torch.rand(1200, 1, 1, generator=g, dtype=torch.float64)) ** 2 * torch.eye(2).double()
+    seen = true + errors[:, :1, 0].sqrt() * _randn(1200, 2, seed=2)
+    points, cloud = _clouds(seen, errors, g)
+    points = points.view(1200, cloud, 2)
+    assert float((points.mean(1) - true).square().mean()) < 0.5 * float((seen - true).square().mean())
+    # each cloud's covariance is the loading's remaining uncertainty, and all clouds together scatter as the truth does
+    scaled = (points.mean(1) - true).square().mean() / points.var(1, unbiased=False).mean()
+    assert 0.8 < float(scaled) < 1.25
+    assert torch.allclose(points.reshape(-1, 2).T.cov(), true.T.cov(), rtol=0.1, atol=0.02)
