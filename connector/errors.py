@@ -82,6 +82,18 @@ def numerical_failure(stage: str, what: str, where: str = "", kept: str = "") ->
     return RunFailure(stage, what, _NUMERICAL.get(stage, ""), where, kept)
 
 
+def end_state(error: BaseException | None) -> str:
+    """How a job ended, with its exit code had it run alone and the first line of what it said."""
+    if error is None:
+        return "done"
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UserError):
+        return f"mistake (2): {line}"
+    if isinstance(error, RunFailure):
+        return f"failed (1): {line}"
+    return f"failed (1): {type(error).__name__}{f': {line}' if line else ''}"
+
+
 def explain(error: Exception, stage: str, directory: Path) -> Exception:
     """The exception to end with for one that left a stage: a mistake or failure stays what it is; a full disk, too little
     memory and singular systems become a RunFailure that says so; and so does all else, with the log that tells more, once

@@ -55,6 +55,13 @@ def leave() -> None:
     raise SystemExit(EXIT_CODE)
 
 
+def what(left: BaseException) -> object:
+    """What interrupted a job, in a word."""
+    if isinstance(left, KeyboardInterrupt):
+        return "Ctrl-C"
+    return "SIGTERM" if left.code == EXIT_CODE else left
+
+
 def goes_on(directory: Path) -> str:
     """What an interrupted run has on the disk, as the same command finds it; needs no torch."""
     under_way = sorted(path.parent.name.partition("-")[0] for path in directory.glob("checkpoints/*-*/last-*.ckpt"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,13 @@ from typing import Any
 import yaml
 
 from connector.errors import UserError
+from connector.files import unreadable
 from connector.runs.options import STAGES
-from connector.runs.store import RunStore
+from connector.runs.store import DONE, RUNNING, RunStore
 from connector.stages.curves import read_learning_curves
 
 _SKIPPED = {"wandb", "checkpoints", "figures", "logs", "node_modules"}  # hold no runs, but much else
-_LOG_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (.*)")
-_ENDED_EARLY = "the job ended early"
+_LOG_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (.*)", re.MULTILINE)
 _LOG_TAIL = 200_000  # bytes of train.log that are read
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is several times faster
 
@@ -65,35 +64,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _log_lines(path: Path) -> list[str]:
+def _last_logged(path: Path) -> str:
+    """What the last record of a train.log says; "" where there is none."""
     if not path.is_file():
-        return []
+        return ""
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - _LOG_TAIL))
-        return handle.read().decode("utf-8", "replace").splitlines()
+        found = _LOG_RECORD.findall(handle.read().decode("utf-8", "replace"))
+    return found[-1] if found else ""
 
 
-def ended_early(lines: Sequence[str]) -> str:
-    """What ended the last job that a train.log tells of, in a line; "" where it did not end early."""
-    records = [i for i, line in enumerate(lines) if _LOG_RECORD.match(line)]
-    last = _LOG_RECORD.match(lines[records[-1]])[1] if records else ""
-    if not last.startswith(_ENDED_EARLY):
-        return ""
-    # The exception stands below its traceback, whose lines are indented; a message may have several lines.
-    after = lines[records[-1] + 1 :]
-    heads = [i for i, line in enumerate(after) if line.startswith("Traceback ")]
-    if heads:
-        said = [line for line in after[heads[-1] + 1 :] if line and not line.startswith(" ")]
-        if said:
-            return re.sub(r"^connector\.(errors\.RunFailure: |errors\.|failures\.RunFailure: )", "", said[0])
-    return last
-
-
-def _is_stale(path: Path, metrics: Mapping[str, float]) -> bool:
+def _is_stale(path: Path, stages: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> bool:
     """Whether a later job has trained a stage anew since metrics.json was written, and has not come to its end."""
     if not any((path / name).exists() for name in ("manifest.json", "stages.json")):
         return False
-    stages = RunStore(path).stages()
     missing = any(f"timing/{stage}_seconds" in metrics and stage not in stages for stage in STAGES)
     return missing or any(
         metrics.get(key) != value
@@ -108,32 +92,36 @@ def _is_stale(path: Path, metrics: Mapping[str, float]) -> bool:
 
 def read_run(path: Path) -> FoundRun:
     """The run in a directory, done or not."""
-    lines = _log_lines(path / "train.log")
-    records = [found[1] for line in lines if (found := _LOG_RECORD.match(line))]
-    so_far = f"; train.log ends with: {records[-1]}" if records else ""
-    early = ended_early(lines)
+    store, options, metrics = RunStore(path), {}, {}
+    last = _last_logged(path / "train.log")
+    cut_short = "still running, or killed" + (f"; train.log ends with: {last}" if last else "")
     try:
-        options = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _Loader)
-        options = flatten(options)
+        manifest = store.manifest()
+        # Runs of version 0.1.0 say in their log alone that they ended early.
+        problem = manifest.get("state") or (last if last.startswith("the job ended early") else DONE)
+        options = _read_options(path / "config.yaml")
+        metrics = store.metrics()
+    except UserError as error:
+        return FoundRun(path, options, problem=str(error).splitlines()[0])
+    if problem == RUNNING:
+        problem = cut_short
+    elif problem == DONE and not options:
+        problem = f"no config.yaml: {cut_short}"
+    elif problem == DONE and not (path / "metrics.json").exists():
+        problem = f"no metrics.json: {cut_short}"
+    elif problem == DONE and _is_stale(path, manifest["stages"], metrics):
+        problem = f"metrics.json is of an earlier run than its stages: {cut_short}"
+    return FoundRun(path, options, metrics) if problem == DONE else FoundRun(path, options, problem=problem)
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """The options of config.yaml, flat; empty where there is no such file."""
+    try:
+        return flatten(yaml.load(path.read_text(encoding="utf-8"), _Loader))
     except FileNotFoundError:
-        return FoundRun(path, problem=early or f"no config.yaml{so_far}")
+        return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return FoundRun(path, problem=f"config.yaml cannot be read: {reason}")
-    if early:
-        return FoundRun(path, options, problem=early)
-    file = path / "metrics.json"
-    if not file.exists():
-        return FoundRun(path, options, problem=f"no metrics.json: still running, or killed{so_far}")
-    try:
-        metrics = {key: float(value) for key, value in json.loads(file.read_text()).items()}
-        stale = _is_stale(path, metrics)
-    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
-        return FoundRun(path, options, problem=f"metrics.json or manifest.json cannot be read: {error}")
-    if stale:
-        problem = f"metrics.json is of an earlier run than its stages: still running, or killed{so_far}"
-        return FoundRun(path, options, problem=problem)
-    return FoundRun(path, options, metrics)
+        raise unreadable(path, "the options of a run, in YAML", error) from error
 
 
 def _below(root: Path) -> Iterator[tuple[Path, FoundRun | None]]:

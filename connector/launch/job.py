@@ -19,7 +19,7 @@ from connector import __version__, interruption
 from connector.data.attractors import load_teachers
 from connector.data.modules import AttractorDataModule, FileDataModule, RecordingDataModule
 from connector.data.simulation import SimulationOptions
-from connector.errors import UserError, explain
+from connector.errors import UserError, end_state, explain
 from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
 from connector.launch.wandb_run import NoRun, WandbRun
@@ -28,7 +28,7 @@ from connector.report.numbers import counted
 from connector.runs import provenance
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, AttractorData, Options
-from connector.runs.store import RunStore, fingerprint
+from connector.runs.store import RUNNING, RunStore, fingerprint
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
 from connector.stages.loadings import prepare_loadings
@@ -376,6 +376,13 @@ def _objective(metrics: Mapping[str, float]) -> float | None:
     return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
 
 
+def _note_state(store: RunStore, state: str) -> None:
+    """On the first rank; where the manifest cannot be written, on a full disk, it goes on saying that the job runs."""
+    if not is_child_rank():
+        with contextlib.suppress(*(() if state == RUNNING else (OSError, UserError))):
+            store.note_state(state)
+
+
 def _run(
     options: Options,
     config: DictConfig,
@@ -393,6 +400,7 @@ def _run(
     ranks, logger, failed = launch.rank_variables(), NoRun(), True
     try:
         with explained("start", directory):
+            _note_state(store, RUNNING)
             for line in describe(data.recording):
                 say(line)
             plain = OmegaConf.to_container(config, resolve=True)
@@ -443,17 +451,13 @@ def _run(
         failed = False
         return _objective(metrics)
     except (KeyboardInterrupt, SystemExit) as left:
-        how = (
-            "Ctrl-C"
-            if isinstance(left, KeyboardInterrupt)
-            else "SIGTERM"
-            if left.code == interruption.EXIT_CODE
-            else left
-        )
-        _log.info(f"the job ended early ({how}); {interruption.goes_on(directory)}")
+        said = f"the job ended early ({interruption.what(left)}); {interruption.goes_on(directory)}"
+        _log.info(said)
+        _note_state(store, said)
         raise
-    except BaseException:
+    except BaseException as error:
         _log.exception("the job ended early")
+        _note_state(store, end_state(error))
         raise
     finally:
         logger.finish(exit_code=int(failed))

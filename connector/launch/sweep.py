@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from connector.errors import RunFailure, UserError
+from connector.errors import end_state
 from connector.report.glossary import MAIN_METRICS
 from connector.terminal import shortest, wide_console
 
@@ -49,18 +49,6 @@ def _expected_jobs(config: DictConfig) -> int | None:
         return None
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     return count_jobs([f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task))
-
-
-def end_state(error: BaseException | None) -> str:
-    """How a job ended, with its exit code had it run alone and the first line of what it said."""
-    if error is None:
-        return "done"
-    line = (str(error).splitlines() or [""])[0]
-    if isinstance(error, UserError):
-        return f"mistake (2): {line}"
-    if isinstance(error, RunFailure):
-        return f"failed (1): {line}"
-    return f"failed (1): {type(error).__name__}{f': {line}' if line else ''}"
 
 
 class SweepReport(Callback):

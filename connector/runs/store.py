@@ -1,8 +1,9 @@
 """A run directory: what is written there, and what is read back.
 
     config.yaml            the resolved options
-    manifest.json          format; per stage the fingerprint of its inputs and options, seconds, metrics, checksums of its
-                           files; per invocation the command, versions, state of the code, checksum of the data
+    manifest.json          format; how the last job ended; per stage the fingerprint of its inputs and options, seconds,
+                           metrics, checksums of its files; per invocation the command, versions, state of the code,
+                           checksum of the data
     latents.npz            latent states, inputs, drive, the recorded neurons' loadings, the trials of each fold
     checkpoints/           one checkpoint a stage; loadings_flow.pt and connectivity.pt, which load on their own
     network.npz            a sampled network;  metrics.json, figures/, report.html, train.log, logs/
@@ -34,6 +35,7 @@ from connector.lrrnn.handover import FittedDynamics, require_finite
 FORMAT = 2
 # Of manifest.json and the files that it speaks of: raise it when earlier versions cannot read them any more.
 MANIFEST_FORMAT = 1
+RUNNING, DONE = "running", "done"
 
 
 def _canonical(value: Any) -> Any:
@@ -85,6 +87,8 @@ class RunStore:
                 raise ValueError("no format, or no list of invocations")
             if not isinstance(found["stages"], dict) or not all(isinstance(x, dict) for x in found["stages"].values()):
                 raise ValueError("no records of stages")
+            if not isinstance(found.get("state", ""), str):
+                raise ValueError("a state that is no text")
         if found["format"] > MANIFEST_FORMAT:
             raise UserError(
                 f"a run directory of format {MANIFEST_FORMAT} or earlier in {self.path}",
@@ -103,6 +107,11 @@ class RunStore:
         if manifest["invocations"][-1:] != [dict(invocation)]:
             manifest["invocations"].append(dict(invocation))
             self._write_manifest(manifest)
+
+    def note_state(self, state: str) -> None:
+        """Note how the last job in this directory stands: RUNNING until it ends, then DONE or what ended it. A job that is
+        killed leaves RUNNING; versions before this one noted nothing."""
+        self._write_manifest(self.manifest() | {"state": state})
 
     def stages(self) -> dict[str, dict]:
         """stage -> its record: fingerprint, seconds, cpu_seconds, metrics, files and made_from (path in the directory ->
@@ -169,6 +178,8 @@ class RunStore:
             "files": self._checksums(files),
             "made_from": self._checksums(made_from),
         }
+        if stage == "results":  # the last of a job
+            manifest["state"] = DONE
         self._write_manifest(manifest)
         for unfinished in self.checkpoints.glob(f"{stage}-*"):
             shutil.rmtree(unfinished)
@@ -180,7 +191,7 @@ class RunStore:
     def forget_stage(self, stage: str) -> None:
         manifest = self.manifest()
         if manifest["stages"].pop(stage, None) is not None:
-            self._write_manifest(manifest)
+            self._write_manifest(manifest | {"state": RUNNING})
 
     # -- hand-over ----------------------------------------------------------------------------------------------
     def write_stage_inputs(self, fit: FittedDynamics) -> None:

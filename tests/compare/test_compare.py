@@ -24,8 +24,10 @@ from connector.compare.command import sentences
 from connector.compare.page import thinned, with_half
 from connector.compare.runs import find_runs, read_run
 from connector.compare.settings import about, compare
+from connector.errors import UserError, end_state
 from connector.report.glossary import METRICS
 from connector.runs.naming import register_resolvers
+from connector.runs.store import DONE, RUNNING, RunStore
 
 D, FIELD = "connectivity/dissimilarity", "dynamics/field_error"
 T_2 = 4.302652729749464  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a table
@@ -200,10 +202,17 @@ def broken(root):
         "INFO lrrnn: done in 1.0 s", "ERROR the job ended early", "Traceback (most recent call last):",
         '  File "x.py", line 1, in f', "    raise ValueError", "ValueError: rank 7 > 5 neurons", "and a second line",
     ]  # fmt: skip
-    written(root / "failed", {D: 0.0}, log=error)  # the measures are of an earlier run
-    mistake = [*error[:5], "connector.errors.UserError: expected a file; got none.", "Give one."]
-    written(root / "mistake", None, log=mistake)
     stopped = "the job ended early (Ctrl-C); the same command goes on from what is finished (lrrnn)"
+    states = {
+        "failed": end_state(ValueError("rank 7 > 5 neurons\nand a second line")),
+        "mistake": end_state(UserError("a file", "none", "Give one")),
+        "interrupted": stopped,
+        "killed": RUNNING,
+    }
+    for name, state in states.items():
+        written(root / name, {D: 0.0}, log=error)  # the measures are of an earlier run
+        RunStore(root / name).note_state(state)
+    written(root / "failed earlier", {D: 0.0}, log=error)  # in version 0.1.0, which noted no state
     written(root / "stopped", None, log=[f"INFO {stopped}"])
     written(root / "running", None, log=["INFO lrrnn: done in 1.0 s"])
     written(root / "again", {D: 0.0, "timing/lrrnn_seconds": 3.0})
@@ -218,7 +227,8 @@ def broken(root):
             [*rows, (2, "seed=-1", root / "refused", "mistake (2): expected seed of 0 or more")]
         )
     return {
-        "failed": "ValueError: rank 7 > 5 neurons", "mistake": "UserError: expected a file; got none.",
+        "failed": "failed (1): ValueError: rank 7 > 5 neurons", "mistake": "mistake (2): expected a file; got none.",
+        "interrupted": stopped, "killed": "still running, or killed", "failed earlier": "the job ended early",
         "stopped": stopped,
         "running": "no metrics.json: still running, or killed; train.log ends with: lrrnn: done in 1.0 s",
         "again": "earlier run", "cut": "cannot be read", "early": "no config.yaml",
@@ -235,12 +245,14 @@ def test_runs_that_are_not_done_are_listed_with_the_reason_and_stay_out_of_the_n
         "INFO outputs: done",
     ]
     written(sweep / "resumed", {D: 5.0}, log=resumed, lrrnn__rank=5)  # ended early once, then came to its end
+    written(sweep / "whole", {D: 6.0}, log=["INFO the job ended early"], lrrnn__rank=6)  # the manifest knows better
+    RunStore(sweep / "whole").note_state(DONE)
     comparison = compare(find_runs([sweep]))
     assert {run.path.name for run in comparison.not_done} == set(reasons)
     for run in comparison.not_done:
         assert reasons[run.path.name] in run.problem
         assert "\n" not in run.problem
-    assert [setting.options["lrrnn.rank"] for setting in comparison.settings] == [3, 2, 5]
+    assert [setting.options["lrrnn.rank"] for setting in comparison.settings] == [3, 2, 5, 6]
     assert main([str(sweep), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     states = {Path(row["directory"]).name: row for row in table_of(tmp_path / "out" / "comparison_runs.csv")}

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from connector.errors import UserError
+from connector.errors import UserError, end_state
 from connector.launch import sweep
-from connector.launch.sweep import SweepReport, close_sweep, count_jobs, end_state
+from connector.launch.sweep import SweepReport, close_sweep, count_jobs
 
 SMALL = [
     "data.n_neurons=60", "data.n_grid=5", "data.n_steps=20", "lrrnn.max_epochs=1", "trainer.threads=1", "stages=lrrnn",

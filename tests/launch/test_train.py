@@ -77,6 +77,7 @@ def test_the_manifest_names_the_files_of_each_stage_and_what_they_were_made_with
     directory, _ = finished
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["format"] == 1
+    assert manifest["state"] == "done"
     (made_with,) = manifest["invocations"]
     assert {"torch", "numpy", "python", "hydra-core"} <= made_with["versions"].keys()
     assert "data.n_neurons=200" in made_with["command"]

@@ -1,5 +1,6 @@
 """One process on a run directory: a second one is refused, and a killed one leaves nothing that holds others back."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -54,20 +55,18 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_ends(tmp
 def test_who_opened_the_file_of_an_earlier_holder_does_not_get_in_beside_the_next(tmp_path, monkeypatch):
     first = locked(tmp_path)
     first.__enter__()
-    from connector.runs import lock as run_lock
-
-    take = run_lock.fcntl.flock
+    take = fcntl.flock
     entered = []
 
     def late(handle, how):  # between opening and locking, the first leaves and another enters
         if not entered:
-            first.__exit__(None, None, None)
             entered.append(locked(tmp_path))
-            monkeypatch.setattr(run_lock.fcntl, "flock", take)
+            monkeypatch.setattr(fcntl, "flock", take)
+            first.__exit__(None, None, None)
             entered[0].__enter__()
         return take(handle, how)
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     assert "in use by process" in refused(tmp_path)
     entered[0].__exit__(None, None, None)
 

@@ -12,7 +12,7 @@ from connector.errors import UserError
 from connector.files import atomic, read_npz, write_npz
 from connector.lrrnn.handover import FittedDynamics
 from connector.runs.saved import load_run
-from connector.runs.store import RunStore, fingerprint, load_network, write_network
+from connector.runs.store import DONE, RUNNING, RunStore, fingerprint, load_network, write_network
 from connector.types import Latents, Loadings
 
 
@@ -226,6 +226,19 @@ def test_the_manifest_tells_with_what_each_stage_was_made(tmp_path):
     assert [found["stages"][stage]["invocation"] for stage in ("lrrnn", "loadings")] == [0, 1]
 
 
+def test_the_manifest_tells_how_the_last_job_ended(tmp_path):
+    store = RunStore(tmp_path)
+    store.note_state(RUNNING)
+    store.finish_stage("lrrnn", "abc", 1.0, {})
+    assert store.manifest()["state"] == RUNNING  # and stays so if it is killed here
+    store.finish_stage("results", "def", 1.0, {})
+    assert store.manifest()["state"] == DONE
+    store.forget_stage("lrrnn")  # to train it anew
+    assert store.manifest()["state"] == RUNNING
+    store.note_state("failed (1): no space")
+    assert RunStore(tmp_path).manifest()["state"] == "failed (1): no space"
+
+
 def test_a_manifest_of_a_later_format_is_refused_and_records_of_earlier_versions_are_read(tmp_path):
     store = RunStore(tmp_path)
     record = {"fingerprint": "abc", "seconds": 1.0, "metrics": {}}
@@ -238,7 +251,14 @@ def test_a_manifest_of_a_later_format_is_refused_and_records_of_earlier_versions
     (tmp_path / "manifest.json").write_text(json.dumps(store.manifest() | {"format": 99}))
     with pytest.raises(UserError, match="got format 99"):
         store.stages()
-    for damaged in ("{", '{"stages": []}', '{"stages": {"lrrnn": 1}}', '{"format": "1"}', '{"invocations": {}}'):
+    for damaged in (
+        "{",
+        '{"stages": []}',
+        '{"stages": {"lrrnn": 1}}',
+        '{"format": "1"}',
+        '{"invocations": {}}',
+        '{"state": 1}',
+    ):
         (tmp_path / "manifest.json").write_text(damaged)
         with pytest.raises(UserError, match=r"manifest\.json"):
             store.stages()

@@ -16,9 +16,8 @@ from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
 
 from connector import interruption
-from connector.errors import RunFailure, UserError, explain, numerical_failure
+from connector.errors import RunFailure, UserError, end_state, explain, numerical_failure
 from connector.files import write_npz
-from connector.launch.sweep import end_state
 from connector.lrrnn.handover import FittedDynamics
 from connector.runs.store import RunStore
 from connector.stages import checkpoints
@@ -203,6 +202,7 @@ def test_an_interrupted_command_leaves_one_line_and_no_traceback(tmp_path, sent,
     kept = list((tmp_path / "run" / "checkpoints").glob("*/last-*.ckpt"))
     assert ("from the last checkpoint of the stage lrrnn" if kept else "starts from the beginning") in said
     assert interruption.goes_on(tmp_path / "run") in log.splitlines()[-1]
+    assert RunStore(tmp_path / "run").manifest()["state"] in log.splitlines()[-1]
 
 
 def test_the_command_line_says_in_two_lines_that_training_diverged(tmp_path):
@@ -214,4 +214,6 @@ def test_the_command_line_says_in_two_lines_that_training_diverged(tmp_path):
     assert "connectivity.loadings_learning_rate" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+    state = RunStore(tmp_path / "run").manifest()["state"]
+    assert state == f"failed (1): {done.stderr.splitlines()[0].removeprefix('Error: ')}"
     assert RunStore(tmp_path / "run").read_stage_inputs().latents.rank == 2  # what was finished is there
