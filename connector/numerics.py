@@ -28,10 +28,15 @@ def even_rows(n_rows: int, size: int) -> Tensor:
     return torch.linspace(0, n_rows - 1, min(size, n_rows)).long()
 
 
+def gaussian(lag: Tensor, sd: float) -> Tensor:
+    """exp(-lag^2 / 2 sd^2), elementwise: 1 at its peak, so that sums under it count."""
+    return torch.exp(-0.5 * (lag / sd) ** 2)
+
+
 def gaussian_window(n: int, sd: float) -> Tensor:
     """exp(-(t - s)^2 / 2 sd^2) of samples t, s = 0 .. n - 1, (n, n), float64."""
     time = torch.arange(n, dtype=torch.float64)
-    return torch.exp(-0.5 * ((time[:, None] - time) / sd) ** 2)
+    return gaussian(time[:, None] - time, sd)
 
 
 def least_squares(design: Tensor, targets: Tensor) -> Tensor:

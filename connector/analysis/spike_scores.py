@@ -10,7 +10,7 @@ from torch import Tensor
 
 from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import Baseline
-from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import Recording, TrialBatch, last_states
 
 
@@ -247,12 +247,12 @@ def groups_of_neurons(n_neurons: int, n_groups: int = 5, seed: int = 0) -> list[
 
 @torch.no_grad()
 def co_smoothed_counts(
-    model: SpikeModel, batch: TrialBatch, *, n_groups: int = 5, n_samples: int = 16, seed: int = 0
+    model: SpikeStateSpace, batch: TrialBatch, *, n_groups: int = 5, n_samples: int = 16, seed: int = 0
 ) -> Tensor:
     """Expected counts of each neuron given the inputs and the *other* neurons' spikes, (B, time, K).
 
     A fifth of the neurons (a random group of ``n_groups``) is hidden from the encoder (from the smoother, where that is
-    what infers latents): see :meth:`SpikeModel.encode`. Latents are sampled given the others, and the expected counts of
+    what infers latents): see :meth:`SpikeStateSpace.posterior`. Latents are sampled given the others, and the expected counts of
     the hidden ones averaged over ``n_samples``; then the next group is hidden. Nothing is trained anew: a hidden neuron's
     loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too, so of
     the trials predicted here its own spikes tell nothing. An encoder trained without the hidden neurons could do better.
@@ -286,7 +286,7 @@ class SpikeScores(NamedTuple):
 
 @torch.no_grad()
 def score_spike_model(
-    model: SpikeModel,
+    model: SpikeStateSpace,
     recording: Recording,
     train: Tensor,
     test: Tensor,

@@ -80,6 +80,7 @@ class RateModel(nn.Module):
         has_bias: bool = False,
         alpha: float = 0.1,
         activation: str = "tanh",
+        *,
         init: str = "closed_form",
         init_std: float = 2.0,
         weight_penalty: float = 0.0,

@@ -11,10 +11,12 @@ from connector.dynamics import Network, potentials, value_and_slope
 from connector.dynamics import activation as activation_named
 from connector.lrrnn.latents import _PRIOR_SD
 from connector.lrrnn.samples import CHUNK_ELEMENTS
+from connector.numerics import symmetric_root
 from connector.types import valid_mask
 
 # Factors tried on the covariance of process noise in every iteration of the smoother.
 _Q_SCALES = (1e-3, 1e-1, 0.3, 1.0, 3.0)
+_Q_FLOOR = 1e-12  # smallest variance of process noise
 
 
 def smooth_latents(
@@ -61,17 +63,12 @@ def smooth_latents(
             a = jacobian[:, :-1]
             spread = covariance[:, 1:] - a @ lagged - (a @ lagged).mT + a @ covariance[:, :-1] @ a.mT
             total = torch.einsum("nti,ntj->ij", error, error) + (spread * pairs[..., None]).sum((0, 1))
-            q = _positive(total / pairs.sum())
+            q = symmetric_root(total / pairs.sum(), _Q_FLOOR, power=1)
         settled = float((mean - reference)[valid].abs().max()) < 1e-7
         reference = torch.where(valid[..., None], mean, 0.0)
         if settled:
             break
     return reference, covariance, q
-
-
-def _positive(matrix: Tensor, floor: float = 1e-12) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return (vectors * values.clamp_min(floor)[..., None, :]) @ vectors.mT
 
 
 def linearised_step(network: Network, z: Tensor, u: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +101,7 @@ def moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobia
     a = jacobian[:, :-1][pairs]
     own = noise[:, 1:][pairs] + a @ noise[:, :-1][pairs] @ a.mT
     total = error.T @ error / len(error)
-    return _positive(total - own.mean(0), floor=max(1e-12, 1e-2 * float(total.diagonal().mean())))
+    return symmetric_root(total - own.mean(0), max(_Q_FLOOR, 1e-2 * float(total.diagonal().mean())), power=1)
 
 
 @dataclass(frozen=True)

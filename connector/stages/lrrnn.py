@@ -47,7 +47,7 @@ class LowRankRNNModule(StageModule):
     def __init__(self, kind: str, model: dict, seed: int = 0, learning_rate: float = 1e-3, one_cycle: bool = False):
         super().__init__("lrrnn", seed, learning_rate, cosine=False)
         self.save_hyperparameters()
-        self.model = RateModel(**model) if kind == "rates" else SpikeModel(**model)
+        self.model = RateModel(**model) if kind == "rates" else SpikeModel.of(**model)
         self.one_cycle = one_cycle
 
     def losses(self, batch: TrialBatch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,14 +20,14 @@ from connector.analysis.spike_scores import (
 from connector.data.folds import Fold
 from connector.files import write_npz
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
-from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.runs.store import RunStore
 from connector.stages.training import StageContext, is_child_rank
 from connector.types import Recording
 
 
 def score_on_test_trials(
-    context: StageContext, model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline
+    context: StageContext, model: SpikeStateSpace, recording: Recording, fold: Fold, baseline: Baseline
 ) -> dict[str, float]:
     """Scores on test trials with the chosen baseline, and again with the other one, its name as the suffix."""
     other = fit_baseline(recording, fold.train, "standard" if baseline.kind == "local" else "local")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from connector.dynamics import activation
 from connector.errors import UserError
+from connector.numerics import gaussian
 from connector.report.glossary import NO_TIMES
 from connector.types import Recording
 
@@ -179,7 +180,7 @@ def local_factor(counts: Tensor, predicted: Tensor, train: Tensor, sd_trials: fl
         sd_trials: standard deviation of the Gaussian window, in trials; its peak is 1, so sums are spike counts.
     """
     number = torch.arange(len(counts), dtype=torch.float64)
-    window = torch.exp(-0.5 * ((number[:, None] - number[None, train]) / sd_trials) ** 2)
+    window = gaussian(number[:, None] - number[None, train], sd_trials)
     window = window.masked_fill(number[:, None] == number[None, train], 0.0)
     return (window @ counts[train] + pseudo_count) / (window @ predicted[train] + pseudo_count)
 

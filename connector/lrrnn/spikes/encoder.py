@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from connector.lrrnn.spikes.scan import run_pair
+from connector.numerics import gaussian
 
 
 class PathPosterior(NamedTuple):
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
         ahead, behind = states.permute(1, 2, 0, 3)
         both = torch.cat([ahead, behind.gather(1, turned.expand(-1, -1, behind.shape[-1]))], -1)
         mean, log_sd = self.start(both[:, 0]).chunk(2, -1)
-        early = torch.exp(-0.5 * (torch.arange(steps, device=mask.device) / self.start_sd) ** 2) * mask
+        early = gaussian(torch.arange(steps, device=mask.device), self.start_sd) * mask
         early = torch.einsum("bt,btf->bf", early / early.sum(1, keepdim=True), features)
         mean = mean + self.linear_start(early)
         correction = self.correction(both).repeat_interleave(self.window, 1)[:, : steps - 1]

@@ -12,7 +12,7 @@ from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
-from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import Latents, Loadings, Recording, TrialBatch
 
 # Largest standard deviation of the states read from single bins, relative to the spread of the latents, at which
@@ -21,7 +21,7 @@ INFORMATIVE = 0.6
 
 
 def refit_loadings(
-    model: SpikeModel,
+    model: SpikeStateSpace,
     recording: Recording,
     train: Tensor,
     baseline: Baseline,
@@ -60,7 +60,7 @@ def refit_loadings(
 
 @torch.no_grad()
 def fitted_dynamics(
-    model: SpikeModel, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
+    model: SpikeStateSpace, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
 ) -> FittedDynamics:
     """What a fitted model hands over, float64: posterior means of all trials, and loadings (:func:`refit_loadings`).
 

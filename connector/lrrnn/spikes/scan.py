@@ -28,12 +28,15 @@ class Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z0, extra, inputs, m, b, d, n, alpha, activation):
-        """z0 (S, B, R), extra (T-1, S, B, R), inputs (T-1, B, U) or None, m, b, d, n -> states (T, S, B, R)."""
+    def forward(ctx, z0, extra, inputs, loadings, n, alpha, activation):
+        """z0 (S, B, R), extra (T-1, S, B, R), inputs (T-1, B, U) or None, n (K, R) -> states (T, S, B, R).
+
+        ``loadings`` are m, b, d side by side, without b where there are no inputs.
+        """
         steps, samples, trials, rank = extra.shape
         fast = activation == "tanh"
-        loadings = torch.cat([m, b, d[:, None]] if inputs is not None else [m, d[:, None]], 1) * (2.0 if fast else 1.0)
-        output = n * ((2.0 if fast else 1.0) * alpha / len(m))
+        loadings = loadings * (2.0 if fast else 1.0)
+        output = n * ((2.0 if fast else 1.0) * alpha / len(n))
         # (z, u, 1) of every time and trial; the next z is added up in its place.
         x = z0.new_ones(steps + 1, samples, trials, loadings.shape[1])
         x[0, ..., :rank] = z0
@@ -41,7 +44,7 @@ class Scan(torch.autograd.Function):
         if inputs is not None:
             x[:-1, ..., rank:-1] = inputs[:, None]
         x = x.flatten(1, 2)
-        hidden = z0.new_empty(steps, samples * trials, len(m))
+        hidden = z0.new_empty(steps, samples * trials, len(n))
         slopes = None if fast else torch.empty_like(hidden)
         phi = None if fast else activation_named(activation)
         read, drive = loadings.T.contiguous(), _columns(output)
@@ -64,9 +67,8 @@ class Scan(torch.autograd.Function):
         x, hidden, slopes, loadings, output = ctx.saved_tensors
         steps, samples, trials, rank = ctx.shape
         fast = slopes is None
-        grad_h = (
-            torch.addcmul(hidden, hidden, hidden, value=-1) if fast else slopes
-        )  # with respect to what the nonlinearity is taken of
+        # with respect to what the nonlinearity is taken of
+        grad_h = torch.addcmul(hidden, hidden, hidden, value=-1) if fast else slopes
         grad_states = grad_states.reshape(steps + 1, samples * trials, rank)
         adjoint = grad_states.clone(memory_format=torch.contiguous_format)  # with respect to each state
         back, read = output.T.contiguous(), _columns(loadings[:, :rank])
@@ -79,7 +81,7 @@ class Scan(torch.autograd.Function):
         grad_z0 = adjoint[0].view(samples, trials, rank)
         grad_extra = adjoint[1:].view(steps, samples, trials, rank)
         if not any(ctx.needs_input_grad[2:]):
-            return grad_z0, grad_extra, *(None,) * 7
+            return grad_z0, grad_extra, *(None,) * 5
         grad_inputs = None
         if ctx.needs_input_grad[2]:
             grad_inputs = (grad_h @ loadings[:, rank:-1]).view(steps, samples, trials, -1).sum(1)
@@ -89,18 +91,7 @@ class Scan(torch.autograd.Function):
         grad_n = (flat.T @ hidden.flatten(0, 1)).T * (ctx.alpha / hidden.shape[-1])
         if fast:
             grad_n = 2 * grad_n - flat.sum(0) * (ctx.alpha / len(grad_n))
-        grad_b = grad_loadings[:, rank:-1] if x.shape[-1] > rank + 1 else None
-        return (
-            grad_z0,
-            grad_extra,
-            grad_inputs,
-            grad_loadings[:, :rank],
-            grad_b,
-            grad_loadings[:, -1],
-            grad_n,
-            None,
-            None,
-        )
+        return grad_z0, grad_extra, grad_inputs, grad_loadings, grad_n, None, None
 
 
 class PairOfGRUs(torch.autograd.Function):

@@ -1,9 +1,9 @@
 """Spikes of many neurons: the low-rank RNN in closed form, and the smoother that inverts it.
 
-Where a bin holds enough spikes, each bin says by itself where the latent state is, and :class:`connector.lrrnn.rate_model.RateModel`
-with Poisson counts finds loadings, latents and dynamics without gradient descent. Its units are the recorded neurons with
-softplus(m.z + b.u + d); it stands for a :class:`connector.lrrnn.spikes.model.SpikeModel` whose encoder is the smoother, so that
-everything that scores one scores the other.
+Where a bin holds enough spikes, each bin says by itself where the latent state is, and
+:class:`connector.lrrnn.rate_model.RateModel` with Poisson counts finds loadings, latents and dynamics without gradient
+descent. Its units are the recorded neurons with softplus(m.z + b.u + d). As a state space with the smoother as its
+posterior it is scored like a trained :class:`connector.lrrnn.spikes.model.SpikeModel`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from connector.lrrnn.rate_model import RateModel, StatePosterior
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.encoder import PathPosterior
-from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import Recording, TrialBatch
 
 # Spikes per bin of all neurons together, for each latent dimension, from which on the closed form is chosen by itself. In
@@ -45,8 +45,8 @@ def mean_baseline(baseline: Baseline, recording: Recording, train: Tensor) -> Te
     return baseline.argument[train][recording.mask[train]].mean(0)
 
 
-class SmoothedSpikeModel(SpikeModel):
-    """A spike model made of a closed form; trials are encoded by the smoother.
+class SmoothedSpikeModel(SpikeStateSpace):
+    """A state space made of a closed form, whose trials are inverted by the smoother.
 
     Args:
         fitted: the closed form, on counts over ``baseline.scale``.
@@ -55,18 +55,8 @@ class SmoothedSpikeModel(SpikeModel):
     """
 
     def __init__(self, fitted: RateModel, recording: Recording, train: Tensor, baseline: Baseline):
-        rnn = fitted.rnn
-        super().__init__(
-            recording.n_neurons,
-            rnn.rank,
-            rnn.n_inputs,
-            rnn.alpha,
-            n_units=rnn.n_units,
-            unit_activation=rnn.activation,
-            scale=baseline.scale,
-            encoder_hidden=1,
-            refine_steps=0,
-        )
+        rnn, scale = fitted.rnn, baseline.scale
+        super().__init__(recording.n_neurons, rnn.rank, rnn.n_inputs, rnn.alpha, scale, rnn.n_units, rnn.activation)
         object.__setattr__(self, "_fitted", fitted)  # no sub-module: its parameters are copied below
         with torch.no_grad():
             self.baseline_mean.copy_(mean_baseline(baseline, recording, train))
@@ -87,7 +77,7 @@ class SmoothedSpikeModel(SpikeModel):
         return self._fitted.posterior(batch, neurons=seen)
 
     @torch.no_grad()
-    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
+    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
         """The smoother's answer: its path through the corrections, its uncertainty of z[0] along each whitened axis.
 
         ``seen`` (K_obs,): states are read from the neurons where it is True alone; None: from all.

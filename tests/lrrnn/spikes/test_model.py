@@ -21,7 +21,7 @@ from connector.errors import UserError
 from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.encoder import Encoder, PathPosterior
-from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.model import SpikeModel, SpikeOptions
 from connector.lrrnn.spikes.readout import fitted_dynamics, read_counts, refit_loadings
 from connector.lrrnn.spikes.scan import PoissonNats, Scan, run_pair
 from connector.lrrnn.spikes.smoothed import SmoothedSpikeModel, as_rates
@@ -53,7 +53,9 @@ def fitted(recording, train, rank=1, epochs=0, kind="constant", lr=1e-2, batch_s
     torch.manual_seed(0)
     baseline = fit_baseline(recording, train, kind)
     options = {"n_units": 32, "encoder_hidden": 16, **options}
-    model = SpikeModel(recording.n_neurons, rank, recording.n_inputs, recording.alpha, scale=baseline.scale, **options)
+    model = SpikeModel(
+        recording.n_neurons, rank, recording.n_inputs, recording.alpha, baseline.scale, SpikeOptions(**options)
+    )
     model.initialise(recording, train, baseline)
     optimizer = torch.optim.Adam(model.parameter_groups(lr))
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +96,7 @@ def test_fused_scan_equals_equation_one_and_its_gradient(unit):
     z0, extra, u = normal(3, 4, 2), normal(9, 3, 4, 2), normal(4, 9, 2)
     m, n, b, d = normal(8, 2), normal(8, 2), normal(8, 2), normal(8)
     weight = torch.randn(10, 3, 4, 2, generator=generator, dtype=torch.float64)
-    fused = Scan.apply(z0, extra, u.transpose(0, 1), m, b, d, n, 0.2, unit)
+    fused = Scan.apply(z0, extra, u.transpose(0, 1), Loadings(m, b, d).stack(), n, 0.2, unit)
     network = Network(m, n, b, d, 0.2, unit)
     states = [z0]
     for t in range(9):
@@ -240,7 +242,7 @@ def test_encoder_reads_a_trial_backwards_from_its_own_end():
 
 def test_gauge_is_whitened_signed_and_leaves_every_likelihood(small):
     recording, source, baseline = small
-    model = SpikeModel(6, 2, 2, 0.1, scale=source.scale, n_units=32, encoder_hidden=16)
+    model = SpikeModel.of(n_neurons=6, rank=2, n_inputs=2, scale=source.scale, n_units=32, encoder_hidden=16)
     model.load_state_dict(source.state_dict())
     train = torch.arange(30)
     batch = TrialBatch.of(recording, train, baseline.argument)
@@ -500,7 +502,7 @@ def test_inference_is_deterministic_and_chunks_do_not_matter(small, monkeypatch)
     recording, model, baseline = small
     batch = TrialBatch.of(recording, None, baseline.argument)
     whole = model.infer(batch)
-    monkeypatch.setattr("connector.lrrnn.spikes.model._CHUNK_NUMBERS", 1.0)
+    monkeypatch.setattr("connector.lrrnn.spikes.state_space._CHUNK_NUMBERS", 1.0)
     torch.testing.assert_close(model.infer(batch), whole)
     monkeypatch.undo()
     torch.testing.assert_close(model.rollout_log_likelihood(batch).shape, torch.Size([40]))
@@ -515,7 +517,7 @@ def test_mistakes_are_named(small):
     with pytest.raises(UserError, match="count scale"):
         SpikeModel(6, 1, 2, scale=0.7).initialise(recording, torch.arange(30), baseline)
     with pytest.raises(UserError, match="rollout_start"):
-        SpikeModel(6, 1, 2, rollout_start="middle")
+        SpikeModel(6, 1, 2, options=SpikeOptions(rollout_start="middle"))
 
 
 def test_states_read_from_single_bins_err_as_stated():
