@@ -264,6 +264,10 @@ class RecordingDataModule(_MemoryDataModule):
     def test_dataloader(self) -> InMemoryBatches:
         return self._batches(self.batch(self.fold.test), shuffle=False)
 
+    def predict_dataloader(self) -> InMemoryBatches:
+        """All trials in their order."""
+        return self._batches(self.batch(torch.arange(self.recording.n_trials)), shuffle=False)
+
 
 class AttractorDataModule(RecordingDataModule):
     """A recording simulated from a teacher network.

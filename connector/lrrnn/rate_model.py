@@ -186,13 +186,19 @@ class RateModel(nn.Module):
 
         Of counts, twice the mean negative log likelihood up to a constant.
         """
-        h = potentials(self.rnn.loadings(), self.rollout(batch), batch.inputs)
-        if batch.baseline is not None:
-            h = h + batch.baseline
+        h = self._potentials(batch, self.rollout(batch))
         observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
         error = (observation.loss(batch.activity, h) * batch.mask[..., None]).sum()
         loss = error / (batch.mask.sum() * batch.activity.shape[-1])
         return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
+
+    def _potentials(self, batch: TrialBatch, z: Tensor) -> Tensor:
+        h = potentials(self.rnn.loadings(), z, batch.inputs)
+        return h if batch.baseline is None else h + batch.baseline
+
+    def expected_activity(self, batch: TrialBatch, z: Tensor) -> Tensor:
+        """phi at latents z (B, time, R): rates, or counts over their scale, (B, time, K)."""
+        return self.observation.phi(self._potentials(batch, z.to(self.rnn.m.dtype)))
 
     def loss(
         self, batch: TrialBatch, progress: float = 0.0, generator: torch.Generator | None = None

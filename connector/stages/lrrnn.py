@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from connector.connectivity.nu.regression import drive_offset
-from connector.data.folds import Fold
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
 from connector.lrrnn.closed_form import bias_supported
@@ -24,7 +24,7 @@ from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, a
 from connector.report.glossary import NO_TIMES
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
-from connector.types import Latents, Recording, TrialBatch
+from connector.types import DataSizes, Latents, Recording, TrialBatch
 
 # Fine-tuning from the closed form: small steps, since there is little left to gain.
 _RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
@@ -35,12 +35,35 @@ _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 
 
+class Prediction(NamedTuple):
+    """What the model infers of some trials.
+
+    Attributes:
+        index: (B,) numbers of the trials.
+        latents: (B, time, R) posterior means given each trial's activity, zero past its end.
+        activity: (B, time, K_obs) expected there: rates, or spike counts per bin.
+    """
+
+    index: Tensor
+    latents: Tensor
+    activity: Tensor
+
+
 class LowRankRNNModule(StageModule):
-    """A low-rank RNN fitted to rates or spikes.
+    """A low-rank RNN fitted to rates or spikes; for the stage, or any Trainer of Lightning.
+
+        data.setup()
+        module = LowRankRNNModule("rates", {"n_neurons": data.sizes.n_neurons, "rank": 2})
+        module.model.initialise(data.recording.trials(data.fold.train))
+        trainer.fit(module, datamodule=data)
+        predictions = trainer.predict(module, datamodule=data)  # a list of Prediction, all trials in their order
+
+    ``data`` is a :class:`connector.data.modules.RecordingDataModule`; for spikes its ``baseline`` is set before.
 
     Args:
-        kind: "rates" (:class:`connector.lrrnn.rate_model.RateModel`) or "spikes" (:class:`connector.lrrnn.spikes.model.SpikeModel`).
-        model: constructor arguments of that model.
+        kind: "rates" (:class:`connector.lrrnn.rate_model.RateModel`) or "spikes"
+            (:class:`connector.lrrnn.spikes.model.SpikeModel`).
+        model: arguments of that model, plain values (of :meth:`SpikeModel.of`).
         one_cycle: one-cycle schedule (spikes) instead of a constant learning rate.
     """
 
@@ -54,6 +77,10 @@ class LowRankRNNModule(StageModule):
         if not training:
             return self.model.validation_loss(batch)
         return self.model.loss(batch, self.progress_of_training(), self.generator(step))
+
+    def predict_step(self, batch: TrialBatch, batch_index: int) -> Prediction:
+        z = self.model.infer(batch)
+        return Prediction(batch.index, z, self.model.expected_activity(batch, z))
 
     def configure_optimizers(self):
         groups = self.model.parameter_groups(self.learning_rate)
@@ -128,6 +155,11 @@ def with_plausible_origin(fit: FittedDynamics) -> FittedDynamics:
     return fit.moved(Gauge(torch.eye(len(shift), dtype=shift.dtype), shift))
 
 
+def _arguments(sizes: DataSizes) -> dict[str, Any]:
+    """What every model is told of the data."""
+    return {name: getattr(sizes, name) for name in ("n_neurons", "rank", "n_inputs", "alpha")}
+
+
 def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
@@ -136,12 +168,8 @@ def _train_on_rates(
     if choice.bias is None and recording.loadings is None:
         has_bias = bias_supported(recording.trials(data.fold.train), sizes.rank)
         context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
-    arguments = {
-        "n_neurons": sizes.n_neurons,
-        "rank": sizes.rank,
-        "n_inputs": sizes.n_inputs,
+    arguments = _arguments(sizes) | {
         "has_bias": has_bias,
-        "alpha": sizes.alpha,
         "activation": sizes.activation,
         "init": choice.init,
         "init_std": choice.init_std,
@@ -219,11 +247,7 @@ def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str)
     context.say(f"lrrnn: baseline {baseline.description}")
     data.baseline = baseline.argument
     pl.seed_everything(options.seed, verbose=False)
-    arguments = {
-        "n_neurons": sizes.n_neurons,
-        "rank": sizes.rank,
-        "n_inputs": sizes.n_inputs,
-        "alpha": sizes.alpha,
+    arguments = _arguments(sizes) | {
         "n_units": choice.n_units,
         "scale": baseline.scale,
         "rollout_weight": choice.rollout_weight,
@@ -235,7 +259,8 @@ def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str)
     data.batch_size = choice.batch_size or SpikeModel.BATCH_SIZE
     epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
-    module.model.fix_gauge(TrialBatch.of(recording, fold.train, baseline.argument), _train_choices(recording, fold))
+    choices = None if recording.choices is None else recording.choices[fold.train]
+    module.model.fix_gauge(TrialBatch.of(recording, fold.train, baseline.argument), choices)
     return module.model, baseline, float(trainer.checkpoint_callback.best_model_score)
 
 
@@ -256,15 +281,7 @@ def _solve_spikes(
         f"lrrnn: {spikes_per_bin(recording):.0f} spikes a bin, enough for the closed form; baseline {baseline.description}{why}"
     )
     pl.seed_everything(options.seed, verbose=False)
-    arguments = {
-        "n_neurons": sizes.n_neurons,
-        "rank": sizes.rank,
-        "n_inputs": sizes.n_inputs,
-        "has_bias": True,
-        "alpha": sizes.alpha,
-        "activation": "softplus",
-        "count_scale": baseline.scale,
-    }
+    arguments = _arguments(sizes) | {"has_bias": True, "activation": "softplus", "count_scale": baseline.scale}
     module = LowRankRNNModule("rates", arguments, options.seed)
     rates, offset = as_rates(recording, baseline.scale), offset_of(baseline, recording, fold.train)
     solved = module.model.initialise(rates.trials(fold.train), None if offset is None else offset[fold.train])
@@ -280,7 +297,3 @@ def _solve_spikes(
     model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
     metrics |= score_on_test_trials(context, model, recording, fold, baseline)
     return replace(found, activation=recording.activation, n=None), metrics
-
-
-def _train_choices(recording: Recording, fold: Fold) -> Tensor | None:
-    return None if recording.choices is None else recording.choices[fold.train]

@@ -85,11 +85,17 @@ class StageModule(pl.LightningModule):
             raise numerical_failure(self.stage, f"the training loss is {value}", where, kept)
 
     def validation_step(self, batch, batch_index: int) -> None:
+        self._log_losses("val", batch, batch_index)
+
+    def test_step(self, batch, batch_index: int) -> None:
+        self._log_losses("test", batch, batch_index)
+
+    def _log_losses(self, part: str, batch, batch_index: int) -> None:
         loss, extra = self.losses(batch, -1 - batch_index, training=False)
         size = len(batch[0])
         values = {"loss": loss, **extra}
         self.log_dict(
-            {f"{self.stage}/val_{name}": value for name, value in values.items()},
+            {f"{self.stage}/{part}_{name}": value for name, value in values.items()},
             batch_size=size,
             sync_dist=self.trainer.world_size > 1,
         )

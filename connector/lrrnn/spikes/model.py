@@ -174,11 +174,14 @@ class SpikeModel(SpikeStateSpace):
             seen: (K_obs,) False for neurons whose likelihood does not count; None: all count.
         """
         generator = torch.Generator(device=batch.mask.device).manual_seed(seed)
-        free = [x.detach().clone().requires_grad_() for x in posterior]
-        optimizer = torch.optim.Adam(free, lr=lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
         recorded = batch.mask[:, 1:].T[..., None]
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            if torch.is_inference(batch.mask):  # made by a Trainer that predicts: no gradient would flow through them
+                batch = TrialBatch(*(None if x is None else x.clone() for x in batch))
+                recorded = recorded.clone()
+            free = [x.detach().clone().requires_grad_() for x in posterior]
+            optimizer = torch.optim.Adam(free, lr=lr)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
             for _ in range(steps):
                 now = PathPosterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
                 paths, _ = self.paths(batch, now, n_samples, generator=generator)

@@ -162,7 +162,7 @@ class SpikeStateSpace(nn.Module):
             offset, readout, counts = offset[:, seen], readout[seen], counts[:, seen]
         return PoissonNats.apply(z, readout, offset, counts, self.scale), trial
 
-    def expected_counts(self, batch: TrialBatch, z: Tensor) -> Tensor:
+    def expected_activity(self, batch: TrialBatch, z: Tensor) -> Tensor:
         """Expected counts per bin (B, time, K_obs) at latents z (B, time, R)."""
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline
         return self.scale * F.softplus(z @ self.readout.T + offset)
@@ -195,7 +195,7 @@ class SpikeStateSpace(nn.Module):
     def rollout_counts(self, batch: TrialBatch, n_samples: int = 0, generator: torch.Generator | None = None) -> Tensor:
         """Expected counts (B, time, K_obs) given the inputs: noise-free, or averaged over ``n_samples`` noisy runs."""
         if n_samples == 0:
-            return self.expected_counts(batch, self.infer(batch, rollout=True))
+            return self.expected_activity(batch, self.infer(batch, rollout=True))
 
         def averaged(piece: TrialBatch) -> Tensor:
             trials, steps = piece.mask.shape
@@ -204,7 +204,7 @@ class SpikeStateSpace(nn.Module):
             start = self.posterior(piece) if self.rollout_start == "encoder" else PathPosterior(zero, zero, still)
             prior = PathPosterior(start.mean, start.log_sd, still)
             paths, _ = self.paths(piece, prior, n_samples, generator=generator)
-            return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+            return sum(self.expected_activity(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
 
         return self._in_chunks(batch, n_samples, averaged)
 
@@ -225,7 +225,7 @@ class SpikeStateSpace(nn.Module):
 
         def averaged(piece: TrialBatch) -> Tensor:
             paths, _ = self.paths(piece, self.posterior(piece, seen), n_samples, generator=generator)
-            return sum(self.expected_counts(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+            return sum(self.expected_activity(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
 
         return self._in_chunks(batch, n_samples, averaged)
 

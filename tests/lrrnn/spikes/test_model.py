@@ -355,7 +355,7 @@ def test_scores_are_the_gradient_of_the_likelihood_at_the_rollout(small):
     z = model.infer(batch, rollout=True)
     z = torch.where(batch.mask[..., None], z, 0.0).requires_grad_()
     for seen in (None, torch.tensor([True, False, True, True, False, True])):
-        rate = model.expected_counts(batch, z)
+        rate = model.expected_activity(batch, z)
         nats = (batch.activity * rate.log() - rate)[..., slice(None) if seen is None else seen]
         known = torch.autograd.grad((nats * batch.mask[..., None]).sum(), z)[0]
         torch.testing.assert_close(model.score(batch, seen)[batch.mask], known[batch.mask], rtol=1e-4, atol=1e-5)
