@@ -76,6 +76,9 @@ class MeanSettings:
     target_r2: float = 0.96
     seed: int = 0
 
+    def __post_init__(self):
+        check_families(self.families)
+
 
 def fit_conditional_mean(
     z: Tensor,
@@ -109,7 +112,6 @@ def fit_conditional_mean(
         UserError: shapes or options that do not fit.
     """
     settings = settings or MeanSettings()
-    check_families(settings.families)
     if estimator not in ESTIMATORS:
         raise UserError(f"an estimator among {', '.join(ESTIMATORS)}", repr(estimator))
     _check_regularizer(regularizer, validation)

@@ -76,6 +76,11 @@ class TrajectorySettings:
     pseudo_loadings: int | str = "auto"
     seed: int = 0
 
+    def __post_init__(self):
+        check_families(self.families)
+        if self.draws < 1:
+            raise UserError("draws at least 1", repr(self.draws))
+
 
 def fit_trajectories(
     latents: Latents,
@@ -110,9 +115,6 @@ def fit_trajectories(
         UserError: shapes or options that do not fit.
     """
     settings, phi = settings or TrajectorySettings(), get_activation(activation)
-    check_families(settings.families)
-    if settings.draws < 1:
-        raise UserError("draws at least 1", repr(settings.draws))
     _check_data(latents, loadings, loadings_covariance, observed)
     alpha, fraction = _check_rates(latents.alpha, stride, native_alpha, recorded_fraction)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -122,7 +124,6 @@ def fit_trajectories(
     pool = build_pool(loadings, loadings_covariance, fraction, settings.pseudo_loadings, generator)
     odd = phi.odd and not loadings.has_bias and loadings.n_inputs == 0
     gauge = inverse_root(loadings.m if odd else loadings.m - loadings.m.mean(0))
-
     full = _cut(latents, settings.segment, settings.max_samples, generator, observed)
     most = min(settings.max_states, max(200, _STATE_ENTRIES // pool.size))
     design = Design(phi, pool.points, *_states(full, most, generator))
@@ -147,12 +148,8 @@ def fit_trajectories(
     posterior = Posterior(prior, grid, fitted.likelihood, reference, settings.max_directions, settings.noise_width)
     components = posterior.mixture(settings.draws, generator)
     model = _assemble(posterior, components, loadings, activation, settings.width_factor)
-    residual_sd = fitted.sd if observed is None else fitted.dispersion**0.5 * noise
     model.summary.update(_summary(model, posterior, components, loadings))
-    model.summary.update(fitted.summary())
-    model.summary["noise_sd"] = residual_sd.tolist()
-    model.summary["difference_noise_sd"] = noise.tolist()
-    model.summary["warnings"] = _warnings(fitted.autocorrelation, residual_sd, noise, spread)
+    model.summary.update(fitted.summary(noise, spread, observed is not None))
     return model
 
 
@@ -225,12 +222,17 @@ class _Fitted:
     autocorrelation: float
     shot: Shot
 
-    def summary(self) -> dict:
+    def summary(self, noise: Tensor, spread: Tensor, stated: bool) -> dict:
+        """noise, spread: (R,) of the samples. ``stated``: each sample's noise was given, and is judged by the dispersion."""
+        residual_sd = self.dispersion**0.5 * noise if stated else self.sd
         return {
+            "noise_sd": residual_sd.tolist(),
+            "difference_noise_sd": noise.tolist(),
             "residual_autocorrelation": self.autocorrelation,
             "n_samples": int(self.shot.segments.mask.sum()),
             "n_dropped_segments": self.shot.n_dropped,
             "converged": self.shot.converged,
+            "warnings": _warnings(self.autocorrelation, residual_sd, noise, spread),
         }
 
 

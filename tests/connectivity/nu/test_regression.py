@@ -285,12 +285,13 @@ def test_mistakes_are_named():
     fit = {"activation": "tanh"}
     for change, words in (
         ({"estimator": "lasso"}, "estimator among"),
-        ({"settings": MeanSettings(("cubic",))}, "kernel families"),
         ({"regularizer": -1.0}, "positive regularizer"),
         ({"regularizer": "validation"}, "held-out"),
     ):
         with pytest.raises(UserError, match=words):
             fit_conditional_mean(z, u, y, pool, **fit, **change)
+    with pytest.raises(UserError, match="kernel families"):
+        MeanSettings(("cubic",))
     with pytest.raises(UserError, match="states of shape"):
         fit_conditional_mean(z[:, :1], u, y, pool, **fit)
     with pytest.raises(UserError, match="inputs"):

@@ -334,12 +334,13 @@ def test_mistakes_are_named():
         ({"native_alpha": 2.0}, "native_alpha"),
         ({"recorded_fraction": 1.5}, "recorded_fraction"),
         ({"loadings_covariance": torch.eye(2)}, "loadings_covariance"),
-        ({"settings": TrajectorySettings(families=("cubic",))}, "kernel families"),
-        ({"settings": TrajectorySettings(draws=0)}, "draws"),
         ({"activation": "step"}, "activation among"),
     ):
         with pytest.raises(UserError, match=words):
             fit(**options)
+    for settings, words in (({"families": ("cubic",)}, "kernel families"), ({"draws": 0}, "draws")):
+        with pytest.raises(UserError, match=words):
+            TrajectorySettings(**settings)
     model = fit()
     with pytest.raises(UserError, match="level"):
         model.interval(loadings.m, 1.0)
