@@ -206,7 +206,11 @@ class Weighting:
         """Whether trajectories stay where their linearisation says something: else rounding outweighs the prior."""
         if not float(found.h.abs().max()) < self.limit * len(found.cross):
             return False
-        return _ridged_factor(found.h + self.precision) is not None
+        try:
+            positive_factor(found.h + self.precision)
+        except UserError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -294,31 +298,24 @@ def shoot(field: Field, segments: Segments, c: Tensor, weighting: Weighting, rul
 
 
 def positive_factor(information: Tensor) -> Tensor:
-    """Cholesky factor of a sum of squares and a prior's precision.
+    """Cholesky factor of a sum of squares and a prior's precision, with the smallest ridge that makes the matrix positive.
+
+    Eliminating the initial states subtracts nearly equal numbers: where trajectories run away their rounding can outweigh
+    the prior.
 
     Raises:
-        UserError: where there is none, even with a small ridge.
+        UserError: where no small ridge does, or the matrix is not finite.
     """
-    factor = _ridged_factor(information)
-    if factor is None:
+    factor, failed = torch.linalg.cholesky_ex(information)
+    ridge, largest = 1e-15, information.diagonal().abs().max()
+    while failed and ridge < 1e-6:
+        ridge = 10 * ridge
+        factor, failed = torch.linalg.cholesky_ex(information + ridge * largest * torch.eye(len(factor)).to(factor))
+    if failed or not bool(torch.isfinite(factor).all()):
         raise UserError(
             "trajectories that stay near where they were seen", "a fit that ran away", "check the time step alpha"
         )
     return factor
-
-
-def _ridged_factor(information: Tensor) -> Tensor | None:
-    """Cholesky factor, with the smallest ridge that makes the matrix positive; None where no small one does.
-
-    Eliminating the initial states subtracts nearly equal numbers: where trajectories run away their rounding can outweigh
-    the prior.
-    """
-    factor, failed = torch.linalg.cholesky_ex(information)
-    ridge = 1e-15 * information.diagonal().abs().max() * torch.eye(len(information)).to(information)
-    while failed and float(ridge[0, 0]) < 1e-6 * float(information.diagonal().abs().max()):
-        ridge = 10 * ridge
-        factor, failed = torch.linalg.cholesky_ex(information + ridge)
-    return None if failed or not bool(torch.isfinite(factor).all()) else factor
 
 
 def _regular(whitened: Tensor, segments: Segments) -> Tensor:

@@ -30,8 +30,9 @@ from connector.connectivity.nu.design import Basis, Design, build_basis
 from connector.connectivity.nu.evidence import amplitude_prior, maximise_posterior
 from connector.connectivity.nu.kernels import KERNELS, WIDTHS, check_families, kernel_grid
 from connector.connectivity.nu.mean import TrajectoryMean
-from connector.connectivity.nu.population import build_pool
+from connector.connectivity.nu.population import Pool, build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic, in_data, informative
+from connector.dynamics import Activation
 from connector.dynamics import activation as get_activation
 from connector.errors import UserError
 from connector.numerics import inverse_root, least_squares
@@ -125,14 +126,12 @@ def fit_trajectories(
     odd = phi.odd and not loadings.has_bias and loadings.n_inputs == 0
     gauge = inverse_root(loadings.m if odd else loadings.m - loadings.m.mean(0))
     full = _cut(latents, settings.segment, settings.max_samples, generator, observed)
-    most = min(settings.max_states, max(200, _STATE_ENTRIES // pool.size))
-    design = Design(phi, pool.points, *_states(full, most, generator))
-    # less memory per sample where there are many modes: forward sensitivities are R x pR for each segment
-    max_modes = settings.max_modes or max(1, 320 // latents.rank)
-    basis = build_basis(design, settings.mode_cutoff, max_modes, generator)
+    basis = _basis_over(full, phi, pool, settings, generator)
     prior = Prior(pool, basis.v, odd, gauge, settings.max_centres, generator)
 
-    noise = difference_noise(latents) if observed is None else _median_sd(observed[1], latents.mask)
+    noise = difference_noise(latents)
+    if observed is not None:  # the median over the samples
+        noise = observed[1][latents.mask].diagonal(dim1=1, dim2=2).double().median(0).values.clamp_min(0).sqrt()
     spread = full.z[full.mask].std(0, unbiased=False).clamp_min(1e-12)
     # Smoothing leaves a part of the noise in the guide, whose differences the start is made from.
     guess = torch.maximum(noise if observed is None else _LEFT_BY_SMOOTHING * noise, 1e-5 * spread) ** 2
@@ -153,15 +152,17 @@ def fit_trajectories(
     return model
 
 
-def _median_sd(covariance: Tensor, mask: Tensor) -> Tensor:
-    """(R,) median over the samples of the standard deviation of their errors."""
-    return covariance[mask].diagonal(dim1=1, dim2=2).double().median(0).values.clamp_min(0).sqrt()
-
-
-def _states(segments: Segments, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    z = segments.z[segments.mask]
+def _basis_over(
+    segments: Segments, phi: Activation, pool: Pool, settings: TrajectorySettings, generator: torch.Generator
+) -> Basis:
+    """Of the drive of ``pool`` at some of the states."""
+    z, u = segments.z[segments.mask], None if segments.u is None else segments.u[segments.mask]
+    most = min(settings.max_states, max(200, _STATE_ENTRIES // pool.size))
     pick = torch.randperm(len(z), generator=generator)[:most].to(z.device)
-    return z[pick], None if segments.u is None else segments.u[segments.mask][pick]
+    # less memory per sample where there are many modes: forward sensitivities are R x pR for each segment
+    max_modes = settings.max_modes or max(1, 320 // z.shape[1])
+    design = Design(phi, pool.points, z[pick], None if u is None else u[pick])
+    return build_basis(design, settings.mode_cutoff, max_modes, generator)
 
 
 def _roots(covariance: Tensor) -> Tensor:
