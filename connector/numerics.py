@@ -1,4 +1,4 @@
-"""Linear algebra: least squares, ridge, roots of matrices, and rows taken at random or in pieces."""
+"""Linear algebra: least squares, ridge, modes and roots of matrices, and rows taken at random or in pieces."""
 
 from __future__ import annotations
 
@@ -85,3 +85,33 @@ def inverse_root(x: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(moments)
     floor = 1e-10 * values[-1].clamp_min(1e-300)
     return (vectors * torch.where(values > floor, values, torch.ones_like(values)).rsqrt()) @ vectors.T
+
+
+def leading_modes(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (q,) above ``cutoff`` of the largest, falling, and eigenvectors (P, q) of a symmetric matrix (P, P)."""
+    values, vectors = torch.linalg.eigh(gram)
+    keep = values > cutoff * values[-1]
+    return values[keep].flip(0), vectors[:, keep].flip(1)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of rows x (N, D)."""
+    mean = x.mean(0)
+    centred = x - mean
+    return mean, centred.T @ centred / max(len(x) - 1, 1)
+
+
+def covariance_root(covariance: Tensor) -> Tensor:
+    """A (D, D) with A A^T = covariance; constant columns and directions without variance get a negligible scale.
+
+    Each column is scaled by itself first, so that the floor does not depend on the columns' units.
+    """
+    spread = column_spread(covariance)
+    values, vectors = torch.linalg.eigh(covariance / spread[:, None] / spread[None])
+    return spread[:, None] * (vectors * values.clamp_min(1e-8).sqrt()) @ vectors.T
+
+
+def column_spread(covariance: Tensor) -> Tensor:
+    """Standard deviations (D,); 1 for constant columns."""
+    spread = covariance.diagonal().clamp_min(0).sqrt()
+    return torch.where(spread > 1e-12, spread, torch.ones_like(spread))

@@ -234,6 +234,29 @@ class Recording:
         return replace(self, **cut)
 
 
+class States(NamedTuple):
+    """States visited, z (T, R), with the inputs there, u (T, U) or None, and the drive there, y (T, R)."""
+
+    z: Tensor
+    u: Tensor | None
+    y: Tensor
+
+    def take(self, index: Tensor) -> States:
+        return States(*(None if x is None else x[index.to(x.device)] for x in self))
+
+    def spread(self, most: int) -> States:
+        """``most`` of them at most, evenly spread."""
+        return self.take(torch.linspace(0, len(self.z) - 1, min(most, len(self.z))).long())
+
+    def choice(self, most: int, seed: int) -> States:
+        """``most`` of them at random; all, as they are, where there are no more."""
+        order = torch.randperm(len(self.z), generator=torch.Generator().manual_seed(seed))
+        return self if len(self.z) <= most else self.take(order[:most])
+
+    def double(self) -> States:
+        return States(*(None if x is None else x.double() for x in self))
+
+
 @dataclass(frozen=True)
 class Latents:
     """Latent states along the recorded trials, and where the dynamics send them.
@@ -271,12 +294,9 @@ class Latents:
         cut = {f.name: getattr(self, f.name)[index] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **cut)
 
-    def samples(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """States, inputs and drive at every step that has a successor, trials run together.
-
-        Returns:
-            z (T, R), u (T, U) or None, y (T, R) with y = (z[t+1] - (1 - alpha) z[t]) / alpha, or ``drive`` where given.
-        """
+    def samples(self) -> States:
+        """Every step that has a successor, trials run together; y = (z[t+1] - (1 - alpha) z[t]) / alpha, or ``drive``
+        where given."""
         steps = self.z.shape[1]
         keep = valid_mask(self.lengths - 1, steps - 1)
         z = self.z[:, :-1]
@@ -285,7 +305,7 @@ class Latents:
         else:
             y = self.drive[:, :-1]
         u = None if self.inputs is None else self.inputs[:, :-1][keep]
-        return z[keep], u, y[keep]
+        return States(z[keep], u, y[keep])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ mean nu only; maximum entropy makes it normal about nu with a spread sigma that 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ from connector.connectivity.diagnosis import Diagnosis, diagnose
 from connector.connectivity.drive_matching import DriveTilt, OutputShift
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.mean import ConditionalMean, from_state
-from connector.dynamics import ACTIVATIONS, Network, activation, potentials
+from connector.connectivity.projection import project
+from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.files import read_saved, refusing_damage, write_saved
-from connector.types import Loadings
+from connector.types import Loadings, States
 
 OUTPUTS = ("conditional_mean", "flow")
-_CHUNK = 400_000  # entries of a matrix built at a time: 3 MB, which stays in a processor's cache
 _SAVED = "a file written by ConnectivityDistribution.save"
 _MOST_STEPS = 10_000
 _MOST_ROUNDS = 200  # of rejection; a ceiling is such that a third of the draws is kept
@@ -45,10 +44,9 @@ class ConnectivityDistribution(nn.Module):
             one at which it was trained (0 where it was trained on conditional means, as the published recipe does).
         outputs: where n comes from for sigma > 0: "conditional_mean", n ~ N(nu, sigma^2 I); "flow", through the flow.
         reference: (z, u, y): states (T, R), inputs (T, U) or None and drive (T, R) that a projected network shall
-            meet; a random ``max_reference`` of them are kept. None: no projection.
+            meet. None: no projection.
         projection_regularizer: lambda of the projection, see :meth:`project`.
         flow_steps: midpoint steps of the samplers.
-        seed: of the choice of reference states.
     """
 
     def __init__(
@@ -66,8 +64,6 @@ class ConnectivityDistribution(nn.Module):
         reference: tuple[Tensor, Tensor | None, Tensor] | None = None,
         projection_regularizer: float = 1e-5,
         flow_steps: int = 8,
-        max_reference: int = 4000,
-        seed: int = 0,
     ):
         super().__init__()
         columns = mean.rank + mean.n_inputs + int(mean.has_bias)
@@ -95,13 +91,8 @@ class ConnectivityDistribution(nn.Module):
         ):
             if not right:
                 raise UserError(what, str(value))
-        z, u, y = (None, None, None) if reference is None else reference
-        if z is not None and len(z) > max_reference:
-            generator = torch.Generator().manual_seed(seed)
-            keep = torch.randperm(len(z), generator=generator)[:max_reference].to(z.device)
-            z, u, y = (None if x is None else x[keep] for x in (z, u, y))
-        for name, value in (("reference_z", z), ("reference_u", u), ("reference_y", y)):
-            self.register_buffer(name, None if value is None else value.detach().double().clone())
+        for name, value in zip("zuy", reference or (None, None, None)):
+            self.register_buffer(f"reference_{name}", None if value is None else value.detach().double().clone())
 
     @property
     def rank(self) -> int:
@@ -238,61 +229,15 @@ class ConnectivityDistribution(nn.Module):
 
     @torch.no_grad()
     def project(self, net: Network) -> Network:
-        """The network with the smallest change of n that restores the observed drive at the reference states.
-
-        Finite networks miss the drive of the infinite one by chance. The change delta minimises
-        (1/T) ||y - X (n + delta)||^2 + (lambda / K) ||delta||^2, X = phi(h) / K, lambda = ``projection_regularizer``:
-        the smallest in the sense of least squares, so that it is spread over all neurons.
-        """
+        """The network with the smallest change of n that restores the observed drive at the reference states, see
+        :func:`connector.connectivity.projection.project`; lambda is ``projection_regularizer``."""
         if self.reference_z is None:
             raise UserError(
                 "reference states to project on", "a distribution built without", "pass reference=(z, u, y)"
             )
         self._check_network(net)
-        net = net.double()
-        phi, loadings, k = activation(self.activation), net.loadings, net.n_neurons
-        z, u = self.reference_z, self.reference_u
-        basis = self._state_basis(phi, loadings)
-        gram, missing = 0, self.reference_y if basis is None else basis.T @ self.reference_y
-        chunks = max(1, _CHUNK // len(z))
-        # Made at once: parts kept between the large temporaries would leave holes in memory as large as these.
-        x = net.n.new_empty(len(missing), k)
-        for start in range(0, k, chunks):
-            rows = slice(start, start + chunks)
-            part = phi(potentials(loadings.map(lambda v, r=rows: v[r]), z, u)) / k
-            part = part if basis is None else basis.T @ part
-            missing = missing - part @ net.n[rows]
-            x[:, rows] = part
-            if basis is not None:
-                gram = gram + part @ part.T
-        ridge = self.projection_regularizer * len(z) / k
-        if basis is None:  # fewer neurons than states
-            normal = x.T @ x
-            normal.diagonal().add_(ridge)
-            change = torch.cholesky_solve(x.T @ missing, torch.linalg.cholesky(normal))
-        else:
-            gram.diagonal().add_(ridge)
-            change = x.T @ torch.cholesky_solve(missing, torch.linalg.cholesky(gram))
-        return replace(net, n=net.n + change)
-
-    def _state_basis(self, phi, loadings: Loadings, n_few: int = 300, n_direct: int = 2000) -> Tensor | None:
-        """Orthonormal (T, q) that spans phi(h) over the reference states, from a part of the neurons; None: solve directly.
-
-        phi(m.z + b.u + d) is a smooth family of functions of the state: a few hundred neurons span it for all. Where
-        ``n_few`` of them show fewer than half as many dimensions, they do; else ``n_direct``, of larger networks.
-        """
-        for size in (n_few, n_direct):
-            if loadings.n_neurons <= size:
-                return None
-            some = loadings.map(lambda v, size=size: v[:: loadings.n_neurons // size][:size])
-            x = phi(potentials(some, self.reference_z, self.reference_u))
-            tall = len(x) > len(x.T)
-            values, vectors = torch.linalg.eigh(x.T @ x if tall else x @ x.T)
-            keep = values > 1e-13 * values[-1]
-            if size == n_few and keep.sum() > size // 2:
-                continue
-            return torch.linalg.qr(x @ (vectors[:, keep] / values[keep].sqrt())).Q if tall else vectors[:, keep]
-        return None
+        states = States(self.reference_z, self.reference_u, self.reference_y)
+        return project(net, states, self.projection_regularizer)
 
     # -- density ------------------------------------------------------------------------------------------------------
 
@@ -368,10 +313,10 @@ class ConnectivityDistribution(nn.Module):
                 "projection_regularizer": self.projection_regularizer,
                 "flow_steps": self.flow_steps,
             },
-            "loadings_flow": _flow_state(self.loadings_flow),
+            "loadings_flow": self.loadings_flow.state(),
             "tilt": None if self.tilt is None else self.tilt.state(),
             "shift": None if self.shift is None else self.shift.state(),
-            "outputs_flow": None if flow is None else _flow_state(flow),
+            "outputs_flow": None if flow is None else flow.state(),
             "mean": self.mean.state(),
             "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
         }
@@ -392,7 +337,6 @@ class ConnectivityDistribution(nn.Module):
                 shift=None if saved.get("shift") is None else OutputShift.rebuild(saved["shift"]),
                 outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
                 reference=None if reference is None else tuple(reference),
-                max_reference=10**9,
                 **saved["arguments"],
             )
             loaded.eval().requires_grad_(False)._check_sampling()
@@ -422,7 +366,3 @@ class ConnectivityDistribution(nn.Module):
         if got != expected:
             names = "rank {}, {} inputs, bias {}"
             raise UserError(f"a network of {names.format(*expected)}", names.format(*got))
-
-
-def _flow_state(flow: Flow) -> dict:
-    return {"arguments": flow.arguments(), "state": flow.state_dict()}

@@ -30,7 +30,8 @@ from connector.connectivity.nu.design import Design
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError
-from connector.types import Loadings
+from connector.numerics import leading_modes, pieces, ridge
+from connector.types import Loadings, States
 
 _MODES = 24  # at most, each with one mean for every dimension of nu
 _CUTOFF = 3e-3  # of singular values of phi over the states, relative to the first
@@ -40,61 +41,6 @@ _HIGHEST_LOG_CEILING = 10.0  # draws by rejection cost its exponential
 # lambda of the shift. On the four attractor systems the shift is .015 to .04 (root mean square) beside output weights of 1 to 2,
 # and two thirds of the field error go; at a third of lambda it doubles for what little is left.
 _SHIFT_REGULARIZER = 3e-3
-_CHUNK = 4_000_000  # entries of a matrix built at a time: 32 MB
-
-
-class DriveTilt(nn.Module):
-    """Weights exp(nu(l) . a(l)) / Z of loadings, of mean 1 under the flow.
-
-    Args:
-        activation: name of phi.
-        z: (T, R) states; u: (T, U) inputs or None; a: (T, R) their coefficients.
-        log_normaliser: log Z; log_ceiling: where the log weight is cut, so that draws by rejection are cheap.
-        shape: (rank, number of inputs, whether there is a bias) of the stacked loadings.
-    """
-
-    def __init__(
-        self,
-        activation: str,
-        z: Tensor,
-        u: Tensor | None,
-        a: Tensor,
-        log_normaliser: float,
-        log_ceiling: float,
-        shape: tuple[int, int, bool],
-    ):
-        super().__init__()
-        if z.ndim != 2 or a.shape != z.shape or not abs(log_ceiling) <= _HIGHEST_LOG_CEILING:
-            raise UserError(
-                f"coefficients for each state and a log ceiling within {_HIGHEST_LOG_CEILING:g} of 0",
-                f"shapes {tuple(z.shape)} and {tuple(a.shape)}, a log ceiling of {log_ceiling}",
-            )
-        self.activation, self.shape = activation, (int(shape[0]), int(shape[1]), bool(shape[2]))
-        self.log_normaliser, self.log_ceiling = float(log_normaliser), float(log_ceiling)
-        self.register_buffer("z", z)
-        self.register_buffer("u", u)
-        self.register_buffer("a", a)
-
-    def log_weight(self, rows: Tensor, nu: Tensor) -> Tensor:
-        """log p'(l) / p(l) at stacked loadings (N, P) with their nu (N, R): (N,)."""
-        exponent = (_rates_times(self.activation, rows, self.z, self.u, self.shape, self.a) * nu).sum(1)
-        return (exponent - self.log_normaliser).clamp_max(self.log_ceiling)
-
-    def state(self) -> dict:
-        """Plain values and tensors that :meth:`rebuild` makes the tilt from."""
-        return {
-            "activation": self.activation,
-            "z": self.z,
-            "u": self.u,
-            "a": self.a,
-            "log_normaliser": self.log_normaliser,
-            "log_ceiling": self.log_ceiling,
-            "shape": list(self.shape),
-        }
-
-    @staticmethod
-    def rebuild(state: dict) -> DriveTilt:
-        return DriveTilt(**{**state, "shape": tuple(state["shape"])})
 
 
 class OutputShift(nn.Module):
@@ -111,32 +57,62 @@ class OutputShift(nn.Module):
         if z.ndim != 2 or c.shape != z.shape:
             raise UserError("coefficients for each state", f"shapes {tuple(z.shape)} and {tuple(c.shape)}")
         self.activation, self.shape = activation, (int(shape[0]), int(shape[1]), bool(shape[2]))
-        self.register_buffer("z", z)
-        self.register_buffer("u", u)
-        self.register_buffer("c", c)
+        for name, value in (("z", z), ("u", u), ("c", c)):
+            self.register_buffer(name, value)
 
     def forward(self, rows: Tensor) -> Tensor:
         """delta (N, R) at stacked loadings (N, P), in units of n."""
-        return _rates_times(self.activation, rows, self.z, self.u, self.shape, self.c)
+        parts = [
+            _rates(self.activation, rows[part], self.z, self.u, self.shape) @ self.c
+            for part in pieces(len(rows), len(self.z))
+        ]
+        return torch.cat(parts) if parts else rows.new_zeros(0, self.c.shape[1])
 
     def state(self) -> dict:
-        """Plain values and tensors that :meth:`rebuild` makes the shift from."""
+        """Plain values and tensors that :meth:`rebuild` makes it from."""
         return {"activation": self.activation, "z": self.z, "u": self.u, "c": self.c, "shape": list(self.shape)}
 
-    @staticmethod
-    def rebuild(state: dict) -> OutputShift:
-        return OutputShift(**{**state, "shape": tuple(state["shape"])})
+    @classmethod
+    def rebuild(cls, state: dict) -> OutputShift:
+        return cls(**{**state, "shape": tuple(state["shape"])})
+
+
+class DriveTilt(OutputShift):
+    """Weights exp(nu(l) . a(l)) / Z of loadings, of mean 1 under the flow; called, it is a(l) (N, R).
+
+    Args:
+        activation, z, u, a, shape: as of :class:`OutputShift`.
+        log_normaliser: log Z; log_ceiling: where the log weight is cut, so that draws by rejection are cheap.
+    """
+
+    def __init__(
+        self,
+        activation: str,
+        z: Tensor,
+        u: Tensor | None,
+        a: Tensor,
+        log_normaliser: float,
+        log_ceiling: float,
+        shape: tuple[int, int, bool],
+    ):
+        super().__init__(activation, z, u, a, shape)
+        if not abs(log_ceiling) <= _HIGHEST_LOG_CEILING:
+            raise UserError(f"a log ceiling within {_HIGHEST_LOG_CEILING:g} of 0", str(log_ceiling))
+        self.log_normaliser, self.log_ceiling = float(log_normaliser), float(log_ceiling)
+
+    def log_weight(self, rows: Tensor, nu: Tensor) -> Tensor:
+        """log p'(l) / p(l) at stacked loadings (N, P) with their nu (N, R): (N,)."""
+        return ((self(rows) * nu).sum(1) - self.log_normaliser).clamp_max(self.log_ceiling)
+
+    def state(self) -> dict:
+        state = super().state()
+        own = {"a": state.pop("c"), "log_normaliser": self.log_normaliser, "log_ceiling": self.log_ceiling}
+        return state | own
 
 
 def _rates(name: str, rows: Tensor, z: Tensor, u: Tensor | None, shape: tuple[int, int, bool]) -> Tensor:
     """phi of the potentials, (N, T): neurons in rows."""
     return get_activation(name)(potentials(Loadings.unstack(rows, *shape), z, u)).T
-
-
-def _rates_times(name: str, rows: Tensor, z: Tensor, u: Tensor | None, shape, right: Tensor) -> Tensor:
-    """phi of the potentials times (T, columns), in chunks of the neurons in rows."""
-    size = max(1, _CHUNK // len(z))
-    return torch.cat([_rates(name, part, z, u, shape) @ right for part in rows.split(size)])
 
 
 @torch.no_grad()
@@ -164,23 +140,18 @@ def fit_output_shift(
         weights: (N,) of the points, of mean 1: those of the tilt. None: equal.
         regularizer: lambda.
     """
-    keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
-    z, u, drive = z[keep].double(), None if u is None else u[keep].double(), drive[keep].double()
-    few = torch.linspace(0, len(z) - 1, min(spanning_states, len(z))).long()
-    z_few, u_few = z[few], None if u is None else u[few]
+    states = States(z, u, drive).spread(max_states).double()
+    few = states.spread(spanning_states)
     weights = (points.new_ones(len(points)) if weights is None else weights).double()
-    x = _rates(activation, points, z_few, u_few, shape)
-    values, vectors = torch.linalg.eigh(x.T @ (x * weights[:, None]) / len(x))
-    keep = values > _CUTOFF**2 * values[-1]
-    basis = vectors[:, keep] / values[keep].sqrt()
+    x = _rates(activation, points, few.z, few.u, shape)
+    values, vectors = leading_modes(x.T @ (x * weights[:, None]) / len(x), _CUTOFF**2)
+    basis = vectors / values.sqrt()
     # under the weighted points the columns of v are orthonormal, so that E|delta|^2 is the sum of squares of its coefficients
     right = torch.cat([x @ basis, n_at_points], dim=1) * weights[:, None]
-    drives = Design(get_activation(activation), Loadings.unstack(points, *shape), z, u).times(right)
-    of_basis, had = drives.split([int(keep.sum()), drive.shape[1]], dim=1)
-    normal = of_basis.T @ of_basis / len(z)
-    normal.diagonal().add_(regularizer)
-    coefficients = torch.linalg.solve(normal, of_basis.T @ (drive - had) / len(z))
-    return OutputShift(activation, z_few, u_few, basis @ coefficients, shape)
+    drives = Design(get_activation(activation), Loadings.unstack(points, *shape), states.z, states.u).times(right)
+    of_basis, had = drives.split([len(values), drive.shape[1]], dim=1)
+    coefficients = ridge(of_basis, states.y - had, regularizer * len(states.z))
+    return OutputShift(activation, few.z, few.u, basis @ coefficients, shape)
 
 
 @torch.no_grad()
@@ -212,15 +183,12 @@ def fit_drive_tilt(
     Returns:
         None where the weights would leave less than half of the points effective, however few modes are matched.
     """
-    keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
-    z, u, drive = z[keep], None if u is None else u[keep], drive[keep]
+    z, u, drive = States(z, u, drive).spread(max_states)
     x = _rates(activation, points, z, u, shape)
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    singular, vectors = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
-    count = int((singular > _CUTOFF * singular[0]).sum())
-    count = max(1, min(count, _MODES))
+    values, vectors = leading_modes(x.T @ x / len(x), _CUTOFF**2)
+    basis, count = vectors / values.sqrt(), min(len(values), _MODES)
     while count:
-        found = _match(x, nu_at_points, drive, vectors[:, :count] / singular[:count], 1 / n_neurons, steps)
+        found = _match(x, nu_at_points, drive, basis[:, :count], 1 / n_neurons, steps)
         if found is not None:
             a, log_weight, log_normaliser = found
             ceiling = min(float(log_weight.max()) + 0.1, math.log(_CEILING))
@@ -231,7 +199,7 @@ def fit_drive_tilt(
     return None
 
 
-def _match(x, nu, drive, basis, ridge, steps):
+def _match(x, nu, drive, basis, penalty, steps):
     """(a (T, R), log weights (N,), log Z) with E[nu_r v_j] = (drive^T basis)_rj for v = x basis; None if out of reach."""
     rank, count = nu.shape[1], basis.shape[1]
     v = x @ basis
@@ -240,19 +208,19 @@ def _match(x, nu, drive, basis, ridge, steps):
     f = (f - centre) / scale
     target = ((drive.T @ basis).flatten() - centre) / scale
     theta = torch.zeros_like(target)
-    penalty = ridge * torch.eye(len(target)).to(f)
 
     def dual(theta: Tensor) -> tuple[Tensor, Tensor]:
         exponent = f @ theta
-        return torch.logsumexp(exponent, 0) - theta @ target + 0.5 * ridge * theta @ theta, exponent
+        return torch.logsumexp(exponent, 0) - theta @ target + 0.5 * penalty * theta @ theta, exponent
 
     value, exponent = dual(theta)
     for _ in range(steps):
         weight = torch.softmax(exponent, 0)
         mean = weight @ f
-        gradient = mean - target + ridge * theta
+        gradient = mean - target + penalty * theta
         hessian = (f * weight[:, None]).T @ f - torch.outer(mean, mean)
-        move = torch.linalg.solve(hessian + penalty, gradient)
+        hessian.diagonal().add_(penalty)
+        move = torch.linalg.solve(hessian, gradient)
         if float(move @ gradient) < 1e-16:
             break
         length = 1.0

@@ -8,17 +8,18 @@ the straight path x_t = (1 - t) x0 + t x1, whose velocity x1 - x0 the network re
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from connector.connectivity.student_t import chi_square_over_dof, fit_student_t, moments, student_t_constant
-from connector.connectivity.velocity import Velocity
+from connector.connectivity.networks import NETWORKS, network_class
+from connector.connectivity.student_t import draws, fit_student_t, log_density, quadrature
 from connector.errors import UserError
 from connector.files import check_module_state, read_saved, refusing_damage, write_saved
+from connector.numerics import column_spread, covariance_root, moments, pieces
 
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
@@ -37,7 +38,9 @@ class Flow(nn.Module):
         dof: degrees of freedom of a Student-t base; None lets :meth:`fit_scaler` fit them by maximum likelihood.
         standardise: "whiten" (full covariance), "scale" (each column by itself) or "none"; how :meth:`fit_scaler`
             sets the affine map between data and the space in which the flow runs.
-        precondition: give the velocity the part that normal data have, see :class:`Velocity`.
+        precondition: give the velocity the part that normal data have, see
+            :class:`connector.connectivity.networks.velocity.Velocity`.
+        network: name of the velocity network, of :data:`connector.connectivity.networks.NETWORKS`.
     """
 
     def __init__(
@@ -50,17 +53,22 @@ class Flow(nn.Module):
         dof: float | None = None,
         standardise: str = "whiten",
         precondition: bool = True,
+        *,
+        network: str = "mlp",
     ):
         super().__init__()
-        if base not in BASES:
-            raise UserError(f"a base among {', '.join(BASES)}", repr(base))
-        if standardise not in STANDARDISATIONS:
-            raise UserError(f"standardise among {', '.join(STANDARDISATIONS)}", repr(standardise))
+        for what, value, known in (
+            ("a base", base, BASES),
+            ("standardise", standardise, STANDARDISATIONS),
+            ("a network", network, NETWORKS),
+        ):
+            if value not in known:
+                raise UserError(f"{what} among {', '.join(known)}", repr(value))
         if dof is not None and not dof > 2:
             raise UserError("more than 2 degrees of freedom, so that the base has a variance", str(dof))
         self.dim, self.context_dim, self.base, self.standardise = dim, context_dim, base, standardise
-        self.hidden_width, self.hidden_layers, self.fixed_dof = hidden_width, hidden_layers, dof
-        self.velocity = Velocity(dim, context_dim, hidden_width, hidden_layers, precondition)
+        self.hidden_width, self.hidden_layers, self.fixed_dof, self.network = hidden_width, hidden_layers, dof, network
+        self.velocity = network_class(network)(dim, context_dim, hidden_width, hidden_layers, precondition)
         self.register_buffer("location", torch.zeros(dim))
         self.register_buffer("scale", torch.eye(dim))  # x = location + standardised @ scale^T
         self.register_buffer("scale_inverse", torch.eye(dim))
@@ -70,20 +78,17 @@ class Flow(nn.Module):
 
     def arguments(self) -> dict:
         """Constructor arguments as plain values: with the state dict, all that is needed to rebuild the flow."""
-        return {
-            "dim": self.dim,
-            "context_dim": self.context_dim,
-            "hidden_width": self.hidden_width,
-            "hidden_layers": self.hidden_layers,
-            "base": self.base,
-            "dof": self.fixed_dof,
-            "standardise": self.standardise,
-            "precondition": self.velocity.precondition,
-        }
+        names = ("dim", "context_dim", "hidden_width", "hidden_layers", "base", "standardise", "network")
+        others = {"dof": self.fixed_dof, "precondition": self.velocity.precondition}
+        return {name: getattr(self, name) for name in names} | others
+
+    def state(self) -> dict:
+        """Plain values and tensors that :meth:`rebuild` makes the flow from."""
+        return {"arguments": self.arguments(), "state": self.state_dict()}
 
     def save(self, path: str | Path) -> None:
         """Write plain values and tensors; :meth:`load` reads them without running code."""
-        write_saved({"arguments": self.arguments(), "state": self.state_dict()}, path)
+        write_saved(self.state(), path)
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> Flow:
@@ -100,7 +105,7 @@ class Flow(nn.Module):
 
     @classmethod
     def rebuild(cls, saved: dict) -> Flow:
-        """The flow from its ``arguments`` and ``state``, in evaluation mode and in the dtype of the state.
+        """The flow from its :meth:`state`, in evaluation mode and in the dtype of the state.
 
         Raises:
             ValueError, TypeError, KeyError: a state that is not of the flow that the arguments describe.
@@ -123,25 +128,29 @@ class Flow(nn.Module):
         most likely for ``x``, so that single far points do not set the scale.
         """
         self._check(x, context)
-        x = x.double()
         if self.base == "student_t":
             location, covariance, dof = fit_student_t(x, self.fixed_dof)
             self.dof.fill_(dof)
         else:
-            location, covariance = moments(x)
-        scale = _root(covariance, self.standardise)
+            location, covariance = moments(x.double())
+        self._set_scaler(*self._scaler(location, covariance))
+        if context is not None:
+            location, scale = self._scaler(*moments(context.double()))
+            self.context_location.copy_(location)
+            self.context_scale_inverse.copy_(torch.linalg.inv(scale))
+        return self
+
+    def _scaler(self, location: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Location (D,) and scale (D, D) that ``standardise`` asks for."""
         if self.standardise == "none":
-            location = torch.zeros_like(location)
+            return torch.zeros_like(location), torch.eye(len(location)).to(location)
+        whole = self.standardise == "whiten"
+        return location, covariance_root(covariance) if whole else torch.diag(column_spread(covariance))
+
+    def _set_scaler(self, location: Tensor, scale: Tensor) -> None:
         self.location.copy_(location)
         self.scale.copy_(scale)
         self.scale_inverse.copy_(torch.linalg.inv(scale))
-        if context is not None:
-            location, covariance = moments(context.double())
-            if self.standardise == "none":
-                location = torch.zeros_like(location)
-            self.context_location.copy_(location)
-            self.context_scale_inverse.copy_(torch.linalg.inv(_root(covariance, self.standardise)))
-        return self
 
     @torch.no_grad()
     def match_moments(self, x: Tensor, steps: int = 8, n_points: int = 32768) -> Flow:
@@ -154,11 +163,8 @@ class Flow(nn.Module):
         mean, covariance = moments(x.double())
         own = self.sample(base=self.base_quadrature(n_points), steps=steps).double()
         own_mean, own_covariance = moments(own)
-        turn = _root(covariance, "whiten") @ torch.linalg.inv(_root(own_covariance, "whiten"))
-        scale = turn @ self.scale.double()
-        self.location.copy_(mean + turn @ (self.location.double() - own_mean))
-        self.scale.copy_(scale)
-        self.scale_inverse.copy_(torch.linalg.inv(scale))
+        turn = covariance_root(covariance) @ torch.linalg.inv(covariance_root(own_covariance))
+        self._set_scaler(mean + turn @ (self.location.double() - own_mean), turn @ self.scale.double())
         return self
 
     def loss(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -184,36 +190,20 @@ class Flow(nn.Module):
 
     def sample_base(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """(n_samples, D) draws of the base density, in standardised units."""
-        device = self.location.device
-        options = {
-            "generator": generator,
-            "dtype": self.location.dtype,
-            "device": device if generator is None else generator.device,
-        }
-        x = torch.randn(n_samples, self.dim, **options).to(device)
-        if self.base == "student_t":
-            x = x / chi_square_over_dof(n_samples, float(self.dof), options).to(device).sqrt()[:, None]
-        return x
+        device = self.location.device if generator is None else generator.device
+        drawn = draws(
+            n_samples, self.dim, float(self.dof), generator=generator, dtype=self.location.dtype, device=device
+        )
+        return drawn.to(self.location.device)
 
     def base_quadrature(self, n_points: int, seed: int = 0) -> Tensor:
         """(n_points, D) scrambled Sobol points carried to the base density, float64: averages over them converge much
         faster than over :meth:`sample_base`."""
-        student = self.base == "student_t"
-        engine = torch.quasirandom.SobolEngine(self.dim + int(student), scramble=True, seed=seed)
-        u = engine.draw(n_points, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        x = torch.special.ndtri(u[:, : self.dim])
-        if student:
-            dof = float(self.dof)
-            x = x / torch.from_numpy(chi2.ppf(u[:, -1].numpy(), dof) / dof).sqrt()[:, None]
-        return x.to(self.location.device)
+        return quadrature(n_points, self.dim, float(self.dof), seed).to(self.location.device)
 
     def log_prob_base(self, x: Tensor) -> Tensor:
         """Log density of the base at standardised x (N, D): shape (N,)."""
-        squares = x.square().sum(1)
-        if self.base == "normal":
-            return -0.5 * (squares + self.dim * math.log(2 * math.pi))
-        dof = self.dof.to(x.dtype)
-        return student_t_constant(dof, self.dim) - 0.5 * (dof + self.dim) * torch.log1p(squares / dof)
+        return log_density(x.square().sum(1), self.dim, self.dof.to(x.dtype))
 
     def log_prob_of_base(self, x: Tensor) -> Tensor:
         """Log density (N,) at x (N, D) of the base after location and scale: of a flow whose velocity is zero."""
@@ -255,14 +245,12 @@ class Flow(nn.Module):
             self._check(x, context)
             _, context = self._standardised(x, context.to(x))
         ends = []
-        for start in range(0, n_samples, chunk_size):
-            part = slice(start, start + chunk_size)
-            given = None if context is None else context[part]
+        for part, given in _chunks(x, context, chunk_size):
 
             def field(t, y, c=given):
                 return self.velocity.learned(y, t, c) / self.velocity.scale(t)
 
-            ends.append(self._integrate(field, x[part], 0, 1, method, steps))
+            ends.append(self._integrate(field, part, 0, 1, method, steps))
         end = torch.cat(ends) if ends else x
         return self.location + end @ self.scale.T
 
@@ -289,15 +277,13 @@ class Flow(nn.Module):
         self._check(x, context)
         x1, context = self._standardised(x, context)
         parts = []
-        for start in range(0, len(x1), chunk_size):
-            rows = slice(start, start + chunk_size)
-            given = None if context is None else context[rows]
+        for part, given in _chunks(x1, context, chunk_size):
 
             def field(t, state, c=given):
                 scale = self.velocity.scale(t)
-                return tuple(part / scale for part in self.velocity.learned_with_divergence(state[0], t, c))
+                return tuple(value / scale for value in self.velocity.learned_with_divergence(state[0], t, c))
 
-            state = (x1[rows], x1.new_zeros(len(x1[rows])))
+            state = (part, part.new_zeros(len(part)))
             x0, divergence = self._integrate(field, state, 1, 0, method, steps, rtol, atol)
             parts.append(self.log_prob_base(x0) + divergence)
         log_scale = torch.linalg.slogdet(self.scale.to(x1.dtype)).logabsdet
@@ -347,16 +333,7 @@ class Flow(nn.Module):
             raise UserError(f"a context of shape {expected}", str(got))
 
 
-def _root(covariance: Tensor, standardise: str) -> Tensor:
-    """Symmetric square root of a covariance, or of its diagonal. Constant columns get a negligible or unit scale."""
-    if standardise == "none":
-        return torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    if standardise == "scale":
-        spread = covariance.diagonal().clamp_min(0).sqrt()
-        return torch.diag(torch.where(spread > 1e-12, spread, torch.ones_like(spread)))
-    # each column by itself first, so that the floor below does not depend on the columns' units
-    spread = covariance.diagonal().clamp_min(0).sqrt()
-    spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
-    values, vectors = torch.linalg.eigh(covariance / spread[:, None] / spread[None])
-    values = torch.where(values > 1e-8, values, torch.ones_like(values) * 1e-8)
-    return spread[:, None] * (vectors * values.sqrt()) @ vectors.T
+def _chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of both, ``size`` at a time; nothing where there are none."""
+    for rows in pieces(len(x), 1, size):
+        yield x[rows], None if context is None else context[rows]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from connector.analysis.fields import field_error
+from connector.connectivity import projection
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.drive_matching import fit_drive_tilt, fit_output_shift
 from connector.connectivity.flow import Flow
@@ -164,17 +165,17 @@ def test_projection_leaves_a_network_alone_that_is_right_already(distribution):
 def test_projection_in_a_basis_of_the_states_agrees_with_the_direct_one(distribution, monkeypatch):
     net = distribution.sample(1500, sigma=1.0, seed=3)
     in_basis = distribution.project(net).n
-    basis = distribution._state_basis(torch.tanh, net.loadings)
+    basis = projection.state_basis(net.loadings, distribution.reference_z, None, "tanh")
     assert basis is not None
     assert basis.shape[1] < 150
-    monkeypatch.setattr(distribution, "_state_basis", lambda phi, loadings: None)
+    monkeypatch.setattr(projection, "state_basis", lambda *_: None)
     direct = distribution.project(net).n
     assert (in_basis - direct).norm() < 1e-3 * (direct - net.n).norm()
 
 
 def test_steep_neurons_that_few_cannot_span_are_projected_directly(distribution):
     steep = distribution.sample(1000, sigma=1.0, seed=3).loadings.map(lambda m: 100 * m)
-    assert distribution._state_basis(torch.tanh, steep) is None
+    assert projection.state_basis(steep, distribution.reference_z, None, "tanh") is None
 
 
 def test_heavy_tailed_networks_are_projected_too():

@@ -1,0 +1,37 @@
+"""A network of residual blocks, for many layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from connector.connectivity.networks.velocity import Velocity, linear, silu
+
+
+class Residual(Velocity):
+    """h + W silu(h) in each of ``hidden_layers`` blocks (He et al. 2016, pre-activation), between two affine maps.
+
+    A block starts at W = 0, so that however many there are, the network starts as one with a single hidden layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int = 0,
+        hidden_width: int = 64,
+        hidden_layers: int = 2,
+        precondition: bool = True,
+    ):
+        super().__init__(dim, context_dim, precondition)
+        self.first, self.last = nn.Linear(self.n_features, hidden_width), nn.Linear(hidden_width, dim)
+        self.blocks = nn.ModuleList(nn.Linear(hidden_width, hidden_width) for _ in range(hidden_layers))
+        with torch.no_grad():
+            for p in self.blocks.parameters():
+                p.zero_()
+
+    def carry(self, h: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        h, tangents = linear(self.first, h, tangents)
+        for block in self.blocks:
+            change, of_tangents = linear(block, *silu(h, tangents))
+            h, tangents = h + change, None if tangents is None else tangents + of_tangents
+        return linear(self.last, *silu(h, tangents))
