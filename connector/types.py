@@ -76,6 +76,11 @@ class Loadings:
     def has_bias(self) -> bool:
         return self.d is not None
 
+    @property
+    def layout(self) -> tuple[int, int, bool]:
+        """Rank, number of inputs, whether there is a bias: what :meth:`unstack` needs."""
+        return self.rank, self.n_inputs, self.has_bias
+
     def stack(self) -> Tensor:
         """The columns m, b, d side by side (those that exist), shape (K, R + U + 1)."""
         parts = [self.m]

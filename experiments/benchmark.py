@@ -429,8 +429,10 @@ def distribution() -> ConnectivityDistribution:
     options = defaults()
     inputs = clustered_inputs(1000)
     torch.manual_seed(0)
+    from connector.stages.flows import network_arguments
+
     flow = options.connectivity.flow
-    shape = {"hidden_width": flow.hidden_width, "hidden_layers": flow.hidden_layers, "precondition": flow.precondition}
+    shape = network_arguments(flow)
     rank = inputs.loadings.rank
     loadings_flow = Flow(rank, **shape).fit_scaler(inputs.loadings.m.float())
     mean = fit_trajectories(inputs.latents, inputs.loadings, activation="tanh", recorded_fraction=None)
@@ -440,7 +442,7 @@ def distribution() -> ConnectivityDistribution:
         alpha=ALPHA,
         activation="tanh",
         outputs_flow=Flow(rank, rank, **shape),
-        reference=inputs.latents.trials(inputs.fold.train).samples(),
+        reference=inputs.latents.trials(inputs.fold.train).samples().choice(4000, seed=0),
         flow_steps=flow.steps,
     )
 

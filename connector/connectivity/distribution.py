@@ -99,6 +99,10 @@ class ConnectivityDistribution(nn.Module):
         return self.mean.rank
 
     @property
+    def _layout(self) -> tuple[int, int, bool]:
+        return self.mean.rank, self.mean.n_inputs, self.mean.has_bias
+
+    @property
     def summary(self) -> dict:
         """What the estimate of nu found: plain values."""
         return self.mean.summary
@@ -351,7 +355,7 @@ class ConnectivityDistribution(nn.Module):
             raise ValueError("networks drawn are not finite")
 
     def _unstack(self, rows: Tensor) -> Loadings:
-        return Loadings.unstack(rows, self.mean.rank, self.mean.n_inputs, self.mean.has_bias)
+        return Loadings.unstack(rows, *self._layout)
 
     def _checked_outputs(self, outputs: str) -> str:
         if outputs not in OUTPUTS:
@@ -361,8 +365,6 @@ class ConnectivityDistribution(nn.Module):
         return outputs
 
     def _check_network(self, net: Network) -> None:
-        got = (net.rank, net.loadings.n_inputs, net.loadings.has_bias)
-        expected = (self.mean.rank, self.mean.n_inputs, self.mean.has_bias)
-        if got != expected:
+        if net.loadings.layout != self._layout:
             names = "rank {}, {} inputs, bias {}"
-            raise UserError(f"a network of {names.format(*expected)}", names.format(*got))
+            raise UserError(f"a network of {names.format(*self._layout)}", names.format(*net.loadings.layout))

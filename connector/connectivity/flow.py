@@ -140,6 +140,11 @@ class Flow(nn.Module):
             self.context_scale_inverse.copy_(torch.linalg.inv(scale))
         return self
 
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether location and scale are still those of a new flow, 0 and the identity."""
+        return not self.location.any() and torch.equal(self.scale, torch.eye(self.dim).to(self.scale))
+
     def _scaler(self, location: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """Location (D,) and scale (D, D) that ``standardise`` asks for."""
         if self.standardise == "none":

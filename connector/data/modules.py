@@ -132,35 +132,58 @@ class _MemoryDataModule(LightningDataModule):
 
 
 class TensorDataModule(_MemoryDataModule):
-    """Tensors in memory as training and validation batches, for flows.
+    """Tensors in memory, for flows: training and validation batches, tuples of tensors; tests see the validation rows,
+    predictions every row in the order given.
 
     Args:
-        train: a tensor or a tuple of tensors (and Nones) with one first axis.
-        validation: the like; None for no validation.
+        rows: a tensor, or a tuple of tensors (and Nones) with one first axis.
+        validation: the like; or the fraction of ``rows`` held out, chosen at random by ``seed`` (the training rows
+            themselves where that is not one row); None for no validation.
         batch_size: items of a training batch in each process.
-        seed: of the order of training batches.
-        eval_batch_size: items of a validation batch.
+        seed: of the order of training batches, and of the rows held out.
+        eval_batch_size: items of another batch.
         epoch_size: items of a training epoch, at most; a fresh choice each time. None: all.
     """
 
     def __init__(
         self,
-        train: Tensor | tuple,
-        validation: Tensor | tuple | None = None,
+        rows: Tensor | tuple,
+        validation: Tensor | tuple | float | None = 0.1,
         batch_size: int = 512,
         seed: int = 0,
         eval_batch_size: int = 4096,
         epoch_size: int | None = None,
     ):
         super().__init__()
-        self.train, self.validation, self.epoch_size = train, validation, epoch_size
         self.batch_size, self.seed, self.eval_batch_size = batch_size, seed, eval_batch_size
+        self.rows, self.epoch_size = rows if isinstance(rows, tuple) else (rows,), epoch_size
+        self.train, self.validation = self.rows, validation
+        if isinstance(validation, Tensor):
+            self.validation = (validation,)
+        elif isinstance(validation, (int, float)):
+            if not 0 <= validation < 1:
+                raise UserError("a fraction of rows for validation in [0, 1)", str(validation))
+            n_rows = len(next(x for x in self.rows if x is not None))
+            order, held_out = (
+                torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed)),
+                int(validation * n_rows),
+            )
+            self.train, self.validation = (
+                tuple(None if x is None else x[part] for x in self.rows)
+                for part in (order[held_out:], order[: held_out or n_rows])
+            )
 
     def train_dataloader(self) -> InMemoryBatches:
         return self._batches(self.train, shuffle=True)
 
     def val_dataloader(self) -> InMemoryBatches | list:
         return [] if self.validation is None else self._batches(self.validation, shuffle=False)
+
+    def test_dataloader(self) -> InMemoryBatches | list:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> InMemoryBatches:
+        return self._batches(self.rows, shuffle=False)
 
 
 class RecordingDataModule(_MemoryDataModule):

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from connector.connectivity.flow import Flow
 from connector.data.modules import TensorDataModule
+from connector.runs.options import FlowOptions
 from connector.stages.training import ExponentialMovingAverage, StageContext, StageModule, fit
 
 
 class FlowModule(StageModule):
-    """Flow matching on rows x, or on pairs (x, context).
+    """Flow matching on rows x (B, D), or on pairs (x, context), batches as of :class:`TensorDataModule`.
+
+    Tests log the loss and the mean log-likelihood, predictions are the log density (B,) of each row in nats.
+    A flow that has no location and scale yet (:meth:`connector.connectivity.flow.Flow.fit_scaler`) takes them from the
+    training rows where the data are a TensorDataModule.
 
     Args:
         stage: "loadings" or "outputs": prefix of the logged metrics.
@@ -40,21 +46,37 @@ class FlowModule(StageModule):
         self.flow = Flow(**flow)
         self.noise_std, self.paths = noise_std, paths
 
-    def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def setup(self, stage: str) -> None:
+        rows = getattr(self.trainer.datamodule, "train", None)
+        if stage == "fit" and isinstance(rows, tuple) and self.flow.is_unscaled:
+            self.flow.fit_scaler(*self.drawn(rows, 0, training=False)[:2])
+
+    def losses(self, batch: Tensor | Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         return self.flow.loss(*self.drawn(batch, step, training)), {}
 
     def drawn(
-        self, batch: Sequence[Tensor], step: int, training: bool
+        self, batch: Tensor | Sequence[Tensor], step: int, training: bool
     ) -> tuple[Tensor, Tensor | None, torch.Generator]:
         """Data, context and the random numbers of :meth:`connector.connectivity.flow.Flow.loss` in this step."""
-        generator = self.generator(step)
-        x, context = batch[0], (batch[1] if len(batch) > 1 else None)
+        generator, (x, context) = self.generator(step), _pair(batch)
         repeats = max(1, self.paths // len(x)) if training else 1
         if repeats > 1:
             x, context = x.repeat(repeats, 1), None if context is None else context.repeat(repeats, 1)
         if self.noise_std > 0:
             x = x + self.noise_std * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return x, context, generator
+
+    def test_step(self, batch: Tensor | Sequence[Tensor], batch_index: int) -> None:
+        self.evaluate(batch, batch_index, "test", log_likelihood=self.predict_step(batch, batch_index).mean())
+
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_index: int) -> Tensor:
+        return self.flow.log_prob(*_pair(batch))
+
+
+def _pair(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """x and its context, or None, of a batch that is x alone or holds either."""
+    parts = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    return parts[0], parts[1] if len(parts) > 1 else None
 
 
 class RidgeOutputsModule(FlowModule):
@@ -65,9 +87,9 @@ class RidgeOutputsModule(FlowModule):
     """
 
     def attach(self, loadings_flow: Flow, solve: Callable[[Tensor], Tensor], n_loadings: int, steps: int) -> None:
-        object.__setattr__(self, "_source", (loadings_flow, solve, n_loadings, steps))
+        self._source = (loadings_flow, solve, n_loadings, steps)
 
-    def losses(self, batch: Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Tensor | Sequence[Tensor], step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if not training:
             return super().losses(batch, step, training)
         flow, solve, n_loadings, steps = self._source
@@ -75,6 +97,11 @@ class RidgeOutputsModule(FlowModule):
             loadings = flow.sample(n_loadings, steps=steps, generator=self.generator(step))
             n = solve(loadings)
         return self.flow.loss(n.to(loadings.dtype), loadings, generator=self.generator(step + 1)), {}
+
+
+def network_arguments(options: FlowOptions) -> dict[str, Any]:
+    """What the options say of the velocity network, as arguments of :class:`connector.connectivity.flow.Flow`."""
+    return {name: getattr(options, name) for name in ("network", "hidden_width", "hidden_layers", "precondition")}
 
 
 @dataclass

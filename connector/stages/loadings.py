@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from connector.connectivity.flow_selection import BaseChoice, best_stopping, choose_base
 from connector.data.modules import TensorDataModule
 from connector.lrrnn.handover import FittedDynamics
-from connector.stages.flows import FlowJob, FlowModule
+from connector.stages.flows import FlowJob, FlowModule, network_arguments
 from connector.stages.training import StageContext
 
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
@@ -28,9 +28,7 @@ def prepare_loadings(context: StageContext, inputs: FittedDynamics, mark: str) -
         choice = choose_base(rows, options.seed) if enough else BaseChoice("normal", 0.0, 0.0)
         base = choice.base
         metrics["loadings/tail_advantage"] = choice.advantage
-    flow = {"dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
-    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "base": base}
-    flow |= {"precondition": connectivity.flow.precondition}
+    flow = {"dim": rows.shape[1], "base": base} | network_arguments(connectivity.flow)
     if connectivity.early_stopping and enough:
         stopping = best_stopping(rows, flow, learning_rate=connectivity.loadings_learning_rate, seed=options.seed)
         metrics["loadings/log_likelihood"] = stopping.log_likelihood

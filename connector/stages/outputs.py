@@ -20,23 +20,17 @@ from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
 from connector.lrrnn.handover import FittedDynamics
+from connector.numerics import ridge
 from connector.runs.options import Options
-from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule
+from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule, network_arguments
 from connector.stages.training import StageContext
-from connector.types import Loadings
+from connector.types import Loadings, States
 
-_VALIDATION_FRACTION = 0.1  # of the drawn loadings, held out to watch the flow of n
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
 PROJECTION_REGULARIZER = 1e-5  # of sampled networks where the recorded drive is known
 _KEPT_DRIFT, _PROJECTED_NEURONS = 0.98, 1000
-
-
-def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and validation rows, at random; the validation rows repeat the training ones below ten rows."""
-    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
-    n_validation = int(_VALIDATION_FRACTION * n_rows)
-    return (order[n_validation:], order[:n_validation]) if n_validation else (order, order)
+_REFERENCE_STATES = 4000  # at most, at which a projected network has the recorded drive
 
 
 def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Flow) -> ConditionalMean:
@@ -95,7 +89,7 @@ def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:
     rows = flow.sample(
         options.connectivity.outputs_loadings, steps=options.connectivity.flow.steps, generator=generator
     )
-    return Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias)
+    return Loadings.unstack(rows.double(), *like.layout)
 
 
 def published_ridge(options: Options, inputs: FittedDynamics, max_states: int = 2000) -> Callable[[Tensor], Tensor]:
@@ -104,90 +98,67 @@ def published_ridge(options: Options, inputs: FittedDynamics, max_states: int = 
     Minimises (1/T) ||Y - X N / K||^2 + lambda (1/K) ||N||^2 in its dual form, on a random ``max_states`` of the
     training states (both terms are averages, so that fewer states mean the same lambda).
     """
-    connectivity, like = options.connectivity, inputs.loadings
-    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
-    n_states = len(z)
-    keep = torch.randperm(n_states, generator=torch.Generator().manual_seed(options.seed))[:max_states]
-    z, u, y = z[keep], None if u is None else u[keep], y[keep]
+    connectivity, layout = options.connectivity, inputs.loadings.layout
+    states = inputs.latents.trials(inputs.fold.train).samples()
+    z, u, y = states.choice(max_states, options.seed)
     phi = activation(inputs.activation)
 
     def solve(rows: Tensor) -> Tensor:
         lam = connectivity.regularizer
         if lam is None:
             published = connectivity.regularizer_published or 1e-4
-            lam = published_to_lambda(published, inputs.latents.alpha, len(rows), n_states)
-        x = phi(potentials(Loadings.unstack(rows.double(), like.rank, like.n_inputs, like.has_bias), z, u))
-        gram = x @ x.T / (len(rows) * len(z))
-        gram.diagonal().add_(lam)
-        return x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(gram)) / len(z)
+            lam = published_to_lambda(published, inputs.latents.alpha, len(rows), len(states.z))
+        x = phi(potentials(Loadings.unstack(rows.double(), *layout), z, u)) / len(rows)
+        return ridge(x, y, lam * len(z) / len(rows))
 
     return solve
 
 
-def drive_of_mean(
-    inputs: FittedDynamics, mean: ConditionalMean, max_states: int | None = None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """States, inputs and drive of the training trials: of a fitted model where there is one, else of the recorded neurons
-    with n = nu. Successive latents would show the recorded n's own deviations from nu besides, and their noise.
-    ``max_states``: so many states at most, evenly spread; None: all."""
-    z, u, y = inputs.latents.trials(inputs.fold.train).samples()
-    if max_states is not None:
-        keep = torch.linspace(0, len(z) - 1, min(max_states, len(z))).long()
-        z, u, y = z[keep], None if u is None else u[keep], y[keep]
-    if inputs.latents.drive is None:
-        loadings = inputs.loadings.map(Tensor.double)
-        y = Design(activation(inputs.activation), loadings, z, u).times(mean(loadings.stack()))
-    return z, u, y
-
-
-def reference_drive(inputs: FittedDynamics, mean: ConditionalMean) -> tuple[Tensor, Tensor | None, Tensor]:
-    """States, inputs and drive of the training trials that sampled networks shall have.
-
-    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
-    """
-    clean = inputs.readings is None
-    return inputs.latents.trials(inputs.fold.train).samples() if clean else drive_of_mean(inputs, mean)
+def drive_of_mean(inputs: FittedDynamics, mean: ConditionalMean, states: States) -> States:
+    """These states with the drive of a fitted model where there is one, else of the recorded neurons with n = nu.
+    Successive latents would show the recorded n's own deviations from nu besides, and their noise."""
+    if inputs.latents.drive is not None:
+        return states
+    loadings = inputs.loadings.map(Tensor.double)
+    y = Design(activation(inputs.activation), loadings, states.z, states.u).times(mean(loadings.stack()))
+    return states._replace(y=y)
 
 
 def match_drive(
-    options: Options,
-    inputs: FittedDynamics,
-    flow: Flow,
-    mean: ConditionalMean,
-    reference: tuple[Tensor, Tensor | None, Tensor],
+    options: Options, inputs: FittedDynamics, flow: Flow, mean: ConditionalMean, visited: States, reference: States
 ) -> tuple[DriveTilt | None, OutputShift | None]:
-    """What holds sampled networks to the recorded drive (:mod:`connector.connectivity.drive_matching`): of the loadings, and of n given them.
-    ``reference``: of :func:`reference_drive`.
+    """What holds sampled networks to the recorded drive (:mod:`connector.connectivity.drive_matching`): of the loadings,
+    and of n given them.
 
     Tails heavier than a normal density's leave no tilt: the weights grow exponentially in nu.
+
+    Args:
+        visited: states of the training trials; reference: these with the drive that sampled networks shall have.
     """
     if not options.connectivity.match_drive:
         return None, None
     rows = flow.sample(base=flow.base_quadrature(_TILT_POINTS, options.seed), steps=options.connectivity.flow.steps)
     nu, rows, loadings = mean.quick(rows).double(), rows.double(), inputs.loadings
-    shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    fixed = {"activation": inputs.activation, "shape": shape}
+    fixed = {"activation": inputs.activation, "shape": loadings.layout}
     tilt = None
     if flow.base == "normal":
-        tilt = fit_drive_tilt(
-            rows, nu, *drive_of_mean(inputs, mean, _TILT_STATES), n_neurons=loadings.n_neurons, **fixed
-        )
+        drive = drive_of_mean(inputs, mean, visited.spread(_TILT_STATES))
+        tilt = fit_drive_tilt(rows, nu, *drive, n_neurons=loadings.n_neurons, **fixed)
     weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
     return tilt, fit_output_shift(rows, nu, *reference, weights=weights, **fixed)
 
 
 def assemble(
-    options: Options,
-    inputs: FittedDynamics,
-    loadings_flow: Flow,
-    tilt: DriveTilt | None,
-    shift: OutputShift | None,
-    mean: ConditionalMean,
-    outputs_flow: Flow,
-    reference: tuple[Tensor, Tensor | None, Tensor],
+    options: Options, inputs: FittedDynamics, loadings_flow: Flow, mean: ConditionalMean, outputs_flow: Flow
 ) -> ConnectivityDistribution:
-    """The distribution from its parts; networks are projected on ``reference``, of :func:`reference_drive`."""
+    """The distribution from its parts, held to the drive of the training trials.
+
+    That is what successive latents show where these are known, and :func:`drive_of_mean` where each is uncertain.
+    """
     connectivity = options.connectivity
+    visited = inputs.latents.trials(inputs.fold.train).samples()
+    reference = visited if inputs.readings is None else drive_of_mean(inputs, mean, visited)
+    tilt, shift = match_drive(options, inputs, loadings_flow, mean, visited, reference)
     return ConnectivityDistribution(
         loadings_flow,
         mean,
@@ -199,10 +170,9 @@ def assemble(
         # The published flow of n is trained on ridge solutions without spread.
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
-        reference=reference,
+        reference=reference.choice(_REFERENCE_STATES, options.seed),
         projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
         flow_steps=connectivity.flow.steps,
-        seed=options.seed,
     )
 
 
@@ -235,8 +205,8 @@ def prepare_outputs(context: StageContext, inputs: FittedDynamics, mark: str) ->
     if not torch.isfinite(nu).all():
         raise numerical_failure("outputs", "the conditional mean of n is not finite at some loadings")
     through_flow = connectivity.outputs == "flow"
-    flow = {"dim": nu.shape[1], "context_dim": rows.shape[1], "hidden_width": connectivity.flow.hidden_width}
-    flow |= {"hidden_layers": connectivity.flow.hidden_layers, "precondition": connectivity.flow.precondition}
+    spread = 0.0 if through_flow else connectivity.sigma
+    flow = {"dim": nu.shape[1], "context_dim": rows.shape[1]} | network_arguments(connectivity.flow)
     pl.seed_everything(options.seed, verbose=False)
     module = (RidgeOutputsModule if through_flow else FlowModule)(
         "outputs",
@@ -245,22 +215,16 @@ def prepare_outputs(context: StageContext, inputs: FittedDynamics, mark: str) ->
         learning_rate=connectivity.outputs_learning_rate,
         weight_decay=connectivity.weight_decay,
         cosine=connectivity.cosine,
-        noise_std=0.0 if through_flow else connectivity.sigma,
+        noise_std=spread,
     )
-    spread = 0.0 if through_flow else connectivity.sigma
     module.flow.fit_scaler(nu + spread * torch.randn(nu.shape, generator=generator), rows)
     if through_flow:
         solve = published_ridge(options, inputs)
         module.attach(loadings_flow, solve, connectivity.outputs_loadings, connectivity.flow.steps)
-    train, validation = split_rows(len(rows), options.seed)
-    data = TensorDataModule(
-        (nu[train], rows[train]), (nu[validation], rows[validation]), connectivity.outputs_batch_size, options.seed
-    )
+    data = TensorDataModule((nu, rows), batch_size=connectivity.outputs_batch_size, seed=options.seed)
 
     def finish() -> None:
-        reference = reference_drive(inputs, mean)
-        tilt, shift = match_drive(options, inputs, loadings_flow, mean, reference)
-        distribution = assemble(options, inputs, loadings_flow, tilt, shift, mean, module.flow.eval(), reference)
+        distribution = assemble(options, inputs, loadings_flow, mean, module.flow.eval())
         if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
             chosen = choose_projection_regularizer(distribution, inputs, options.seed)
             distribution.projection_regularizer = chosen

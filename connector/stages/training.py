@@ -85,30 +85,27 @@ class StageModule(pl.LightningModule):
             raise numerical_failure(self.stage, f"the training loss is {value}", where, kept)
 
     def validation_step(self, batch, batch_index: int) -> None:
-        self._log_losses("val", batch, batch_index)
+        self.evaluate(batch, batch_index, "val")
 
     def test_step(self, batch, batch_index: int) -> None:
-        self._log_losses("test", batch, batch_index)
+        self.evaluate(batch, batch_index, "test")
 
-    def _log_losses(self, part: str, batch, batch_index: int) -> None:
+    def evaluate(self, batch, batch_index: int, split: str, **more: Tensor) -> None:
+        """Logs the losses of a batch, and ``more``, as means over the items of the split."""
         loss, extra = self.losses(batch, -1 - batch_index, training=False)
-        size = len(batch[0])
-        values = {"loss": loss, **extra}
-        self.log_dict(
-            {f"{self.stage}/{part}_{name}": value for name, value in values.items()},
-            batch_size=size,
-            sync_dist=self.trainer.world_size > 1,
-        )
+        values = {f"{self.stage}/{split}_{name}": value for name, value in {"loss": loss, **extra, **more}.items()}
+        size = len(batch) if isinstance(batch, Tensor) else len(batch[0])
+        self.log_dict(values, batch_size=size, sync_dist=self.trainer.world_size > 1)
 
     def parameter_groups(self) -> Any:
         return self.parameters()
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        if not self.cosine:
+        steps = self.trainer.estimated_stepping_batches if self.cosine else math.inf
+        if math.isinf(steps):  # no end of the training to decay to
             return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -126,9 +126,26 @@ def test_trainer_sees_the_order_of_each_epoch_and_resumes_it(tmp_path):
 
 def test_without_validation(tmp_path):
     watcher = _Watcher()
-    data = TensorDataModule((torch.arange(6),), batch_size=3)
+    data = TensorDataModule(torch.arange(6), None, batch_size=3)
     _trainer(tmp_path, 1, enable_checkpointing=False).fit(watcher, datamodule=data)
     assert sorted(watcher.seen[0]) == list(range(6))
+
+
+def test_one_tensor_is_split_by_the_seed(tmp_path):
+    data = TensorDataModule(torch.arange(40), batch_size=3, seed=5)
+    train, held_out = data.train[0].tolist(), data.validation[0].tolist()
+    assert len(held_out) == 4
+    assert sorted(train + held_out) == list(range(40))
+    assert train == TensorDataModule(torch.arange(40), seed=5).train[0].tolist()
+    assert train != TensorDataModule(torch.arange(40), seed=6).train[0].tolist()
+    pair = TensorDataModule((torch.arange(40), None, torch.arange(40)), 0.5, seed=5)
+    assert pair.train[1] is None
+    assert torch.equal(pair.validation[0], pair.validation[2])
+    few = TensorDataModule(torch.arange(6))  # a tenth of which is not one row
+    assert sorted(few.validation[0].tolist()) == sorted(few.train[0].tolist()) == list(range(6))
+    assert [x for (batch,) in data.predict_dataloader() for x in batch.tolist()] == list(range(40))
+    with pytest.raises(UserError, match="fraction"):
+        TensorDataModule(torch.arange(6), 1.5)
 
 
 def test_attractor_module():
