@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from connector.connectivity.networks import NETWORKS
 from connector.data.readers import READERS, reader
 from connector.data.simulation import SimulationOptions
 from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_words, option, require
@@ -147,6 +148,9 @@ class LowRankRNNOptions:
 class FlowOptions:
     """The flows of the loadings and of n."""
 
+    network: str = option(
+        "network that the velocity is learned by", stages=_FLOWS, choices=tuple(NETWORKS), before="mlp"
+    )
     hidden_width: int = option("units of a hidden layer", stages=_FLOWS, above=0, at_most=2**14)
     hidden_layers: int = option("hidden layers", stages=_FLOWS, above=0, at_most=100)
     base: str = option(
