@@ -182,10 +182,7 @@ class _RateFit:
         self.z, self.theta, self.normal = _standardise(self.samples, self.z, self.theta, self.normal, self.has_bias)
 
     def grid(self, rows: Tensor) -> Tensor:
-        """Values of samples (S, ...) laid out as (trials, time, ...), zero where masked."""
-        out = rows.new_zeros(self.mask.numel(), *rows.shape[1:])
-        out[self.samples.rows] = rows
-        return out.reshape(*self.mask.shape, *rows.shape[1:])
+        return self.samples.grid(rows, self.mask)
 
     def fit_dynamics(self, z: Tensor) -> None:
         """Output weights from latents z (S, R) in the gauge of self.theta."""

@@ -142,10 +142,7 @@ def least_squares_latents(
     samples = ActivitySamples.of(activity, mask, inputs, offset)
     theta, rank = loadings.stack().detach().double(), loadings.rank
     z, normal, error = latents_of(samples, theta, rank, observation)
-    full = z.new_zeros(mask.numel(), rank)
-    information = z.new_zeros(mask.numel(), rank, rank)
-    full[samples.rows], information[samples.rows] = z, normal
-    return full.reshape(*mask.shape, rank), information.reshape(*mask.shape, rank, rank), error
+    return samples.grid(z, mask), samples.grid(normal, mask), error
 
 
 @torch.no_grad()
@@ -186,6 +183,4 @@ def read_states(
         inverse = torch.linalg.inv(information)
         moved[at] = (inverse @ (score @ m).double()[..., None])[..., 0]
         covariance[at] = dispersion * inverse
-    readings, spread = guide.new_zeros(mask.numel(), rank), guide.new_zeros(mask.numel(), rank, rank)
-    readings[samples.rows], spread[samples.rows] = z + moved, covariance
-    return readings.reshape(*mask.shape, rank), spread.reshape(*mask.shape, rank, rank)
+    return samples.grid(z + moved, mask), samples.grid(covariance, mask)

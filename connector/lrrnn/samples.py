@@ -62,6 +62,12 @@ class ActivitySamples:
         known = self.offset[self.rows[at]]
         return h + (known if neurons is None else known[:, neurons]).to(h.dtype)
 
+    def grid(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Values of the samples (S, ...) laid out as the mask they come from, (trials, time, ...), zero where masked."""
+        out = rows.new_zeros(mask.numel(), *rows.shape[1:])
+        out[self.rows] = rows
+        return out.reshape(*mask.shape, *rows.shape[1:])
+
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the S rows with their activity."""
         size = max(1, CHUNK_ELEMENTS // self.activity.shape[1])

@@ -203,8 +203,7 @@ class SpikeStateSpace(nn.Module):
             still = zero.expand(steps - 1, -1, -1)
             start = self.posterior(piece) if self.rollout_start == "encoder" else PathPosterior(zero, zero, still)
             prior = PathPosterior(start.mean, start.log_sd, still)
-            paths, _ = self.paths(piece, prior, n_samples, generator=generator)
-            return sum(self.expected_activity(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+            return self._mean_counts(piece, prior, n_samples, generator)
 
         return self._in_chunks(batch, n_samples, averaged)
 
@@ -223,11 +222,15 @@ class SpikeStateSpace(nn.Module):
             n_samples: samples of the posterior that expected counts are averaged over.
         """
 
-        def averaged(piece: TrialBatch) -> Tensor:
-            paths, _ = self.paths(piece, self.posterior(piece, seen), n_samples, generator=generator)
-            return sum(self.expected_activity(piece, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+        return self._in_chunks(
+            batch, n_samples, lambda piece: self._mean_counts(piece, self.posterior(piece, seen), n_samples, generator)
+        )
 
-        return self._in_chunks(batch, n_samples, averaged)
+    def _mean_counts(
+        self, batch: TrialBatch, posterior: PathPosterior, n_samples: int, generator: torch.Generator | None
+    ) -> Tensor:
+        paths, _ = self.paths(batch, posterior, n_samples, generator=generator)
+        return sum(self.expected_activity(batch, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
 
     @torch.no_grad()
     def marginal_log_likelihood(
