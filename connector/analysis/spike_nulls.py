@@ -18,6 +18,7 @@ from torch import Tensor
 
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood, sign_conditions
 from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift
+from connector.numerics import gaussian_window
 from connector.types import Recording
 
 NULLS = ("drift", "drift_psth", "drift_evidence_psth")
@@ -35,8 +36,7 @@ def _sums(values: Tensor, groups: Tensor, n_groups: int) -> Tensor:
 
 def _ratio(observed: Tensor, expected: Tensor, width: float, pseudo_spikes: float) -> Tensor:
     """(observed + p) / (expected + p), both smoothed along time (..., time, K) under a Gaussian window of peak 1."""
-    time = torch.arange(observed.shape[-2], dtype=torch.float64)
-    window = torch.exp(-0.5 * ((time[:, None] - time) / width) ** 2)
+    window = gaussian_window(observed.shape[-2], width)
     return (window @ observed + pseudo_spikes) / (window @ expected + pseudo_spikes)
 
 

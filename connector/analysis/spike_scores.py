@@ -6,11 +6,14 @@ import math
 from typing import NamedTuple
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.state_space import SpikeStateSpace
+from connector.numerics import gaussian_window
 from connector.types import Recording, TrialBatch, last_states
 
 
@@ -57,9 +60,7 @@ def smooth_causal(x: Tensor, valid: Tensor, sd_bins: float) -> Tensor:
     Returns:
         (conditions, time, K), zero where no sample up to t is valid.
     """
-    time = torch.arange(x.shape[1], dtype=torch.float64)
-    lag = time[:, None] - time
-    kernel = torch.where(lag >= 0, torch.exp(-0.5 * (lag / sd_bins) ** 2), 0.0)
+    kernel = gaussian_window(x.shape[1], sd_bins).tril()
     weight = valid.double() @ kernel.T
     total = torch.einsum("ts,csk->ctk", kernel, torch.where(valid[..., None], x.double(), 0.0))
     return torch.where(weight[..., None] > 0, total / weight.clamp_min(1e-12)[..., None], 0.0)
@@ -181,40 +182,37 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Raises:
         UserError: where a class is missing.
     """
-    scores = scores.double()
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    if len(positive) == 0 or len(negative) == 0:
-        raise UserError("trials of both choices", f"{len(negative)} left, {len(positive)} right")
-    difference = positive[:, None] - negative
-    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+    _require_both(labels, "trials")
+    known = (labels == 0) | (labels == 1)
+    return float(roc_auc_score(labels[known].numpy(), scores[known].double().nan_to_num().numpy()))
+
+
+def _require_both(choices: Tensor, trials: str) -> None:
+    left, right = int((choices == 0).sum()), int((choices == 1).sum())
+    if left == 0 or right == 0:
+        raise UserError(f"{trials} of both choices", f"{left} left, {right} right")
 
 
 def fit_choice_axis(states: Tensor, choices: Tensor, penalty: float = 1e-3) -> tuple[Tensor, float]:
-    """Weights (R,) and offset of a logistic regression of the choice on the states, standardised; Newton's method.
+    """Weights (R,) and offset of a logistic regression of the choice on the states, standardised.
 
     Args:
         states: (N, R). choices: (N,) 0, 1 or NaN (left out).
         penalty: precision, per trial, of a normal prior on the standardised weights.
+
+    Raises:
+        UserError: where a choice is missing.
     """
+    _require_both(choices, "training trials")
     known = (choices == 0) | (choices == 1)
-    x, y = states[known].double(), choices[known].double()
-    if len(y) == 0 or y.min() == y.max():
-        raise UserError("training trials of both choices", f"{int((y == 0).sum())} left, {int((y == 1).sum())} right")
+    x, y = states[known].double(), choices[known].numpy()
+    if not torch.isfinite(x).all():  # of a model that has diverged
+        return torch.full((x.shape[1],), torch.nan, dtype=torch.float64), math.nan
     centre, size = x.mean(0), x.std(0).clamp_min(1e-9)
-    design = torch.cat([(x - centre) / size, torch.ones(len(x), 1, dtype=torch.float64)], 1)
-    precision = torch.full((design.shape[1],), penalty * len(x), dtype=torch.float64)
-    precision[-1] = 1e-6
-    weights = torch.zeros(design.shape[1], dtype=torch.float64)
-    for _ in range(50):
-        p = torch.sigmoid(design @ weights)
-        gradient = design.T @ (p - y) + precision * weights
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + torch.diag(precision)
-        move = torch.linalg.solve(curvature, gradient)
-        weights = weights - move * torch.clamp(2.0 / move.norm().clamp_min(1e-12), max=1.0)
-        if move.norm() < 1e-9:
-            break
-    axis = weights[:-1] / size
-    return axis, float(weights[-1] - centre @ axis)
+    model = LogisticRegression(C=1 / (penalty * len(x)), solver="newton-cholesky", tol=1e-12)
+    model.fit(((x - centre) / size).numpy(), y)
+    axis = torch.from_numpy(model.coef_[0]) / size
+    return axis, float(model.intercept_[0] - centre @ axis)
 
 
 def choice_log_odds(train_states: Tensor, train_choices: Tensor, states: Tensor) -> Tensor:
@@ -233,10 +231,6 @@ def choice_auc(train_states: Tensor, train_choices: Tensor, test_states: Tensor,
         train_states, test_states: (N, R). Choices: (N,) 0 left, 1 right, NaN left out.
     """
     return auc(choice_log_odds(train_states, train_choices, test_states), test_choices)
-
-
-def _both(choices: Tensor | None, index: Tensor) -> bool:
-    return choices is not None and bool((choices[index] == 0).any() and (choices[index] == 1).any())
 
 
 def groups_of_neurons(n_neurons: int, n_groups: int = 5, seed: int = 0) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,34 @@ class Plane:
         return self.centre + points @ self.basis.T
 
 
+@dataclass(frozen=True)
+class _Region:
+    """The visited states (T, R), thinned; the plane they are drawn in; where they lie in it (T, 2); limits of both axes."""
+
+    visited: np.ndarray
+    plane: Plane
+    flat: np.ndarray
+    limits: list[tuple[float, float]]
+
+    @staticmethod
+    def of(states: Tensor) -> _Region:
+        visited = as_array(states)
+        visited = visited[thinned(len(visited), 20_000)]
+        plane = Plane.of(visited)
+        flat = plane.down(visited)
+        return _Region(visited, plane, flat, [limits_of(flat[:, i], tail=0.001, pad=0.06) for i in range(2)])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Length of the axes: of each, or above rank 2 of the longer one."""
+        lengths = np.ptp(self.limits, axis=1)
+        return lengths if self.visited.shape[1] == 2 else lengths.max()
+
+    def holding(self, shown: list[np.ndarray], attractors: list[np.ndarray]) -> _Region:
+        """With limits that hold what is shown, (S, 2) each, and those of the attractors (F, 2) that are not far."""
+        return replace(self, limits=_not_too_narrow(_holding(self.limits, [*shown, *_near(attractors, self.limits)])))
+
+
 def _evaluate(field, points: np.ndarray) -> np.ndarray:
     call = getattr(field, "vector_field", field)
     with torch.no_grad():
@@ -124,65 +152,76 @@ def flow_field(
         max_trajectories: drawn per panel.
         max_columns: panels in a row.
     """
-    visited = as_array(states)
-    visited = visited[thinned(len(visited), 20_000)]
     paths = trajectories if isinstance(trajectories, Mapping) else dict.fromkeys(fields, trajectories)
-    if visited.shape[1] == 1:
-        return _phase_lines(fields, visited, title, max_columns)
-    columns = min(max_columns, len(fields))
-    rows = math.ceil(len(fields) / columns)
-    height = 0.9 + 3.0 * rows + 0.45 * bool(title)
-    figure = Figure(figsize=(1.2 + 3.1 * columns, height), layout="compressed")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    plane = Plane.of(visited)
-    flat = plane.down(visited)
+    points, cycles = fixed_points or {}, cycles or {}
+    if states.shape[1] == 1:
+        visited = as_array(states)
+        return _phase_lines(fields, visited[thinned(len(visited), 20_000)], title, max_columns)
+    region = _Region.of(states)
+    plane = region.plane
     shown = [plane.down(path) for of_panel in paths.values() for path in _drawn_paths(of_panel, max_trajectories)]
-    shown += [plane.down(as_array(orbit)) for orbit in (cycles or {}).values()]
-    attractors = [
-        plane.down(as_array(points))[(e.real < 0).all(-1).numpy()] for points, e in (fixed_points or {}).values()
-    ]
-    limits = [limits_of(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
-    limits = _not_too_narrow(_holding(limits, [*shown, *_near(attractors, limits)]))
-    lengths = np.ptp(limits, axis=1)
-    scale = lengths if visited.shape[1] == 2 else lengths.max()
-    marked = {
-        name: (points, _kinds_where_visited(points, eigenvalues, visited, scale))
-        for name, (points, eigenvalues) in (fixed_points or {}).items()
-    }
-    narrow = min(1.0, (limits[0][1] - limits[0][0]) / (limits[1][1] - limits[1][0]))
-    speed_cap = None
+    shown += [plane.down(as_array(orbit)) for orbit in cycles.values()]
+    attractors = [plane.down(as_array(at))[(e.real < 0).all(-1).numpy()] for at, e in points.values()]
+    region = region.holding(shown, attractors)
+    marked = {name: (at, _kinds_where_visited(at, e, region.visited, region.scale)) for name, (at, e) in points.items()}
+    figure, axes = _panels(len(fields), max_columns, (1.2, 3.1), (0.9 + 0.45 * bool(title), 3.0), "compressed")
+    cap = None
     for axis, (name, field) in zip(axes.flat, fields.items()):
         if colour is None:
-            speed_cap = _streams(axis, field, plane, flat, limits, n_grid, speed_cap)
+            cap = _streams(axis, field, region, n_grid, cap)
         else:
-            arrows = _arrows(axis, field, plane, flat, limits, n_grid * 2 // 5, colour[name])
-        if cycles is not None and name in cycles:
-            _cycle(axis, plane.down(as_array(cycles[name])), _is_mostly_visited(cycles[name], visited, scale))
-        _over_field(axis, plane, limits, paths.get(name), marked.get(name), max_trajectories)
-        whole = name.replace(" = ", "\xa0=\xa0")  # no line break within
-        axis.set_title(textwrap.fill(whole, int(_TITLE_WIDTH * narrow)).replace("\xa0", " "))
-    for axis in axes.flat[len(fields) :]:
-        axis.remove()
-    for axis in axes[:, 0]:
-        axis.set_ylabel(plane.labels[1])
-    for index, axis in enumerate(axes.flat[: len(fields)]):
-        if index + columns >= len(fields):
-            axis.set_xlabel(plane.labels[0])
-            axis.tick_params(labelbottom=True)
-    if colour is not None:
-        figure.colorbar(arrows, ax=axes, label=colour_label, shrink=0.7, aspect=28, ticks=[-1, -0.5, 0, 0.5, 1])
+            arrows = _arrows(axis, field, region, n_grid * 2 // 5, colour[name])
+        if name in cycles:
+            of_panel = _is_mostly_visited(cycles[name], region.visited, region.scale)
+            _cycle(axis, plane.down(as_array(cycles[name])), of_panel)
+        _over_field(axis, region, paths.get(name), marked.get(name), max_trajectories)
+        axis.set_title(_wrapped(name, region.limits))
+    _label(axes, len(fields), *plane.labels)
+    if colour is None:
+        arrows = ScalarMappable(PowerNorm(0.5, 0, cap), SPEED)
+        bar = {"label": r"speed (latent units per $\tau$)", "extend": "max"}
     else:
-        shades = ScalarMappable(PowerNorm(0.5, 0, speed_cap), SPEED)
-        label = r"speed (latent units per $\tau$)"
-        figure.colorbar(shades, ax=axes, label=label, shrink=0.7, aspect=28, extend="max")
+        bar = {"label": colour_label, "ticks": [-1, -0.5, 0, 0.5, 1]}
+    figure.colorbar(arrows, ax=axes, shrink=0.7, aspect=28, **bar)
     kinds = [kind for _, of_panel in marked.values() for kind in of_panel]
-    paths_drawn = any(p is not None for p in paths.values())
-    handles = flow_handles(kinds, paths=paths_drawn, unseen=colour is None, cycles=bool(cycles))
+    paths_drawn = any(path is not None for path in paths.values())
+    _legend(figure, flow_handles(kinds, paths=paths_drawn, unseen=colour is None, cycles=bool(cycles)), title)
+    return figure
+
+
+def _panels(count: int, max_columns: int, width, height, layout: str) -> tuple[Figure, np.ndarray]:
+    """Figure and axes (rows, columns) of ``count`` panels; ``width``, ``height``: inches beside them, and of each."""
+    columns = min(max_columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width[0] + width[1] * columns, height[0] + height[1] * rows), layout=layout)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    return figure, axes
+
+
+def _label(axes: np.ndarray, count: int, below: str, beside: str) -> None:
+    """Remove the axes that ``count`` panels leave over, and name those at the left and lowest in their columns."""
+    columns = axes.shape[1]
+    for axis in axes[:, 0]:
+        axis.set_ylabel(beside)
+    for index, axis in enumerate(axes.flat):
+        if index >= count:
+            axis.remove()
+        elif index + columns >= count:
+            axis.set_xlabel(below)
+            axis.tick_params(labelbottom=True)
+
+
+def _legend(figure: Figure, handles: list, title: str, gap: float = 0.5) -> None:
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=gap)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+
+
+def _wrapped(name: str, limits: list[tuple[float, float]]) -> str:
+    """A panel's title in lines as wide as the panel, not broken within name = value."""
+    narrow = min(1.0, (limits[0][1] - limits[0][0]) / (limits[1][1] - limits[1][0]))
+    return textwrap.fill(name.replace(" = ", "\xa0=\xa0"), int(_TITLE_WIDTH * narrow)).replace("\xa0", " ")
 
 
 @styled
@@ -207,13 +246,10 @@ def draw_flow_field(
     Returns:
         the speed drawn darkest, in units of the latents per tau.
     """
-    visited = as_array(states)
-    visited = visited[thinned(len(visited), 20_000)]
-    plane = Plane.of(visited)
-    flat = plane.down(visited)
-    limits = limits or [limits_of(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
-    cap = _streams(axis, field, plane, flat, list(limits), n_grid, speed_cap)
-    _over_field(axis, plane, limits, trajectories, _with_kinds(fixed_points), max_trajectories)
+    region = _Region.of(states)
+    region = replace(region, limits=list(limits)) if limits else region
+    cap = _streams(axis, field, region, n_grid, speed_cap)
+    _over_field(axis, region, trajectories, _with_kinds(fixed_points), max_trajectories)
     return cap
 
 
@@ -240,14 +276,11 @@ def draw_contrast_field(
     Returns:
         the arrows, for a colour bar.
     """
-    visited = as_array(states)
-    visited = visited[thinned(len(visited), 20_000)]
-    plane = Plane.of(visited)
-    flat = plane.down(visited)
-    limits = [limits_of(flat[:, i], tail=0.001, pad=0.06) for i in range(2)]
-    arrows = _arrows(axis, field, plane, flat, limits, n_grid, colour)
-    x, y, points = _grid(limits, 120)
-    distance = _distance(points, flat, np.ptp(limits, axis=1)).reshape(120, 120)
+    region = _Region.of(states)
+    plane = region.plane
+    arrows = _arrows(axis, field, region, n_grid, colour)
+    x, y, points = _grid(region.limits, 120)
+    distance = _distance(points, region.flat, np.ptp(region.limits, axis=1)).reshape(120, 120)
     axis.contour(x, y, distance, levels=[_VISITED], colors=MUTED, linestyles="dotted", linewidths=1.1, zorder=1)
     colours = group_colours(np.linspace(-1, 1, len(paths)) if path_values is None else path_values)
     for path, shade in zip(paths, colours):
@@ -255,7 +288,7 @@ def draw_contrast_field(
         axis.plot(*down.T, color="white", linewidth=3.6, zorder=2)
         axis.plot(*down.T, color=shade, linewidth=2.2, zorder=3)
         axis.plot(*down[-1], "o", color=shade, markersize=4.5, zorder=3)
-    _over_field(axis, plane, limits, None, _with_kinds(fixed_points), 0)
+    _over_field(axis, region, None, _with_kinds(fixed_points), 0)
     axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
     return arrows
 
@@ -280,8 +313,9 @@ def _near(points: list[np.ndarray], limits: list[tuple[float, float]]) -> list[n
     ]
 
 
-def _over_field(axis: Axes, plane: Plane, limits, trajectories, fixed_points, max_trajectories: int) -> None:
+def _over_field(axis: Axes, region: _Region, trajectories, fixed_points, max_trajectories: int) -> None:
     """Trajectories and fixed points (points (F, R) and their kinds) on a field, and the axes' limits."""
+    plane, limits = region.plane, region.limits
     _paths(axis, plane, _drawn_paths(trajectories, max_trajectories))
     if fixed_points is not None:
         for point, kind in zip(plane.down(as_array(fixed_points[0])), fixed_points[1]):
@@ -301,7 +335,8 @@ def _distance(points: np.ndarray, visited: np.ndarray, scale) -> np.ndarray:
     return cKDTree(visited / scale).query(points / scale)[0]
 
 
-def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
+def _streams(axis: Axes, field, region: _Region, n_grid: int, cap: float | None) -> float:
+    plane, flat, limits = region.plane, region.flat, region.limits
     x, y, points = _grid(limits, n_grid)
     flow = _evaluate(field, plane.up(points)) @ plane.basis
     distance = _distance(points, flat, np.ptp(limits, axis=1))
@@ -318,7 +353,8 @@ def _streams(axis, field, plane, flat, limits, n_grid, cap) -> float:
     return cap
 
 
-def _arrows(axis, field, plane, flat, limits, n_grid, colour):
+def _arrows(axis: Axes, field, region: _Region, n_grid: int, colour):
+    plane, flat, limits = region.plane, region.flat, region.limits
     _, _, points = _grid(limits, n_grid)
     points = points[_distance(points, flat, np.ptp(limits, axis=1)) < _VISITED]
     states = plane.up(points)
@@ -435,10 +471,7 @@ def flow_handles(
 
 
 def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, max_columns: int) -> Figure:
-    columns = min(max_columns, len(fields))
-    rows = math.ceil(len(fields) / columns)
-    figure = Figure(figsize=(0.8 + 3.2 * columns, 0.7 + 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    figure, axes = _panels(len(fields), max_columns, (0.8, 3.2), (0.7, 2.7), "constrained")
     x = np.linspace(*limits_of(visited, tail=0.001, pad=0.08), 600)
     kinds = ["attractor", "repeller"]
     for axis, (name, field) in zip(axes.flat, fields.items()):
@@ -453,17 +486,10 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
             kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited, x[-1] - x[0])
             _fixed_point(axis, root, 0.0, kinds[-1])
         axis.set_title(name)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(r"$dz/dt$ (1/$\tau$)")
-    for axis in axes[-1]:
-        axis.set_xlabel("latent $z$")
-    for axis in axes.flat[len(fields) :]:
-        axis.remove()
+    _label(axes, len(fields), "latent $z$", r"$dz/dt$ (1/$\tau$)")
     handles = [
         *flow_handles(kinds, unseen=False),
         Line2D([], [], color=MUTED, linestyle="none", marker="|", label="visited states"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.3)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _legend(figure, handles, title, gap=0.3)
     return figure
