@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from connector.connectivity.student_t import student_t_constant
 from connector.errors import UserError
 from connector.types import Loadings
 
@@ -241,8 +242,7 @@ def _fit_student(x: Tensor, grid_size: int = 25) -> tuple[float, Tensor, Tensor]
             scale = (x - centre).T @ (weight[:, None] * (x - centre)) / count
         distance, log_det = _mahalanobis(x - centre, scale), torch.logdet(scale)
         if dof < float("inf"):
-            half = torch.tensor([(dof + dim) / 2, dof / 2], dtype=x.dtype)
-            constant = torch.lgamma(half[0]) - torch.lgamma(half[1]) - dim / 2 * np.log(dof * np.pi)
+            constant = student_t_constant(torch.tensor(dof, dtype=x.dtype), dim)
             fit = constant - log_det / 2 - (dof + dim) / 2 * torch.log1p(distance / dof)
         else:
             fit = -dim / 2 * np.log(2 * np.pi) - log_det / 2 - distance / 2

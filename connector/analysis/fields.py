@@ -7,17 +7,14 @@ from torch import Tensor
 
 from connector.dynamics import Network
 from connector.errors import UserError
-
-# Numbers held at once while a field is evaluated: states x neurons.
-_CHUNK_ENTRIES = 4_000_000
+from connector.numerics import CHUNK, pieces
 
 
 def drive_at(network, z: Tensor, u: Tensor | None) -> Tensor:
     """The network's recurrent drive at many states, in pieces that fit in memory. (T, R)"""
-    size = max(1, _CHUNK_ENTRIES // getattr(network, "n_neurons", 1000))
-    inputs = [None] * len(z.split(size)) if u is None else u.split(size)
+    parts = pieces(len(z), getattr(network, "n_neurons", 1000), CHUNK)
     with torch.no_grad():
-        return torch.cat([network.drive(part, v).double() for part, v in zip(z.split(size), inputs)])
+        return torch.cat([network.drive(z[part], None if u is None else u[part]).double() for part in parts])
 
 
 def field_error(network, z: Tensor, u: Tensor | None, y: Tensor) -> float:

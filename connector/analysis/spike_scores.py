@@ -224,15 +224,6 @@ def choice_log_odds(train_states: Tensor, train_choices: Tensor, states: Tensor)
     return states.double() @ axis + offset
 
 
-def choice_auc(train_states: Tensor, train_choices: Tensor, test_states: Tensor, test_choices: Tensor) -> float:
-    """AUC of the choice read from the final latent state z(T) of test trials along an axis fitted on training trials.
-
-    Args:
-        train_states, test_states: (N, R). Choices: (N,) 0 left, 1 right, NaN left out.
-    """
-    return auc(choice_log_odds(train_states, train_choices, test_states), test_choices)
-
-
 def groups_of_neurons(n_neurons: int, n_groups: int = 5, seed: int = 0) -> list[Tensor]:
     """The neurons in random groups of equal size (up to one), each (size,) int64; fewer groups than asked for of so few."""
     order = torch.randperm(n_neurons, generator=torch.Generator().manual_seed(seed))

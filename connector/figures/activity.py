@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +11,19 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from connector.figures.fields import Plane
-from connector.figures.style import ACCENT, INFERRED, INK, MUTED, TRUE, as_array, group_colours, styled
+from connector.figures.style import (
+    ACCENT,
+    INFERRED,
+    INK,
+    MUTED,
+    TRUE,
+    as_array,
+    group_colours,
+    label_outside,
+    legend_below,
+    panels,
+    styled,
+)
 
 
 @styled
@@ -34,10 +45,7 @@ def losses(
         units: stage -> unit of its loss.
         title: over all panels.
     """
-    columns = min(3, max(1, len(curves)))
-    rows = math.ceil(max(1, len(curves)) / columns)
-    figure = Figure(figsize=(0.4 + 3.4 * columns, 0.6 + 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = panels(len(curves), 3, (0.4, 3.4), (0.6, 2.8))
     shades = {"training": MUTED, "validation": INFERRED}
     handles = {}
     for axis, (stage, series) in zip(axes.flat, curves.items()):
@@ -74,10 +82,7 @@ def losses(
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axis in axes.flat[len(curves) :]:
         axis.remove()
-    if handles:  # below the panels, where it lies over no curve
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(len(handles), 2 * columns))
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend_below(figure, list(handles.values()), title, 2 * axes.shape[1])
     return figure
 
 
@@ -135,8 +140,7 @@ def rate_fit(
         axes[row, 0].set_ylabel(f"{name}\n{rate_label}")
     for axis in axes[-1]:
         axis.set_xlabel(label)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(figure, axes[0, 0].get_legend_handles_labels()[0], title)
     return figure
 
 
@@ -173,10 +177,7 @@ def psths(
         centred = seen - np.nanmean(seen, axis=(0, 1))
         neurons = np.argsort(-np.nanvar(centred, axis=(0, 1)))[: min(9, n_neurons)]
     colours = group_colours(np.linspace(-1, 1, n_groups) if group_values is None else group_values)
-    columns = min(3, len(neurons))
-    rows = math.ceil(len(neurons) / columns)
-    figure = Figure(figsize=(0.6 + 2.5 * columns, 0.9 + 1.85 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    figure, axes = panels(len(neurons), 3, (0.6, 2.5), (0.9, 1.85), sharex=True)
     for axis, neuron in zip(axes.flat, neurons):
         for g in range(n_groups):
             axis.plot(t, seen[g, :, neuron], color=colours[g], alpha=0.4, linewidth=2.6)
@@ -185,19 +186,12 @@ def psths(
         axis.set_title(name if r2 is None else f"{name}, $R^2$ {float(r2[neuron]):.2f}", fontsize=9)
         axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.set_ylim(bottom=0)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("rate (Hz)" if time_unit == "s" else "spikes per sample")
-    for index, axis in enumerate(axes.flat):
-        if index >= len(neurons):
-            axis.remove()
-        elif index + columns >= len(neurons):
-            axis.set_xlabel(f"time from {origin} ({time_unit})")
-            axis.tick_params(labelbottom=True)
+    unit = "rate (Hz)" if time_unit == "s" else "spikes per sample"
+    label_outside(axes, len(neurons), f"time from {origin} ({time_unit})", unit)
     handles = [Line2D([], [], color=c, linewidth=1.8, label=name) for c, name in zip(colours, group_names)]
     handles += [Line2D([], [], color=MUTED, alpha=0.4, linewidth=2.6, label="observed")]
     handles += [Line2D([], [], color=MUTED, linewidth=1.3, label="model")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend_below(figure, handles, title, 2 * axes.shape[1])
     return figure
 
 
@@ -231,9 +225,9 @@ def latent_trajectories(
     running = np.arange(n_steps)[None] < lasting[:, None]
     colours = group_colours(np.linspace(-1, 1, len(group_names)) if group_values is None else group_values)
     time, label = _time_axis(n_steps, step, time_unit)
-    panels = rank + (rank >= 2)
-    figure = Figure(figsize=(max(4.2, 0.5 + 2.7 * panels), 3.3), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    panels_drawn = rank + (rank >= 2)
+    figure = Figure(figsize=(max(4.2, 0.5 + 2.7 * panels_drawn), 3.3), layout="constrained")
+    axes = figure.subplots(1, panels_drawn, squeeze=False)[0]
     plane = Plane.of(states[running]) if rank >= 2 else None
     for g, colour in enumerate(colours):
         inside = running & (group == g)[:, None]
@@ -262,8 +256,5 @@ def latent_trajectories(
             axes[-1].xaxis.label.set_fontsize(8)
             axes[-1].yaxis.label.set_fontsize(8)
     handles = [Line2D([], [], color=c, label=name) for c, name in zip(colours, group_names)]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 2 if panels == 1 else 3 * panels)
-    )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend_below(figure, handles, title, 2 if panels_drawn == 1 else 3 * panels_drawn)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,10 @@ from connector.figures.style import (
     SPEED,
     as_array,
     group_colours,
+    label_outside,
+    legend_below,
     limits_of,
+    panels,
     styled,
     thinned,
 )
@@ -147,16 +149,13 @@ def flow_field(
         colour: panel title -> function of states (P, R) -> (P,) in [-1, 1], such as the normalised difference of two
             cell types' contributions; then arrows in that colour replace the streamlines.
         colour_label: what the colours mean.
-        title: over all panels.
-        n_grid: grid points along each axis.
-        max_trajectories: drawn per panel.
-        max_columns: panels in a row.
+        title: over all panels; n_grid: grid points along each axis.
+        max_trajectories: drawn per panel; max_columns: panels in a row.
     """
     paths = trajectories if isinstance(trajectories, Mapping) else dict.fromkeys(fields, trajectories)
     points, cycles = fixed_points or {}, cycles or {}
     if states.shape[1] == 1:
-        visited = as_array(states)
-        return _phase_lines(fields, visited[thinned(len(visited), 20_000)], title, max_columns)
+        return _phase_lines(fields, states, title, max_columns)
     region = _Region.of(states)
     plane = region.plane
     shown = [plane.down(path) for of_panel in paths.values() for path in _drawn_paths(of_panel, max_trajectories)]
@@ -164,58 +163,40 @@ def flow_field(
     attractors = [plane.down(as_array(at))[(e.real < 0).all(-1).numpy()] for at, e in points.values()]
     region = region.holding(shown, attractors)
     marked = {name: (at, _kinds_where_visited(at, e, region.visited, region.scale)) for name, (at, e) in points.items()}
-    figure, axes = _panels(len(fields), max_columns, (1.2, 3.1), (0.9 + 0.45 * bool(title), 3.0), "compressed")
-    cap = None
+    figure, axes = panels(
+        len(fields),
+        max_columns,
+        (1.2, 3.1),
+        (0.9 + 0.45 * bool(title), 3.0),
+        layout="compressed",
+        sharex=True,
+        sharey=True,
+    )
+    cap = arrows = None
     for axis, (name, field) in zip(axes.flat, fields.items()):
         if colour is None:
             cap = _streams(axis, field, region, n_grid, cap)
         else:
             arrows = _arrows(axis, field, region, n_grid * 2 // 5, colour[name])
         if name in cycles:
-            of_panel = _is_mostly_visited(cycles[name], region.visited, region.scale)
-            _cycle(axis, plane.down(as_array(cycles[name])), of_panel)
+            _cycle(axis, region, as_array(cycles[name]))
         _over_field(axis, region, paths.get(name), marked.get(name), max_trajectories)
         axis.set_title(_wrapped(name, region.limits))
-    _label(axes, len(fields), *plane.labels)
-    if colour is None:
-        arrows = ScalarMappable(PowerNorm(0.5, 0, cap), SPEED)
-        bar = {"label": r"speed (latent units per $\tau$)", "extend": "max"}
-    else:
-        bar = {"label": colour_label, "ticks": [-1, -0.5, 0, 0.5, 1]}
-    figure.colorbar(arrows, ax=axes, shrink=0.7, aspect=28, **bar)
+    label_outside(axes, len(fields), *plane.labels)
+    _colour_bar(figure, axes, arrows, cap, colour_label)
     kinds = [kind for _, of_panel in marked.values() for kind in of_panel]
-    paths_drawn = any(path is not None for path in paths.values())
-    _legend(figure, flow_handles(kinds, paths=paths_drawn, unseen=colour is None, cycles=bool(cycles)), title)
+    handles = flow_handles(kinds, any(p is not None for p in paths.values()), colour is None, bool(cycles))
+    legend_below(figure, handles, title, handletextpad=0.5)
     return figure
 
 
-def _panels(count: int, max_columns: int, width, height, layout: str) -> tuple[Figure, np.ndarray]:
-    """Figure and axes (rows, columns) of ``count`` panels; ``width``, ``height``: inches beside them, and of each."""
-    columns = min(max_columns, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(width[0] + width[1] * columns, height[0] + height[1] * rows), layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    return figure, axes
-
-
-def _label(axes: np.ndarray, count: int, below: str, beside: str) -> None:
-    """Remove the axes that ``count`` panels leave over, and name those at the left and lowest in their columns."""
-    columns = axes.shape[1]
-    for axis in axes[:, 0]:
-        axis.set_ylabel(beside)
-    for index, axis in enumerate(axes.flat):
-        if index >= count:
-            axis.remove()
-        elif index + columns >= count:
-            axis.set_xlabel(below)
-            axis.tick_params(labelbottom=True)
-
-
-def _legend(figure: Figure, handles: list, title: str, gap: float = 0.5) -> None:
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=gap)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+def _colour_bar(figure: Figure, axes: np.ndarray, arrows: ScalarMappable | None, cap: float | None, label: str) -> None:
+    """Of the arrows' contrast, or without arrows of the speed up to ``cap``."""
+    bar = {"label": label, "ticks": [-1, -0.5, 0, 0.5, 1]}
+    if arrows is None:
+        arrows = ScalarMappable(PowerNorm(0.5, 0, cap), SPEED)
+        bar = {"label": r"speed (latent units per $\tau$)", "extend": "max"}
+    figure.colorbar(arrows, ax=axes, shrink=0.7, aspect=28, **bar)
 
 
 def _wrapped(name: str, limits: list[tuple[float, float]]) -> str:
@@ -392,8 +373,11 @@ def _drawn_paths(trajectories: Tensor | None, limit: int) -> list[np.ndarray]:
     return [path for path in drawn if len(path)]
 
 
-def _cycle(axis: Axes, flat: np.ndarray, visited: bool) -> None:
-    axis.plot(*np.concatenate([flat, flat[:1]]).T, zorder=3, linestyle="-" if visited else ":", **_CYCLE)
+def _cycle(axis: Axes, region: _Region, orbit: np.ndarray) -> None:
+    """One turn (S, R), dotted where no state was visited near most of it."""
+    flat = region.plane.down(np.concatenate([orbit, orbit[:1]]))
+    visited = (_distance(orbit, region.visited, region.scale) <= _VISITED).mean() > 0.5
+    axis.plot(*flat.T, zorder=3, linestyle="-" if visited else ":", **_CYCLE)
 
 
 def _paths(axis: Axes, plane: Plane, paths: list[np.ndarray]) -> None:
@@ -428,23 +412,10 @@ def _kinds_where_visited(points: Tensor, eigenvalues: Tensor, visited: np.ndarra
     return [_NO_TRIAL if kind == "attractor" and alone else kind for kind, alone in zip(kinds, far)]
 
 
-def _is_mostly_visited(orbit: Tensor, visited: np.ndarray, scale) -> bool:
-    """Whether states (T, R) were visited near most of a cycle (S, R), in units of ``scale``, the length of the axes."""
-    return bool((_distance(as_array(orbit), visited, scale) <= _VISITED).mean() > 0.5)
-
-
 def _fixed_point(axis: Axes, x: float, y: float, kind: str) -> None:
     size = 6 if FIXED_POINTS[kind]["marker"] in "Ds" else 7
-    axis.plot(
-        x,
-        y,
-        **FIXED_POINTS[kind],
-        linestyle="none",
-        markeredgecolor=ACCENT,
-        markeredgewidth=1.4,
-        markersize=size,
-        zorder=4,
-    )
+    style = {**FIXED_POINTS[kind], "linestyle": "none", "markeredgecolor": ACCENT, "markeredgewidth": 1.4}
+    axis.plot(x, y, markersize=size, zorder=4, **style)
 
 
 def flow_handles(
@@ -470,8 +441,10 @@ def flow_handles(
     return [*handles, Patch(**_UNSEEN, label="not visited")] if unseen else handles
 
 
-def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, max_columns: int) -> Figure:
-    figure, axes = _panels(len(fields), max_columns, (0.8, 3.2), (0.7, 2.7), "constrained")
+def _phase_lines(fields: Mapping[str, Field], states: Tensor, title: str, max_columns: int) -> Figure:
+    visited = as_array(states)
+    visited = visited[thinned(len(visited), 20_000)]
+    figure, axes = panels(len(fields), max_columns, (0.8, 3.2), (0.7, 2.7), sharex=True, sharey=True)
     x = np.linspace(*limits_of(visited, tail=0.001, pad=0.08), 600)
     kinds = ["attractor", "repeller"]
     for axis, (name, field) in zip(axes.flat, fields.items()):
@@ -486,10 +459,10 @@ def _phase_lines(fields: Mapping[str, Field], visited: np.ndarray, title: str, m
             kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited, x[-1] - x[0])
             _fixed_point(axis, root, 0.0, kinds[-1])
         axis.set_title(name)
-    _label(axes, len(fields), "latent $z$", r"$dz/dt$ (1/$\tau$)")
+    label_outside(axes, len(fields), "latent $z$", r"$dz/dt$ (1/$\tau$)")
     handles = [
         *flow_handles(kinds, unseen=False),
         Line2D([], [], color=MUTED, linestyle="none", marker="|", label="visited states"),
     ]
-    _legend(figure, handles, title, gap=0.3)
+    legend_below(figure, handles, title, handletextpad=0.3)
     return figure

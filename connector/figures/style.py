@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -97,3 +98,42 @@ def group_colours(values: Sequence[float]) -> list:
     values = np.asarray(values, dtype=float)
     top = np.abs(values).max() if values.size and np.abs(values).max() > 0 else 1.0
     return [EVIDENCE(0.5 + 0.5 * v / top) for v in values]
+
+
+def panels(
+    count: int,
+    max_columns: int,
+    width: tuple[float, float],
+    height: tuple[float, float],
+    *,
+    layout: str = "constrained",
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:
+    """Figure and axes (rows, columns) of ``count`` panels; ``width``, ``height``: inches beside them, and of each."""
+    columns = max(1, min(max_columns, count))
+    rows = max(1, math.ceil(count / columns))
+    figure = Figure(figsize=(width[0] + width[1] * columns, height[0] + height[1] * rows), layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+
+
+def label_outside(axes: np.ndarray, count: int, below: str, beside: str) -> None:
+    """Remove the axes that ``count`` panels leave over, and name those at the left and lowest in their columns."""
+    columns = axes.shape[1]
+    for axis in axes[:, 0]:
+        axis.set_ylabel(beside)
+    for index, axis in enumerate(axes.flat):
+        if index >= count:
+            axis.remove()
+        elif index + columns >= count:
+            axis.set_xlabel(below)
+            axis.tick_params(labelbottom=True)
+
+
+def legend_below(figure: Figure, handles: list, title: str = "", columns: int | None = None, **style) -> None:
+    """A legend under the panels, where it lies over no curve, and the title over all."""
+    if handles:
+        columns = min(len(handles), columns or len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)

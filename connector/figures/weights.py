@@ -12,7 +12,19 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
-from connector.figures.style import ACCENT, GROUPS, INFERRED, MUTED, SPEED, TRUE, as_array, limits_of, styled, thinned
+from connector.figures.style import (
+    ACCENT,
+    GROUPS,
+    INFERRED,
+    MUTED,
+    SPEED,
+    TRUE,
+    as_array,
+    legend_below,
+    limits_of,
+    styled,
+    thinned,
+)
 from connector.types import Loadings
 
 
@@ -64,8 +76,7 @@ def loadings_scatter(
         fade = None if certainty is None or key not in certainty else np.clip(as_array(certainty[key]), 0, 1)
         part.suptitle(f"{key}, {len(reads)} neurons", fontsize=10)
         _scatter_block(part, reads, drives, names, (x_limits, y_limits), group, fade, max_points)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend_below(figure, [], title)
     return figure
 
 
@@ -186,7 +197,7 @@ def conditional_mean_fit(
         axis.set(xlim=limit, ylim=limit, xlabel=rf"true $\nu_{{{i + 1}}}$ (latent units)", aspect="equal",
                  ylabel=rf"inferred $\nu_{{{i + 1}}}$ (latent units)")  # fmt: skip
         axis.text(0.04, 0.96, f"mean squared error {error:.3g}", transform=axis.transAxes, va="top", fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    legend_below(figure, [], title)
     return figure
 
 
@@ -212,7 +223,7 @@ def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> 
         axis.set(xlim=(0, 100), ylim=limits_of(a[:, i], b[:, i]), 
                  xlabel=rf"share of the neurons (%), in the order of $\nu_{{{i + 1}}}$",
                  ylabel=rf"mean output weight $\nu_{{{i + 1}}}$ (latent units)")  # fmt: skip
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 

@@ -8,7 +8,7 @@ import torch
 from connector.analysis.spike_scores import (
     auc,
     bits_per_spike,
-    choice_auc,
+    choice_log_odds,
     fit_choice_axis,
     poisson_log_likelihood,
     psth_r2,
@@ -125,7 +125,8 @@ def test_choice_axis_of_gaussian_classes_reaches_the_analytic_auc():
     states = torch.randn(6000, 2, generator=generator) * torch.tensor([1.0, 3.0]) + labels[:, None] * direction
     separation = math.sqrt(1.0**2 + (0.5 / 3) ** 2)
     analytic = 0.5 * (1 + math.erf(separation / math.sqrt(2) / math.sqrt(2)))
-    assert choice_auc(states[:3000], labels[:3000], states[3000:], labels[3000:]) == pytest.approx(analytic, abs=0.02)
+    log_odds = choice_log_odds(states[:3000], labels[:3000], states[3000:])
+    assert auc(log_odds, labels[3000:]) == pytest.approx(analytic, abs=0.02)
     axis, _ = fit_choice_axis(states, labels)
     assert float(axis[1] / axis[0]) == pytest.approx(-0.5 / 9, abs=0.03)
 
