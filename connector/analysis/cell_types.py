@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from connector.connectivity.student_t import student_t_constant
+from connector.connectivity.student_t import log_density, mahalanobis
 from connector.errors import UserError
 from connector.types import Loadings
 
@@ -236,23 +236,15 @@ def _fit_student(x: Tensor, grid_size: int = 25) -> tuple[float, Tensor, Tensor]
     for dof in dofs.tolist():
         centre, scale = x.mean(0), torch.cov(x.T, correction=0).reshape(dim, dim)
         for _ in range(30 if dof < float("inf") else 1):
-            distance = _mahalanobis(x - centre, scale)
+            distance = mahalanobis(x, centre, scale)
             weight = (dof + dim) / (dof + distance) if dof < float("inf") else torch.ones_like(distance)
             centre = weight @ x / weight.sum()
             scale = (x - centre).T @ (weight[:, None] * (x - centre)) / count
-        distance, log_det = _mahalanobis(x - centre, scale), torch.logdet(scale)
-        if dof < float("inf"):
-            constant = student_t_constant(torch.tensor(dof, dtype=x.dtype), dim)
-            fit = constant - log_det / 2 - (dof + dim) / 2 * torch.log1p(distance / dof)
-        else:
-            fit = -dim / 2 * np.log(2 * np.pi) - log_det / 2 - distance / 2
+        distance = mahalanobis(x, centre, scale)
+        fit = log_density(distance, dim, x.new_tensor(dof)) - torch.logdet(scale) / 2
         if float(fit.mean()) > best[0]:
             best = (float(fit.mean()), dof, centre, torch.linalg.cholesky(scale))
     return best[1:]
-
-
-def _mahalanobis(centred: Tensor, scale: Tensor) -> Tensor:
-    return (centred * torch.linalg.solve(scale, centred.T).T).sum(1)
 
 
 def _mixture_gains(x: Tensor, components: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
