@@ -13,6 +13,7 @@ import runpy
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from connector.errors import UserError
 from connector.moved import lazily
 from connector.types import Loadings
 
+ALPHA = 0.1  # Euler step dt / tau, where a teacher is given none
 ATTRACTOR_KINDS = ("fixed_points", "limit_cycle", "ring", "none")
 
 
@@ -43,7 +45,7 @@ class Teacher:
 
     rank: int = 2
 
-    def __init__(self, name: str, *, attractor_kind: str, n_attractors: int, alpha: float = 0.1):
+    def __init__(self, name: str, *, attractor_kind: str, n_attractors: int, alpha: float = ALPHA):
         if not 0 < alpha <= 1:
             raise UserError("alpha = dt / tau in (0, 1]", str(alpha))
         if attractor_kind not in ATTRACTOR_KINDS:
@@ -85,13 +87,21 @@ class Teacher:
 
     def components(self, loadings: Loadings | Tensor) -> Tensor:
         """The most probable mixture component of each loading, (K,) int64; zeros where there is one component."""
-        m = _matrix(loadings)
+        m = loadings_matrix(loadings)
         return torch.zeros(len(m), dtype=torch.int64, device=m.device)
 
     def _network(self, m: Tensor, n: Tensor) -> Network:
         return Network(m=m, n=n, alpha=self.alpha, activation=self.activation)
 
 
+# The package's own teachers: the module that registers each. Imported when asked for.
+MODULES = {
+    "quadstable": "connector.data.quadstable",
+    "bistable": "connector.data.attractors",
+    "limit_cycle": "connector.data.attractors",
+    "ring": "connector.data.attractors",
+    "heavy_tailed": "connector.data.heavy_tailed",
+}
 TEACHERS: dict[str, Callable[..., Teacher]] = {}
 
 
@@ -129,38 +139,40 @@ def teacher(name: str, **options) -> Teacher:
     """The teacher of that name.
 
     Args:
-        name: one of TEACHERS (quadstable, bistable, limit_cycle, ring, heavy_tailed, and those registered).
+        name: quadstable, bistable, limit_cycle, ring, heavy_tailed, or one registered.
         options: keyword arguments of the teacher, such as ``alpha``.
 
     Raises:
         UserError: unknown name or option.
     """
+    if name not in TEACHERS and name in MODULES:
+        import_module(MODULES[name])
     if name not in TEACHERS:
-        raise UserError(f"a teacher among {', '.join(TEACHERS)}", repr(name))
+        raise UserError(f"a teacher among {', '.join(dict.fromkeys([*MODULES, *TEACHERS]))}", repr(name))
     try:
         return TEACHERS[name](**options)
     except TypeError as error:
         raise UserError(f"options that the teacher {name!r} has", f"{options} ({error})") from error
 
 
-def _matrix(loadings: Loadings | Tensor) -> Tensor:
+def loadings_matrix(loadings: Loadings | Tensor) -> Tensor:
     m = loadings.m if isinstance(loadings, Loadings) else loadings
     if m.ndim != 2 or m.shape[1] != 2:
         raise UserError("loadings m of shape (neurons, 2)", str(tuple(m.shape)))
     return m
 
 
-def _fixed_generator(generator: torch.Generator | None) -> torch.Generator:
+def generator_or_fixed(generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _joint_normal(n: int, dim: int, generator: torch.Generator, exact_moments: bool) -> Tensor:
+def joint_normal(n: int, dim: int, generator: torch.Generator, exact_moments: bool) -> Tensor:
     """n draws of N(0, I), (n, dim); with ``exact_moments`` their mean is 0 and their covariance I exactly."""
-    x = _normal((n, dim), generator)
+    x = normal((n, dim), generator)
     if not exact_moments or n <= dim:
         return x
     x = x - x.mean(0)
@@ -168,14 +180,8 @@ def _joint_normal(n: int, dim: int, generator: torch.Generator, exact_moments: b
     return torch.linalg.solve_triangular(root, x.T, upper=False).T
 
 
-def _student_t(n: int, dim: int, dof: int, generator: torch.Generator) -> Tensor:
-    """n draws of the standard multivariate Student t with integer degrees of freedom, (n, dim)."""
-    chi_squared = _normal((n, dof), generator).square().sum(1, keepdim=True)
-    return _normal((n, dim), generator) / (chi_squared / dof).sqrt()
-
-
 @lru_cache
-def _gauss_hermite(order: int = 200) -> tuple[Tensor, Tensor]:
+def gauss_hermite(order: int = 200) -> tuple[Tensor, Tensor]:
     """Nodes and weights of E[f(x)], x ~ N(0, 1), from the eigenvectors of the Jacobi matrix."""
     off = torch.arange(1, order, dtype=torch.float64).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
@@ -206,7 +212,7 @@ def linear_attractors(S: Tensor, slope: float) -> tuple[str, int]:
     return ("ring", 1) if isotropic else ("none", 0)
 
 
-class _IsotropicLinear(Teacher):
+class IsotropicLinear(Teacher):
     """p(m) isotropic about zero and nu(m) = S m: F(z) = S z f(|z|) / |z|, f(r) = E[x tanh(x r)], x = one m."""
 
     def __init__(self, name: str, S, slope: float, alpha: float):
@@ -217,7 +223,7 @@ class _IsotropicLinear(Teacher):
         super().__init__(name, attractor_kind=kind, n_attractors=number, alpha=alpha)
 
     def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
-        m = _matrix(loadings)
+        m = loadings_matrix(loadings)
         return m @ self.S.to(m).T
 
     def _marginal(self) -> tuple[Tensor, Tensor]:
@@ -231,7 +237,7 @@ class _IsotropicLinear(Teacher):
         return (z * (amplitude / radius.clamp_min(1e-12))) @ self.S.to(z).T
 
 
-class LinearGaussian(_IsotropicLinear):
+class LinearGaussian(IsotropicLinear):
     """m ~ N(0, I), n jointly Gaussian with it: E[n | m] = S m and Cov(n) = ``variance`` I.
 
     Args:
@@ -240,7 +246,7 @@ class LinearGaussian(_IsotropicLinear):
         alpha: Euler step dt / tau.
     """
 
-    def __init__(self, S, variance: float = 4.0, alpha: float = 0.1, name: str = "linear_gaussian"):
+    def __init__(self, S, variance: float = 4.0, alpha: float = ALPHA, name: str = "linear_gaussian"):
         super().__init__(name, S, slope=1.0, alpha=alpha)
         self.variance = float(variance)
         self.residual_covariance = self.variance * torch.eye(2, dtype=torch.float64) - self.S @ self.S.T
@@ -255,148 +261,36 @@ class LinearGaussian(_IsotropicLinear):
     def sample_with_components(
         self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
     ) -> tuple[Network, Tensor]:
-        generator = _fixed_generator(generator)
-        x = _joint_normal(n_neurons, 4, generator, exact_moments)
+        generator = generator_or_fixed(generator)
+        x = joint_normal(n_neurons, 4, generator, exact_moments)
         m = x[:, :2].contiguous()
         n = self.conditional_mean(m) + x[:, 2:] @ self._residual_root.T
         return self._network(m, n), torch.zeros(n_neurons, dtype=torch.int64)
 
     def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
-        m = _matrix(loadings)
+        m = loadings_matrix(loadings)
         return -m.square().sum(1) / 2 - math.log(2 * math.pi)
 
     def _marginal(self) -> tuple[Tensor, Tensor]:
-        return _gauss_hermite()
+        return gauss_hermite()
 
 
 @register_teacher("bistable")
-def bistable(alpha: float = 0.1) -> Teacher:
+def bistable(**options) -> Teacher:
     """Two stable fixed points: Gaussian loadings, a shear that turns every state towards one line."""
-    return LinearGaussian([[1.2, 0.8], [0.0, 1.6]], alpha=alpha, name="bistable")
+    return LinearGaussian([[1.2, 0.8], [0.0, 1.6]], name="bistable", **options)
 
 
 @register_teacher("limit_cycle")
-def limit_cycle(alpha: float = 0.1) -> Teacher:
+def limit_cycle(**options) -> Teacher:
     """One stable limit cycle: Gaussian loadings, a rotation with gain."""
-    return LinearGaussian([[1.6, -0.8], [0.8, 1.6]], alpha=alpha, name="limit_cycle")
+    return LinearGaussian([[1.6, -0.8], [0.8, 1.6]], name="limit_cycle", **options)
 
 
 @register_teacher("ring")
-def ring(alpha: float = 0.1) -> Teacher:
+def ring(**options) -> Teacher:
     """A ring of fixed points: Gaussian loadings, the same gain in every direction."""
-    return LinearGaussian([[1.6, 0.0], [0.0, 1.6]], alpha=alpha, name="ring")
-
-
-@register_teacher("heavy_tailed")
-class HeavyTailed(_IsotropicLinear):
-    """Two stable fixed points from Student-t neurons: a few neurons with very large weights.
-
-    m is a multivariate Student t (scale 1, ``dof`` degrees of freedom, covariance dof / (dof - 2) I) and
-    n = S m + ``noise_scale`` times an independent one, so that the entries m_i.n_j / K of the connectivity are
-    heavy-tailed too (a product of two such variables has no more moments than each of them).
-    p(m) is isotropic, so the state turns under S alone: with S = diag(1.6, 0.8) all states off the second axis end at
-    (+-r, 0), where the slow transverse eigenvalue is 0.8 / 1.6 - 1 = -0.5 per tau exactly, and two saddles lie on
-    the second axis.
-
-    Args:
-        dof: whole number of degrees of freedom, at least 3 (finite covariance).
-        noise_scale: scale of the part of n that m does not determine.
-        S: (2, 2) regression of n on m.
-        alpha: Euler step dt / tau.
-    """
-
-    def __init__(
-        self,
-        dof: int = 3,
-        noise_scale: float = 0.5,
-        S=((1.6, 0.0), (0.0, 0.8)),
-        alpha: float = 0.1,
-        name: str = "heavy_tailed",
-    ):
-        if dof != int(dof) or dof < 3:
-            raise UserError("dof a whole number of at least 3 (so that the covariance is finite)", str(dof))
-        self.dof, self.noise_scale = int(dof), float(noise_scale)
-        super().__init__(name, S, slope=dof / (dof - 2), alpha=alpha)
-
-    def sample_with_components(
-        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
-    ) -> tuple[Network, Tensor]:
-        generator = _fixed_generator(generator)
-        m = _student_t(n_neurons, 2, self.dof, generator)
-        n = self.conditional_mean(m) + self.noise_scale * _student_t(n_neurons, 2, self.dof, generator)
-        return self._network(m, n), torch.zeros(n_neurons, dtype=torch.int64)
-
-    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
-        m = _matrix(loadings)
-        v = self.dof
-        constant = math.lgamma((v + 2) / 2) - math.lgamma(v / 2) - math.log(v * math.pi)
-        return constant - (v + 2) / 2 * torch.log1p(m.square().sum(1) / v)
-
-    def _marginal(self) -> tuple[Tensor, Tensor]:
-        # With x = sqrt(v) tan(a) the density of x becomes proportional to cos(a)^(v - 1) on (-pi/2, pi/2).
-        order = 4000
-        angle = (torch.arange(order, dtype=torch.float64) + 0.5) / order * math.pi - math.pi / 2
-        weight = torch.cos(angle) ** (self.dof - 1)
-        return math.sqrt(self.dof) * torch.tan(angle), weight / weight.sum()
-
-
-@register_teacher("quadstable")
-class QuadStable(Teacher):
-    """Four stable fixed points: an equal mixture of four Gaussians, one for each pair of signs.
-
-    Given its component (s1, s2), a neuron has m ~ N(``m_mean`` s, ``variance`` I) and, independently,
-    n ~ N(``n_mean`` s, ``variance`` I). So nu(m) is the responsibility-weighted mean of the four n-means; the mixture
-    factorises over the two axes, which makes it n_mean tanh(m_mean m / variance) in each.
-
-    Args:
-        alpha: Euler step dt / tau.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        m_mean: float = 0.87,
-        n_mean: float = 2.31,
-        variance: float = 0.25,
-        name: str = "quadstable",
-    ):
-        super().__init__(name, attractor_kind="fixed_points", n_attractors=4, alpha=alpha)
-        signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
-        self.m_means, self.n_means, self.variance = m_mean * signs, n_mean * signs, float(variance)
-
-    def sample_with_components(
-        self, n_neurons: int, generator: torch.Generator | None = None, exact_moments: bool = False
-    ) -> tuple[Network, Tensor]:
-        generator = _fixed_generator(generator)
-        labels = (torch.arange(n_neurons) % 4)[torch.randperm(n_neurons, generator=generator)]
-        x = torch.empty(n_neurons, 4, dtype=torch.float64)
-        for component in range(4):
-            members = labels == component
-            x[members] = _joint_normal(int(members.sum()), 4, generator, exact_moments)
-        x *= math.sqrt(self.variance)
-        return self._network(self.m_means[labels] + x[:, :2], self.n_means[labels] + x[:, 2:]), labels
-
-    def _component_log_prob(self, m: Tensor) -> Tensor:
-        """log of p(component, m), (K, 4)."""
-        squared = (m[:, None] - self.m_means.to(m)).square().sum(2)
-        return -squared / (2 * self.variance) - math.log(2 * math.pi * self.variance) - math.log(4)
-
-    def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
-        m = _matrix(loadings)
-        return torch.softmax(self._component_log_prob(m), dim=1) @ self.n_means.to(m)
-
-    def log_prob(self, loadings: Loadings | Tensor) -> Tensor:
-        return torch.logsumexp(self._component_log_prob(_matrix(loadings)), dim=1)
-
-    def components(self, loadings: Loadings | Tensor) -> Tensor:
-        return self._component_log_prob(_matrix(loadings)).argmax(1)
-
-    def drive(self, z: Tensor) -> Tensor:
-        x, weight = (v.to(z) for v in _gauss_hermite())
-        mean = z @ self.m_means.to(z).T  # (..., 4): mean potential of each component
-        sd = math.sqrt(self.variance) * z.norm(dim=-1, keepdim=True)
-        rate = (torch.tanh(mean[..., None] + sd[..., None] * x) * weight).sum(-1)
-        return rate @ self.n_means.to(z) / 4
+    return LinearGaussian([[1.6, 0.0], [0.0, 1.6]], name="ring", **options)
 
 
 __getattr__ = lazily(__name__, "data.simulation")  # simulate_recording stood here

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from connector.data.readers import require_format
-from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, limited_memory, unreadable
+from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage
 
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 
@@ -38,149 +38,149 @@ def read_matlab(path: Path, names: tuple[str, ...], max_gigabytes: float = MAX_G
 
 
 def _read_v5(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    try:
-        with open(path, "rb") as file:
-            _check_v5(file, names, max_gigabytes)
-        content = loadmat(path, variable_names=list(names))
-        return {name: _from_v5(content[name]) for name in names if name in content}
-    except UserError:
-        raise
-    # A truncated or damaged file surfaces from scipy's parser as errors of many classes.
-    except Exception as error:
-        raise unreadable(path, "a MATLAB v5 file that is whole", error) from error
+    with refusing_damage(path, "a MATLAB v5 file that is whole"), open(path, "rb") as file:
+        order = "<" if file.read(128)[126:] == b"IM" else ">"
+        variables = (_V5(data, order).variable(names) for data in _elements(file, order, max_gigabytes))
+        return {name: value for name, value in variables if name is not None}
 
 
-def _check_v5(file, names: tuple[str, ...], max_gigabytes: float) -> None:
-    """Refuse sizes in the headers that are not those of the data: scipy's parser, which is compiled, trusts them.
-
-    Raises:
-        ValueError, struct.error, zlib.error: a damaged variable among ``names``.
-        UserError: variables that are too large once unpacked.
-    """
-    order = "<" if file.read(128)[126:] == b"IM" else ">"
+def _elements(file, order: str, max_gigabytes: float) -> Iterator[bytes]:
+    """The elements of a v5 file, tags included, unpacked; what they take together is held to the limit."""
     unpacked = 0
     while len(tag := file.read(8)) == 8:
         kind, size = struct.unpack(f"{order}II", tag)
-        if kind == 15:
-            packed, parts, rest = zlib.decompressobj(), [], size
-            while rest > 0 and (block := file.read(min(rest, 1 << 20))):
-                rest -= len(block)
-                while block:
-                    parts.append(packed.decompress(block, 1 << 24))
-                    unpacked += len(parts[-1])
-                    check_size(1e-9 * unpacked, max_gigabytes, _TOO_LARGE)
-                    block = packed.unconsumed_tail
-            data = b"".join(parts)
-        else:
+        if kind != 15:
             unpacked += size
             check_size(1e-9 * unpacked, max_gigabytes, _TOO_LARGE)
-            data = tag + file.read(size)
-        elements = _V5Elements(data, order)
-        kind, begin, end, _ = elements.tag(0, len(data))
-        if kind == 14:
-            elements.check(begin, end, names)
+            yield tag + file.read(size)
+            continue
+        packed, parts, rest = zlib.decompressobj(), [], size
+        while rest > 0 and (block := file.read(min(rest, 1 << 20))):
+            rest -= len(block)
+            while block:
+                parts.append(packed.decompress(block, 1 << 24))
+                unpacked += len(parts[-1])
+                check_size(1e-9 * unpacked, max_gigabytes, _TOO_LARGE)
+                block = packed.unconsumed_tail
+        yield b"".join(parts)
 
 
-class _V5Elements:
-    """The elements of one variable: a tag with type and size, then the data; those of arrays hold further elements."""
+class _V5:
+    """One element of a v5 file: a tag with type and size, then the data; those of arrays hold further elements.
 
-    _SIZES: ClassVar = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17: 2, 18: 4}
-    _CELL, _STRUCT, _CHAR, _NUMBERS = 1, 2, 4, range(6, 16)
+    No size is followed that the data do not hold. Layout: MathWorks, MAT-File Format, "Level 5 MAT-File Format".
+    """
+
+    _NUMBERS: ClassVar = dict(
+        zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8", "i8", "u8"])
+    )
+    _TEXTS: ClassVar = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
+    _INT, _UINT, _MATRIX = 5, 6, 14  # types of elements
+    _CELL, _STRUCT, _CHAR, _NUMERIC = 1, 2, 4, range(6, 16)  # classes of arrays
     _DEEPEST = 64
 
     def __init__(self, data: bytes, order: str):
-        self.data, self.words = data, struct.Struct(f"{order}II")
-        self.order = order
+        self.data, self.order, self.place = data, order, 0
 
-    def tag(self, place: int, stop: int) -> tuple[int, int, int, int]:
-        """Type, begin and end of an element's data, and where the next one begins."""
-        if place + 8 > stop:
+    def next(self, stop: int, kind: int | None = None) -> tuple[int, int, int]:
+        """Type, begin and end of the data of the element at ``place``, which moves on to the one after it."""
+        if self.place + 8 > stop:
             raise ValueError("cut short")
-        kind, size = self.words.unpack_from(self.data, place)
-        if kind >> 16:  # up to four bytes, within the tag
-            kind, size = kind & 0xFFFF, kind >> 16
-            begin, following = place + 4, place + 8
+        found, size = struct.unpack_from(f"{self.order}II", self.data, self.place)
+        if found >> 16:  # up to four bytes, within the tag
+            found, size = found & 0xFFFF, found >> 16
+            begin, following = self.place + 4, self.place + 8
         else:
-            begin, following = place + 8, place + 8 + size + -size % 8
+            begin, following = self.place + 8, self.place + 8 + size + -size % 8
         if begin + size > min(following, stop):
             raise ValueError("a size that the file does not hold")
-        return kind, begin, begin + size, following
+        if kind not in (None, found):
+            raise ValueError(f"an element of type {found} instead of {kind}")
+        self.place = following
+        return found, begin, begin + size
 
-    def check(self, place: int, stop: int, names: tuple[str, ...] | None = None, depth: int = 0) -> None:
-        """An array from its flags on; with ``names``, only if its name is among them."""
-        if place == stop:
-            return
+    def variable(self, names: tuple[str, ...]) -> tuple[str | None, Any]:
+        """Name and value; None where it is none of ``names``."""
+        kind, begin, end = self.next(len(self.data))
+        self.place = begin
+        return self.array(end, names=names) if kind == self._MATRIX else (None, None)
+
+    def array(self, stop: int, depth: int = 0, names: tuple[str, ...] | None = None) -> tuple[str | None, Any]:
+        """Name and value of the array whose flags stand at ``place``."""
+        if self.place == stop:
+            return None, np.zeros((0, 0))
         if depth > self._DEEPEST:
             raise ValueError("arrays nested too deeply")
-        kind, begin, end, place = self.tag(place, stop)
-        if kind != 6 or end - begin != 8:
-            raise ValueError("an array without flags")
-        flags = self.words.unpack_from(self.data, begin)[0]
-        kind, begin, end, place = self.tag(place, stop)
-        if kind != 5 or end - begin < 8 or (end - begin) % 4:
-            raise ValueError("an array without sizes")
-        shape = struct.unpack_from(f"{self.order}{(end - begin) // 4}i", self.data, begin)
-        _, begin, end, place = self.tag(place, stop)
-        if names is not None and self.data[begin:end].decode("latin-1") not in names:
-            return
-        if min(shape) < 0:
-            raise ValueError("negative sizes")
-        count, array_class = math.prod(shape), flags & 0xFF
-        if array_class in self._NUMBERS:
-            for _ in range(2 if flags & 0x800 else 1):  # complex: a second part
-                kind, begin, end, place = self.tag(place, stop)
-                if end - begin != count * self._SIZES.get(kind, -1):
-                    raise ValueError("numbers of another count than the sizes say")
-        elif array_class == self._CHAR:
-            kind, begin, end, place = self.tag(place, stop)
-            if kind not in self._SIZES or count > end - begin:
-                raise ValueError("characters of another count than the sizes say")
-        elif array_class in (self._CELL, self._STRUCT):
-            if array_class == self._STRUCT:
-                kind, begin, end, place = self.tag(place, stop)
-                length = struct.unpack_from(f"{self.order}i", self.data, begin)[0] if end - begin == 4 else 0
-                kind, begin, end, place = self.tag(place, stop)
-                if length < 1 or (end - begin) % length:
-                    raise ValueError("damaged names of fields")
-                count *= (end - begin) // length
-            if 8 * count > stop - place:
-                raise ValueError("fewer elements than the sizes say")
-            for _ in range(count):
-                kind, begin, end, place = self.tag(place, stop)
-                if kind != 14:
-                    raise ValueError("an element that is no array")
-                self.check(begin, end, None, depth + 1)
-        # Others (sparse matrices, objects, functions) have no place in a session.
+        flags = self.numbers(stop, 2, self._UINT)[0]
+        _, begin, end = self.next(stop, self._INT)
+        shape = tuple(np.frombuffer(self.data[begin:end], f"{self.order}i4").tolist())
+        _, begin, end = self.next(stop)
+        name = self.data[begin:end].decode("latin-1")
+        if names is not None and name not in names:
+            return None, None
+        if len(shape) < 2 or min(shape) < 0:
+            raise ValueError(f"an array of shape {shape}")
+        of_class, count = flags & 0xFF, math.prod(shape)
+        if of_class in self._NUMERIC:
+            value = self.numbers(stop, count).reshape(shape, order="F")
+            if flags & 0x800:
+                value = value + 1j * self.numbers(stop, count).reshape(shape, order="F")
+            return name, value
+        if of_class == self._CHAR:
+            return name, self.text(stop, shape)
+        if of_class == self._CELL:
+            return name, self.arrays(stop, count, depth)
+        if of_class == self._STRUCT:
+            width = int(self.numbers(stop, 1, self._INT)[0])
+            _, begin, end = self.next(stop)
+            if width < 1 or (end - begin) % width:
+                raise ValueError("damaged names of fields")
+            fields = [self.data[i : i + width].split(b"\0")[0].decode("latin-1") for i in range(begin, end, width)]
+            values = self.arrays(stop, count * len(fields), depth)
+            records = [dict(zip(fields, values[i * len(fields) :])) for i in range(count)]
+            return name, records[0] if count == 1 else records
+        return name, None  # sparse matrices, objects and functions have no place in a session
 
+    def arrays(self, stop: int, count: int, depth: int) -> list:
+        if 8 * count > stop - self.place:
+            raise ValueError("fewer elements than the sizes say")
+        values = []
+        for _ in range(count):
+            _, begin, end = self.next(stop, self._MATRIX)
+            following, self.place = self.place, begin
+            values.append(self.array(end, depth + 1)[1])
+            self.place = following
+        return values
 
-def _from_v5(value: np.ndarray) -> Any:
-    if value.dtype.names:
-        records = [
-            {name: _from_v5(np.asarray(record[name])) for name in value.dtype.names} for record in value.ravel("F")
-        ]
-        return records[0] if len(records) == 1 else records
-    if value.dtype == object:
-        return [_from_v5(np.asarray(item)) for item in value.ravel("F")]
-    if value.dtype.kind == "U":
-        rows = [str(row) for row in value.ravel("F")]
+    def numbers(self, stop: int, count: int, kind: int | None = None) -> np.ndarray:
+        kind, begin, end = self.next(stop, kind)
+        dtype = np.dtype(self.order + self._NUMBERS.get(kind, "u1"))
+        if end - begin != count * dtype.itemsize:
+            raise ValueError("numbers of another count than the sizes say")
+        return np.frombuffer(self.data, dtype, count, begin)
+
+    def text(self, stop: int, shape: tuple[int, ...]) -> str | list[str]:
+        kind, begin, end = self.next(stop)
+        codec = self._TEXTS.get(kind, "latin-1")
+        if codec in ("utf-16", "utf-32"):
+            codec += {"<": "-le", ">": "-be"}[self.order]
+        characters = list(self.data[begin:end].decode(codec))
+        if len(characters) != math.prod(shape):
+            raise ValueError("characters of another count than the sizes say")
+        rows = (
+            ["".join(row) for row in np.array(characters, dtype="U1").reshape(shape, order="F")] if characters else []
+        )
         return rows[0] if len(rows) == 1 else rows or ""
-    return value
 
 
 def _read_v73(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[str, Any]:
     import h5py
 
-    # MemoryError: where the machine has less than max_gigabytes.
-    damage = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError, MemoryError)
-    try:
-        # Twice: what is read is copied where MATLAB's axes or characters are made of it.
-        with limited_memory(2 * max_gigabytes), h5py.File(path, "r") as file:
-            reader = _V73(file, max_gigabytes)
-            return {name: reader.value(file[name]) for name in names if name in file}
-    except damage as error:
-        raise unreadable(path, "a MATLAB v7.3 file that is whole", error) from error
+    whole = refusing_damage(path, "a MATLAB v7.3 file that is whole")
+    # Twice: what is read is copied where MATLAB's axes or characters are made of it.
+    with whole, limited_memory(2 * max_gigabytes), h5py.File(path, "r") as file:
+        reader = _V73(file, max_gigabytes)
+        return {name: reader.value(file[name]) for name in names if name in file}
 
 
 class _V73:
