@@ -31,7 +31,9 @@ def file_options(path: Path, given: list[str]) -> FileData:
     wrong = [text for text in given if not text.startswith("data.") or "=" not in text]
     if wrong:
         raise UserError("options of the form data.OPTION=VALUE", wrong[0])
-    defaults = OmegaConf.load(conf_directory() / "data" / f"{source}.yaml")
+    files = (conf_directory() / "data" / f"{source}.yaml", conf_directory() / "folds.yaml")
+    defaults = OmegaConf.merge(*map(OmegaConf.load, files))
+    defaults.pop("defaults")
     try:
         changes = OmegaConf.from_dotlist(given).get("data", {})
     except (OmegaConfBaseException, ValueError) as error:

@@ -11,9 +11,11 @@ import importlib
 import inspect
 import re
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from connector.declarations import declared
 from connector.report.glossary import METRICS
 
 DOCS = Path(__file__).resolve().parent
@@ -38,9 +40,16 @@ PARTS = {
             "connector.types.Loadings",
             "connector.data.readers.read_recording",
             "connector.data.npz.load_npz",
+            "connector.data.npz.NpzOptions",
             "connector.data.clicks.load_rat",
+            "connector.data.clicks.RatOptions",
             "connector.data.nwb.load_nwb",
+            "connector.data.nwb.NwbOptions",
             "connector.data.nlb.load_nlb",
+            "connector.data.nlb.NlbOptions",
+            "connector.data.modules.FileDataModule",
+            "connector.data.modules.AttractorDataModule",
+            "connector.data.modules.TensorDataModule",
         ],
     ),
     "Teachers": (
@@ -51,6 +60,7 @@ PARTS = {
             "connector.data.attractors.teacher",
             "connector.data.attractors.LinearGaussian",
             "connector.data.simulation.simulate_recording",
+            "connector.data.simulation.SimulationOptions",
         ],
     ),
     "Models": (
@@ -193,11 +203,19 @@ def entry(name: str) -> str:
     """The section of one object."""
     thing, short = find(name), name.rpartition(".")[2]
     said = [f"### {short}", f"`{name}`", "", f"```text\n{signature(short, thing)}\n```", "", markdown(thing.__doc__)]
+    if is_dataclass(thing):
+        said += ["", *(f"- `{option}`: {about.meaning}{_limits(about)}" for option, about, _ in declared(thing))]
     for member in members(thing) if inspect.isclass(thing) else []:
         said += ["", f"#### {short}.{member.name}", ""]
         said += [] if member.call is None else [f"```text\n{member.call}\n```", ""]
         said.append(markdown(member.doc))
     return "\n".join(said)
+
+
+def _limits(about) -> str:
+    """Unit and range of an option, in brackets."""
+    told = ", ".join(x for x in (about.unit, about.range) if x)
+    return f" ({told})" if told else ""
 
 
 def api() -> str:

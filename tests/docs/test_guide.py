@@ -112,7 +112,8 @@ def test_the_tables_of_data_sets_have_all_options_with_their_defaults(source):
     tables = tables_of("data.md")
     mark = "Simulated networks" if source == "attractor" else f"(`data={source}`)"
     listed = next(options for heading, options in tables.items() if mark in heading)
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / f"{source}.yaml"))
+    files = (ROOT / "conf" / "data" / f"{source}.yaml", ROOT / "conf" / "folds.yaml")
+    config = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, files)))
     of_all = tables["Data"]
     for option, default in (of_all | listed).items():
         given = config[option.removeprefix("data.")]
