@@ -29,13 +29,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from torch import Tensor
 
-from connector.connectivity.diagnosis import OPEN
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel, fitted_dynamics
+from connector.report.determined import OPEN
 from connector.types import Latents, Loadings, Recording
 
 LEVELS = (0.5, 0.8, 0.95)
