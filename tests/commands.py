@@ -1,8 +1,19 @@
 """The command line as a user types it, at sizes that a test can wait for."""
 
+import contextlib
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from connector import interruption
+from connector.launch import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -21,3 +32,23 @@ def train(*arguments, cwd=ROOT):
         text=True,
         timeout=280,
     )
+
+
+def typed(*arguments, cwd=ROOT):
+    """The same in this process, without waiting for imports: where neither a process's end nor its threads are tested."""
+    out, err = io.StringIO(), io.StringIO()
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    GlobalHydra.instance().clear()
+    command_line._raised.clear()
+    command_line._directories.clear()
+    argv = patch.object(sys, "argv", ["train.py", *map(str, arguments)])
+    try:
+        with argv, contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command_line.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        interruption._installed = False
+        torch.set_num_threads(threads)
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import train
+from commands import train, typed
 from flow_jobs import job
 from pytorch_lightning.callbacks import Callback
 
@@ -120,7 +120,7 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(tmp_path, experiment
 
 @pytest.mark.parametrize("n_jobs", ["0", "abc"])
 def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, n_jobs):
-    refused = train("-m", "hydra/launcher=ensemble", f"hydra.launcher.n_jobs={n_jobs}", f"hydra.sweep.dir={tmp_path}")
+    refused = typed("-m", "hydra/launcher=ensemble", f"hydra.launcher.n_jobs={n_jobs}", f"hydra.sweep.dir={tmp_path}")
     assert refused.returncode == 2
     assert f"got {n_jobs}" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1

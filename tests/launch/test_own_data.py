@@ -7,7 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from commands import ROOT, train
+from commands import ROOT, train, typed
 from omegaconf import OmegaConf
 from sessions import QUICK, session
 
@@ -113,7 +113,7 @@ def test_a_wrong_file_ends_with_2_and_says_what_to_do(option, kind, words, tmp_p
                 file.attrs["nwb_version"] = "2.8.0"
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
-    done = train(option, f"data.path={path}", cwd=tmp_path)
+    done = typed(option, f"data.path={path}", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 2

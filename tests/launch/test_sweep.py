@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import ROOT, train
+from commands import ROOT, train, typed
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -192,6 +192,6 @@ def test_a_single_run_says_and_writes_nothing(tmp_path, capsys):
 )
 def test_the_ready_launchers_and_sweepers_compose(choice, expected):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = train(choice, "--cfg", "hydra")
+    done = typed(choice, "--cfg", "hydra")
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout

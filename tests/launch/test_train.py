@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, train
+from commands import ROOT, SMALL, train, typed
 
 from connector import load_run
 from connector.files import file_checksum, read_npz
@@ -177,7 +177,7 @@ def mistakes(tmp_path):
 @pytest.mark.parametrize("case", ["absent", "truncated", "wrong keys", "NaN", "shape", "inputs"])
 def test_a_wrong_file_ends_with_2_a_short_message_and_nothing_left_behind(case, tmp_path):
     path = mistakes(tmp_path)[case]
-    done = train("data=npz", f"data.path={path}", cwd=tmp_path)
+    done = typed("data=npz", f"data.path={path}", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3
@@ -203,7 +203,7 @@ def test_a_wrong_file_ends_with_2_a_short_message_and_nothing_left_behind(case, 
     ],
 )
 def test_a_wrong_option_ends_with_2_and_a_short_message(option, words, tmp_path):
-    done = train(option, cwd=tmp_path)
+    done = typed(option, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Could not find" not in done.stderr
@@ -222,7 +222,7 @@ def test_a_wrong_option_ends_with_2_and_a_short_message(option, words, tmp_path)
 def test_a_damaged_file_of_options_or_a_machine_that_is_not_there_ends_with_2(yaml, option, words, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(yaml)
-    done = train("--config-dir", tmp_path / "conf", "experiment=mine", option, cwd=tmp_path)
+    done = typed("--config-dir", tmp_path / "conf", "experiment=mine", option, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 2
