@@ -46,6 +46,12 @@ class UserError(Exception):
         return type(self), (self.expected, self.got, self.remedy)
 
 
+def require(condition: bool, expected: str, got: object, remedy: str = "") -> None:
+    """Raises UserError unless the condition holds."""
+    if not condition:
+        raise UserError(expected, str(got), remedy)
+
+
 def exit_code(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Run a script's main: exit code 0, or 2 with a message for mistakes the user can mend."""
     try:

@@ -80,8 +80,6 @@ def symmetric_root(matrix: Tensor, floor: float = 0.0, power: float = 0.5) -> Te
 def inverse_root(x: Tensor) -> Tensor:
     """Symmetric (x^T x / N)^(-1/2); directions in which x does not vary are left alone."""
     moments = x.T @ x / len(x)
-    scale = moments.diagonal().sqrt()
-    scale = torch.where(scale > 1e-9 * scale.max().clamp_min(1e-300), scale, torch.ones_like(scale))
     values, vectors = torch.linalg.eigh(moments)
     floor = 1e-10 * values[-1].clamp_min(1e-300)
     return (vectors * torch.where(values > floor, values, torch.ones_like(values)).rsqrt()) @ vectors.T

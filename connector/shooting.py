@@ -31,7 +31,7 @@ _TRIALS = 4  # lengths tried for a step
 
 @dataclass(frozen=True)
 class Field:
-    """The drive B(z, u) c with B = phi(potentials of some neurons) @ mixing, and the time step.
+    """The drive B(z, u) c with B = phi(potentials of some neurons) @ mixing (a call gives B), and the time step.
 
     Attributes:
         neurons: loadings of those that carry B; phi is computed in their precision.
@@ -44,6 +44,9 @@ class Field:
     mixing: Tensor
     alpha: float
     stride: int = 1
+
+    def __call__(self, z: Tensor, u: Tensor | None) -> Tensor:
+        return self.phi(potentials(self.neurons, z, u)) @ self.mixing
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,6 @@ class Segments:
             return self
         root = torch.linalg.cholesky(torch.linalg.inv(covariance))
         return replace(self, root=root.expand(*self.z.shape, self.z.shape[-1]))
-
-    @property
-    def spread(self) -> Tensor:
-        """(R,) standard deviation of the states."""
-        return self.z[self.mask].std(0)
 
 
 @dataclass(frozen=True)
@@ -214,25 +212,6 @@ class Weighting:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """When steps are shortened and when they end.
-
-    Attributes:
-        steps: at most.
-        shrink: factor by which a step that does not help is shortened.
-        least_gain: a step that lowers the objective by less than this share of it is the last.
-        least_decrement: a step that would lower the objective by less than this, per determined coefficient, is not taken.
-        drop_outliers: leave out segments that lie far off all others.
-    """
-
-    steps: int
-    shrink: float = 0.3
-    least_gain: float = 0.0
-    least_decrement: float = 0.02
-    drop_outliers: bool = True
-
-
-@dataclass(frozen=True)
 class Shot:
     """Where Gauss-Newton steps ended: c (p, R) flattened, the linearisation there, the segments kept."""
 
@@ -243,11 +222,26 @@ class Shot:
     n_dropped: int
 
 
-def shoot(field: Field, segments: Segments, c: Tensor, weighting: Weighting, rules: Rules) -> Shot:
+def shoot(
+    field: Field,
+    segments: Segments,
+    c: Tensor,
+    weighting: Weighting,
+    steps: int,
+    *,
+    shrink: float = 0.3,
+    least_gain: float = 0.0,
+    least_decrement: float = 0.02,
+    drop_outliers: bool = True,
+) -> Shot:
     """Gauss-Newton for c (pR,) and the segments' initial states, from the segments' first states.
 
     Args:
         weighting: noise and prior; it learns from the residuals after each step.
+        steps: at most. shrink: factor by which a step that does not help is shortened.
+        least_gain: a step that lowers the objective by less than this share of it is the last.
+        least_decrement: a step that would lower it by less than this, per determined coefficient, is not taken.
+        drop_outliers: leave out segments that lie far off all others.
 
     Raises:
         UserError: where trajectories run away whatever c.
@@ -265,12 +259,12 @@ def shoot(field: Field, segments: Segments, c: Tensor, weighting: Weighting, rul
         c = 0.5 * c
         found = at(c, segments, z0)
     weighting.learn(found, c)
-    for step in range(rules.steps + 1):
+    for step in range(steps + 1):
         gradient = found.b / weighting.variance - weighting.precision @ c
         factor = positive_factor(found.h / weighting.variance + weighting.precision)
         move = torch.cholesky_solve(gradient[:, None], factor)[:, 0]
-        small = float(move @ gradient) < rules.least_decrement * max(1.0, weighting.effective)
-        if step == rules.steps or (small and step > 0):
+        small = float(move @ gradient) < least_decrement * max(1.0, weighting.effective)
+        if step == steps or (small and step > 0):
             converged = small
             break
         before, move0, share = weighting.objective(found, c), found.start_move(move), 1.0
@@ -280,15 +274,15 @@ def shoot(field: Field, segments: Segments, c: Tensor, weighting: Weighting, rul
             after = weighting.objective(new, trial)
             if after <= before + 1e-9 * abs(before) and weighting.is_tame(new):
                 break
-            share *= rules.shrink
+            share *= shrink
         else:
             break
         c, z0, found = trial, trial0, new
-        if before - after < rules.least_gain * before:
+        if before - after < least_gain * before:
             converged = True
             break
         weighting.learn(found, c)
-        keep = _regular(found.whitened, segments) if rules.drop_outliers else segments.mask[:, 0]
+        keep = _regular(found.whitened, segments) if drop_outliers else segments.mask[:, 0]
         if not bool(keep.all()):
             n_dropped += int((~keep).sum())
             segments, z0 = segments.pick(keep), z0[keep]
@@ -321,7 +315,8 @@ def positive_factor(information: Tensor) -> Tensor:
 def _regular(whitened: Tensor, segments: Segments) -> Tensor:
     """(S,) False for segments whose mean square exceeds 16 medians: a sample's noise put their initial state on the
     wrong side of a boundary between basins. All True if that would be more than a tenth, which is another matter."""
-    floor = (_NEGLIGIBLE * segments.spread @ segments.root[segments.mask]).square().sum(-1).median()
+    spread, root = segments.z[segments.mask].std(0), segments.root[segments.mask]
+    floor = (_NEGLIGIBLE * spread @ root).square().sum(-1).median()
     squares = whitened.square().sum((1, 2)) / segments.mask.sum(1)
     keep = squares <= torch.maximum(16 * squares.median(), floor)
     return keep if float(keep.double().mean()) >= 0.9 else torch.ones_like(keep)

@@ -9,14 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from connector.errors import UserError
+from connector.errors import UserError, require
 
 KINDS = ("rates", "spikes")
-
-
-def _require(condition: bool, expected: str, got: object, remedy: str = "") -> None:
-    if not condition:
-        raise UserError(expected, str(got), remedy)
 
 
 def span(lengths: Tensor | np.ndarray) -> str:
@@ -50,15 +45,15 @@ class Loadings:
     d: Tensor | None = None
 
     def __post_init__(self):
-        _require(self.m.ndim == 2, "m of shape (neurons, rank)", tuple(self.m.shape))
+        require(self.m.ndim == 2, "m of shape (neurons, rank)", tuple(self.m.shape))
         if self.b is not None:
-            _require(
+            require(
                 self.b.ndim == 2 and self.b.shape[0] == self.m.shape[0],
                 f"b of shape ({self.m.shape[0]}, inputs)",
                 tuple(self.b.shape),
             )
         if self.d is not None:
-            _require(self.d.shape == self.m.shape[:1], f"d of shape ({self.m.shape[0]},)", tuple(self.d.shape))
+            require(self.d.shape == self.m.shape[:1], f"d of shape ({self.m.shape[0]},)", tuple(self.d.shape))
 
     @property
     def n_neurons(self) -> int:
@@ -94,7 +89,7 @@ class Loadings:
     def unstack(stacked: Tensor, rank: int, n_inputs: int = 0, has_bias: bool = False) -> Loadings:
         """The inverse of :meth:`stack`; ``stacked`` has shape (K, rank + n_inputs + has_bias)."""
         width = rank + n_inputs + int(has_bias)
-        _require(
+        require(
             stacked.ndim == 2 and stacked.shape[1] == width,
             f"loadings of {width} columns (rank {rank}, inputs {n_inputs}, bias {has_bias})",
             tuple(stacked.shape),
@@ -158,35 +153,35 @@ class Recording:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self):
-        _require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
-        _require(
+        require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
+        require(
             self.activity.ndim == 3,
             f"{self.kind} of shape (trials, time, neurons)",
             tuple(self.activity.shape),
         )
         trials, steps, neurons = self.activity.shape
-        _require(trials > 0 and steps > 1 and neurons > 0, "activity that is not empty", (trials, steps, neurons))
-        _require(0 < self.alpha <= 1, "alpha = dt / tau in (0, 1]", self.alpha)
-        _require(
+        require(trials > 0 and steps > 1 and neurons > 0, "activity that is not empty", (trials, steps, neurons))
+        require(0 < self.alpha <= 1, "alpha = dt / tau in (0, 1]", self.alpha)
+        require(
             self.lengths.shape == (trials,),
             f"one length for each of {trials} trials",
             tuple(self.lengths.shape),
         )
-        _require(
+        require(
             bool((self.lengths >= 2).all() and (self.lengths <= steps).all()),
             f"trial lengths between 2 and {steps} samples",
             f"{int(self.lengths.min())} to {int(self.lengths.max())}",
         )
         for name in ("inputs", "latents"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or (value.ndim == 3 and value.shape[:2] == (trials, steps)),
                 f"{name} of shape ({trials}, {steps}, channels), like the activity",
                 None if value is None else tuple(value.shape),
             )
         for name in ("choices", "evidence", "click_difference", "trial_times_s"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or value.shape == (trials,),
                 f"{name} with one value for each of {trials} trials",
                 None if value is None else tuple(value.shape),

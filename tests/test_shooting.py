@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from connector.dynamics import activation, potentials
+from connector.dynamics import activation
 from connector.errors import UserError
 from connector.shooting import Field, Linearised, Segments, Weighting, linearise, positive_factor
 from connector.types import Loadings
@@ -36,9 +36,7 @@ def test_linearisation_is_that_of_autograd():
         for t in range(7):
             parts.append((segments.z[:, t] - z) @ root * segments.mask[:, t, None])
             for _ in range(stride):
-                z = (1 - alpha) * z + alpha * field.phi(
-                    potentials(field.neurons, z, segments.u[:, t])
-                ) @ field.mixing @ c
+                z = (1 - alpha) * z + alpha * field(z, segments.u[:, t]) @ c
         return torch.stack(parts, 1).reshape(-1)
 
     by_c, by_z0 = torch.autograd.functional.jacobian(residuals, (c, z0))

@@ -13,8 +13,8 @@ from torch import Tensor
 from connector.dynamics import Activation, Network
 from connector.dynamics import activation as activation_named
 from connector.lrrnn.samples import ActivitySamples, subset_size
-from connector.numerics import random_rows, symmetric_root
-from connector.shooting import Field, Linearised, Rules, Segments, Weighting, shoot
+from connector.numerics import leading_modes, random_rows, symmetric_root
+from connector.shooting import Field, Linearised, Segments, Weighting, shoot
 
 # Modes of the rates below this fraction of the first are not used for output weights.
 _MODE_CUTOFF = 1e-5
@@ -46,11 +46,8 @@ def ridge_output_weights(x: Tensor, y: Tensor, regularizer: float | None = None)
 def rate_modes(x: Tensor, most: int | None = None) -> Tensor:
     """Orthonormal directions (K, q) of the neuron space in which the rates x (T, K) vary, strongest first."""
     dual = x.shape[0] < x.shape[1]
-    values, vectors = torch.linalg.eigh(x @ x.T if dual else x.T @ x)
-    values, vectors = values.flip(0), vectors.flip(1)
-    keep = (values > _MODE_CUTOFF**2 * values[0]).nonzero()[:most, 0]
-    values, vectors = values[keep], vectors[:, keep]
-    return (x.T @ vectors) / values.sqrt() if dual else vectors
+    values, vectors = leading_modes(x @ x.T if dual else x.T @ x, _MODE_CUTOFF**2)
+    return (x.T @ vectors[:, :most]) / values[:most].sqrt() if dual else vectors[:, :most]
 
 
 def _ridge_in_modes(
@@ -209,9 +206,8 @@ def fit_trajectory_weights(
     field = Field(activation_named(network.activation), loadings, basis / k**0.5, network.alpha)
     start = (basis.T @ network.n / k**0.5).reshape(-1)
     prior = _Evidence(1.0 / max(float(network.n.square().mean()), 1e-6), len(start), start)
-    shot = shoot(
-        field, segments, start, prior, Rules(steps, 0.5, least_gain=1e-4, least_decrement=0.0, drop_outliers=False)
-    )
+    rules = {"shrink": 0.5, "least_gain": 1e-4, "least_decrement": 0.0, "drop_outliers": False}
+    shot = shoot(field, segments, start, prior, steps, **rules)
     n = k**0.5 * basis @ shot.c.view(-1, rank)
     misfit = shot.found.squares / max(shot.found.free - len(start), 1)
     return n, prior.shrinkage / float(segments.mask.sum()), misfit

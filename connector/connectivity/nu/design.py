@@ -9,7 +9,8 @@ from torch import Tensor
 
 from connector.dynamics import Activation, potentials
 from connector.errors import UserError
-from connector.numerics import pieces
+from connector.numerics import leading_modes, pieces
+from connector.shooting import Field
 from connector.types import Loadings
 
 
@@ -89,26 +90,11 @@ class Modes:
 
 def observed_modes(design: Design, y: Tensor, cutoff: float, max_modes: int) -> Modes:
     """Modes with a singular value above ``cutoff`` times the first, at most so many."""
-    values, vectors = torch.linalg.eigh(design.gram())
-    keep = values > cutoff**2 * values[-1]
-    keep[: max(0, len(values) - max_modes)] = False
-    singular, vectors = values[keep].flip(0).sqrt(), vectors[:, keep].flip(1)
+    values, vectors = (x[..., :max_modes] for x in leading_modes(design.gram(), cutoff**2))
+    singular = values.sqrt()
     if len(vectors) == design.pool.n_neurons:
         return Modes.of(vectors, singular, design.times(vectors) / singular, y)
     return Modes.of(design.transposed_times(vectors) / singular, singular, vectors, y)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """B(z, u) = phi(potentials of a few anchor neurons) @ mixing (anchors, p), with phi(h_q) / Q = B v_q for Q neurons."""
-
-    phi: Activation
-    anchors: Loadings
-    mixing: Tensor
-    v: Tensor
-
-    def __call__(self, z: Tensor, u: Tensor | None) -> Tensor:
-        return self.phi(potentials(self.anchors, z, u)) @ self.mixing
 
 
 def _pivots(columns: Tensor, most: int = 300, tolerance: float = 1e-12) -> tuple[Tensor, list[int]]:
@@ -132,8 +118,11 @@ def _pivots(columns: Tensor, most: int = 300, tolerance: float = 1e-12) -> tuple
     return q, picked
 
 
-def build_basis(design: Design, cutoff: float, max_modes: int, generator: torch.Generator) -> Basis:
-    """Singular functions over the design's states, carried by pivoted columns of X (an interpolative decomposition).
+def build_field(
+    design: Design, alpha: float, stride: int, cutoff: float, max_modes: int, generator: torch.Generator
+) -> tuple[Field, Tensor]:
+    """Singular functions B over the design's states, carried by pivoted columns of X (an interpolative decomposition), and
+    v (K, p) with phi(h_q) / K = B v_q for each of the pool's K neurons.
 
     All functions phi(l_q.(z, u, 1)) lie, within 1e-6 of the largest, in the span of a few dozen of them. With X = Q R,
     Q from those columns, the singular values of X are those of R.
@@ -147,9 +136,8 @@ def build_basis(design: Design, cutoff: float, max_modes: int, generator: torch.
     if not picked:
         raise UserError("neurons whose rates vary over the states", "rates that are zero at every state")
     r, anchors = design.transposed_times(q).T, subset[picked]  # r (anchors, Q)
-    values, vectors = torch.linalg.eigh(r @ r.T)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    keep = (values > cutoff**2 * values[0]).nonzero()[:, 0][:max_modes]
-    singular, vectors = values[keep].sqrt(), vectors[:, keep]
+    values, vectors = (x[..., :max_modes] for x in leading_modes(r @ r.T, cutoff**2))
+    singular = values.sqrt()
     mixing = torch.linalg.solve(r[:, anchors], vectors * singular) / size
-    return Basis(design.phi, design.pool.map(lambda x: x[anchors]), mixing, r.T @ vectors / singular)
+    field = Field(design.phi, design.pool.map(lambda x: x[anchors]), mixing, alpha, stride)
+    return field, r.T @ vectors / singular

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.errors import UserError
+from connector.errors import require
 from connector.numerics import inverse_root, pieces
 
 WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)
@@ -136,8 +136,7 @@ def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:
 def check_families(families: tuple[str, ...]) -> None:
     """Raises UserError for a name that is not in ``KERNELS``."""
     for family in families:
-        if family not in KERNELS:
-            raise UserError(f"kernel families among {', '.join(KERNELS)}", repr(family))
+        require(family in KERNELS, f"kernel families among {', '.join(KERNELS)}", repr(family))
 
 
 def kernel_grid(families: tuple[str, ...], widths: tuple[float, ...]) -> list[tuple[str, float]]:

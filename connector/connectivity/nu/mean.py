@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from connector.connectivity.nu.kernels import kernel, kernel_diagonal, linear_features
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
-from connector.errors import UserError
+from connector.errors import UserError, require
 from connector.numerics import pieces
 from connector.types import Loadings
 
@@ -65,8 +65,8 @@ class ConditionalMean(nn.Module):
         self, function: Callable[[Tensor], Tensor], stacked: Tensor, dtype: torch.dtype = torch.float64
     ) -> Tensor:
         columns = self.rank + self.n_inputs + int(self.has_bias)
-        if stacked.ndim != 2 or stacked.shape[1] != columns:
-            raise UserError(f"stacked loadings (m, b, d) of {columns} columns", str(tuple(stacked.shape)))
+        fits = stacked.ndim == 2 and stacked.shape[1] == columns
+        require(fits, f"stacked loadings (m, b, d) of {columns} columns", tuple(stacked.shape))
         found = [function(stacked[at].to(dtype)) for at in pieces(max(1, len(stacked)), self._width())]
         return torch.cat(found).to(stacked.dtype)
 
@@ -193,8 +193,7 @@ class TrajectoryMean(MixtureMean):
         Raises:
             UserError: a level outside (0, 1), or rows of another width.
         """
-        if not 0 < level < 1:
-            raise UserError("a level between 0 and 1", repr(level))
+        require(0 < level < 1, "a level between 0 and 1", level)
         tail = (1 - level) / 2
         both = self._in_pieces(lambda part: torch.cat(self._quantiles(part, tail, 1 - tail), 1), rows)
         return both[:, : self.rank], both[:, self.rank :]

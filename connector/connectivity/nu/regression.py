@@ -36,7 +36,7 @@ from connector.connectivity.nu.kernels import (
 from connector.connectivity.nu.mean import ConditionalMean, GaussianProcessMean, RidgeMean
 from connector.connectivity.nu.population import extend_pool
 from connector.dynamics import activation as get_activation
-from connector.errors import UserError
+from connector.errors import require
 from connector.numerics import inverse_root
 from connector.types import Loadings
 
@@ -112,9 +112,13 @@ def fit_conditional_mean(
         UserError: shapes or options that do not fit.
     """
     settings = settings or MeanSettings()
-    if estimator not in ESTIMATORS:
-        raise UserError(f"an estimator among {', '.join(ESTIMATORS)}", repr(estimator))
-    _check_regularizer(regularizer, validation)
+    require(estimator in ESTIMATORS, f"an estimator among {', '.join(ESTIMATORS)}", repr(estimator))
+    if regularizer == "validation":
+        held_out = validation is not None
+        require(held_out, "held-out (z, u, y) for the choice of the regularizer by validation", "none")
+    elif regularizer is not None:
+        fits = isinstance(regularizer, int | float) and regularizer > 0
+        require(fits, "a positive regularizer, None (by evidence) or 'validation'", repr(regularizer))
     design, y = _checked(z, u, y, pool, activation)
     generator = torch.Generator().manual_seed(settings.seed)
     pool = extend_pool(design.pool, settings.pseudo_loadings, settings.jitter, generator)
@@ -203,27 +207,16 @@ def published_to_lambda(published: float, alpha: float, n_neurons: int, n_states
 
 def _checked(z: Tensor, u: Tensor | None, y: Tensor, pool: Loadings, activation: str) -> tuple[Design, Tensor]:
     """The design and the drive in float64, if they fit together."""
-    if z.ndim != 2 or z.shape[1] != pool.rank:
-        raise UserError(f"states of shape (T, {pool.rank}), as the loadings have it", str(tuple(z.shape)))
-    if y.shape != z.shape:
-        raise UserError(f"a drive of the shape of the states, {tuple(z.shape)}", str(tuple(y.shape)))
-    if (0 if u is None else u.shape[-1]) != pool.n_inputs:
-        got = "none" if u is None else str(tuple(u.shape))
-        raise UserError(f"{pool.n_inputs} inputs, as the loadings have them", got)
-    if len(z) < 2:
-        raise UserError("at least two states", str(len(z)))
-    if not bool(torch.isfinite(y).all() and torch.isfinite(z).all()):
-        raise UserError("finite states and drive", "NaN or infinite entries")
+    fits, shape = z.ndim == 2 and z.shape[1] == pool.rank, tuple(z.shape)
+    require(fits, f"states of shape (T, {pool.rank}), as the loadings have it", shape)
+    require(y.shape == z.shape, f"a drive of the shape of the states, {shape}", tuple(y.shape))
+    n_inputs, got = (0, "none") if u is None else (u.shape[-1], tuple(u.shape))
+    require(n_inputs == pool.n_inputs, f"{pool.n_inputs} inputs, as the loadings have them", got)
+    require(len(z) >= 2, "at least two states", len(z))
+    finite = bool(torch.isfinite(y).all() and torch.isfinite(z).all())
+    require(finite, "finite states and drive", "NaN or infinite entries")
     u = None if u is None else u.double()
     return Design(get_activation(activation), pool.map(Tensor.double), z.double(), u), y.double()
-
-
-def _check_regularizer(regularizer, validation) -> None:
-    if regularizer == "validation":
-        if validation is None:
-            raise UserError("held-out (z, u, y) for the choice of the regularizer by validation", "none")
-    elif regularizer is not None and not (isinstance(regularizer, int | float) and regularizer > 0):
-        raise UserError("a positive regularizer, None (by evidence) or 'validation'", repr(regularizer))
 
 
 def _by_validation(

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.design import Basis, Design, build_basis
+from connector.connectivity.nu.design import Design, build_field
 from connector.connectivity.nu.evidence import amplitude_prior, maximise_posterior
 from connector.connectivity.nu.kernels import KERNELS, WIDTHS, check_families, kernel_grid
 from connector.connectivity.nu.mean import TrajectoryMean
@@ -34,9 +34,9 @@ from connector.connectivity.nu.population import Pool, build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic, in_data, informative
 from connector.dynamics import Activation
 from connector.dynamics import activation as get_activation
-from connector.errors import UserError
+from connector.errors import require
 from connector.numerics import inverse_root, least_squares
-from connector.shooting import Field, Rules, Segments, Shot, Weighting, shoot
+from connector.shooting import Field, Segments, Shot, Weighting, shoot
 from connector.types import Latents, Loadings
 
 _LEFT_BY_SMOOTHING = 0.3  # of the readings' standard error
@@ -79,8 +79,7 @@ class TrajectorySettings:
 
     def __post_init__(self):
         check_families(self.families)
-        if self.draws < 1:
-            raise UserError("draws at least 1", repr(self.draws))
+        require(self.draws >= 1, "draws at least 1", self.draws)
 
 
 def fit_trajectories(
@@ -126,8 +125,8 @@ def fit_trajectories(
     odd = phi.odd and not loadings.has_bias and loadings.n_inputs == 0
     gauge = inverse_root(loadings.m if odd else loadings.m - loadings.m.mean(0))
     full = _cut(latents, settings.segment, settings.max_samples, generator, observed)
-    basis = _basis_over(full, phi, pool, settings, generator)
-    prior = Prior(pool, basis.v, odd, gauge, settings.max_centres, generator)
+    dynamics, v = _field_over(full, phi, pool, (alpha, stride), settings, generator)
+    prior = Prior(pool, v, odd, gauge, settings.max_centres, generator)
 
     noise = difference_noise(latents)
     if observed is not None:  # the median over the samples
@@ -135,8 +134,7 @@ def fit_trajectories(
     spread = full.z[full.mask].std(0, unbiased=False).clamp_min(1e-12)
     # Smoothing leaves a part of the noise in the guide, whose differences the start is made from.
     guess = torch.maximum(noise if observed is None else _LEFT_BY_SMOOTHING * noise, 1e-5 * spread) ** 2
-    dynamics = Field(phi, basis.anchors, basis.mixing, alpha, stride)
-    c, reference = _start(dynamics, basis, prior, full, guess.mean(), generator)
+    c, reference = _start(dynamics, prior, full, guess.mean(), generator)
     short = _cut(latents, 8, 2400, generator, observed)
     few = _cut(latents, settings.segment, min(6000, settings.max_samples), generator, observed)
     noisy = float((noise / spread).max()) > 1e-4
@@ -152,17 +150,22 @@ def fit_trajectories(
     return model
 
 
-def _basis_over(
-    segments: Segments, phi: Activation, pool: Pool, settings: TrajectorySettings, generator: torch.Generator
-) -> Basis:
-    """Of the drive of ``pool`` at some of the states."""
+def _field_over(
+    segments: Segments,
+    phi: Activation,
+    pool: Pool,
+    time_step: tuple[float, int],
+    settings: TrajectorySettings,
+    generator: torch.Generator,
+) -> tuple[Field, Tensor]:
+    """What :func:`build_field` makes of ``pool`` at some of the states; time_step: alpha and stride."""
     z, u = segments.z[segments.mask], None if segments.u is None else segments.u[segments.mask]
     most = min(settings.max_states, max(200, _STATE_ENTRIES // pool.size))
     pick = torch.randperm(len(z), generator=generator)[:most].to(z.device)
     # less memory per sample where there are many modes: forward sensitivities are R x pR for each segment
     max_modes = settings.max_modes or max(1, 320 // z.shape[1])
     design = Design(phi, pool.points, z[pick], None if u is None else u[pick])
-    return build_basis(design, settings.mode_cutoff, max_modes, generator)
+    return build_field(design, *time_step, settings.mode_cutoff, max_modes, generator)
 
 
 def _roots(covariance: Tensor) -> Tensor:
@@ -250,7 +253,7 @@ def _shoot_in_stages(
     precision = torch.kron(*(torch.linalg.inv(x).contiguous() for x in (prior, gauge @ gauge)))
     for segments, steps in stages:
         weighting = Weighting(precision, _TAME * float(precision.diagonal().max()))
-        shot = shoot(dynamics, segments.whitened(covariance), c, weighting, Rules(steps))
+        shot = shoot(dynamics, segments.whitened(covariance), c, weighting, steps)
         c, found = shot.c, shot.found
         residuals = found.residuals.reshape(-1, rank)
         covariance = residuals.T @ residuals * rank / weighting.dof(found)
@@ -289,7 +292,7 @@ def difference_noise(latents: Latents, max_samples: int = 200_000) -> Tensor:
 
 
 def _start(
-    dynamics: Field, basis: Basis, prior: Prior, segments: Segments, noise: Tensor, generator: torch.Generator
+    dynamics: Field, prior: Prior, segments: Segments, noise: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """First c (pR,) by regression on differences, and a reference covariance (p, p) of c' with fitted amplitudes, c = c' gauge.
 
@@ -302,7 +305,7 @@ def _start(
     z = segments.z[:, :-1][both]
     u = None if segments.u is None else segments.u[:, :-1][both]
     pick = torch.randperm(len(z), generator=generator)[:6000].to(z.device)
-    b = basis(z[pick], None if u is None else u[pick])
+    b = dynamics(z[pick], None if u is None else u[pick])
     rank, inverse_gauge = len(prior.gauge), torch.linalg.inv(prior.gauge)
     targets = y[pick] @ inverse_gauge
     # At least a percent of the drive, for what differences get wrong.
@@ -424,41 +427,32 @@ def _warnings(rho: float, residual_sd: Tensor, noise: Tensor, spread: Tensor) ->
 def _check_data(
     latents: Latents, loadings: Loadings, covariance: Tensor | None, observed: tuple[Tensor, Tensor] | None
 ) -> None:
-    if latents.z.ndim != 3 or latents.rank != loadings.rank:
-        raise UserError(
-            f"latents of shape (trials, time, {loadings.rank}), as the loadings have it", str(tuple(latents.z.shape))
-        )
+    z, fits, stacked = latents.z, latents.z.ndim == 3 and latents.rank == loadings.rank, loadings.stack()
+    require(fits, f"latents of shape (trials, time, {loadings.rank}), as the loadings have it", tuple(z.shape))
     got = 0 if latents.inputs is None else latents.inputs.shape[-1]
-    if got != loadings.n_inputs:
-        raise UserError(f"{loadings.n_inputs} inputs, as the loadings have them", str(got))
-    if latents.lengths.shape != latents.z.shape[:1]:
-        raise UserError(f"a length for each of {len(latents.z)} trials", str(tuple(latents.lengths.shape)))
-    if not bool((latents.lengths >= 2).any()):
-        raise UserError("a trial of at least two samples", "none")
-    stacked, shape, valid = loadings.stack(), tuple(latents.z.shape), latents.mask
-    if covariance is not None and covariance.shape != (*stacked.shape, stacked.shape[1]):
-        expected = f"loadings_covariance of shape {(*stacked.shape, stacked.shape[1])}"
-        raise UserError(expected, str(tuple(covariance.shape)))
-    if not bool(torch.isfinite(latents.z[valid]).all() and torch.isfinite(stacked).all()):
-        raise UserError("finite latents and loadings", "NaN or infinite entries")
-    if observed is None:
-        return
-    got = tuple(tuple(x.shape) for x in observed)
-    if got != (shape, (*shape, shape[-1])):
-        raise UserError(f"observed states {shape} and their covariances {(*shape, shape[-1])}", str(got))
-    if not all(bool(torch.isfinite(x[valid]).all()) for x in observed):
-        raise UserError("finite observed states and covariances", "NaN or infinite entries")
+    require(got == loadings.n_inputs, f"{loadings.n_inputs} inputs, as the loadings have them", got)
+    lengths = tuple(latents.lengths.shape)
+    require(lengths == z.shape[:1], f"a length for each of {len(z)} trials", lengths)
+    require(bool((latents.lengths >= 2).any()), "a trial of at least two samples", "none")
+    if covariance is not None:
+        expected, got = (*stacked.shape, stacked.shape[1]), tuple(covariance.shape)
+        require(got == expected, f"loadings_covariance of shape {expected}", got)
+    valid, bad = latents.mask, "NaN or infinite entries"
+    require(bool(torch.isfinite(z[valid]).all() and torch.isfinite(stacked).all()), "finite latents and loadings", bad)
+    if observed is not None:
+        expected, got = (tuple(z.shape), (*z.shape, z.shape[-1])), tuple(tuple(x.shape) for x in observed)
+        require(got == expected, "observed states {} and their covariances {}".format(*expected), got)
+        finite = all(bool(torch.isfinite(x[valid]).all()) for x in observed)
+        require(finite, "finite observed states and covariances", bad)
 
 
 def _check_rates(
     sample_alpha: float, stride: int, native_alpha: float | None, fraction: float | None
 ) -> tuple[float, float]:
     """The network's own Euler step, and the recorded share of it, 0 where unknown."""
-    if not isinstance(stride, int) or stride < 1:
-        raise UserError("stride a whole number of at least 1", repr(stride))
+    require(isinstance(stride, int) and stride >= 1, "stride a whole number of at least 1", repr(stride))
     alpha = sample_alpha / stride if native_alpha is None else float(native_alpha)
-    if not 0 < alpha <= 1:
-        raise UserError("native_alpha in (0, 1]", repr(alpha))
-    if fraction is not None and not 0 < fraction <= 1:
-        raise UserError("recorded_fraction in (0, 1], or None where unknown", repr(fraction))
+    require(0 < alpha <= 1, "native_alpha in (0, 1]", alpha)
+    known = fraction is None or 0 < fraction <= 1
+    require(known, "recorded_fraction in (0, 1], or None where unknown", fraction)
     return alpha, fraction or 0.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from connector.connectivity.diagnosis import diagnose
-from connector.connectivity.nu.design import Design, build_basis
+from connector.connectivity.nu.design import Design, build_field
 from connector.connectivity.nu.mean import from_state
 from connector.connectivity.nu.population import build_pool
 from connector.connectivity.nu.prior import Prior
@@ -52,11 +52,11 @@ def _error(estimate, truth):
 def test_anchors_carry_the_whole_pool():
     pool = Loadings(_randn(30, 2), 0.5 * _randn(30, 1, seed=1), 0.3 * _randn(30, seed=2))
     z, u = _randn(21, 2, seed=3), _randn(21, 1, seed=4)
-    basis = build_basis(Design(activation("softplus"), pool, z, u), 1e-6, 30, _generator())
+    basis, v = build_field(Design(activation("softplus"), pool, z, u), 0.1, 1, 1e-6, 30, _generator())
     rates = activation("softplus")(potentials(pool, z, u))
     assert len(basis.mixing) < 30
-    assert torch.allclose(basis(z, u) @ basis.v.T, rates / 30, atol=1e-5 * float(rates.max()) / 30)
-    assert torch.allclose(basis.v.T @ basis.v, torch.eye(basis.v.shape[1]).double(), atol=1e-8)
+    assert torch.allclose(basis(z, u) @ v.T, rates / 30, atol=1e-5 * float(rates.max()) / 30)
+    assert torch.allclose(v.T @ v, torch.eye(v.shape[1]).double(), atol=1e-8)
 
 
 @pytest.mark.parametrize(("fraction", "error"), [(0.3, 0.0), (1.0, 0.4), (0.5, 0.3)])
@@ -73,8 +73,8 @@ def test_prior_scatter_is_that_of_simulated_networks(fraction, error):
         covariance = torch.full((seen, 1, 1), error**2).double() if error else None
         pool = build_pool(Loadings(observed), covariance, fraction, 0, g)
         states = torch.linspace(-3, 3, 60)[:, None].double()
-        basis = build_basis(Design(activation("tanh"), pool.points, states, None), 1e-6, 60, g)
-        prior = Prior(pool, basis.v, True, torch.eye(1).double(), 900, g)
+        basis, v = build_field(Design(activation("tanh"), pool.points, states, None), 0.1, 1, 1e-6, 60, g)
+        prior = Prior(pool, v, True, torch.eye(1).double(), 900, g)
         direct = prior.linear_weights[0] / prior.whitened.whitening[0, 0]  # of g(m) = m
         drive = (torch.tanh(z * m[:, 0]) * m[:, 0]).mean(1)
         at = basis(z, None)
