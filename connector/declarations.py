@@ -44,6 +44,11 @@ class Option:
     before: Any = _NEVER_WITHOUT
 
     @property
+    def is_newer(self) -> bool:
+        """Whether there are runs that do not have it."""
+        return self.before is not _NEVER_WITHOUT
+
+    @property
     def range(self) -> str:
         """The admissible values in words; empty where any of the type will do."""
         if self.choices:

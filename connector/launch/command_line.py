@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -28,7 +30,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector import interruption
@@ -39,6 +41,15 @@ from connector.runs.naming import conf_directory, register_resolvers
 register_resolvers()
 
 
+def _option_table(*, _root_: DictConfig) -> str:
+    from connector.runs.describe import option_table
+
+    return option_table(_root_).replace("$", "$$")  # Hydra fills in a template of Python's
+
+
+OmegaConf.register_new_resolver("option_table", _option_table, replace=True)
+
+
 def _remove_if_empty(directory: Path) -> None:
     """A refused job leaves no directory behind: neither its own nor, where they are empty, those it lies in."""
     here = Path.cwd()
@@ -47,6 +58,9 @@ def _remove_if_empty(directory: Path) -> None:
         with contextlib.suppress(OSError):
             path.rmdir()
 
+
+# Whatever a user adds there is new to Hydra, which would ask for a plus before it.
+_OPEN_GROUPS = re.compile(r"^(trainer\.extra|callbacks)\.(?=[^=]+=)")
 
 # What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
 # waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.
@@ -61,6 +75,8 @@ def job(config: DictConfig) -> float | None:
     directory = Path(settings.runtime.output_dir)
     _directories.append(directory)
     sweep = settings.mode == RunMode.MULTIRUN
+    if settings.verbose:  # Hydra sets the levels; its own handlers are switched off in conf/train.yaml
+        logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         # Imported here: --help, --cfg and refused options answer without waiting for torch.
         from connector.runs.options import checked
@@ -68,6 +84,9 @@ def job(config: DictConfig) -> float | None:
         options = checked(config)
         from connector.launch.job import run
 
+        if options.trainer.extra.get("fast_dev_run"):
+            run(options, config, directory)
+            return _remove_if_empty(directory)
         if not sweep:
             return run(options, config, directory)
         return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num))
@@ -94,6 +113,14 @@ def refused_override(error: Exception) -> str:
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
         from connector.runs.options import unknown_option
 
+        if re.match(r"trainer\.(?!extra$)", cause.full_key):
+            from connector.stages.training import misplaced_argument
+
+            name = cause.full_key.removeprefix("trainer.").removeprefix("extra.")
+            remedy = (
+                f"an argument of Lightning's Trainer is added as trainer.extra.{name}=VALUE or +trainer.{name}=VALUE"
+            )
+            return str(misplaced_argument(name) or UserError("an option of Connector's own", cause.full_key, remedy))
         return str(unknown_option(cause.full_key))
     if isinstance(error, MissingConfigException) and error.options:
         # experiment/nope; the group of hydra's own choices keeps its slash: hydra/launcher/nope
@@ -119,6 +146,7 @@ def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
     else."""
     interruption.install()
+    sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
         code = _run_jobs(sweep)

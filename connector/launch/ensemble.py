@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from connector.data.modules import RecordingDataModule
+from connector.errors import UserError
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
 from connector.launch.job import (
     Plan,
@@ -51,6 +52,8 @@ class _Member:
 
     def __init__(self, options: Options, directory: Path, locks: contextlib.ExitStack):
         self.options, self.directory = options, directory
+        if options.trainer.extra or options.callbacks:
+            raise UserError("training by itself with trainer.extra or callbacks", "an ensemble")
         self.data: RecordingDataModule = build_data(options)
         self.data.setup()
         self.schedule: Plan = plan(options, self.data)
@@ -59,7 +62,7 @@ class _Member:
         self.store = RunStore(directory)
         if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
             (directory / ID_FILE).unlink(missing_ok=True)
-        note_invocation(self.store, self.schedule)
+        note_invocation(self.store, options, self.schedule)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from connector.data.simulation import SimulationOptions
 from connector.errors import UserError, end_state, explain
 from connector.files import file_checksum, write_text
 from connector.launch import distributed as launch
+from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.glossary import METRICS
 from connector.report.numbers import counted
 from connector.runs import provenance
+from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
 from connector.runs.lock import locked
-from connector.runs.options import STAGES, AttractorData, Options
+from connector.runs.options import STAGES, AttractorData, Options, OtherLogger
 from connector.runs.store import RUNNING, RunStore, fingerprint
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
@@ -77,12 +80,14 @@ class Plan:
     """Which stages are due, and the fingerprint of each: what it would compute, from what.
 
     ``data`` says what the recording was: path and SHA-256 of a file, or seed and SHA-256 of simulated activity.
+    ``earlier``: the fingerprints that version 0.1 gave the stages.
     """
 
     requested: tuple[str, ...]
     marks: dict[str, str]
     given_latents: bool
     data: dict[str, Any]
+    earlier: dict[str, str]
 
 
 def plan(options: Options, data: RecordingDataModule) -> Plan:
@@ -92,8 +97,7 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
     given_latents = given and ("lrrnn" not in requested or options.stages == "auto")
     if given_latents:
         requested = tuple(stage for stage in requested if stage != "lrrnn")
-    what = asdict(options.data)
-    path, teachers = what.pop("path", None), what.pop("teachers", None)
+    path, teachers = getattr(options.data, "path", None), getattr(options.data, "teachers", None)
     source = file_checksum(path) if path else options.seed
     if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
         source = (options.seed, file_checksum(teachers))
@@ -101,23 +105,17 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
         about = {"path": str(Path(path).resolve()), "sha256": source}
     else:
         about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
-    connectivity = asdict(options.connectivity)
-    of_loadings = {key: connectivity.pop(key) for key in list(connectivity) if key.startswith("loadings_")}
-    shared = {
-        key: connectivity[key]
-        for key in ("flow", "weight_decay", "ema_decay", "cosine", "early_stopping", "match_moments")
-    }
-    marks = {"data": fingerprint(what, source)}
-    marks["lrrnn"] = fingerprint(marks["data"], "given" if given_latents else asdict(options.lrrnn), options.seed)
-    marks["loadings"] = fingerprint(marks["lrrnn"], of_loadings, shared)
-    marks["outputs"] = fingerprint(marks["loadings"], connectivity)
-    return Plan(requested, marks, given_latents, about)
+    marks = stage_marks(options, source, check_trainer(options.trainer), given_latents)
+    earlier = earlier_marks(options, source, given_latents)
+    return Plan(requested, marks, given_latents, about, earlier)
 
 
 def quiet() -> None:
-    """Silence what Lightning says of itself, and its warnings that ask for nothing."""
+    """Silence what Lightning says of itself, unless hydra.verbose asks for it, and its warnings that ask for nothing."""
+    verbose = logging.getLogger().level == logging.DEBUG
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        if logging.getLogger(name).level != logging.DEBUG:
+            logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
     for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*tensorboardX.*"):
         warnings.filterwarnings("ignore", pattern)
     # Checkpoint folders are ours and named after what they hold.
@@ -153,8 +151,9 @@ def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     """Yields what writes a line to the run's train.log."""
     handler = _LogFile(directory / "train.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    _log.setLevel(logging.INFO)
-    _log.propagate = False  # a configuration of one's own may have Hydra print what is logged: each line twice
+    if _log.getEffectiveLevel() > logging.DEBUG:  # else hydra.verbose asks for all that is logged
+        _log.setLevel(logging.INFO)
+        _log.propagate = False  # a configuration of one's own may have Hydra print what is logged: each line twice
     _log.addHandler(handler)
     try:
         yield _log.info
@@ -193,8 +192,9 @@ def sources(store: RunStore, stage: str) -> list[Path]:
     return [file for earlier in STAGES[: STAGES.index(stage)] for file in stage_files(store)[earlier]]
 
 
-def note_invocation(store: RunStore, schedule: Plan) -> None:
-    """Note what the stages that follow are made with."""
+def note_invocation(store: RunStore, options: Options, schedule: Plan) -> None:
+    """Note what the stages that follow are made with; before config.yaml is that of this job."""
+    recognise(store, options, schedule.marks, schedule.earlier)
     made_with = {"connector": __version__, "versions": provenance.versions(), "git": provenance.git_state()}
     store.note_invocation({"command": provenance.command(), **made_with, "data": schedule.data})
 
@@ -305,6 +305,8 @@ def describe(recording: Recording) -> list[str]:
 
 
 def _logger(options: Options, directory: Path, sweep_name: str | None, config: dict) -> Any:
+    if isinstance(options.logger, OtherLogger) and not is_child_rank():
+        return UsersLogger(options.logger, directory, config)
     if options.logger.name != "wandb" or is_child_rank():
         return NoRun()
     name = directory.name if directory.name.startswith(options.experiment_name) else (
@@ -345,13 +347,17 @@ def run(
         trainer.devices = launch.devices_of_job(trainer.accelerator, trainer.devices, job_number)
     if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
-    check_trainer(options.trainer)
+    _log.debug("fingerprints are made for this machine: %s", check_trainer(options.trainer))
+    additions(options)  # refuses before anything is read
     with explained("data", directory):
         data = read_already.pop(directory.resolve(), None)
         if data is None:
             data = build_data(options)
             data.setup()
         schedule = plan(options, data)
+    _log.debug("fingerprints: %s", schedule.marks)
+    if options.trainer.extra.get("fast_dev_run"):
+        return _try_out(options, data, schedule, console)
     store = RunStore(directory)
     if sweep_name is not None and not options.force and _is_finished(store, options, schedule):
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
@@ -359,6 +365,20 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     with guarded(directory), logging_to(directory):
         return _run(options, config, directory, sweep_name, data, schedule, store, console)
+
+
+def _try_out(options: Options, data: RecordingDataModule, schedule: Plan, console: Console) -> None:
+    """Lightning's fast_dev_run: a few batches of every stage, in a directory that is thrown away."""
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    last = max(map(STAGES.index, schedule.requested), default=0)
+    all_before = tuple(s for s in STAGES[: last + 1] if s != "lrrnn" or not schedule.given_latents)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = StageContext(options, RunStore(scratch), NoRun(), console, say, additions=additions(options))
+        run_stages(context, data, replace(schedule, requested=all_before))
+    say("fast_dev_run: every stage ran to its end with a batch or a few; nothing was kept, and nothing was measured")
 
 
 def _results_mark(options: Options, schedule: Plan) -> str:
@@ -410,10 +430,10 @@ def _run(
                 # A simulation is a function of the seed, too.
                 seed = {"seed": options.seed} if data.teacher is not None else {}
                 logger.log_data(plain["data"] | seed, options.data.name)
-            context = StageContext(options, store, logger, console, say)
+            context = StageContext(options, store, logger, console, say, additions=additions(options))
             if not is_child_rank():
+                note_invocation(store, options, schedule)
                 write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-                note_invocation(store, schedule)
                 store.forget_stage("results")
         run_stages(context, data, schedule)
         if is_child_rank():

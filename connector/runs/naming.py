@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,12 +14,31 @@ from omegaconf import OmegaConf
 # These act on the same run: what is trained, how fast, where it is logged.
 _WITHOUT_EFFECT = re.compile(r"^(stages|force|report|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
+# A value, or an element of a list or of a mapping, that is a number or a constant.
+_SCALAR = re.compile(
+    r"(?<![^\s,\[\]{}:])(?:true|false|null|[+-]?(?!0\d)(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(?![^\s,\[\]{}])", re.I
+)
 
 
 def conf_directory() -> Path:
     """The folder conf/ of the configuration: in the installed package, or at the top of the checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _by_value(text: str) -> str:
+    """An override whose numbers and constants are spelt in one way: sigma=1.0 and sigma=1 are one setting."""
+    key, equals, value = text.partition("=")
+    return key + equals + _SCALAR.sub(lambda found: _spelling(found[0]), value)
+
+
+def _spelling(scalar: str) -> str:
+    if scalar.lower() in ("true", "false", "null"):
+        return scalar.lower()
+    number = float(scalar)
+    if number == 0 or 1e-3 <= abs(number) < 1e15:
+        return str(int(number)) if number.is_integer() else repr(number)
+    return f"{Decimal(repr(number)).normalize():e}"
 
 
 def without_effect(option: str) -> bool:
@@ -41,7 +61,7 @@ def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], s
         separator: between the two parts (sweeps put them into one directory name).
 
     Returns:
-        OVERRIDES holds the options that change the result, sorted, in characters safe in a path; followed by 6 hex
+        OVERRIDES holds the options that change the result, sorted, numbers in one spelling, in characters safe in a path; followed by 6 hex
         digits of their hash where it was shortened or where a value holds a path; ``default`` where there are none.
     """
     name = run_name(choices)
@@ -53,7 +73,7 @@ def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], s
         key, _, value = bare.partition("=")
         if key == "experiment" or (key == "data" and value == name):
             continue
-        kept.append(override)
+        kept.append(_by_value(override))
     if not kept:
         return f"{name}{separator}default"
     kept.sort()

@@ -116,16 +116,16 @@ class LowRankRNNOptions:
     init_std: float = option("sd of the random initial weights", stages=_LRRNN, above=0)
     max_epochs: int | None = option(
         "null: 60 for spikes; for rates none where the closed form leaves nothing to gain, else 2",
-        stages=_LRRNN, unit="epochs", above=0,
+        stages=_LRRNN, unit="epochs", at_least=1,
     )  # fmt: skip
     learning_rate: float | None = option(
         "of Adam; null: 1e-4 for rates (fine-tuning), 1e-2 for spikes", stages=_LRRNN, above=0
     )
-    batch_size: int | None = option("null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", above=0)
+    batch_size: int | None = option("null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", at_least=1)
     weight_penalty: float = option(
         "weight of the sum of the norms of the parameter tensors, for rates", stages=_LRRNN, at_least=0
     )
-    n_units: int = option("units of the latent network, for spikes", stages=_LRRNN, above=0, at_most=2**14)
+    n_units: int = option("units of the latent network, for spikes", stages=_LRRNN, at_least=1, at_most=2**14)
     rollout_weight: float = option(
         "weight of the noise-free, input-driven rollout beside the evidence bound, for spikes",
         stages=_LRRNN, at_least=0,
@@ -151,14 +151,14 @@ class FlowOptions:
     network: str = option(
         "network that the velocity is learned by", stages=_FLOWS, choices=tuple(NETWORKS), before="mlp"
     )
-    hidden_width: int = option("units of a hidden layer", stages=_FLOWS, above=0, at_most=2**14)
-    hidden_layers: int = option("hidden layers", stages=_FLOWS, above=0, at_most=100)
+    hidden_width: int = option("units of a hidden layer", stages=_FLOWS, at_least=1, at_most=2**14)
+    hidden_layers: int = option("hidden layers", stages=_FLOWS, at_least=1, at_most=100)
     base: str = option(
         "base density of the loadings' flow; auto: the one of higher held-out likelihood",
         stages=_LOADINGS, choices=("auto", "normal", "student_t"),
     )  # fmt: skip
     precondition: bool = option("give the velocity the part that normal data have", stages=_FLOWS)
-    steps: int = option("midpoint steps of the sampler", stages=_FLOWS, above=0, at_most=10_000)
+    steps: int = option("midpoint steps of the sampler", stages=_FLOWS, at_least=1, at_most=10_000)
 
 
 @dataclass
@@ -186,7 +186,7 @@ class ConnectivityOptions:
         "recorded neurons over all of the network; null: as simulated, else unknown (a few of very many)",
         stages=_OUTPUTS, above=0, at_most=1,
     )  # fmt: skip
-    max_states: int = option("latent states used to estimate nu, at most", stages=_OUTPUTS, above=0, at_most=10**6)
+    max_states: int = option("latent states used to estimate nu, at most", stages=_OUTPUTS, at_least=1, at_most=10**6)
     sigma: float = option("sd of n around nu, in the flow of n and where a sample says so", stages=_OUTPUTS, above=0)
     outputs: str = option(
         "draw n from N(nu, sigma^2) (conditional_mean), or through the learned flow (flow)",
@@ -207,21 +207,21 @@ class ConnectivityOptions:
         "tilt the flow (normal base) and shift n a little, so that networks drawn have the recorded drive",
         stages=_OUTPUTS,
     )
-    loadings_epochs: int = option("of the loadings' flow, at most", stages=_LOADINGS, unit="epochs", above=0)
+    loadings_epochs: int = option("of the loadings' flow, at most", stages=_LOADINGS, unit="epochs", at_least=1)
     loadings_epoch_size: int | None = option(
-        "neurons of an epoch at most, a fresh choice each time; null: all", stages=_LOADINGS, unit="neurons", above=0
+        "neurons of an epoch at most, a fresh choice each time; null: all", stages=_LOADINGS, unit="neurons", at_least=1
     )
-    loadings_batch_size: int = option("of the loadings' flow", stages=_LOADINGS, unit="neurons", above=0)
+    loadings_batch_size: int = option("of the loadings' flow", stages=_LOADINGS, unit="neurons", at_least=1)
     loadings_paths: int = option(
         "paths of a step at least: a smaller batch is repeated with fresh noise and times",
         stages=_LOADINGS, at_least=0, at_most=10**7,
     )  # fmt: skip
     loadings_learning_rate: float = option("of the loadings' flow", stages=_LOADINGS, above=0)
-    outputs_epochs: int = option("of the flow of n", stages=_OUTPUTS, unit="epochs", above=0)
-    outputs_batch_size: int = option("of the flow of n", stages=_OUTPUTS, unit="neurons", above=0)
+    outputs_epochs: int = option("of the flow of n", stages=_OUTPUTS, unit="epochs", at_least=1)
+    outputs_batch_size: int = option("of the flow of n", stages=_OUTPUTS, unit="neurons", at_least=1)
     outputs_learning_rate: float = option("of the flow of n", stages=_OUTPUTS, above=0)
     outputs_loadings: int = option(
-        "loadings drawn from their flow to train the flow of n", stages=_OUTPUTS, above=0, at_most=10**7
+        "loadings drawn from their flow to train the flow of n", stages=_OUTPUTS, at_least=1, at_most=10**7
     )
     weight_decay: float = option("of both flows", stages=_FLOWS, at_least=0)
     ema_decay: float | None = option(
@@ -245,14 +245,14 @@ class TrainerOptions:
     name: str = option(_LABEL, stages=())
     accelerator: str = option("cpu, gpu, auto, or another of Lightning's", stages=_TRAINED)
     devices: Any = option("how many, which ([0,2]), or auto", stages=_TRAINED)
-    num_nodes: int = option("computers", stages=_TRAINED, above=0)
+    num_nodes: int = option("computers", stages=_TRAINED, at_least=1)
     strategy: str = option("of Lightning, such as ddp", stages=_TRAINED)
     precision: str = option("of Lightning, such as 32-true, 16-mixed or 64-true", stages=_TRAINED)
     progress: bool = option("progress bars where there is a terminal", stages=())
     threads: int | None = option(
         "CPU threads of each process; null: as the machine has cores, and one where steps are small. Changes numbers by "
         "rounding only, as another machine does",
-        stages=(), above=0, at_most=1024,
+        stages=(), at_least=1, at_most=1024,
     )  # fmt: skip
     extra: dict[str, Any] = option(
         "any other argument of Lightning's Trainer: trainer.extra.NAME=VALUE, or +trainer.NAME=VALUE",

@@ -188,6 +188,13 @@ class RunStore:
         """Directory of the checkpoints of a training that is under way; it is there until the stage is finished."""
         return self.checkpoints / f"{stage}-{mark}"
 
+    def renew_fingerprint(self, stage: str, earlier: str, mark: str) -> None:
+        """A stage that stands under an earlier form of its fingerprint stands under that of today."""
+        manifest = self.manifest()
+        if manifest["stages"].get(stage, {}).get("fingerprint") == earlier:
+            manifest["stages"][stage]["fingerprint"] = mark
+            self._write_manifest(manifest)
+
     def forget_stage(self, stage: str) -> None:
         manifest = self.manifest()
         if manifest["stages"].pop(stage, None) is not None:

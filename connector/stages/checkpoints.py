@@ -36,6 +36,7 @@ class StageCheckpoints(Checkpoint):
     Attributes:
         best_model_score: lowest value of ``monitor`` so far, a tensor, or None.
         best: file of the best state, or None; last: file of the last one, or None.
+        ever_validated: whether a validation has run since this training began or went on.
     """
 
     def __init__(self, directory: Path, monitor: str, every_s: float | None = None):
@@ -44,7 +45,7 @@ class StageCheckpoints(Checkpoint):
         self.best_model_score: Tensor | None = None
         self.best: Path | None = None
         self.last: Path | None = None
-        self._validated = False
+        self._validated = self.ever_validated = False
         self._written = -math.inf
 
     def written(self) -> list[Path]:
@@ -70,7 +71,7 @@ class StageCheckpoints(Checkpoint):
             interruption.leave()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated = True
+        self._validated = self.ever_validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor) if self._validated else None
@@ -78,7 +79,9 @@ class StageCheckpoints(Checkpoint):
         if value is not None and (self.best_model_score is None or value < self.best_model_score):
             self.best_model_score = value.detach().cpu().clone()
             self.best = self._write(trainer, "best")
-        ends = trainer.current_epoch + 1 >= trainer.max_epochs
+        # Besides the epochs a callback may end it, or an argument of Lightning's Trainer: max_steps, max_time.
+        of_steps = trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps
+        ends = trainer.current_epoch + 1 >= trainer.max_epochs or trainer.should_stop or of_steps
         stops = trainer.strategy.reduce_boolean_decision(interruption.stop_asked(), all=False)
         # One process decides for all: their clocks differ.
         if trainer.strategy.broadcast(stops or ends or time.monotonic() - self._written >= self.every_s):

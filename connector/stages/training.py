@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from rich.console import Console
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from connector.stages.curves import LearningCurves
 from connector.stages.progress import StageProgress
 
 _VALIDATIONS = 30  # over a training, so that watching costs little
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
@@ -129,7 +133,10 @@ def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
 
 @dataclass
 class StageContext:
-    """What every stage needs to know of the run it belongs to; ``callbacks`` watch the training of all stages."""
+    """What every stage needs to know of the run it belongs to; ``callbacks`` watch the training of all stages.
+
+    ``additions``: stage -> the user's own callbacks, and arguments of Lightning's Trainer; None: ``trainer.extra`` alone.
+    """
 
     options: Options
     store: RunStore
@@ -137,6 +144,7 @@ class StageContext:
     console: Console
     say: Callable[[str], None]
     callbacks: Sequence[Callback] = ()
+    additions: Callable[[str], tuple[list[Callback], dict[str, Any]]] | None = None
 
 
 def is_child_rank() -> bool:
@@ -170,24 +178,66 @@ def validation_interval(max_epochs: int) -> int:
     return max(1, max_epochs // _VALIDATIONS)
 
 
-def _hardware(options: TrainerOptions) -> dict[str, Any]:
-    """What of the options Lightning's Trainer takes."""
-    names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-    return {name: getattr(options, name) for name in names}
+_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+# Arguments of Lightning's Trainer that each stage sets by itself, and the option that decides.
+_ELSEWHERE = {
+    "max_epochs": "lrrnn.max_epochs, connectivity.loadings_epochs and connectivity.outputs_epochs",
+    "logger": "logger=csv, logger=wandb or logger._target_",
+    "callbacks": "callbacks.NAME._target_=MODULE.CLASS",
+    "enable_progress_bar": "trainer.progress",
+    "default_root_dir": "hydra.run.dir",
+    "enable_checkpointing": "force=true (a run always keeps checkpoints, to go on from)",
+    "barebones": "trainer.extra.fast_dev_run (a stage cannot do without its checkpoint)",
+    "use_distributed_sampler": "trainer.devices (batches are divided among processes already)",
+} | {name: f"trainer.{name}" for name in _HARDWARE}
 
 
-def check_trainer(options: TrainerOptions) -> None:
+def misplaced_argument(name: str) -> UserError | None:
+    """Why a name is none of the arguments of Lightning's Trainer under ``trainer.extra``; None where it is one."""
+    known = set(inspect.signature(pl.Trainer).parameters) - set(_ELSEWHERE)
+    if name in known:
+        return None
+    ours = [f.name for f in fields(TrainerOptions)]
+    near = (
+        name if name in _ELSEWHERE else next(iter(difflib.get_close_matches(name, [*known, *_ELSEWHERE, *ours], 1)), "")
+    )
+    remedy = "see the arguments of Lightning's Trainer, and `python train.py --help`"
+    if near in known:
+        remedy = f"the nearest is trainer.extra.{near}"
+    elif near in _ELSEWHERE:
+        remedy = f"{near} is set by {_ELSEWHERE[near]}"
+    elif near:
+        remedy = f"the nearest is trainer.{near}"
+    return UserError("an option of the trainer that exists", f"trainer.{name}", remedy)
+
+
+def check_trainer(options: TrainerOptions) -> dict[str, Any]:
     """Refuse what Lightning cannot offer on this machine before anything is read or trained.
 
+    Returns:
+        what the options come to on this machine and changes numbers: kind of accelerator, number of processes, precision,
+        and the strategy where it is more than copies of one model.
+
     Raises:
-        UserError: no such accelerator, strategy or precision, or devices that are not there.
+        UserError: no such accelerator, strategy, precision or argument, or devices that are not there.
     """
+    for error in filter(None, map(misplaced_argument, options.extra)):
+        raise error
+    hardware = {name: getattr(options, name) for name in _HARDWARE}
+    extra = {name: value for name, value in options.extra.items() if not isinstance(value, (dict, list))}
     try:
-        pl.Trainer(**_hardware(options), logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = pl.Trainer(**hardware, **extra, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except Exception as error:  # Lightning has no common class for what it refuses
-        given = ", ".join(f"trainer.{name}={value}" for name, value in _hardware(options).items())
+        given = ", ".join(f"trainer.{name}={value}" for name, value in {**hardware, **extra}.items())
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
+    strategy = type(trainer.strategy).__name__
+    return {
+        "accelerator": type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "strategy": "" if strategy in ("SingleDeviceStrategy", "DDPStrategy") else strategy,
+    }
 
 
 class PlainCheckpointFiles(TorchCheckpointIO):
@@ -198,6 +248,36 @@ class PlainCheckpointFiles(TorchCheckpointIO):
         write_saved(checkpoint, path)
 
 
+def _trainer(
+    context: StageContext, stage: str, max_epochs: int, clip: float | None, callbacks: Sequence[Callback]
+) -> pl.Trainer:
+    """Lightning's Trainer of a stage: what the stage asks for, changed by what the user does."""
+    options, store = context.options.trainer, context.store
+    own, extra = ([], dict(options.extra)) if context.additions is None else context.additions(stage)
+    if extra.get("profiler") in _PROFILERS:  # else its table goes to a log that is silenced
+        extra["profiler"] = _PROFILERS[extra["profiler"]](store.path / "logs", f"profile_{stage}")
+        context.say(f"{stage}: profiled; the table goes to {store.path / 'logs'}")
+    arguments = {
+        **{name: getattr(options, name) for name in _HARDWARE},
+        "max_epochs": max_epochs,
+        "check_val_every_n_epoch": validation_interval(1 if {"max_steps", "max_time"} & set(extra) else max_epochs),
+        "num_sanity_val_steps": 0,
+        "gradient_clip_val": clip,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        **extra,
+        "plugins": [PlainCheckpointFiles(), *(extra.get("plugins") or [])],
+    }
+    return pl.Trainer(
+        **arguments,
+        logger=context.logger.for_stage(stage),
+        callbacks=[*callbacks, *own],
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=store.path,
+    )
+
+
 def fit(
     context: StageContext,
     stage: str,
@@ -206,6 +286,7 @@ def fit(
     mark: str,
     max_epochs: int,
     monitor: str,
+    *,
     clip: float | None = None,
     callbacks: Sequence[Callback] = (),
     keep: str = "best",
@@ -216,27 +297,13 @@ def fit(
     where it would have ended. Its checkpoints stay until the stage is finished (:meth:`RunStore.finish_stage`). With
     ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """
-    options, store = context.options, context.store
-    checkpoints = StageCheckpoints(store.unfinished(stage, mark), monitor)
-    curves = LearningCurves(store.path / "logs" / f"{stage}.csv")
-    watch = [checkpoints, curves]
-    if options.trainer.progress:
+    checkpoints = StageCheckpoints(context.store.unfinished(stage, mark), monitor)
+    curves = LearningCurves(context.store.path / "logs" / f"{stage}.csv")
+    # First: the Trainer's checkpoint_callback is this one, whatever the user adds.
+    watch = [checkpoints, *callbacks, *context.callbacks, curves]
+    if context.options.trainer.progress:
         watch.append(StageProgress(stage, monitor, context.console))
-    trainer = pl.Trainer(
-        **_hardware(options.trainer),
-        max_epochs=max_epochs,
-        check_val_every_n_epoch=validation_interval(max_epochs),
-        num_sanity_val_steps=0,
-        gradient_clip_val=clip,
-        logger=context.logger.for_stage(stage),
-        callbacks=[*callbacks, *context.callbacks, *watch],
-        plugins=[PlainCheckpointFiles()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=store.path,
-        log_every_n_steps=1,
-    )
+    trainer = _trainer(context, stage, max_epochs, clip, watch)
     resume = checkpoints.resumable() if max_epochs else None
     if resume is not None:
         checkpoints.last = resume
@@ -252,15 +319,27 @@ def fit(
         raise
     finally:
         interruption.training_ends()
-    final = store.checkpoints / f"{stage}.ckpt"
-    if not max_epochs:
+    _keep_weights(context, stage, module, trainer, curves, keep if max_epochs else "start")
+    return trainer
+
+
+def _keep_weights(
+    context: StageContext, stage: str, module: StageModule, trainer: pl.Trainer, curves: LearningCurves, keep: str
+) -> None:
+    """The stage's checkpoint: the "best" state of the training, its "last" one, or the "start" where there was none."""
+    checkpoints: StageCheckpoints = trainer.checkpoint_callback
+    final = context.store.checkpoints / f"{stage}.ckpt"
+    if keep == "start":
         part = final.with_name(f".{final.name}.part")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             move_into_place(part, final)
             shutil.rmtree(checkpoints.directory, ignore_errors=True)
         trainer.strategy.barrier()
-        return trainer
+        return
+    if checkpoints.best is None and not checkpoints.ever_validated:
+        remedy = "trainer.extra.check_val_every_n_epoch=1 has one in each epoch"
+        raise UserError(f"a validation while the stage {stage} is trained", "none", remedy)
     if checkpoints.best is None:
         raise numerical_failure(stage, "the validation loss was not finite after any epoch")
     kept = checkpoints.last if keep == "last" else checkpoints.best
@@ -272,4 +351,3 @@ def fit(
         with atomic(final) as aside:
             shutil.copyfile(kept, aside)
     trainer.strategy.barrier()
-    return trainer
