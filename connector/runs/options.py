@@ -345,11 +345,11 @@ _GROUPS = ("experiment", "debug", "hydra/launcher", "hydra/sweeper", "hydra.run.
 
 def _suggest(key: str, known: Iterable[str]) -> str:
     known = [*known, *_GROUPS]
+    group = key.partition(".")[0]
+    if group in ("experiment", "debug"):
+        return f"the files of {group}/ begin with the line `# @package _global_`"
     if key in known:
         return "this is an option of other data sets: choose one that has it with data=NAME, or leave the option out"
-    group, _, rest = key.partition(".")
-    if group in ("experiment", "debug") and rest:
-        return f"the files of {group}/ begin with the line `# @package _global_`"
     near = difflib.get_close_matches(key, known, n=1) or [
         k
         for k in known

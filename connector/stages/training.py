@@ -189,7 +189,7 @@ _ELSEWHERE = {
     "enable_checkpointing": "force=true (a run always keeps checkpoints, to go on from)",
     "barebones": "trainer.extra.fast_dev_run (a stage cannot do without its checkpoint)",
     "use_distributed_sampler": "trainer.devices (batches are divided among processes already)",
-} | {name: f"trainer.{name}" for name in _HARDWARE}
+} | dict.fromkeys(_HARDWARE, "")
 
 
 def misplaced_argument(name: str) -> UserError | None:
@@ -204,10 +204,10 @@ def misplaced_argument(name: str) -> UserError | None:
     remedy = "see the arguments of Lightning's Trainer, and `python train.py --help`"
     if near in known:
         remedy = f"the nearest is trainer.extra.{near}"
-    elif near in _ELSEWHERE:
-        remedy = f"{near} is set by {_ELSEWHERE[near]}"
-    elif near:
+    elif near in ours:
         remedy = f"the nearest is trainer.{near}"
+    elif near:
+        remedy = f"what Lightning calls {near} is set by {_ELSEWHERE[near]}"
     return UserError("an option of the trainer that exists", f"trainer.{name}", remedy)
 
 
@@ -319,27 +319,31 @@ def fit(
         raise
     finally:
         interruption.training_ends()
-    _keep_weights(context, stage, module, trainer, curves, keep if max_epochs else "start")
+    _keep_weights(context, module, data, trainer, keep if max_epochs else "start")
+    if max_epochs and trainer.is_global_zero:
+        curves.write()
+    trainer.strategy.barrier()
     return trainer
 
 
 def _keep_weights(
-    context: StageContext, stage: str, module: StageModule, trainer: pl.Trainer, curves: LearningCurves, keep: str
+    context: StageContext, module: StageModule, data: pl.LightningDataModule, trainer: pl.Trainer, keep: str
 ) -> None:
     """The stage's checkpoint: the "best" state of the training, its "last" one, or the "start" where there was none."""
     checkpoints: StageCheckpoints = trainer.checkpoint_callback
-    final = context.store.checkpoints / f"{stage}.ckpt"
+    stage, final = module.stage, context.store.checkpoints / f"{module.stage}.ckpt"
     if keep == "start":
         part = final.with_name(f".{final.name}.part")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             move_into_place(part, final)
             shutil.rmtree(checkpoints.directory, ignore_errors=True)
-        trainer.strategy.barrier()
         return
-    if checkpoints.best is None and not checkpoints.ever_validated:
-        remedy = "trainer.extra.check_val_every_n_epoch=1 has one in each epoch"
-        raise UserError(f"a validation while the stage {stage} is trained", "none", remedy)
+    if checkpoints.best is None and not checkpoints.ever_validated:  # ended within the first epochs, by max_steps
+        score = {k: v for found in trainer.validate(module, data, verbose=False) for k, v in found.items()}
+        if checkpoints.monitor not in score:
+            raise UserError(f"a validation of the stage {stage}", "none", "leave out trainer.extra.limit_val_batches=0")
+        checkpoints.best, checkpoints.best_model_score = checkpoints.last, torch.tensor(score[checkpoints.monitor])
     if checkpoints.best is None:
         raise numerical_failure(stage, "the validation loss was not finite after any epoch")
     kept = checkpoints.last if keep == "last" else checkpoints.best
@@ -347,7 +351,5 @@ def _keep_weights(
     module.load_state_dict(read_saved(kept, "a checkpoint")["state_dict"])
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        curves.write()
         with atomic(final) as aside:
             shutil.copyfile(kept, aside)
-    trainer.strategy.barrier()
