@@ -1,4 +1,4 @@
-"""Writes docs/api.md and docs/metrics.md from the docstrings and explanations in the code.
+"""Writes docs/api.md, docs/metrics.md and docs/options.md from docstrings, explanations and declarations in the code.
 
 python docs/make_api.py           # after a change of a docstring or of a measure
 python docs/make_api.py --check   # exit code 1 where a page is not what the code says
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from connector.declarations import declared
 from connector.report.glossary import METRICS
+from connector.runs.describe import options_page
 
 DOCS = Path(__file__).resolve().parent
 
@@ -262,7 +263,7 @@ def metrics() -> str:
     return "\n".join(said) + "\n"
 
 
-PAGES = {"api.md": api, "metrics.md": metrics}
+PAGES = {"api.md": api, "metrics.md": metrics, "options.md": options_page}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ def _own_options() -> Iterator[tuple[str, Option, Any]]:
     yield from (entry for entry in declared(Options) if "." not in entry[0])
 
 
+def _of_data(source: str) -> list[tuple[str, Option, Any]]:
+    """What the recording is, how it is read or simulated, how its trials are divided."""
+    first, last = (
+        ("data.source", "data.name", "data.path", "data.teachers"),
+        ("data.fold", "data.n_folds", "data.fold_seed"),
+    )
+    return sorted(declared(DATA_TYPES[source], "data."), key=lambda entry: (entry[0] not in first) + (entry[0] in last))
+
+
 def _about(option: Option, kind: Any) -> str:
     """Range and unit in brackets, and of a list that it is one; empty where the value says it all."""
     range_ = re.sub(r"^(of|in|among) ", "", option.range) or (kind_in_words(kind) if "list" in str(kind) else "")
@@ -71,7 +80,7 @@ def option_table(config: DictConfig) -> str:
     source = (plain.get("data") or {}).get("source")
     tables = {"": list(_own_options())}
     if source in DATA_TYPES:
-        tables["data"] = list(declared(DATA_TYPES[source], "data."))
+        tables["data"] = _of_data(source)
     tables |= {name: list(declared(schema, f"{name}.")) for name, schema in _GROUPS.items()}
     lines = []
     for group, entries in tables.items():
@@ -89,7 +98,7 @@ def option_table(config: DictConfig) -> str:
     return "\n".join(lines).strip()
 
 
-def _table(entries: Iterator[tuple[str, Option, Any]], defaults: Mapping[str, Any]) -> list[str]:
+def _table(entries: Iterable[tuple[str, Option, Any]], defaults: Mapping[str, Any]) -> list[str]:
     lines = ["| option | default | meaning | changes |", "|---|---|---|---|"]
     for name, option, kind in entries:
         value = defaults
@@ -109,9 +118,9 @@ def options_page() -> str:
 
     conf, said = conf_directory(), [_PAGE]
     said += ["## Of the run", "", *_table(_own_options(), read(conf / "train.yaml"))]
-    for source, schema in DATA_TYPES.items():
+    for source in DATA_TYPES:
         said += ["", f"## data, source {source}", ""]
-        said += _table(declared(schema, "data."), {"data": read(conf / "data" / f"{source}.yaml")})
+        said += _table(_of_data(source), {"data": read(conf / "data" / f"{source}.yaml")})
     for group, schema in _GROUPS.items():
         said += ["", f"## {group}", ""]
         said += _table(declared(schema, f"{group}."), {group: read(conf / group / f"{_DEFAULTS[group]}.yaml")})

@@ -7,13 +7,14 @@ change the rounding of sums: they are noted in manifest.json and are no part of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 
-from connector.declarations import changing
+from connector.declarations import changing, declared
 from connector.runs.options import Options
 from connector.runs.store import RunStore, fingerprint
 
@@ -57,11 +58,11 @@ def _changing(options: Options, stage: str) -> dict[str, Any]:
 def earlier_marks(options: Options, source: Any, given_latents: bool) -> dict[str, str]:
     """The fingerprints that version 0.1 gave the same options; empty where it did not have one of them."""
     parts = {name: asdict(getattr(options, name)) for name in ("data", "lrrnn", "connectivity")}
-    for name in parts:
-        for f in fields(getattr(options, name)):
-            about = f.metadata.get("option")
-            newer = about is not None and about.is_newer and f.name != "teachers"
-            if newer and parts[name].pop(f.name) != about.before:
+    for name, part in parts.items():
+        for path, about, _ in declared(type(getattr(options, name))):
+            *groups, last = path.split(".")
+            holder = functools.reduce(lambda held, group: held[group], groups, part)
+            if about.is_newer and last != "teachers" and holder.pop(last) != about.before:
                 return {}
     if options.trainer.extra or options.callbacks:
         return {}
