@@ -242,7 +242,7 @@ def metrics() -> str:
     said = [
         "# The numbers in metrics.json",
         "",
-        "Made from `connector/report/page.py` by `python docs/make_api.py`; the report of a run explains the same numbers "
+        "Made from `connector/report/glossary.toml` by `python docs/make_api.py`; the report of a run explains the same numbers "
         "where they stand. `metrics.json` is flat: `stage/name` and a number. A measure that is not defined for a run "
         "is left out, never NaN: distances to the truth need a simulated network, scores of spikes need spikes, times "
         "are of stages that ran.",
