@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from connector.data.matlab import read_matlab
-from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials
+from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, require_counts
 from connector.data.readers import Reader
 from connector.data.settings import data_option, settled
 from connector.declarations import require
@@ -232,10 +232,7 @@ def _counts(trial: dict, n_neurons: int, path: Path) -> np.ndarray:
             f"a trial in {path.name} with {len(trains)} spike trains of {sorted({len(x) for x in trains})} bins",
         )
     counts = np.stack(trains, axis=1)
-    if not (np.isfinite(counts).all() and (counts >= 0).all() and np.array_equal(counts, np.round(counts))):
-        raise UserError(
-            "spike counts, whole numbers of 0 or more", f"others in a trial of {path.name}", "copy the file again"
-        )
+    require_counts(counts)
     with np.errstate(over="ignore"):
         return counts.astype(np.float32)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from connector.data.preprocessing import require_counts
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, settled
 from connector.declarations import require
@@ -85,8 +86,7 @@ def load_nlb(
             "trials of at least 2 bins", f"{int((lengths < 2).sum())} shorter ones", "lower data.rebin if it is set"
         )
     inside = counts[np.arange(counts.shape[1])[None, :] < lengths[:, None]]
-    if inside.min() < 0 or not np.array_equal(inside, np.round(inside)):
-        raise UserError("spike counts, whole numbers of 0 or more", f"values from {inside.min():g} to {inside.max():g}")
+    require_counts(inside)
     if not inside.any():
         raise UserError("spikes", "none in the whole file")
     silent = int((inside.sum(0) == 0).sum())

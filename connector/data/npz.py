@@ -15,6 +15,8 @@ from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, read_arrays
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from connector.types import Loadings, Recording
 
 _KEYS = (
@@ -66,8 +68,6 @@ def load_npz(
     Raises:
         UserError: a file that is no npz, too large, truncated, or arrays that cannot be a recording.
     """
-    import torch
-
     from connector.dynamics import activation as activation_named
     from connector.types import Recording
 
@@ -81,8 +81,7 @@ def load_npz(
     arrays.check_activity(activation, options.range_tolerance)
     inputs, latents = arrays.per_step("externalinputs"), arrays.per_step("latents")
     arrays.compare_potentials(activation)
-    if latents is not None and latents.shape[2] == 0:
-        latents = None
+    latents = None if latents is not None and latents.shape[2] == 0 else latents
     loadings, n = _known_connectivity(arrays, 0 if inputs is None else inputs.shape[2], latents, rank)
     if inputs is not None and not np.any(inputs):
         if inputs.shape[2]:
@@ -91,30 +90,30 @@ def load_npz(
     if loadings is not None and loadings.d is not None and not bool(loadings.d.any()):
         notes.append("the biases in MBD are all zero: treated as absent")
         loadings = _without(loadings, "d")
-    alpha = options.alpha
-    if alpha is None:
-        alpha = 0.1 if kind == "rates" else options.bin_s / options.tau
-
-    def tensor(value: np.ndarray | None, *types) -> torch.Tensor | None:
-        return None if value is None else torch.from_numpy(value.astype(*types, copy=False) if types else value)
-
+    alpha = (0.1 if kind == "rates" else options.bin_s / options.tau) if options.alpha is None else options.alpha
     return Recording(
-        activity=tensor(arrays.activity, np.float32),
+        activity=_tensor(arrays.activity, np.float32),
         kind=kind,
-        lengths=tensor(arrays.lengths),
+        lengths=_tensor(arrays.lengths),
         alpha=float(alpha),
         activation=activation,
-        inputs=tensor(inputs, np.float32),
+        inputs=_tensor(inputs, np.float32),
         input_names=() if inputs is None else tuple(f"input {i + 1}" for i in range(inputs.shape[2])),
         bin_s=options.bin_s if kind == "spikes" else None,
-        latents=tensor(latents),
+        latents=_tensor(latents),
         loadings=loadings,
-        n=tensor(n, np.float64),
-        choices=tensor(arrays.choices()),
-        trial_times_s=tensor(arrays.trial_times()),
+        n=_tensor(n, np.float64),
+        choices=_tensor(arrays.choices()),
+        trial_times_s=_tensor(arrays.trial_times()),
         name=name or path.stem,
         notes=tuple(notes),
     )
+
+
+def _tensor(value: np.ndarray | None, *dtype: type) -> Tensor | None:
+    from torch import from_numpy
+
+    return None if value is None else from_numpy(value.astype(*dtype, copy=False) if dtype else value)
 
 
 class _Arrays:
@@ -276,11 +275,8 @@ def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
     if low.min() < 0:
         raise UserError("spike counts of 0 or more", f"a smallest value of {low.min():g}")
     if not np.array_equal(values, np.round(values)):
-        raise UserError(
-            "spike counts per bin, whole numbers",
-            "fractions",
-            "save firing rates under the key `rates`, counts before smoothing under `spikes`",
-        )
+        remedy = "save firing rates under the key `rates`, counts before smoothing under `spikes`"
+        raise UserError("spike counts per bin, whole numbers", "fractions", remedy)
 
 
 def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:

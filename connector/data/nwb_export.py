@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from connector.data.nwb import NOTED, SHORTEST_BIN_S, load_pynwb
+from connector.data.preprocessing import require_counts
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size
+from connector.files import MAX_GIGABYTES, atomic, check_size
 from connector.types import Loadings, Recording, valid_mask
 
 
@@ -45,18 +46,8 @@ def export_nwb(
     Raises:
         UserError: rates, counts without a bin width or that are no counts, or a place that cannot be written to.
     """
-    pynwb = load_pynwb()
-    path = Path(path)
-    if recording.kind != "spikes" or recording.bin_s is None:
-        what = "firing rates" if recording.kind == "rates" else "counts without a bin width"
-        raise UserError("a recording of spike counts with a bin width in seconds", what, "NWB holds spike times")
-    counts = recording.activity.numpy()
-    if (counts < 0).any() or not np.array_equal(counts, np.round(counts)):
-        raise UserError("spike counts, whole numbers of 0 or more", f"values from {counts.min():g} to {counts.max():g}")
-    spikes = float(counts.sum(dtype=np.float64))
-    check_size(8e-9 * spikes, max_gigabytes, f"counts of {spikes:.3g} spikes in all are hardly those of a recording")
-    if not recording.bin_s >= 10 * SHORTEST_BIN_S:
-        raise UserError(f"bins of at least {10 * SHORTEST_BIN_S:g} s", f"{recording.bin_s:g} s")
+    pynwb, path = load_pynwb(), Path(path)
+    _check_exportable(recording, max_gigabytes)
     if not path.parent.is_dir():
         raise UserError("a folder to write the NWB file to", f"no folder {path.parent}")
     start, known = _session_clock(recording)
@@ -67,31 +58,11 @@ def export_nwb(
         session_start_time=session_start or datetime(1970, 1, 1, tzinfo=UTC),
         notes="\n".join(recording.notes) or None,
     )
-    noted = {
-        "bin_s": recording.bin_s,
-        "n_steps": recording.n_steps,
-        "alpha": recording.alpha,
-        "activation": recording.activation,
-        "align": "start_time",
-        "until": "stop_time",
-        "min_rate_hz": 0.0,
-        "trial_times": "start_time" if known else None,
-    }
-    columns = {}
-    if recording.trial_times_s is not None and not known:
-        columns["session_time"] = ("time of the trial in the session, s", recording.trial_times_s)
-        noted["trial_times"] = "session_time"
-    for key, meaning in (
-        ("choices", "0 left, 1 right, NaN none"),
-        ("evidence", "signed strength of the evidence for right"),
-        ("click_difference", "right minus left clicks"),
-        ("baseline_hz", "firing rate of each unit before the trial, Hz"),
-    ):
-        if getattr(recording, key) is not None:
-            columns[key], noted[key] = (meaning, getattr(recording, key)), key
+    noted = {key: getattr(recording, key) for key in ("bin_s", "n_steps", "alpha", "activation")}
+    noted |= {"align": "start_time", "until": "stop_time", "min_rate_hz": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hdmf's remarks about names and chunks are no news to the user
-        _add_trials(nwb, recording, start, columns)
+        _add_trials(nwb, recording, start, known, noted)
         _add_units(nwb, recording, start, noted)
         _add_series(nwb, recording, start, noted)
         nwb.add_scratch(
@@ -99,15 +70,23 @@ def export_nwb(
             name=NOTED,
             description="JSON: how Connector reads this file back (data=nwb, without further options)",
         )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with pynwb.NWBHDF5IO(str(aside), "w") as io:
+            with atomic(path) as aside, pynwb.NWBHDF5IO(str(aside), "w") as io:
                 io.write(nwb)
-            os.replace(aside, path)
         except OSError as error:
             raise UserError("a place to write the NWB file to", f"{path} ({error})") from error
-        finally:
-            aside.unlink(missing_ok=True)
+
+
+def _check_exportable(recording: Recording, max_gigabytes: float) -> None:
+    if recording.kind != "spikes" or recording.bin_s is None:
+        what = "firing rates" if recording.kind == "rates" else "counts without a bin width"
+        raise UserError("a recording of spike counts with a bin width in seconds", what, "NWB holds spike times")
+    counts = recording.activity.numpy()
+    require_counts(counts)
+    spikes = float(counts.sum(dtype=np.float64))
+    check_size(8e-9 * spikes, max_gigabytes, f"counts of {spikes:.3g} spikes in all are hardly those of a recording")
+    if not recording.bin_s >= 10 * SHORTEST_BIN_S:
+        raise UserError(f"bins of at least {10 * SHORTEST_BIN_S:g} s", f"{recording.bin_s:g} s")
 
 
 def _session_clock(recording: Recording) -> tuple[np.ndarray, bool]:
@@ -123,16 +102,28 @@ def _session_clock(recording: Recording) -> tuple[np.ndarray, bool]:
     return np.concatenate([[0.0], np.cumsum(spans + 1.0)[:-1]]), False
 
 
-def _add_trials(nwb, recording: Recording, start: np.ndarray, columns: dict[str, tuple[str, Tensor]]) -> None:
+def _add_trials(nwb, recording: Recording, start: np.ndarray, known: bool, noted: dict[str, Any]) -> None:
     from hdmf.common import VectorData
     from pynwb.epoch import TimeIntervals
 
-    stop = start + recording.lengths.numpy() * recording.bin_s
-    data = [
-        VectorData(name="start_time", description="start of the trial, s", data=start),
-        VectorData(name="stop_time", description="end of the trial's last bin, s", data=stop),
+    columns = [
+        ("start_time", "start of the trial, s", start),
+        ("stop_time", "end of the trial's last bin, s", start + recording.lengths.numpy() * recording.bin_s),
     ]
-    data += [VectorData(name=key, description=text, data=value.numpy()) for key, (text, value) in columns.items()]
+    noted["trial_times"] = "start_time" if known else None
+    if recording.trial_times_s is not None and not known:
+        columns.append(("session_time", "time of the trial in the session, s", recording.trial_times_s.numpy()))
+        noted["trial_times"] = "session_time"
+    for key, meaning in (
+        ("choices", "0 left, 1 right, NaN none"),
+        ("evidence", "signed strength of the evidence for right"),
+        ("click_difference", "right minus left clicks"),
+        ("baseline_hz", "firing rate of each unit before the trial, Hz"),
+    ):
+        if getattr(recording, key) is not None:
+            columns.append((key, meaning, getattr(recording, key).numpy()))
+            noted[key] = key
+    data = [VectorData(name=name, description=meaning, data=values) for name, meaning, values in columns]
     nwb.trials = TimeIntervals(name="trials", description="trials", columns=data, id=list(range(len(start))))
 
 

@@ -118,6 +118,12 @@ def bin_events(times_s: np.ndarray, n_bins: int, bin_s: float, weights: np.ndarr
     return np.bincount(place[inside], weights=weights[inside], minlength=n_bins)
 
 
+def require_counts(values: np.ndarray) -> None:
+    """Raises UserError for values that are no spike counts."""
+    if not (values.min() >= 0 and np.isfinite(values.max()) and np.array_equal(values, np.round(values))):
+        raise UserError("spike counts, whole numbers of 0 or more", f"values from {values.min():g} to {values.max():g}")
+
+
 def pad_trials(trials: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Ragged trials (time_i, channels) as one array (trials, longest, channels), zero past a trial's end.
 

@@ -109,15 +109,6 @@ def simulate_recording(
     else:
         activity = _noisy_rates(recorded, latents, options, generator)
 
-    notes = [f"simulated from the teacher {source.name}: {options.n_neurons} neurons, {n_recorded} recorded"]
-    if stride > 1:
-        notes.append(f"every {stride}th sample recorded; native alpha {source.alpha:g}")
-    if options.process_noise > 0:
-        notes.append(f"process noise on the latents, sd {options.process_noise:g} per simulated step")
-    if options.observation_noise > 0:
-        notes.append(f"noise on the rates, sd {options.observation_noise:g}")
-    if spiking:
-        notes.append(f"Poisson spikes at {options.rate_scale_hz:g} Hz x softplus(m.z + {rate_offset:g})")
     recording = Recording(
         activity=activity,
         kind=options.observation,
@@ -129,9 +120,22 @@ def simulate_recording(
         loadings=recorded.loadings,
         n=recorded.n,
         name=source.name,
-        notes=tuple(notes),
+        notes=tuple(_notes(source, options, n_recorded, rate_offset)),
     )
     return recording, network
+
+
+def _notes(source: Teacher, options: SimulationOptions, n_recorded: int, rate_offset: float) -> list[str]:
+    notes = [f"simulated from the teacher {source.name}: {options.n_neurons} neurons, {n_recorded} recorded"]
+    if options.stride > 1:
+        notes.append(f"every {options.stride}th sample recorded; native alpha {source.alpha:g}")
+    if options.process_noise > 0:
+        notes.append(f"process noise on the latents, sd {options.process_noise:g} per simulated step")
+    if options.observation_noise > 0:
+        notes.append(f"noise on the rates, sd {options.observation_noise:g}")
+    if options.observation == "spikes":
+        notes.append(f"Poisson spikes at {options.rate_scale_hz:g} Hz x softplus(m.z + {rate_offset:g})")
+    return notes
 
 
 def grid_of_states(n_grid: int, extent: float, rank: int = 2) -> Tensor:
