@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
-from connector.data.readers import read_recording, source_of
+from connector.data.readers import READERS, read_recording, source_of
 from connector.errors import UserError
 from connector.runs.naming import conf_directory
 from connector.runs.options import FileData, checked_data
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="connector export",
         description="Write a recording of spikes as an NWB file, which `data=nwb data.path=FILE` reads back exactly.",
     )
-    parser.add_argument("recording", type=Path, help="a file that data=npz, rat, nwb or nlb reads")
+    parser.add_argument("recording", type=Path, help=f"a file that data=NAME reads, NAME among {', '.join(READERS)}")
     parser.add_argument("--out", type=Path, required=True, help="the NWB file to write")
     parser.add_argument("--force", action="store_true", help="replace a file of that name")
     parser.add_argument(

@@ -62,7 +62,7 @@ def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> 
 
     Args:
         path: the file.
-        format: "auto" (by content), "npz", "rat", "nwb" or "nlb".
+        format: "auto" (by content), or a key of READERS: "npz", "rat", "nwb", "nlb".
         options: of load_npz, load_rat, load_nwb or load_nlb.
 
     Raises:
