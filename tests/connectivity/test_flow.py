@@ -3,10 +3,13 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal, multivariate_t
 
 from connector.connectivity.flow import Flow
+from connector.connectivity.networks import NETWORKS
 from connector.connectivity.student_t import fit_student_t
 from connector.errors import UserError
 
@@ -64,6 +67,26 @@ def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, ba
     assert (jacobian.det() - 1).abs().max() > 0.1  # the map is not trivially volume preserving
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("base", "context_dim"), [("normal", 2), ("student_t", 0)])
+def test_log_prob_is_that_of_zuko(base, context_dim, network):
+    """zuko integrates the velocity in its own coordinate, with its own solver, and takes the divergence from autograd."""
+    transforms = pytest.importorskip("zuko").transforms
+    flow = _randomised(Flow(3, context_dim, hidden_width=16, base=base, network=network))
+    g = _generator(1)
+    context = torch.randn(20, context_dim, generator=g).double() if context_dim else None
+    x = flow.location + 2 * torch.randn(20, 3, generator=g).double() @ flow.scale.T
+    x1, c = flow._standardised(x, context)
+    to_base = transforms.FreeFormJacobianTransform(
+        lambda t, x: flow.velocity(x, t, c), 1.0, 0.0, atol=1e-10, rtol=1e-10
+    )
+    x0, log_det = to_base.call_and_ladj(x1)
+    x0 = x0.detach().numpy()
+    of_base = multivariate_normal(np.zeros(3)) if base == "normal" else multivariate_t(np.zeros(3), df=float(flow.dof))
+    expected = torch.from_numpy(of_base.logpdf(x0)) + log_det - torch.linalg.slogdet(flow.scale).logabsdet
+    torch.testing.assert_close(flow.log_prob(x, context, rtol=1e-9, atol=1e-9), expected, rtol=0, atol=1e-6)
+
+
 def test_affine_velocity_has_the_gaussian_density_known_in_closed_form():
     flow = Flow(2, hidden_layers=0, standardise="none", precondition=False).double()
     a = torch.tensor([[0.4, -0.8], [0.3, -0.2]]).double()
@@ -81,8 +104,9 @@ def test_affine_velocity_has_the_gaussian_density_known_in_closed_form():
     assert abs(entropy - float(truth.entropy())) < 4 * error < 0.2
 
 
-def test_divergence_is_the_trace_of_autograd():
-    flow = _randomised(Flow(4, 3, hidden_width=8, hidden_layers=3))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_divergence_is_the_trace_of_autograd(network):
+    flow = _randomised(Flow(4, 3, hidden_width=8, hidden_layers=3, network=network))
     g, net = _generator(5), flow.velocity
     x, context = torch.randn(6, 4, generator=g).double(), torch.randn(6, 3, generator=g).double()
     t = torch.rand(6, generator=g).double()
@@ -200,8 +224,9 @@ def test_same_generator_same_draws_and_chunks_do_not_matter():
     assert torch.allclose(one, two, atol=1e-6)
 
 
-def test_saved_flow_is_the_same(tmp_path):
-    flow = _randomised(Flow(2, 1, hidden_width=8, base="student_t"))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_saved_flow_is_the_same(tmp_path, network):
+    flow = _randomised(Flow(2, 1, hidden_width=8, base="student_t", network=network))
     flow.save(tmp_path / "flow.pt")
     again = Flow.load(tmp_path / "flow.pt")
     x, c = torch.randn(4, 2).double(), torch.randn(4, 1).double()
@@ -215,6 +240,8 @@ def test_mistakes_are_named():
         Flow(2, 1).log_prob(torch.zeros(4, 2))
     with pytest.raises(UserError, match="no context"):
         Flow(2).sample(context=torch.zeros(4, 1))
+    with pytest.raises(UserError, match="network among mlp"):
+        Flow(2, network="transformer")
     with pytest.raises(UserError, match="base among"):
         Flow(2, base="cauchy")
     with pytest.raises(UserError, match="degrees of freedom"):
