@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 # Hydra's own reporting hides the exception from this file and always ends with 1; here mistakes end with 2.
 os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -69,8 +70,9 @@ _raised: list[BaseException] = []
 _directories: list[Path] = []
 
 
-def job(config: DictConfig) -> float | None:
-    """One job: a single run, or one of a sweep. Returns the value that an optimizing sweeper minimises."""
+def job(config: DictConfig, data: Any = None) -> float | None:
+    """One job: a single run, or one of a sweep, whose data a launcher may have read. Returns the value that an optimizing
+    sweeper minimises."""
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     _directories.append(directory)
@@ -89,7 +91,7 @@ def job(config: DictConfig) -> float | None:
             return _remove_if_empty(directory)
         if not sweep:
             return run(options, config, directory)
-        return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num))
+        return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num), data)
     except Exception as error:
         if isinstance(error, UserError):
             _remove_if_empty(directory)

@@ -29,7 +29,6 @@ from connector.launch.job import (
     note_invocation,
     plan,
     quiet,
-    read_already,
     run_stages,
     sources,
     unlogged_curves,
@@ -122,31 +121,31 @@ class _Member:
             note.touch()
 
 
-def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> None:
-    """Train the stages of several jobs, given by options and run directory, before they run one by one."""
+def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> dict[Path, RecordingDataModule]:
+    """Train the stages of several jobs, given by options and run directory, before they run one by one.
+
+    Returns:
+        by run directory, the data that were read for each job trained here.
+    """
     quiet()
-    with contextlib.ExitStack() as locks:
-        _train_stages(jobs, console, locks)
-
-
-def _train_stages(jobs: Sequence[tuple[Options, Path]], console: Console, locks: contextlib.ExitStack) -> None:
     members: list[_Member] = []
-    for options, directory in jobs:
-        if options.trainer.threads is not None:
-            torch.set_num_threads(options.trainer.threads)
-        with _left_alone_on_error(console, directory):
-            member = _Member(options, directory, locks)
-            member.run_first_stage()
-            members.append(member)
-    for stage in _PREPARE:
-        groups: dict[tuple, list[tuple[_Member, FlowJob]]] = {}
-        for member in [m for m in members if m.due(stage)]:
-            with _left_alone_on_error(console, member.directory, members, member):
-                job = member.prepare(stage)
-                groups.setdefault(kind(job), []).append((member, job))
-        for group in groups.values():
-            _train_group(stage, group, members, console)
-    read_already.update({member.directory.resolve(): member.data for member in members})
+    with contextlib.ExitStack() as locks:
+        for options, directory in jobs:
+            if options.trainer.threads is not None:
+                torch.set_num_threads(options.trainer.threads)
+            with _left_alone_on_error(console, directory):
+                member = _Member(options, directory, locks)
+                member.run_first_stage()
+                members.append(member)
+        for stage in _PREPARE:
+            groups: dict[tuple, list[tuple[_Member, FlowJob]]] = {}
+            for member in [m for m in members if m.due(stage)]:
+                with _left_alone_on_error(console, member.directory, members, member):
+                    job = member.prepare(stage)
+                    groups.setdefault(kind(job), []).append((member, job))
+            for group in groups.values():
+                _train_group(stage, group, members, console)
+    return {member.directory.resolve(): member.data for member in members}
 
 
 def _train_group(stage: str, group: list[tuple[_Member, FlowJob]], members: list[_Member], console: Console) -> None:

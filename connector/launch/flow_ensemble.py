@@ -32,8 +32,8 @@ class Trained:
 def kind(job: FlowJob) -> tuple:
     """Jobs whose kinds are equal can train as one."""
     module, data, trainer = job.module, job.data, job.context.options.trainer
-    flow = module.flow.arguments()
-    shape = tuple(flow[key] for key in ("dim", "context_dim", "hidden_width", "hidden_layers", "precondition"))
+    of_base = ("base", "dof", "standardise")  # no part of the velocity
+    shape = tuple(value for key, value in module.flow.arguments().items() if key not in of_base)
     sizes = (len(data.train[0]), data.batch_size, data.epoch_size, module.paths)
     training = (module.learning_rate, module.weight_decay, module.cosine, job.ema_decay, trainer.accelerator)
     # A module with another way to draw its batches, as the published third step has, trains alone, and so does one in a

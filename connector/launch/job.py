@@ -46,10 +46,6 @@ from connector.types import Recording, span
 _log = logging.getLogger("connector")
 
 
-# Data that an ensemble has read for its jobs, by their run directories; each job takes its own.
-read_already: dict[Path, RecordingDataModule] = {}
-
-
 def build_data(options: Options) -> RecordingDataModule:
     """The data module that the options name, not yet read.
 
@@ -329,8 +325,12 @@ def run(
     directory: Path,
     sweep_name: str | None = None,
     job_number: int | None = None,
+    data: RecordingDataModule | None = None,
 ) -> float | None:
     """Run one job in ``directory``: by itself, or as number ``job_number`` of the sweep ``sweep_name``.
+
+    Args:
+        data: of the job, where an ensemble has read them; None: as the options name them.
 
     Returns:
         the value an optimizing sweeper minimises: the dissimilarity to a known teacher, else the projected field error.
@@ -350,7 +350,6 @@ def run(
     _log.debug("fingerprints are made for this machine: %s", check_trainer(options.trainer))
     additions(options)  # refuses before anything is read
     with explained("data", directory):
-        data = read_already.pop(directory.resolve(), None)
         if data is None:
             data = build_data(options)
             data.setup()

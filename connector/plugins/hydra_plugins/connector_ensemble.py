@@ -80,8 +80,12 @@ class EnsembleLauncher(BasicLauncher):
             jobs.append((options, directory))
             if options.force:  # trained anew here, once
                 overrides.append("force=false")
-        train_together(jobs, Console())
+        read = train_together(jobs, Console())
         if joblib_launcher is None:
+            run = self.task_function
+            self.task_function = lambda config: run(
+                config, read.pop(Path(HydraConfig.get().runtime.output_dir).resolve(), None)
+            )
             return super().launch(kept, initial_job_idx)
         side_by_side = joblib_launcher(n_jobs=self.n_jobs)
         side_by_side.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
