@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from connector.connectivity.student_t import log_density, mahalanobis
+from connector.connectivity.student_t import fit_student_t, log_density, mahalanobis
 from connector.errors import UserError
 from connector.types import Loadings
 
@@ -226,24 +226,13 @@ def _whiten(x: Tensor) -> Tensor:
 
 
 def _fit_student(x: Tensor, grid_size: int = 25) -> tuple[float, Tensor, Tensor]:
-    """Maximum likelihood of a multivariate Student t: degrees of freedom, centre, root of the scale matrix.
-
-    The degrees of freedom are searched on a grid, with location and scale by reweighting (EM) at each.
-    """
-    count, dim = x.shape
-    dofs = torch.cat([torch.logspace(np.log10(1.0), 2, grid_size, dtype=x.dtype), x.new_tensor([float("inf")])])
-    best = (-float("inf"), float("inf"), x.mean(0), torch.eye(dim, dtype=x.dtype))
-    for dof in dofs.tolist():
-        centre, scale = x.mean(0), torch.cov(x.T, correction=0).reshape(dim, dim)
-        for _ in range(30 if dof < float("inf") else 1):
-            distance = mahalanobis(x, centre, scale)
-            weight = (dof + dim) / (dof + distance) if dof < float("inf") else torch.ones_like(distance)
-            centre = weight @ x / weight.sum()
-            scale = (x - centre).T @ (weight[:, None] * (x - centre)) / count
-        distance = mahalanobis(x, centre, scale)
-        fit = log_density(distance, dim, x.new_tensor(dof)) - torch.logdet(scale) / 2
-        if float(fit.mean()) > best[0]:
-            best = (float(fit.mean()), dof, centre, torch.linalg.cholesky(scale))
+    """Maximum likelihood of a multivariate Student t: degrees of freedom, of a grid, centre, root of the scale matrix."""
+    dim, best = x.shape[1], (-float("inf"),)
+    for dof in [*torch.logspace(0, 2, grid_size, dtype=x.dtype), x.new_tensor(float("inf"))]:
+        centre, scale, _ = fit_student_t(x, float(dof), sweeps=30)
+        fit = log_density(mahalanobis(x, centre, scale), dim, dof).mean() - torch.logdet(scale) / 2
+        if float(fit) > best[0]:
+            best = (float(fit), float(dof), centre, torch.linalg.cholesky(scale))
     return best[1:]
 
 
