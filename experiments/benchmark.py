@@ -282,7 +282,8 @@ def run_recipe(
     experiment: str, recipe: str, extra: Sequence[str], epochs: Sequence[int] | None, warmup: int, threads: int
 ) -> RecipeCost:
     """Run a recipe's stages in this process; ``epochs`` of each stage only (and the warm-up), or all of them (None)."""
-    from connector.launch.job import build_data, plan, run_stages
+    from connector.launch.job import run_stages
+    from connector.launch.planning import build_data, plan
     from connector.launch.wandb_run import NoRun
     from connector.stages.progress import Stopwatch
     from connector.stages.results import Results

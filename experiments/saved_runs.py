@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -30,7 +29,7 @@ from connector.data.attractors import Teacher
 from connector.data.folds import Fold
 from connector.dynamics import Network
 from connector.errors import UserError, exit_code
-from connector.launch.job import build_data
+from connector.launch.planning import data_module
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.runs.naming import run_directory
@@ -164,12 +163,12 @@ class AttractorRun(Run):
         try:
             # The options of the data alone: those of training may have changed since the run.
             merged = OmegaConf.merge(OmegaConf.structured(AttractorData), config.data)
-            options = SimpleNamespace(data=OmegaConf.to_object(merged), lrrnn=config.lrrnn, seed=config.seed)
+            options = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
             file, got = self.path / "config.yaml", str(error).splitlines()[0]
             remedy = "another version wrote it; the command that made the run makes it anew"
             raise UserError(f"data options of this version in {file}", got, remedy) from error
-        return build_data(options)
+        return data_module(options, config.seed, config.lrrnn.rank, config.lrrnn.bias)
 
     @property
     def teacher(self) -> Teacher:
@@ -246,7 +245,8 @@ class SpikeRun(Run):
     @cached_property
     def _data(self):
         plain = OmegaConf.to_container(self.config.data)
-        data = build_data(SimpleNamespace(data=checked_data(plain), lrrnn=self.config.lrrnn, seed=self.config.seed))
+        config = self.config
+        data = data_module(checked_data(plain), config.seed, config.lrrnn.rank, config.lrrnn.bias)
         data.setup()
         if data.recording.kind != "spikes":
             raise UserError("a run on spike counts", f"{data.recording.kind} in {self.path}")

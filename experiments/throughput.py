@@ -24,7 +24,8 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from connector.files import write_json, write_text
-from connector.launch.job import build_data, plan, run_stages
+from connector.launch.job import run_stages
+from connector.launch.planning import build_data, plan
 from connector.launch.wandb_run import NoRun
 from connector.runs.store import RunStore
 from connector.stages.training import StageContext, clock

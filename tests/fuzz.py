@@ -49,6 +49,7 @@ from rich.table import Table
 from scipy.io import savemat
 
 import connector.launch.job
+import connector.launch.planning
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean
@@ -882,9 +883,9 @@ def rehearsal(options, *_) -> float:
     """connector.launch.job.run up to the first stage: all that the options can spoil before anything is trained."""
     connector.launch.job.quiet()
     check_trainer(options.trainer)
-    data = connector.launch.job.build_data(options)
+    data = connector.launch.planning.build_data(options)
     data.setup()
-    connector.launch.job.plan(options, data)
+    connector.launch.planning.plan(options, data)
     return 0.0
 
 

@@ -19,20 +19,8 @@ from rich.console import Console
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
-from connector.launch.job import (
-    Plan,
-    artifacts,
-    build_data,
-    guarded,
-    is_current,
-    logging_to,
-    note_invocation,
-    plan,
-    quiet,
-    run_stages,
-    sources,
-    unlogged_curves,
-)
+from connector.launch.job import guarded, logging_to, quiet, run_stages, unlogged_curves
+from connector.launch.planning import Plan, artifacts, build_data, is_current, note_invocation, plan, sources
 from connector.launch.wandb_run import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore

@@ -16,22 +16,31 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from connector import __version__, interruption
-from connector.data.attractors import load_teachers
-from connector.data.modules import AttractorDataModule, FileDataModule, RecordingDataModule
-from connector.data.simulation import SimulationOptions
+from connector import interruption
+from connector.data.modules import RecordingDataModule
 from connector.errors import UserError, end_state, explain
-from connector.files import file_checksum, write_text
+from connector.files import write_text
 from connector.launch import distributed as launch
+from connector.launch.planning import (
+    Plan,
+    artifacts,
+    build_data,
+    is_current,
+    is_finished,
+    note_invocation,
+    plan,
+    require_current,
+    results_mark,
+    sources,
+    stage_files,
+)  # fmt: skip
 from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.glossary import METRICS
 from connector.report.numbers import counted
-from connector.runs import provenance
-from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
 from connector.runs.lock import locked
-from connector.runs.options import STAGES, AttractorData, Options, OtherLogger
-from connector.runs.store import RUNNING, RunStore, fingerprint
+from connector.runs.options import STAGES, Options, OtherLogger
+from connector.runs.store import RUNNING, RunStore
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
 from connector.stages.loadings import prepare_loadings
@@ -44,66 +53,6 @@ from connector.stages.write_results import summarise
 from connector.types import Recording, span
 
 _log = logging.getLogger("connector")
-
-
-def build_data(options: Options) -> RecordingDataModule:
-    """The data module that the options name, not yet read.
-
-    Raises:
-        UserError: the file is absent.
-    """
-    data = options.data
-    common = {
-        "rank": options.lrrnn.rank,
-        "fold_number": data.fold,
-        "n_folds": data.n_folds,
-        "fold_seed": data.fold_seed,
-        "seed": options.seed,
-        "has_bias": options.lrrnn.bias,
-    }
-    if isinstance(data, AttractorData):
-        if data.teachers is not None:
-            load_teachers(data.teachers)
-        return AttractorDataModule(data.name, simulation=data.part(SimulationOptions), data_seed=options.seed, **common)
-    if not Path(data.path).is_file():
-        got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
-        raise UserError("data.path naming a file that exists", got)
-    return FileDataModule(data.path, data.source, reading=data.reading(), **common)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which stages are due, and the fingerprint of each: what it would compute, from what.
-
-    ``data`` says what the recording was: path and SHA-256 of a file, or seed and SHA-256 of simulated activity.
-    ``earlier``: the fingerprints that version 0.1 gave the stages.
-    """
-
-    requested: tuple[str, ...]
-    marks: dict[str, str]
-    given_latents: bool
-    data: dict[str, Any]
-    earlier: dict[str, str]
-
-
-def plan(options: Options, data: RecordingDataModule) -> Plan:
-    """Decide the stages from ``stages``, the data and the options that each stage depends on."""
-    given = data.teacher is None and data.recording.latents is not None and data.recording.loadings is not None
-    requested = STAGES if options.stages == "auto" else tuple(options.stages)
-    given_latents = given and ("lrrnn" not in requested or options.stages == "auto")
-    if given_latents:
-        requested = tuple(stage for stage in requested if stage != "lrrnn")
-    path, teachers = getattr(options.data, "path", None), getattr(options.data, "teachers", None)
-    source = file_checksum(path) if path else options.seed
-    if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
-        source = (options.seed, file_checksum(teachers))
-    if path:
-        about = {"path": str(Path(path).resolve()), "sha256": source}
-    else:
-        about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
-    marks = stage_marks(options, source, check_trainer(options.trainer), given_latents)
-    earlier = earlier_marks(options, source, given_latents)
-    return Plan(requested, marks, given_latents, about, earlier)
 
 
 def quiet() -> None:
@@ -169,37 +118,6 @@ def guarded(directory: Path) -> Iterator[None]:
         yield
 
 
-def stage_files(store: RunStore) -> dict[str, list[Path]]:
-    return {
-        "lrrnn": [store.latents_file],
-        "loadings": [store.loadings_flow_file],
-        "outputs": [store.connectivity_file],
-    }
-
-
-def artifacts(store: RunStore, stage: str) -> list[Path]:
-    """All that a stage may have written for others to read."""
-    of_stage = {"lrrnn": [store.path / "responses.npz"]}
-    return [*stage_files(store)[stage], store.checkpoints / f"{stage}.ckpt", *of_stage.get(stage, [])]
-
-
-def sources(store: RunStore, stage: str) -> list[Path]:
-    """The hand-overs of the stages before, from which a stage is made."""
-    return [file for earlier in STAGES[: STAGES.index(stage)] for file in stage_files(store)[earlier]]
-
-
-def note_invocation(store: RunStore, options: Options, schedule: Plan) -> None:
-    """Note what the stages that follow are made with; before config.yaml is that of this job."""
-    recognise(store, options, schedule.marks, schedule.earlier)
-    made_with = {"connector": __version__, "versions": provenance.versions(), "git": provenance.git_state()}
-    store.note_invocation({"command": provenance.command(), **made_with, "data": schedule.data})
-
-
-def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
-    """Whether the stage stands finished in the run directory, as it is planned."""
-    return store.is_current(stage, schedule.marks[stage], stage_files(store)[stage])
-
-
 def unlogged_curves(store: RunStore, stage: str) -> Path:
     """A file that stands where a stage's learning curves have not gone to W&B: it was trained together with others."""
     return store.path / "logs" / f"{stage}.unlogged"
@@ -228,19 +146,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         "outputs": lambda mark: train_flow(prepare_outputs(context, store.read_stage_inputs(), mark)),
     }
     for stage in STAGES:
-        mark, current = schedule.marks[stage], is_current(store, stage, schedule)
         if stage not in schedule.requested:
-            later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
-            if later and not current:
-                damaged = store.damaged(stage, stage_files(store)[stage])
-                of_others = "results of other options" if stage in store.stages() else "none"
-                raise UserError(
-                    f"finished results of stage {stage} for these options in {store.path}, to run {later[0]} on",
-                    f"a damaged {damaged[0].name} (its checksum differs)" if damaged else of_others,
-                    f"add {stage} to `stages`, or leave `stages=auto`",
-                )
+            require_current(store, stage, schedule)
             continue
-        if current and not options.force:
+        mark = schedule.marks[stage]
+        if is_current(store, stage, schedule) and not options.force:
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             _log_curves_of_reused(context, stage)
             continue
@@ -300,20 +210,21 @@ def describe(recording: Recording) -> list[str]:
     return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *notes]
 
 
-def _logger(options: Options, directory: Path, sweep_name: str | None, config: dict) -> Any:
-    if isinstance(options.logger, OtherLogger) and not is_child_rank():
-        return UsersLogger(options.logger, directory, config)
-    if options.logger.name != "wandb" or is_child_rank():
+def _logger(job: _Job) -> Any:
+    options, directory = job.options, job.store.path
+    if is_child_rank():
         return NoRun()
-    name = directory.name if directory.name.startswith(options.experiment_name) else (
-        f"{options.experiment_name},{directory.name}"
-    )  # fmt: skip
+    if isinstance(options.logger, OtherLogger):
+        return UsersLogger(options.logger, directory, job.config)
+    if options.logger.name != "wandb":
+        return NoRun()
+    prefix = "" if directory.name.startswith(options.experiment_name) else f"{options.experiment_name},"
     return WandbRun(
         options.logger,
-        name=name,
-        group=sweep_name or options.experiment_name,
+        name=prefix + directory.name,
+        group=job.sweep_name or options.experiment_name,
         job_type=options.data.name,
-        config=config,
+        config=job.config,
         directory=directory,
         anew=options.force,
     )
@@ -355,39 +266,47 @@ def run(
             data.setup()
         schedule = plan(options, data)
     _log.debug("fingerprints: %s", schedule.marks)
+    store, plain = RunStore(directory), OmegaConf.to_container(config, resolve=True)
+    job = _Job(options, plain, store, data, schedule, console, sweep_name)
     if options.trainer.extra.get("fast_dev_run"):
-        return _try_out(options, data, schedule, console)
-    store = RunStore(directory)
-    if sweep_name is not None and not options.force and _is_finished(store, options, schedule):
+        return _try_out(job)
+    if sweep_name is not None and not options.force and is_finished(store, options, schedule):
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
         return _objective(store.metrics())
     directory.mkdir(parents=True, exist_ok=True)
     with guarded(directory), logging_to(directory):
-        return _run(options, config, directory, sweep_name, data, schedule, store, console)
+        return _run(job)
 
 
-def _try_out(options: Options, data: RecordingDataModule, schedule: Plan, console: Console) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What a job goes by, once its data are read and its stages planned; ``config``: the configuration, resolved."""
+
+    options: Options
+    config: dict[str, Any]
+    store: RunStore
+    data: RecordingDataModule
+    schedule: Plan
+    console: Console
+    sweep_name: str | None
+
+    def say(self, line: str) -> None:
+        _log.info(line)
+        self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _try_out(job: _Job) -> None:
     """Lightning's fast_dev_run: a few batches of every stage, in a directory that is thrown away."""
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-
+    schedule = job.schedule
     last = max(map(STAGES.index, schedule.requested), default=0)
     all_before = tuple(s for s in STAGES[: last + 1] if s != "lrrnn" or not schedule.given_latents)
     with tempfile.TemporaryDirectory() as scratch:
-        context = StageContext(options, RunStore(scratch), NoRun(), console, say, additions=additions(options))
-        run_stages(context, data, replace(schedule, requested=all_before))
-    say("fast_dev_run: every stage ran to its end with a batch or a few; nothing was kept, and nothing was measured")
-
-
-def _results_mark(options: Options, schedule: Plan) -> str:
-    """Of the results: the stages that they are of, and what else they depend on."""
-    return fingerprint(schedule.marks, schedule.requested, options.report, options.seed, __version__)
-
-
-def _is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
-    stages = all(is_current(store, stage, schedule) for stage in schedule.requested)
-    return stages and store.is_current("results", _results_mark(options, schedule), [store.path / "metrics.json"])
+        own = additions(job.options)
+        context = StageContext(job.options, RunStore(scratch), NoRun(), job.console, job.say, additions=own)
+        run_stages(context, job.data, replace(schedule, requested=all_before))
+    job.say(
+        "fast_dev_run: every stage ran to its end with a batch or a few; nothing was kept, and nothing was measured"
+    )
 
 
 def _objective(metrics: Mapping[str, float]) -> float | None:
@@ -402,73 +321,32 @@ def _note_state(store: RunStore, state: str) -> None:
             store.note_state(state)
 
 
-def _run(
-    options: Options,
-    config: DictConfig,
-    directory: Path,
-    sweep_name: str | None,
-    data: RecordingDataModule,
-    schedule: Plan,
-    store: RunStore,
-    console: Console,
-) -> float | None:
-    def say(line: str) -> None:
-        _log.info(line)
-        console.print(line, soft_wrap=True, highlight=False)
-
+def _run(job: _Job) -> float | None:
+    store, directory = job.store, job.store.path
     ranks, logger, failed = launch.rank_variables(), NoRun(), True
     try:
         with explained("start", directory):
             _note_state(store, RUNNING)
-            for line in describe(data.recording):
-                say(line)
-            plain = OmegaConf.to_container(config, resolve=True)
-            logger = _logger(options, directory, sweep_name, plain)
+            for line in describe(job.data.recording):
+                job.say(line)
+            logger = _logger(job)
             if isinstance(logger, WandbRun):
-                say(logger.where)
+                job.say(logger.where)
                 # A simulation is a function of the seed, too.
-                seed = {"seed": options.seed} if data.teacher is not None else {}
-                logger.log_data(plain["data"] | seed, options.data.name)
-            context = StageContext(options, store, logger, console, say, additions=additions(options))
+                seed = {"seed": job.options.seed} if job.data.teacher is not None else {}
+                logger.log_data(job.config["data"] | seed, job.options.data.name)
+            context = StageContext(job.options, store, logger, job.console, job.say, additions=additions(job.options))
             if not is_child_rank():
-                note_invocation(store, options, schedule)
-                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+                note_invocation(store, job.options, job.schedule)
+                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
                 store.forget_stage("results")
-        run_stages(context, data, schedule)
-        if is_child_rank():
-            failed = False
-            return None
-        with explained("results", directory):
-            metrics = all_metrics(store, {})
-            if "outputs" in store.stages():
-                say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
-                started = clock()
-                with StepProgress("results", console if options.trainer.progress else None) as progress:
-                    results, figures, cautions = summarise(
-                        options, store, data, metrics, describe(data.recording), progress
-                    )
-                seconds, cpu_seconds = clock() - started
-                say(f"results: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
-                for line in cautions:
-                    say(line)
-                metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(seconds), 3)}
-                store.write_metrics(metrics)
-            else:
-                figures, cautions, seconds, cpu_seconds = {}, [], 0.0, 0.0
-                store.write_metrics(metrics)
-            tables = result_tables(options, store, data) if isinstance(logger, WandbRun) else {}
-            logger.log_results(metrics, figures, tables, cautions)
-            logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
-            networks = [store.connectivity_file, store.loadings_flow_file, directory / "network.npz"]
-            if store.connectivity_file.exists():
-                logger.log_artifact("connectivity", networks, ["dataset", "lrrnn"])
-            # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
-            logger.finish(exit_code=0)
-            files = [directory / "metrics.json", directory / "network.npz"]
-            store.finish_stage("results", _results_mark(options, schedule), seconds, {}, cpu_seconds, files)
-            show(console, metrics, store)
+        run_stages(context, job.data, job.schedule)
+        reached = None
+        if not is_child_rank():
+            with explained("results", directory):
+                reached = _objective(_results(job, logger))
         failed = False
-        return _objective(metrics)
+        return reached
     except (KeyboardInterrupt, SystemExit) as left:
         said = f"the job ended early ({interruption.what(left)}); {interruption.goes_on(directory)}"
         _log.info(said)
@@ -481,3 +359,33 @@ def _run(
     finally:
         logger.finish(exit_code=int(failed))
         launch.leave_process_group(ranks)
+
+
+def _results(job: _Job, logger: Any) -> dict[str, float]:
+    """Measure, draw, log and show what the stages reached; the metrics of metrics.json."""
+    options, store = job.options, job.store
+    metrics, figures, cautions, spent = all_metrics(store, {}), {}, [], (0.0, 0.0)
+    if "outputs" in store.stages():
+        job.say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
+        started = clock()
+        with StepProgress("results", job.console if options.trainer.progress else None) as progress:
+            about = describe(job.data.recording)
+            results, figures, cautions = summarise(options, store, job.data, metrics, about, progress)
+        spent = clock() - started
+        for line in [f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)", *cautions]:
+            job.say(line)
+        metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(spent[0]), 3)}
+    store.write_metrics(metrics)
+    tables = result_tables(options, store, job.data) if isinstance(logger, WandbRun) else {}
+    logger.log_results(metrics, figures, tables, cautions)
+    network = store.path / "network.npz"
+    logger.log_artifact("lrrnn", [store.latents_file, store.checkpoints / "lrrnn.ckpt"], ["dataset"], used=True)
+    if store.connectivity_file.exists():
+        files = [store.connectivity_file, store.loadings_flow_file, network]
+        logger.log_artifact("connectivity", files, ["dataset", "lrrnn"])
+    # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
+    logger.finish(exit_code=0)
+    mark, files = results_mark(options, job.schedule), [store.path / "metrics.json", network]
+    store.finish_stage("results", mark, spent[0], {}, spent[1], files)
+    show(job.console, metrics, store)
+    return metrics

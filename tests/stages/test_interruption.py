@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
-from connector.launch.job import build_data
+from connector.launch.planning import build_data
 from connector.launch.wandb_run import NoRun
 from connector.runs.naming import register_resolvers
 from connector.runs.options import checked
