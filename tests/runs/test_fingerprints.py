@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.declarations import STAGES_OF_A_RUN, changing, declared
-from connector.launch.job import build_data, plan, run
+from connector.launch.job import run
+from connector.launch.planning import build_data, plan
 from connector.runs.fingerprints import WATCHING, earlier_marks, recognise, stage_marks
 from connector.runs.naming import register_resolvers, run_directory
 from connector.runs.options import DATA_TYPES, checked
