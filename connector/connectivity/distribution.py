@@ -66,23 +66,17 @@ class ConnectivityDistribution(nn.Module):
         flow_steps: int = 8,
     ):
         super().__init__()
-        columns = mean.rank + mean.n_inputs + int(mean.has_bias)
-        if loadings_flow.dim != columns:
-            raise UserError(
-                f"a loadings flow of {columns} columns, as the conditional mean has", str(loadings_flow.dim)
-            )
-        if outputs_flow is not None and (outputs_flow.dim, outputs_flow.context_dim) != (mean.rank, columns):
-            raise UserError(
-                f"an outputs flow of {mean.rank} columns given {columns}",
-                f"{outputs_flow.dim} given {outputs_flow.context_dim}",
-            )
         self.loadings_flow, self.tilt, self.mean = loadings_flow, tilt, mean
         self.shift, self.outputs_flow = shift, outputs_flow
         self.sigma, self.outputs = float(sigma), self._checked_outputs(outputs)
         self.alpha, self.activation = float(alpha), activation
         self.run_seed = 0  # of the run that it is read from, for :meth:`diagnose`
         self.projection_regularizer, self.flow_steps = float(projection_regularizer), int(flow_steps)
+        columns, of_n = sum(self._layout), outputs_flow
+        sizes = (self.rank, columns) if of_n is None else (of_n.dim, of_n.context_dim)
         for what, value, right in (
+            (f"a loadings flow of {columns} columns, as the mean has", loadings_flow.dim, loadings_flow.dim == columns),
+            (f"an outputs flow of {self.rank} columns given {columns}", sizes, sizes == (self.rank, columns)),
             ("sigma of 0 or more", self.sigma, 0 <= self.sigma < math.inf),
             ("alpha in (0, 1]", self.alpha, 0 < self.alpha <= 1),
             ("a projection_regularizer greater than 0", projection_regularizer, 0 < projection_regularizer < math.inf),
@@ -183,12 +177,12 @@ class ConnectivityDistribution(nn.Module):
     @torch.no_grad()
     def conditional_mean(self, loadings: Loadings | Tensor) -> Tensor:
         """nu (K, R) at loadings, given as such or stacked (m, b, d) (K, R + U + bias); without the ``shift``."""
-        return self.mean(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+        return self.mean(_stacked(loadings))
 
     @torch.no_grad()
     def conditional_variance(self, loadings: Loadings | Tensor) -> Tensor:
         """Posterior variance of nu (K, R): what the data leave open about the conditional mean itself."""
-        return self.mean.variance(loadings.stack() if isinstance(loadings, Loadings) else loadings)
+        return self.mean.variance(_stacked(loadings))
 
     @torch.no_grad()
     def diagnose(
@@ -211,7 +205,7 @@ class ConnectivityDistribution(nn.Module):
             generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
             rows, _ = self._draw_loadings(n_neurons, generator)
         else:
-            rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
+            rows = _stacked(loadings)
         return diagnose(self.mean, rows, level)
 
     @torch.no_grad()
@@ -307,24 +301,13 @@ class ConnectivityDistribution(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write plain values and tensors, which :meth:`load` reads without running code."""
-        flow = self.outputs_flow
-        saved = {
-            "arguments": {
-                "alpha": self.alpha,
-                "activation": self.activation,
-                "sigma": self.sigma,
-                "outputs": self.outputs,
-                "projection_regularizer": self.projection_regularizer,
-                "flow_steps": self.flow_steps,
-            },
-            "loadings_flow": self.loadings_flow.state(),
-            "tilt": None if self.tilt is None else self.tilt.state(),
-            "shift": None if self.shift is None else self.shift.state(),
-            "outputs_flow": None if flow is None else flow.state(),
-            "mean": self.mean.state(),
-            "reference": None if self.reference_z is None else [self.reference_z, self.reference_u, self.reference_y],
-        }
-        write_saved(saved, path)
+        names = ("alpha", "activation", "sigma", "outputs", "projection_regularizer", "flow_steps")
+        saved = {"arguments": {name: getattr(self, name) for name in names}}
+        for name in ("loadings_flow", "mean", "tilt", "shift", "outputs_flow"):
+            part = getattr(self, name)
+            saved[name] = None if part is None else part.state()
+        z, u, y = self.reference_z, self.reference_u, self.reference_y
+        write_saved(saved | {"reference": None if z is None else [z, u, y]}, path)
 
     @classmethod
     def load(cls, path: str | Path, map_location="cpu") -> ConnectivityDistribution:
@@ -333,14 +316,12 @@ class ConnectivityDistribution(nn.Module):
         if not isinstance(saved, dict) or not {"loadings_flow", "mean", "arguments"} <= set(saved):
             raise UserError(_SAVED, str(path))
         with refusing_damage(Path(path), _SAVED):
-            reference = saved["reference"]
+            parts = {"tilt": DriveTilt, "shift": OutputShift, "outputs_flow": Flow}
             loaded = cls(
                 Flow.rebuild(saved["loadings_flow"]),
                 from_state(saved["mean"]),
-                tilt=None if saved.get("tilt") is None else DriveTilt.rebuild(saved["tilt"]),
-                shift=None if saved.get("shift") is None else OutputShift.rebuild(saved["shift"]),
-                outputs_flow=None if saved["outputs_flow"] is None else Flow.rebuild(saved["outputs_flow"]),
-                reference=None if reference is None else tuple(reference),
+                reference=None if saved["reference"] is None else States(*saved["reference"]),
+                **{name: kind.rebuild(saved[name]) for name, kind in parts.items() if saved.get(name) is not None},
                 **saved["arguments"],
             )
             loaded.eval().requires_grad_(False)._check_sampling()
@@ -368,3 +349,7 @@ class ConnectivityDistribution(nn.Module):
         if net.loadings.layout != self._layout:
             names = "rank {}, {} inputs, bias {}"
             raise UserError(f"a network of {names.format(*self._layout)}", names.format(*net.loadings.layout))
+
+
+def _stacked(loadings: Loadings | Tensor) -> Tensor:
+    return loadings.stack() if isinstance(loadings, Loadings) else loadings

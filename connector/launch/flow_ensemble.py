@@ -108,22 +108,16 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
     Args:
         progress: told of each epoch, from 1, that has ended.
     """
-    device = torch.device("cuda" if _on_gpu(jobs[0]) else "cpu")
+    wanted = jobs[0].context.options.trainer.accelerator
+    on_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpu else "cpu")
     modules, epochs, stage = [job.module.to(device) for job in jobs], [job.epochs for job in jobs], jobs[0].stage
     decay, keep_best = jobs[0].ema_decay, jobs[0].keep == "best"
-    batches = [
-        InMemoryBatches(
-            _to(job.data.train, device),
-            job.data.batch_size,
-            shuffle=True,
-            seed=job.data.seed,
-            epoch_size=job.data.epoch_size,
-        )
-        for job in jobs
-    ]
-    held_out = [
-        InMemoryBatches(_to(job.data.validation, device), job.data.eval_batch_size, shuffle=False) for job in jobs
-    ]
+    batches, held_out = [], []
+    for data in (job.data for job in jobs):
+        train, validation = (tuple(x.to(device) for x in part) for part in (data.train, data.validation))
+        batches.append(InMemoryBatches(train, data.batch_size, seed=data.seed, epoch_size=data.epoch_size))
+        held_out.append(InMemoryBatches(validation, data.eval_batch_size, shuffle=False))
     found, best = [Trained() for _ in jobs], {}
     stack = _Stack(modules, modules[0].learning_rate, modules[0].weight_decay)
     steps = len(batches[0])
@@ -163,15 +157,6 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
         module.flow.velocity.load_state_dict(best[e])
         module.cpu()
     return found
-
-
-def _on_gpu(job: FlowJob) -> bool:
-    wanted = job.context.options.trainer.accelerator
-    return wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
-
-
-def _to(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(x.to(device) for x in tensors)
 
 
 def _rate(progress: float, cosine: bool) -> float:

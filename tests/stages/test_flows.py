@@ -1,7 +1,5 @@
 """A flow under a Trainer of the user's own: fit, validate, test, predict and read back, from one tensor."""
 
-import math
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -43,7 +41,7 @@ def test_a_flow_trains_on_one_tensor_and_comes_back_from_its_checkpoint(tmp_path
     assert again.hparams.flow["network"] == network
     for one, other in zip(module.state_dict().values(), again.state_dict().values()):
         assert torch.equal(one, other)
-    assert math.isfinite(float(again.flow.sample(3, generator=torch.Generator().manual_seed(0)).sum()))
+    assert again.flow.sample(3, generator=torch.Generator().manual_seed(0)).isfinite().all()
 
 
 def test_a_flow_with_context_trains_on_pairs_and_without_an_end(tmp_path):

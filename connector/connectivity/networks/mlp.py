@@ -19,18 +19,10 @@ class MLP(Velocity):
     the normal for many hundreds of steps, a plateau from which single coordinates may never escape.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        context_dim: int = 0,
-        hidden_width: int = 64,
-        hidden_layers: int = 2,
-        precondition: bool = True,
-    ):
-        super().__init__(dim, context_dim, precondition)
-        widths = [self.n_features, *[hidden_width] * hidden_layers, dim]
+    def build(self, hidden_width: int, hidden_layers: int) -> None:
+        widths = [self.n_features, *[hidden_width] * hidden_layers, self.dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        if precondition and hidden_layers:
+        if self.precondition and hidden_layers:
             with torch.no_grad():
                 for p in self.layers[0].parameters():
                     p.mul_(_FIRST_LAYER_GAIN)

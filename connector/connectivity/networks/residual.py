@@ -14,16 +14,8 @@ class Residual(Velocity):
     A block starts at W = 0, so that however many there are, the network starts as one with a single hidden layer.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        context_dim: int = 0,
-        hidden_width: int = 64,
-        hidden_layers: int = 2,
-        precondition: bool = True,
-    ):
-        super().__init__(dim, context_dim, precondition)
-        self.first, self.last = nn.Linear(self.n_features, hidden_width), nn.Linear(hidden_width, dim)
+    def build(self, hidden_width: int, hidden_layers: int) -> None:
+        self.first, self.last = nn.Linear(self.n_features, hidden_width), nn.Linear(hidden_width, self.dim)
         self.blocks = nn.ModuleList(nn.Linear(hidden_width, hidden_width) for _ in range(hidden_layers))
         with torch.no_grad():
             for p in self.blocks.parameters():

@@ -24,17 +24,21 @@ class Velocity(nn.Module):
 
     Computes in the dtype of ``x``, whatever that of its weights, so that a float32 network has a float64 density.
 
-    A subclass takes (dim, context_dim, hidden_width, hidden_layers, precondition), maps ``n_features`` columns to ``dim``
-    and says how in :meth:`carry`, from :func:`linear` and :func:`silu`.
+    A subclass makes its layers in :meth:`build` and applies them in :meth:`carry`, with :func:`linear` and :func:`silu`.
 
     Args:
-        dim: D, columns of x. context_dim: C.
+        dim: D, columns of x. context_dim: C. hidden_width, hidden_layers: as the subclass takes them.
     """
 
-    def __init__(self, dim: int, context_dim: int, precondition: bool):
+    def __init__(self, dim: int, context_dim: int, hidden_width: int, hidden_layers: int, precondition: bool):
         super().__init__()
         self.dim, self.precondition = dim, precondition
         self.n_features = dim + (1 + 2 * len(_FREQUENCIES) if precondition else 1) + context_dim
+        self.build(hidden_width, hidden_layers)
+
+    def build(self, hidden_width: int, hidden_layers: int) -> None:
+        """Make the layers, from ``n_features`` columns to ``dim``."""
+        raise NotImplementedError
 
     def carry(self, h: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """f (B, D) of the features h (B, n_features), y in their first D columns.
