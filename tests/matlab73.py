@@ -10,6 +10,13 @@ HEADER = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Wed Nov 25 12:00:
 _numbers = itertools.count()
 
 
+def cells(items: list, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A cell array of the items, by default a column."""
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array.reshape(shape or (len(items), 1), order="F")
+
+
 def write_matlab73(path: Path, variables: dict) -> Path:
     """A v7.3 file: dicts become structs, lists of dicts struct arrays, other lists and object arrays cells.
 

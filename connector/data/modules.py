@@ -17,7 +17,7 @@ from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.types import DataSizes, Recording, TrialBatch, span
+from connector.types import DataSizes, Recording, TrialBatch
 
 
 class InMemoryBatches:
@@ -254,20 +254,6 @@ class RecordingDataModule(_MemoryDataModule):
             n_steps=recording.n_steps,
         )
         self.recording = recording
-
-    def summary(self) -> list[str]:
-        """Lines that say what was recorded and how it was split, for a person to read."""
-        recording, parts = self.recording, self.fold
-        what = {"rates": "rates", "spikes": "spike counts"}[recording.kind]
-        lines = [
-            f"{recording.name}: {what} of {recording.n_neurons} neurons, {recording.n_trials} trials, "
-            f"{span(recording.lengths)} samples each",
-            f"{recording.activation}, alpha {recording.alpha:.3g}"
-            + (f", inputs: {', '.join(recording.input_names)}" if recording.n_inputs else ", no inputs"),
-            f"fold {self.fold_number} of {self.n_folds}: {len(parts.train)} training, {len(parts.validation)} "
-            f"validation, {len(parts.test)} test trials",
-        ]
-        return lines + list(recording.notes)
 
     def batch(self, index: Tensor) -> TrialBatch:
         """The trials of that index, (B,) int64, as one batch."""

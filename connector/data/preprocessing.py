@@ -1,4 +1,4 @@
-"""From raw events and rates to what models expect: binning, click adaptation, the open range of phi."""
+"""From raw events and rates to what models expect: binning, padding, click adaptation, the range of phi, checks of counts."""
 
 from __future__ import annotations
 
@@ -11,30 +11,6 @@ from connector.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def clip_to_open_range(rates: Tensor, activation: str, margin: float = 1e-7) -> Tensor:
-    """Rates moved into the open range of phi, so that phi^-1 is finite.
-
-    float32 rates of strongly driven neurons are rounded to exactly the bound (+-1 for tanh), and noise carries rates
-    beyond it. How far phi^-1 can be trusted there is for the caller to weigh, for instance by phi'.
-
-    Args:
-        rates: any shape, floating point.
-        activation: name of phi.
-        margin: distance kept from a bound; 1e-7 loses next to nothing of float32, whose spacing below 1 is 6e-8.
-            The threshold of relu is no pole of its inverse: there silent neurons stay at exactly 0.
-    """
-    import torch
-
-    from connector.dynamics import activation as activation_named
-
-    phi = activation_named(activation)
-    inner = 0.0 if phi.name == "relu" else margin
-    # The upper bound in the tensor's own precision: 1 - margin must not round back to 1.
-    high = torch.tensor(phi.high, dtype=rates.dtype, device=rates.device)
-    low = torch.tensor(phi.low, dtype=rates.dtype, device=rates.device)
-    return torch.maximum(torch.minimum(rates, high - inner), low + inner)
 
 
 def range_excess(rates: Tensor, activation: str) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT
-from matlab73 import write_matlab73
+from matlab73 import cells, write_matlab73
 from scipy.io import loadmat, savemat
 
 from connector.data.clicks import load_rat
@@ -18,12 +18,6 @@ from connector.errors import UserError
 
 DATA = Path(os.environ.get("CONNECTOR_DATA", ROOT.parent / "shared" / "data"))
 SESSIONS = DATA / "rat_frontal_cortex"
-
-
-def _cells(items: list) -> np.ndarray:
-    cells = np.empty((len(items), 1), dtype=object)
-    cells[:, 0] = items
-    return cells
 
 
 def _session(path: Path, version: str = "cells", **changes) -> Path:
@@ -45,12 +39,12 @@ def _session(path: Path, version: str = "cells", **changes) -> Path:
             "ntimesteps": np.uint8(lengths[i]),
             "photostimulus_incline_on_s": -0.1 if i == 1 else np.nan,
             "baseline_hz": np.array([[5.0 + i], [7.0]]),
-            "spiketrains": _cells([row[None] for row in counts[i]]),
+            "spiketrains": cells([row[None] for row in counts[i]]),
         }
         for i in range(3)
     ]
     neurons = [{"brainarea": area, "neuronindex": i + 3} for i, area in enumerate(areas)]
-    content = {"trials": _cells(trials), "neurons": _cells(neurons)} | changes
+    content = {"trials": cells(trials), "neurons": cells(neurons)} | changes
     content = {key: value for key, value in content.items() if value is not None}
     if version == "cells":
         savemat(path, content)
@@ -135,11 +129,11 @@ def test_options_of_sessions(tmp_path):
 
 def test_files_that_are_no_session(tmp_path):
     for i, changes in enumerate(
-        ({"trials": None}, {"trials": np.ones(4)}, {"neurons": _cells([{"name": "a"}])}, {"neurons": _cells([])})
+        ({"trials": None}, {"trials": np.ones(4)}, {"neurons": cells([{"name": "a"}])}, {"neurons": cells([])})
     ):
         with pytest.raises(UserError):
             load_rat(_session(tmp_path / f"{i}.mat", **changes))
-    lacking = _cells([{"choice": 1.0}])
+    lacking = cells([{"choice": 1.0}])
     with pytest.raises(UserError, match="clicktimes"):
         load_rat(_session(tmp_path / "lacking.mat", trials=lacking))
     for field, wrong, words in (
@@ -154,8 +148,8 @@ def test_files_that_are_no_session(tmp_path):
         trials = [dict(zip(t.dtype.names, t.item())) for t in loadmat(path)["trials"].ravel()]
         trials[0][field] = wrong
         with pytest.raises(UserError, match=words):
-            load_rat(_session(tmp_path / "wrong.mat", trials=_cells(trials)))
-    areas = _cells([{"brainarea": 1.0}, {"brainarea": 2.0}])
+            load_rat(_session(tmp_path / "wrong.mat", trials=cells(trials)))
+    areas = cells([{"brainarea": 1.0}, {"brainarea": 2.0}])
     with pytest.raises(UserError, match="brainarea as characters"):
         load_rat(_session(tmp_path / "areas.mat", neurons=areas))
     whole = _session(tmp_path / "s.mat").read_bytes()

@@ -3,19 +3,12 @@
 import h5py
 import numpy as np
 import pytest
-from matlab73 import HEADER, write_matlab73
+from matlab73 import HEADER, cells, write_matlab73
 from scipy.io import savemat
 
 from connector.data.matlab import read_matlab
 from connector.data.readers import recognise_format
 from connector.errors import UserError
-
-
-def cells(*items, shape=None) -> np.ndarray:
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array.reshape(shape or (len(items), 1), order="F")
-
 
 CONTENT = {
     "matrix": np.arange(6.0).reshape(2, 3),
@@ -24,8 +17,8 @@ CONTENT = {
     "yes": np.array([[True, False]]),
     "word": "dmFC",
     "nothing": np.zeros((0, 0)),
-    "cell": cells("mPFC", np.array([[1.0, 2.0]]), cells(np.float64(1), "b"), shape=(3, 1)),
-    "square": cells(np.float64(1), np.float64(2), np.float64(3), np.float64(4), shape=(2, 2)),
+    "cell": cells(["mPFC", np.array([[1.0, 2.0]]), cells([np.float64(1), "b"])]),
+    "square": cells([np.float64(i) for i in (1, 2, 3, 4)], (2, 2)),
     "record": {"L": np.array([[0.0, 0.1]]), "R": np.zeros((0, 0)), "deep": {"x": np.float64(3)}},
 }
 
@@ -118,7 +111,7 @@ def test_sizes_that_a_v5_file_does_not_hold_are_refused_before_the_parser_sees_t
         assert np.array_equal(read_matlab(tmp_path / "b.mat", ("matrix",))["matrix"], CONTENT["matrix"])
     nested = np.zeros((1, 1))
     for _ in range(100):
-        nested = cells(nested)
+        nested = cells([nested])
     savemat(tmp_path / "c.mat", {"x": nested})
     with pytest.raises(UserError, match="nested"):
         read_matlab(tmp_path / "c.mat", ("x",))

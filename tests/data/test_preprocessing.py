@@ -10,12 +10,10 @@ from connector.data.preprocessing import (
     adapt_clicks,
     adapt_stereo_clicks,
     bin_events,
-    clip_to_open_range,
     mean_rates_hz,
     pad_trials,
     range_excess,
 )
-from connector.dynamics import ACTIVATIONS, activation
 from connector.errors import UserError
 
 
@@ -80,18 +78,6 @@ def test_padding_and_rates():
     assert mean_rates_hz(torch.from_numpy(padded), torch.from_numpy(lengths), 0.1).tolist() == pytest.approx(
         [8 / 0.6] * 3
     )
-
-
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_clipped_rates_have_finite_potentials(name, dtype):
-    phi = activation(name)
-    extremes = torch.tensor([phi.low, phi.low - 3, min(phi.high, 1e3), min(phi.high, 1e3) + 3, 0.3], dtype=dtype)
-    clipped = clip_to_open_range(extremes, name)
-    assert torch.isfinite(phi.inverse(clipped)).all()
-    assert clipped[-1] == extremes[-1]  # what lies inside is untouched
-    assert clipped[0] == clipped[1] == pytest.approx(phi.low, abs=1e-6)
-    assert torch.allclose(phi(phi.inverse(clipped)), clipped, atol=1e-6)
 
 
 def test_range_excess_separates_noise_from_the_wrong_scale():
