@@ -73,6 +73,14 @@ def test_the_test_does_not_depend_on_the_gauge_nor_on_constant_columns(quadstabl
     assert torch.equal(clusters.cell_type_test(net.m, n_bootstrap=19).null_gains, plain.null_gains)
 
 
+def test_gaussian_loadings_seldom_look_clustered():
+    few = {"components": (2, 3), "n_bootstrap": 9}
+    p = torch.tensor([clusters.cell_type_test(gaussian(100, 2, s), seed=s, **few).p_value for s in range(8)])
+    assert int((p <= 0.1).sum()) <= 3  # binomial(8, .1) exceeds 3 with probability .005
+    assert float(p.max()) > 0.4  # all of them below with probability .0007
+
+
+@pytest.mark.slow
 def test_gaussian_loadings_give_p_values_spread_over_the_unit_interval():
     p = torch.tensor([clusters.cell_type_test(gaussian(150, 2, s), n_bootstrap=19, seed=s).p_value for s in range(40)])
     # 40 draws of a level of .25: outside 2..20 with probability below .002 on either side

@@ -95,10 +95,11 @@ def test_sides_of_the_evidence():
     assert trials.sides.tolist() == [0, -1, 1, -1]
 
 
-def test_random_labels_are_not_called_robust(trials, readouts):
+@pytest.mark.parametrize(("repeats", "band"), [(3, 0.35), pytest.param(12, 0.25, marks=pytest.mark.slow)])
+def test_random_labels_are_not_called_robust(trials, readouts, repeats, band):
     """Types that are random groups: p-values spread over (0, 1), and their effects lie in the null's band."""
     p_values, robust = [], 0
-    for repeat in range(12):
+    for repeat in range(repeats):
         effects, random = [], []
         for i in range(6):
             labels = torch.randint(2, (40,), generator=torch.Generator().manual_seed(100 * repeat + i))
@@ -112,7 +113,7 @@ def test_random_labels_are_not_called_robust(trials, readouts):
             p_values.append(one.p_value)
             robust += one.robust
     assert robust <= 2
-    assert 0.25 < sum(p_values) / len(p_values) < 0.75
+    assert abs(sum(p_values) / len(p_values) - 0.5) < band
 
 
 def test_a_group_that_carries_the_choice_is_found(trials, readouts):

@@ -160,7 +160,9 @@ def test_change_of_gauge_moves_the_estimate_with_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("quadstable", 0.02), ("bistable", 0.02), ("limit_cycle", 0.012), ("ring", 0.012)]
+    ("name", "bound"),
+    [("quadstable", 0.02), ("limit_cycle", 0.012)]
+    + [pytest.param(name, bound, marks=pytest.mark.slow) for name, bound in (("bistable", 0.02), ("ring", 0.012))],
 )
 def test_teachers_are_recovered(name, bound):
     source, net, z, y = _attractor(name)
@@ -186,9 +188,11 @@ def test_posterior_variance_tells_where_the_data_are_silent():
     assert float((error < 3 * full.variance(net.m).sqrt()).double().mean()) > 0.9
 
 
-def test_bias_and_input_are_part_of_the_estimate():
+@pytest.mark.parametrize(
+    ("k", "t", "bound"), [(500, 1000, 0.05), pytest.param(1000, 2000, 0.03, marks=pytest.mark.slow)]
+)
+def test_bias_and_input_are_part_of_the_estimate(k, t, bound):
     """With a bias the even part of nu is visible, and nu may depend on b and d."""
-    k, t = 1000, 2000
     pool = Loadings(_randn(k, 2), _randn(k, 1, seed=1), 0.7 * _randn(k, seed=2))
 
     def nu(s):
@@ -200,7 +204,7 @@ def test_bias_and_input_are_part_of_the_estimate():
     model = fit_conditional_mean(z, u, y, pool, activation="softplus")
     at = Loadings(_randn(500, 2, seed=7), _randn(500, 1, seed=8), 0.7 * _randn(500, seed=9)).stack()
     error = (model(at) - nu(at)).square().mean() / nu(at).square().mean()
-    assert float(error) < 0.03
+    assert float(error) < bound
     assert not model.summary["odd"]
 
 

@@ -59,10 +59,17 @@ def test_anchors_carry_the_whole_pool():
     assert torch.allclose(v.T @ v, torch.eye(v.shape[1]).double(), atol=1e-8)
 
 
-@pytest.mark.parametrize(("fraction", "error"), [(0.3, 0.0), (1.0, 0.4), (0.5, 0.3)])
-def test_prior_scatter_is_that_of_simulated_networks(fraction, error):
+@pytest.mark.parametrize(
+    ("fraction", "error", "repeats"),
+    [
+        (0.3, 0.0, 150),
+        *(pytest.param(f, e, 150, marks=pytest.mark.slow) for f, e in ((1.0, 0.4), (0.5, 0.3))),
+        (0.5, 0.3, 40),
+    ],
+)
+def test_prior_scatter_is_that_of_simulated_networks(fraction, error, repeats):
     """Spread of the drive about its mean given g, over neurons not recorded and over errors in the loadings."""
-    k, repeats = 150, 150
+    k = 150
     z = torch.tensor([[0.7], [2.0]]).double()
     miss, expected = [], []
     for repeat in range(repeats):
@@ -83,7 +90,7 @@ def test_prior_scatter_is_that_of_simulated_networks(fraction, error):
         expected.append((at @ (scatter / prior.whitened.whitening[0, 0] ** 2) @ at.T).diagonal())
     measured = torch.stack(miss).square().mean(0)
     expected = torch.stack(expected).mean(0)
-    assert torch.allclose(measured, expected, rtol=0.4)
+    assert torch.allclose(measured, expected, rtol=0.4 if repeats == 150 else 0.6)
 
 
 def test_noise_is_read_off_fourth_differences():
@@ -279,9 +286,10 @@ def test_fewer_recorded_neurons_widen_the_intervals():
     assert 0.5 < float(unknown.variance(rows).mean() / part.variance(rows).mean()) < 2
 
 
-def test_coverage_over_some_networks():
+@pytest.mark.parametrize("networks", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_coverage_over_some_networks(networks):
     inside = {0.5: [], 0.95: []}
-    for seed in range(8):
+    for seed in range(networks):
         source = teacher(("quadstable", "bistable")[seed % 2])
         net = source.sample(300, _generator(50 + seed))
         latents = _latents(net, noise=0.01, n_grid=5, seed=seed)
@@ -291,8 +299,8 @@ def test_coverage_over_some_networks():
         for level, shares in inside.items():
             low, high = model.interval(fresh, level)
             shares.append(float(((low <= truth) & (truth <= high)).double().mean()))
-    assert 0.3 < sum(inside[0.5]) / 8 < 0.8
-    assert sum(inside[0.95]) / 8 > 0.85
+    assert 0.3 < sum(inside[0.5]) / networks < 0.8
+    assert sum(inside[0.95]) / networks > 0.85
 
 
 def test_misfit_is_said():
