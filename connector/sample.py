@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from connector.connectivity.distribution import ConnectivityDistribution
-from connector.errors import UserError
+from connector.errors import UserError, exit_code
 from connector.runs.saved import load_run
 from connector.runs.store import write_network
 
@@ -21,44 +23,34 @@ def build_parser() -> argparse.ArgumentParser:
         description="Sample a network from a finished run's connectivity, as run.connectivity.sample does.",
     )
     parser.add_argument("run", type=Path, help="a run directory")
-    parser.add_argument(
-        "--neurons", type=int, default=default["n_neurons"], help="neurons of the network (default %(default)s)"
-    )
-    parser.add_argument(
-        "--sigma",
-        type=float,
-        default=default["sigma"],
-        help="sd of n around its conditional mean (default %(default)s)",
-    )
-    parser.add_argument(
-        "--project",
-        action=argparse.BooleanOptionalAction,
-        default=default["project"],
-        help="correct n so that the observed field is restored (default %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=default["seed"], help="same seed, same network (default %(default)s)"
-    )
+
+    def add(flag: str, name: str, meaning: str, **how: Any) -> None:
+        parser.add_argument(flag, default=default[name], help=f"{meaning} (default %(default)s)", **how)
+
+    add("--neurons", "n_neurons", "neurons of the network", type=int)
+    add("--sigma", "sigma", "sd of n around its conditional mean", type=float)
+    restored = "correct n so that the observed field is restored"
+    add("--project", "project", restored, action=argparse.BooleanOptionalAction)
+    add("--seed", "seed", "same seed, same network", type=int)
     parser.add_argument("--out", type=Path, required=True, help="the npz to write: m b d n alpha activation sigma")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _sample(arguments: Sequence[str] | None) -> None:
     given = build_parser().parse_args(arguments)
-    try:
-        if given.neurons < 1:
-            raise UserError("--neurons of 1 or more", str(given.neurons))
-        if given.sigma < 0:
-            raise UserError("--sigma of 0 or more", str(given.sigma))
-        network = load_run(given.run).connectivity.sample(
-            n_neurons=given.neurons, sigma=given.sigma, project=given.project, seed=given.seed
-        )
-        write_network(given.out, network, given.sigma)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    if given.neurons < 1:
+        raise UserError("--neurons of 1 or more", str(given.neurons))
+    if given.sigma < 0:
+        raise UserError("--sigma of 0 or more", str(given.sigma))
+    connectivity = load_run(given.run).connectivity
+    network = connectivity.sample(given.neurons, sigma=given.sigma, project=given.project, seed=given.seed)
+    write_network(given.out, network, given.sigma)
     print(f"{given.out}: {network.n_neurons} neurons, rank {network.rank}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Sample as the command line says; returns the exit code, 2 for mistakes the user can mend."""
+    return exit_code(_sample, arguments)
 
 
 if __name__ == "__main__":

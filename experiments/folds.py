@@ -26,12 +26,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from fold_runs import EXAMPLE, FoldGroup, FoldRun, differing, find_runs, grouped
 from rich.table import Table
 from saved_runs import MissingRuns, finish
 
 from connector.analysis.spike_nulls import NULLS
 from connector.analysis.spike_scores import ResponseSums, auc, psth_r2_of_sums
-from connector.compare.folds import EXAMPLE, FoldGroup, FoldRun, differing, find_runs, grouped
 from connector.errors import UserError
 from connector.report.glossary import BASELINES
 from connector.runs.store import RunStore

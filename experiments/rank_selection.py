@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fold_runs import FoldGroup, differing, find_runs, grouped
 from matplotlib.figure import Figure
 from rich.table import Table
 from saved_runs import MissingRuns, finish, note, save, styled
 
-from connector.compare.folds import FoldGroup, differing, find_runs, grouped
 from connector.figures.style import ACCENT, INFERRED, MUTED
 from connector.report.glossary import METRICS
 from connector.terminal import wide_console

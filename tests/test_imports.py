@@ -27,7 +27,7 @@ FLOORS = [
 AT_THE_RIM = {  # a framework: where it may be imported, as folders or modules
     "pytorch_lightning": ("data.modules", "stages", "launch"),
     "lightning_fabric": ("launch.distributed",),
-    "hydra": ("launch", "plugins", "compare.folds"),
+    "hydra": ("launch", "plugins"),
     "wandb": ("launch.wandb_run",),
 }
 

@@ -125,23 +125,22 @@ def spelling(value: Any) -> str:
     return json.dumps(by_value(value), sort_keys=True, default=str)
 
 
+def _spelt(run: FoundRun, options: Sequence[str]) -> tuple[str, ...]:
+    return tuple(spelling(run.options.get(name, ABSENT)) for name in options)
+
+
 def differing_options(runs: Sequence[FoundRun]) -> list[str]:
     """Options that change results and that do not have one value in all runs, in the order of the configuration."""
     keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    return [
-        key
-        for key in keys
-        if key != "experiment_name"  # a label
-        and not without_effect(key)
-        and len({spelling(run.options.get(key, ABSENT)) for run in runs}) > 1
-    ]
+    keys = [key for key in keys if key != "experiment_name" and not without_effect(key)]  # the name is a label
+    return [key for key in keys if len({_spelt(run, [key]) for run in runs}) > 1]
 
 
 def telling_options(runs: Sequence[FoundRun], options: Sequence[str]) -> list[str]:
     """Of options that differ those that say it all: a group's name stands for what the group's choice changes."""
 
     def depends(key: str, other: str) -> bool:
-        pairs = {tuple(spelling(run.options.get(name, ABSENT)) for name in (other, key)) for run in runs}
+        pairs = {_spelt(run, (other, key)) for run in runs}
         return len(pairs) == len({first for first, _ in pairs})
 
     kept = []
@@ -182,14 +181,14 @@ def compare(found: Sequence[FoundRun], by: str | None = None) -> Comparison:
     superseded = []
     # The same options, seed and fold once more are no repetition: counted twice they would narrow the interval.
     for run in sorted(done, key=lambda run: (run.path / "metrics.json").stat().st_mtime_ns):
-        key = tuple(spelling(run.options.get(name, ABSENT)) for name in options)
+        key = _spelt(run, options)
         if key in newest:
             superseded.append((newest[key], run))
         newest[key] = run
     runs = list(newest.values())
     grouped: dict[tuple, list[FoundRun]] = {}
     for run in runs:
-        grouped.setdefault(tuple(spelling(run.options.get(name, ABSENT)) for name in of_settings), []).append(run)
+        grouped.setdefault(_spelt(run, of_settings), []).append(run)
     settings = []
     for members in grouped.values():
         members.sort(key=lambda run: [_sortable(run.options.get(key)) for key in REPETITION])

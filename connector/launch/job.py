@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from connector import interruption
 from connector.data.modules import RecordingDataModule
@@ -61,11 +61,11 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         if logging.getLogger(name).level != logging.DEBUG:
             logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*", ".*tensorboardX.*"):
-        warnings.filterwarnings("ignore", pattern)
-    # Checkpoint folders are ours and named after what they hold.
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+    for said in (
+        "does not have many workers", "`isinstance\\(treespec, LeafSpec\\)`", "tensorboardX", "GPU available but not used",
+        "exists and is not empty",  # checkpoint folders are ours and named after what they hold
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", f".*{said}.*")
 
 
 class _LogFile(logging.FileHandler):
@@ -182,10 +182,8 @@ def all_metrics(store: RunStore, results: dict[str, float]) -> dict[str, float]:
 
 def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
     """The closing table: what was reached, and where the report lies."""
-    table = Table(title=None, show_edge=False, pad_edge=False)
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("unit", style="dim")
+    columns = "measure", Column("value", justify="right"), Column("unit", style="dim")
+    table = Table(*columns, show_edge=False, pad_edge=False)
     for key in METRICS:
         if key in metrics:
             label, unit = METRICS[key].label, METRICS[key].unit

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from connector.errors import end_state
 from connector.report.glossary import MAIN_METRICS
@@ -157,12 +157,11 @@ def shared_overrides(jobs: list[dict[str, Any]]) -> list[str]:
 
 def _table(jobs: list[dict[str, Any]], shared: list[str]) -> Table:
     shown = [key for key in MAIN_METRICS if any(key in job["metrics"] for job in jobs)][:_SHOWN]
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("job", justify="right")
-    table.add_column("overrides", overflow="fold")
-    for key in shown:
-        table.add_column(key.split("/")[1].replace("_", " "), justify="right")
-    table.add_column("state", overflow="fold")
+    measures = [Column(key.split("/")[1].replace("_", " "), justify="right") for key in shown]
+    table = Table(
+        Column("job", justify="right"), Column("overrides", overflow="fold"), *measures,
+        Column("state", overflow="fold"), show_edge=False, pad_edge=False,
+    )  # fmt: skip
     for job in jobs:
         values = [f"{job['metrics'][key]:.4g}" if key in job["metrics"] else "" for key in shown]
         own = " ".join(override for override in job["overrides"] if override not in shared)

@@ -208,14 +208,7 @@ class NoRun:
     def for_stage(self, stage: str) -> bool:
         return False
 
-    def log_results(self, *_: Any, **__: Any) -> None:
+    def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    def log_data(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def log_artifact(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def finish(self, exit_code: int) -> None:
-        pass
+    log_results = log_data = log_artifact = finish = _nothing

@@ -244,19 +244,11 @@ class RunStore:
 
 def write_network(path: Path, network: Network, sigma: float) -> None:
     """An npz with m, b, d, n, alpha, activation, sigma; (K, 0) and (K,) zeros where b, d are absent."""
-    k = network.n_neurons
-    write_npz(
-        path,
-        {
-            "m": network.m,
-            "b": network.b if network.b is not None else torch.zeros(k, 0, dtype=network.m.dtype),
-            "d": network.d if network.d is not None else torch.zeros(k, dtype=network.m.dtype),
-            "n": network.n,
-            "alpha": network.alpha,
-            "activation": network.activation,
-            "sigma": sigma,
-        },
-    )
+    m = network.m
+    b = m.new_zeros(len(m), 0) if network.b is None else network.b
+    d = m.new_zeros(len(m)) if network.d is None else network.d
+    about = {"alpha": network.alpha, "activation": network.activation, "sigma": sigma}
+    write_npz(path, {"m": m, "b": b, "d": d, "n": network.n, **about})
 
 
 def load_network(path: str | Path) -> Network:

@@ -23,7 +23,6 @@ from connector.analysis.spike_scores import (
     psth_r2,
     sign_conditions,
 )
-from connector.compare import folds
 from connector.data.folds import fold
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.report.glossary import METRICS
@@ -136,8 +135,8 @@ def bits_of(recording, expected, part):
 
 @pytest.fixture(scope="module")
 def rows(runs):
-    found = folds.find_runs([runs], lambda run: True)
-    (groups,) = folds.grouped(found)
+    found = script("fold_runs").find_runs([runs], lambda run: True)
+    (groups,) = script("fold_runs").grouped(found)
     (group,) = groups.values()
     assert list(group.runs) == [1, 2, 3, 4]
     return {
@@ -228,12 +227,12 @@ def test_trials_tested_twice_are_refused(runs, tmp_path, capsys):
 )
 def test_commands_make_the_same_run_but_for_its_fold(typed, tmp_path):
     write_run(tmp_path / "run", ["experiment=rat", *typed, "data.fold=2"], {BITS: 0.1})
-    (run,) = folds.find_runs([tmp_path], lambda run: True)
-    again = configuration(*folds.overrides_of(run), "data.fold=2")
+    (run,) = script("fold_runs").find_runs([tmp_path], lambda run: True)
+    again = configuration(*script("fold_runs").overrides_of(run), "data.fold=2")
     assert {name: again[name] for name in ("data", "lrrnn", "seed")} == {
         name: run.config[name] for name in ("data", "lrrnn", "seed")
     }
-    assert len(folds.overrides_of(run)) == len(typed) + 1  # nothing that is the default anyway
+    assert len(script("fold_runs").overrides_of(run)) == len(typed) + 1  # nothing that is the default anyway
 
 
 def test_the_newer_of_two_runs_of_a_fold_counts_and_other_options_do_not_mix(tmp_path):
@@ -242,13 +241,13 @@ def test_the_newer_of_two_runs_of_a_fold_counts_and_other_options_do_not_mix(tmp
         write_run(tmp_path / name, [*options, *more, "trainer.threads=1"], {BITS: float(number)})
         file = tmp_path / name / "config.yaml"
         os.utime(file, (1000 + number, 1000 + number))
-    found = folds.find_runs([tmp_path], lambda run: True)
-    alone = [group.runs[1].metrics[BITS] for each in folds.grouped(found) for group in each.values()]
+    found = script("fold_runs").find_runs([tmp_path], lambda run: True)
+    alone = [group.runs[1].metrics[BITS] for each in script("fold_runs").grouped(found) for group in each.values()]
     assert sorted(alone) == [1.0, 2.0, 3.0]
-    sets = folds.grouped(found, ["lrrnn.rank"])
+    sets = script("fold_runs").grouped(found, ["lrrnn.rank"])
     assert sorted(sorted(each) for each in sets) == [["2"], ["2", "3"]]
-    groups = [group for each in folds.grouped(found) for group in each.values()]
-    assert sorted(folds.differing(groups)) == [
+    groups = [group for each in script("fold_runs").grouped(found) for group in each.values()]
+    assert sorted(script("fold_runs").differing(groups)) == [
         "lrrnn.rank=2, seed=1",
         "lrrnn.rank=2, seed=2",
         "lrrnn.rank=3, seed=1",

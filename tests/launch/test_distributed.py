@@ -1,5 +1,7 @@
 """Several processes: equal results, and which device a job of a sweep trains on."""
 
+import inspect
+
 import pytest
 import torch
 from commands import train
@@ -67,3 +69,12 @@ def test_all_processes_but_the_first_know_that_they_are_not(monkeypatch, name):
     assert not is_child_rank()
     monkeypatch.setenv(name, "1")
     assert is_child_rank()
+
+
+def test_lightning_starts_ranks_by_the_private_function_that_is_replaced():
+    import lightning_fabric.strategies.launchers.subprocess_script as fabric
+    import pytorch_lightning.strategies.launchers.subprocess_script as lightning
+
+    for module in (fabric, lightning):
+        assert callable(module._hydra_subprocess_cmd)
+        assert "_hydra_subprocess_cmd(local_rank" in inspect.getsource(module._SubprocessScriptLauncher)

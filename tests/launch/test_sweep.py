@@ -195,3 +195,9 @@ def test_the_ready_launchers_and_sweepers_compose(choice, expected):
     done = typed(choice, "--cfg", "hydra")
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+def test_hydra_keeps_what_a_job_raised_in_a_private_field():
+    from hydra.core.utils import JobReturn
+
+    assert "_return_value" in JobReturn.__dataclass_fields__

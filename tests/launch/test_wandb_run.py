@@ -196,3 +196,11 @@ def test_disabled_logs_nothing(options, tmp_path):
     assert not logs(tmp_path)
     assert not (tmp_path / "run" / ID_FILE).exists()
     assert run.where == "W&B, disabled"
+
+
+def test_wandb_logs_an_artifact_that_is_used_by_a_private_function():
+    import inspect
+
+    import wandb
+
+    assert {"is_user_created", "use_after_commit"} <= inspect.signature(wandb.Run._log_artifact).parameters.keys()
