@@ -167,10 +167,11 @@ class _V5:
         characters = list(self.data[begin:end].decode(codec))
         if len(characters) != math.prod(shape):
             raise ValueError("characters of another count than the sizes say")
-        rows = (
-            ["".join(row) for row in np.array(characters, dtype="U1").reshape(shape, order="F")] if characters else []
-        )
-        return rows[0] if len(rows) == 1 else rows or ""
+        if not characters:
+            return ""
+        letters = np.array(characters, dtype="U1").reshape((-1, shape[-1]), order="F")
+        rows = ["".join(row) for row in letters]  # along the last axis
+        return rows[0] if len(rows) == 1 else rows
 
 
 def _read_v73(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[str, Any]:
