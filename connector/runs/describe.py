@@ -117,10 +117,11 @@ def options_page() -> str:
         return OmegaConf.to_container(OmegaConf.load(path))
 
     conf, said = conf_directory(), [_PAGE]
+    folds = read(conf / "folds.yaml")
     said += ["## Of the run", "", *_table(_own_options(), read(conf / "train.yaml"))]
     for source in DATA_TYPES:
         said += ["", f"## data, source {source}", ""]
-        said += _table(_of_data(source), {"data": read(conf / "data" / f"{source}.yaml")})
+        said += _table(_of_data(source), {"data": {**folds, **read(conf / "data" / f"{source}.yaml")}})
     for group, schema in _GROUPS.items():
         said += ["", f"## {group}", ""]
         said += _table(declared(schema, f"{group}."), {group: read(conf / group / f"{_DEFAULTS[group]}.yaml")})
