@@ -117,6 +117,7 @@ def in_this_process(benchmark, monkeypatch):
 
 
 @pytest.mark.usefixtures("in_this_process")
+@pytest.mark.slow
 def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
     out = tmp_path / "benchmark.json"
     tiny = ["data.n_neurons=100", "data.n_grid=6", "data.n_steps=40", "connectivity.early_stopping=false"]

@@ -128,6 +128,7 @@ def test_a_run_keeps_the_fitted_low_rank_rnn(runs):
     torch.testing.assert_close(run.fitted_network.m, run.loadings.m)
 
 
+@pytest.mark.slow
 def test_figures_2_and_3(runs, tmp_path, capsys):
     lint = of(runs, "quadstable")
     assert drawn("figure2", runs, tmp_path, "--lint", lint, "--null-draws", 1, "--bootstrap", 9) == 0
@@ -145,6 +146,7 @@ def test_figure_4(runs, tmp_path, capsys):
     assert "rows and" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_supplementary(runs, tmp_path, capsys):
     assert drawn("supplementary", runs, tmp_path, "--null-draws", 1, "--bootstrap", 9) == 0
     check_figure(tmp_path, "supplementary")
@@ -157,6 +159,7 @@ def test_heavy_tails_names_the_run_to_draw_beside(runs, tmp_path, capsys):
     assert "connectivity.flow.base=normal" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_identifiability(tmp_path, monkeypatch):
     module = script("identifiability")
     monkeypatch.setattr(module, "VARIED", {"noise": (0.01, 0.1), "fraction": (0.2, 1.0)})
@@ -169,6 +172,7 @@ def test_identifiability(tmp_path, monkeypatch):
     assert all(float(row["lower"]) <= float(row["median"]) <= float(row["upper"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_figure_5_and_the_power_of_its_measures(spike_run, tmp_path, capsys):
     nowhere, power = tmp_path / "nowhere", tmp_path / "attractor_power.json"
     sets = ("--run", spike_run, "--data-sets", 1, "--epochs", 1)
