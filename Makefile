@@ -10,7 +10,7 @@ help:
 	@echo "make run    set up .venv and run the main experiment (quadstable)"
 	@echo "make test   set up .venv and run the tests"
 	@echo "make slow   the slow and statistical tests"
-	@echo "make lint   ruff"
+	@echo "make lint   ruff, and mypy on the public names"
 	@echo "make fuzz   2000 damaged files and 325 mistaken command lines: read right, or refused in two lines"
 	@echo "make bench  the defaults against the published recipe: error, CPU seconds, memory"
 
@@ -32,6 +32,7 @@ slow: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmark.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,7 +191,7 @@ class Network:
     alpha: float = 0.1
     activation: str = "tanh"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n.shape != self.m.shape:
             raise UserError(f"n of the shape of m, {tuple(self.m.shape)}", str(tuple(self.n.shape)))
         activation(self.activation)
@@ -233,7 +234,7 @@ class Network:
         """Latent trajectories (..., steps, R) from z0 (..., R), z0 included; u is (..., steps - 1 or more, U)."""
         return simulate(self.step, z0.to(self.m.dtype), steps, u)
 
-    def fixed_points(self, starts: Tensor, u: Tensor | None = None, **options) -> tuple[Tensor, Tensor]:
+    def fixed_points(self, starts: Tensor, u: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
         """Fixed points under a constant input u (U,); see :func:`leading_fixed_points`."""
         net = self.double()
         constant = None if u is None else u.double()

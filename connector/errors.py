@@ -42,7 +42,7 @@ class UserError(Exception):
             message += f"\n{remedy[0].upper()}{remedy[1:].rstrip('.')}."
         super().__init__(message)
 
-    def __reduce__(self):  # sweeps send exceptions between processes
+    def __reduce__(self) -> tuple[type, tuple]:  # sweeps send exceptions between processes
         return type(self), (self.expected, self.got, self.remedy)
 
 
@@ -79,7 +79,7 @@ class RunFailure(Exception):
         second = [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in (kept, remedy) if text]
         super().__init__("\n".join([f"{stage} stopped{at}: {what}.", *([" ".join(second)] if second else [])]))
 
-    def __reduce__(self):  # sweeps send exceptions between processes
+    def __reduce__(self) -> tuple[type, tuple]:  # sweeps send exceptions between processes
         return type(self), (self.stage, self.what, self.remedy, self.where, self.kept)
 
 

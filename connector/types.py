@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Loadings:
     b: Tensor | None = None
     d: Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.m.ndim == 2, "m of shape (neurons, rank)", tuple(self.m.shape))
         if self.b is not None:
             require(
@@ -100,7 +101,7 @@ class Loadings:
             d=stacked[:, -1] if has_bias else None,
         )
 
-    def map(self, function) -> Loadings:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Loadings:
         """The same loadings with ``function`` applied to each tensor (a cast, an index, a move)."""
         return Loadings(*(None if x is None else function(x) for x in (self.m, self.b, self.d)))
 
@@ -152,7 +153,7 @@ class Recording:
     name: str = "recording"
     notes: tuple[str, ...] = field(default=())
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
         require(
             self.activity.ndim == 3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +240,7 @@ class ConnectivityDistribution(nn.Module):
 
     # -- density ------------------------------------------------------------------------------------------------------
 
-    def log_prob(self, net: Network, sigma: float | None = None, outputs: str | None = None, **options) -> Tensor:
+    def log_prob(self, net: Network, sigma: float | None = None, outputs: str | None = None, **options: Any) -> Tensor:
         """log p(m, b, d, n) of each neuron, (K,), in nats; differentiable.
 
         Args:
@@ -302,7 +303,7 @@ class ConnectivityDistribution(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write plain values and tensors, which :meth:`load` reads without running code."""
         names = ("alpha", "activation", "sigma", "outputs", "projection_regularizer", "flow_steps")
-        saved = {"arguments": {name: getattr(self, name) for name in names}}
+        saved: dict[str, Any] = {"arguments": {name: getattr(self, name) for name in names}}
         for name in ("loadings_flow", "mean", "tilt", "shift", "outputs_flow"):
             part = getattr(self, name)
             saved[name] = None if part is None else part.state()
@@ -310,13 +311,13 @@ class ConnectivityDistribution(nn.Module):
         write_saved(saved | {"reference": None if z is None else [z, u, y]}, path)
 
     @classmethod
-    def load(cls, path: str | Path, map_location="cpu") -> ConnectivityDistribution:
+    def load(cls, path: str | Path, map_location: str = "cpu") -> ConnectivityDistribution:
         """The distribution that :meth:`save` wrote to ``path``; raises UserError for another or a damaged file."""
         saved = read_saved(path, _SAVED, map_location)
         if not isinstance(saved, dict) or not {"loadings_flow", "mean", "arguments"} <= set(saved):
             raise UserError(_SAVED, str(path))
         with refusing_damage(Path(path), _SAVED):
-            parts = {"tilt": DriveTilt, "shift": OutputShift, "outputs_flow": Flow}
+            parts: dict[str, Any] = {"tilt": DriveTilt, "shift": OutputShift, "outputs_flow": Flow}
             loaded = cls(
                 Flow.rebuild(saved["loadings_flow"]),
                 from_state(saved["mean"]),

@@ -8,8 +8,9 @@ the straight path x_t = (1 - t) x0 + t x1, whose velocity x1 - x0 the network re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Flow(nn.Module):
         write_saved(self.state(), path)
 
     @classmethod
-    def load(cls, path: str | Path, map_location="cpu") -> Flow:
+    def load(cls, path: str | Path, map_location: str = "cpu") -> Flow:
         """The flow that :meth:`save` wrote to ``path``; raises UserError for another kind of file, or a damaged one."""
         saved = read_saved(path, "a file written by Flow.save", map_location)
         with refusing_damage(Path(path), "a file written by Flow.save"):
@@ -244,7 +245,7 @@ class Flow(nn.Module):
                 f"{'a' if self.context_dim else 'no'} context for a flow of {self.context_dim} context columns",
                 "none" if context is None else f"one of shape {tuple(context.shape)}",
             )
-        n_samples = len(context) if context is not None else n_samples
+        n_samples = len(context) if context is not None else n_samples or 0
         x = self.sample_base(n_samples, generator) if base is None else base.to(self.location)
         if context is not None:
             self._check(x, context)
@@ -252,7 +253,7 @@ class Flow(nn.Module):
         ends = []
         for part, given in _chunks(x, context, chunk_size):
 
-            def field(t, y, c=given):
+            def field(t: Tensor, y: Tensor, c: Tensor | None = given) -> Tensor:
                 return self.velocity.learned(y, t, c) / self.velocity.scale(t)
 
             ends.append(self._integrate(field, part, 0, 1, method, steps))
@@ -284,7 +285,7 @@ class Flow(nn.Module):
         parts = []
         for part, given in _chunks(x1, context, chunk_size):
 
-            def field(t, state, c=given):
+            def field(t: Tensor, state: tuple[Tensor, Tensor], c: Tensor | None = given) -> tuple[Tensor, ...]:
                 scale = self.velocity.scale(t)
                 return tuple(value / scale for value in self.velocity.learned_with_divergence(state[0], t, c))
 
@@ -301,7 +302,7 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        **options,
+        **options: Any,
     ) -> tuple[float, float]:
         """Monte Carlo estimate of the differential entropy in nats, and its standard error.
 
@@ -312,7 +313,17 @@ class Flow(nn.Module):
         values = -self.log_prob(draws.double(), context, **options)
         return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
-    def _integrate(self, field, state, start, stop, method, steps, rtol=1e-5, atol=1e-5):
+    def _integrate(
+        self,
+        field: Callable,
+        state: Any,
+        start: float,
+        stop: float,
+        method: str,
+        steps: int,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+    ) -> Any:
         first = state[0] if isinstance(state, tuple) else state
         t = torch.tensor([start, stop], dtype=first.dtype, device=first.device)
         if method in _FIXED_STEP:
