@@ -14,10 +14,10 @@ import numpy as np
 from connector.data.matlab import read_matlab
 from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, require_counts
 from connector.data.readers import Reader
-from connector.data.settings import data_option, settled
+from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size
+from connector.files import check_size
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -52,10 +52,7 @@ class RatOptions:
     )
     adaptation_rate_hz: float = data_option("recovery rate of the strength", unit="per second", above=0, default=100.0)
     across_sides: bool = data_option("clicks weaken those of both sides; false: of their own side only", default=True)
-    max_gigabytes: float = data_option(
-        "largest size of the unpacked file and of the counts in memory",
-        unit="GB", above=0, default=MAX_GIGABYTES, stages=(),
-    )  # fmt: skip
+    max_gigabytes: float = memory_option("largest size of the unpacked file and of the counts in memory")
 
     def check(self) -> None:
         require(self.tau >= _BIN_S, "data.tau", f"of at least one bin, {_BIN_S} s", self.tau)
@@ -125,18 +122,13 @@ def load_rat(
 
 def _choose_trials(trials: list[dict], include_photostimulated: bool, notes: list[str]) -> list[dict]:
     stimulated = [math.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials]
-    if not any(stimulated):
-        return trials
     said = f"{sum(stimulated)} of {len(trials)} trials with optogenetic stimulation"
-    notes.append(f"{said}, kept" if include_photostimulated else f"{said} left out")
-    if include_photostimulated:
+    if include_photostimulated or not any(stimulated):
+        notes += [f"{said}, kept"] if any(stimulated) else []
         return trials
     if all(stimulated):
-        raise UserError(
-            "trials without optogenetic stimulation",
-            f"none among {len(trials)}",
-            "set data.include_photostimulated=true",
-        )
+        raise UserError("trials without optogenetic stimulation", said, "set data.include_photostimulated=true")
+    notes.append(f"{said} left out")
     return [t for t, left_out in zip(trials, stimulated) if not left_out]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from connector.data.preprocessing import require_counts
 from connector.data.readers import Reader, require_format
-from connector.data.settings import data_option, settled
+from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage
+from connector.files import check_size, limited_memory, refusing_damage
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -38,9 +38,7 @@ class NlbOptions:
     )
     tau: float = data_option("time constant; alpha = rebin * bin_s / tau", unit="s", above=0, default=0.1)
     activation: str | None = data_option("phi of the neurons; null: softplus", default=None)
-    max_gigabytes: float = data_option(
-        "largest size of the counts in memory", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
-    )
+    max_gigabytes: float = memory_option("largest size of the counts in memory")
 
     def check(self) -> None:
         bin_s = self.rebin * self.bin_s

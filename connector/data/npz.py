@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from connector.data.readers import Reader, require_format
-from connector.data.settings import data_option, settled
+from connector.data.settings import data_option, memory_option, settled
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, read_arrays
+from connector.files import read_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,7 @@ class NpzOptions:
     range_tolerance: float = data_option(
         "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, default=0.3
     )
-    max_gigabytes: float = data_option(
-        "largest size of the unpacked arrays", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
-    )
+    max_gigabytes: float = memory_option("largest size of the unpacked arrays")
 
 
 def load_npz(

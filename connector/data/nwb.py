@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.nwb_tables import Table
+from connector.data.nwb_tables import Table, active_units, filtered_units, unit_names, unit_places
 from connector.data.nwb_trials import (
     TrialBins,
     Window,
@@ -23,13 +23,12 @@ from connector.data.nwb_trials import (
     trial_bins,
     trial_inputs,
 )
-from connector.data.nwb_units import active_units, filtered_units, unit_names, unit_places
 from connector.data.preprocessing import mean_rates_hz
 from connector.data.readers import Reader, require_format
-from connector.data.settings import data_option, settled
+from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
 from connector.errors import UserError
-from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage, unreadable
+from connector.files import check_size, limited_memory, refusing_damage, unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +92,7 @@ class NwbOptions:
         "units firing less on average in the trials are left out; null: those silent throughout; 0: none",
         unit="Hz", at_least=0, default=None,
     )  # fmt: skip
-    max_gigabytes: float = data_option(
-        "largest size of the counts in memory", unit="GB", above=0, default=MAX_GIGABYTES, stages=()
-    )
+    max_gigabytes: float = memory_option("largest size of the counts in memory")
 
     def check(self) -> None:
         for name in ("units", "trials"):

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from connector.declarations import check, option
+from connector.files import MAX_GIGABYTES
 
 T = TypeVar("T")
 
 data_option = partial(option, stages=("data",))
+memory_option = partial(option, stages=(), unit="GB", above=0, default=MAX_GIGABYTES)
 # Keywords of the Python functions whose option has another name on the command line.
 KEYWORDS = {"tau_s": "tau", "noise_std": "process_noise", "observation_noise_std": "observation_noise"}
 
