@@ -24,13 +24,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def train(*arguments, cwd=ROOT):
+def train(*arguments, cwd=ROOT, timeout=280):
     return subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
     )
 
 

@@ -7,7 +7,9 @@ import torch
 from commands import train
 
 from connector import load_run
+from connector.files import read_npz
 from connector.launch.distributed import devices_of_job
+from connector.runs.store import RunStore
 from connector.stages.training import is_child_rank
 
 SMALL = [
@@ -28,6 +30,21 @@ def trained(directory, *arguments):
     return load_run(directory)
 
 
+@torch.no_grad()
+def test_two_processes_reach_the_flow_of_loadings_that_one_reaches(tmp_path):
+    found = []
+    for name, more in (("one", []), ("two", HALVES)):
+        done = train(*SMALL, *more, "stages=[lrrnn,loadings]", f"hydra.run.dir={tmp_path / name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        store = RunStore(tmp_path / name)
+        rows = torch.from_numpy(read_npz(store.latents_file)["m"]).repeat(200, 1).float()
+        flow, generator = store.read_loadings_flow(), torch.Generator().manual_seed(2)
+        found.append((rows, float(flow.loss(rows, generator=generator))))
+    assert (found[0][0] == found[1][0]).all()
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.02)
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_two_processes_reach_what_one_reaches(tmp_path):
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two", *HALVES)
