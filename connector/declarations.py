@@ -1,7 +1,8 @@
 """Options declared once: what each means, its unit and range, and the stages whose numbers it changes.
 
-An option is a field of a dataclass; its default stands in conf/ (and, for what Python calls take, in its declaration). From the declaration come the check of what a user
-typed, `python train.py --help`, docs/options.md and the fingerprint of each stage.
+An option is a field of a dataclass; its default stands in conf/ (and, for what Python calls take, in its declaration).
+From the declaration come the check of what a user typed, `python train.py --help`, docs/options.md and the fingerprint of
+each stage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-from connector.errors import UserError
+from connector import errors
 
 # In the order in which they run. What changes a stage changes those after it, through what they are made from.
 STAGES_OF_A_RUN = ("data", "lrrnn", "loadings", "outputs", "results")
@@ -109,8 +110,7 @@ def option(
 
 def require(condition: bool, name: str, expected: str, value: Any, remedy: str = "") -> None:
     """Raises UserError where the option of that name does not hold what is expected."""
-    if not condition:
-        raise UserError(f"{name} {expected}", repr(value), remedy)
+    errors.require(condition, f"{name} {expected}", repr(value), remedy)
 
 
 def declared(schema: type, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:

@@ -3,15 +3,11 @@
 import io
 import warnings
 
-import torch
+from draws import normal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from connector.dynamics import Network
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def network(rank, n_inputs=0, bias=False, k=80):

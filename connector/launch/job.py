@@ -48,7 +48,7 @@ from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
 from connector.stages.tables import result_tables
-from connector.stages.training import StageContext, check_trainer, clock, is_child_rank
+from connector.stages.training import Additions, StageContext, check_trainer, clock, is_child_rank
 from connector.stages.write_results import summarise
 from connector.types import Recording, span
 
@@ -256,16 +256,16 @@ def run(
         trainer.devices = launch.devices_of_job(trainer.accelerator, trainer.devices, job_number)
     if trainer.strategy.startswith("ddp"):
         launch.install_job_command()
-    _log.debug("fingerprints are made for this machine: %s", check_trainer(options.trainer))
-    additions(options)  # refuses before anything is read
+    machine, own = check_trainer(options.trainer), additions(options)  # refuse before anything is read
+    _log.debug("fingerprints are made for this machine: %s", machine)
     with explained("data", directory):
         if data is None:
             data = build_data(options)
             data.setup()
-        schedule = plan(options, data)
+        schedule = plan(options, data, machine)
     _log.debug("fingerprints: %s", schedule.marks)
     store, plain = RunStore(directory), OmegaConf.to_container(config, resolve=True)
-    job = _Job(options, plain, store, data, schedule, console, sweep_name)
+    job = _Job(options, plain, store, data, schedule, own, console, sweep_name)
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)
     if sweep_name is not None and not options.force and is_finished(store, options, schedule):
@@ -278,13 +278,17 @@ def run(
 
 @dataclass(frozen=True)
 class _Job:
-    """What a job goes by, once its data are read and its stages planned; ``config``: the configuration, resolved."""
+    """What a job goes by, once its data are read and its stages planned.
+
+    ``config``: the configuration, resolved; ``additions``: of :class:`StageContext`, what the user adds to each stage.
+    """
 
     options: Options
     config: dict[str, Any]
     store: RunStore
     data: RecordingDataModule
     schedule: Plan
+    additions: Additions
     console: Console
     sweep_name: str | None
 
@@ -299,8 +303,7 @@ def _try_out(job: _Job) -> None:
     last = max(map(STAGES.index, schedule.requested), default=0)
     all_before = tuple(s for s in STAGES[: last + 1] if s != "lrrnn" or not schedule.given_latents)
     with tempfile.TemporaryDirectory() as scratch:
-        own = additions(job.options)
-        context = StageContext(job.options, RunStore(scratch), NoRun(), job.console, job.say, additions=own)
+        context = StageContext(job.options, RunStore(scratch), NoRun(), job.console, job.say, additions=job.additions)
         run_stages(context, job.data, replace(schedule, requested=all_before))
     job.say(
         "fast_dev_run: every stage ran to its end with a batch or a few; nothing was kept, and nothing was measured"
@@ -333,7 +336,7 @@ def _run(job: _Job) -> float | None:
                 # A simulation is a function of the seed, too.
                 seed = {"seed": job.options.seed} if job.data.teacher is not None else {}
                 logger.log_data(job.config["data"] | seed, job.options.data.name)
-            context = StageContext(job.options, store, logger, job.console, job.say, additions=additions(job.options))
+            context = StageContext(job.options, store, logger, job.console, job.say, additions=job.additions)
             if not is_child_rank():
                 note_invocation(store, job.options, job.schedule)
                 write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ class Plan:
     earlier: dict[str, str]
 
 
-def plan(options: Options, data: RecordingDataModule) -> Plan:
-    """Decide the stages from ``stages``, the data and the options that each stage depends on."""
+def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any] | None = None) -> Plan:
+    """Decide the stages from ``stages``, the data and the options that each stage depends on.
+
+    Args:
+        machine: of :func:`connector.stages.training.check_trainer`, where the caller has asked; None: asked here.
+    """
     given = data.teacher is None and data.recording.latents is not None and data.recording.loadings is not None
     requested = STAGES if options.stages == "auto" else tuple(options.stages)
     given_latents = given and ("lrrnn" not in requested or options.stages == "auto")
@@ -72,7 +77,7 @@ def plan(options: Options, data: RecordingDataModule) -> Plan:
         about = {"path": str(Path(path).resolve()), "sha256": source}
     else:
         about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
-    marks = stage_marks(options, source, check_trainer(options.trainer), given_latents)
+    marks = stage_marks(options, source, machine or check_trainer(options.trainer), given_latents)
     earlier = earlier_marks(options, source, given_latents)
     return Plan(requested, marks, given_latents, about, earlier)
 

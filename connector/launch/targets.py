@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import Logger
 from connector.declarations import STAGES_OF_A_RUN
 from connector.errors import UserError
 from connector.runs.options import Options, OtherLogger
+from connector.stages.training import Additions
 
 
 def _located(node: Any, name: str) -> Any:
@@ -49,7 +50,7 @@ def _made(node: Any, name: str) -> Any:
         raise UserError(f"{name} that can be made of what stands there", reason) from error
 
 
-def additions(options: Options) -> Callable[[str], tuple[list[Callback], dict[str, Any]]]:
+def additions(options: Options) -> Additions:
     """stage -> callbacks of the user's own, and the arguments under ``trainer.extra``.
 
     Raises:

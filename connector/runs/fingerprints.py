@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from connector.declarations import changing, declared
-from connector.runs.options import Options
+from connector.runs.options import HARDWARE, Options
 from connector.runs.store import RunStore, fingerprint
 
 # Arguments of Lightning's Trainer that watch a training and do not change it.
@@ -23,8 +23,6 @@ WATCHING = (
     "profiler", "log_every_n_steps", "detect_anomaly", "enable_progress_bar", "enable_model_summary", "fast_dev_run",
     "limit_test_batches", "limit_predict_batches",
 )  # fmt: skip
-# Of these it counts what they come to on this machine.
-_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 _FILES = ("data.path", "data.teachers")  # of these their content counts
 
 
@@ -49,7 +47,7 @@ def _changing(options: Options, stage: str) -> dict[str, Any]:
     found = changing(options, stage)
     extra = found.pop("trainer.extra", {})
     found |= {f"trainer.extra.{name}": value for name, value in extra.items() if name not in WATCHING}
-    return {k: v for k, v in found.items() if k not in _FILES and k.removeprefix("trainer.") not in _HARDWARE}
+    return {k: v for k, v in found.items() if k not in _FILES and k.removeprefix("trainer.") not in HARDWARE}
 
 
 # -- runs of earlier versions ------------------------------------------------------------------------------------------
@@ -91,6 +89,6 @@ def recognise(store: RunStore, options: Options, marks: Mapping[str, str], earli
         trainer = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return
-    if all(str(trainer.get(name)) == str(getattr(options.trainer, name)) for name in _HARDWARE):
+    if all(str(trainer.get(name)) == str(getattr(options.trainer, name)) for name in HARDWARE):
         for stage in ("lrrnn", "loadings", "outputs"):
             store.renew_fingerprint(stage, earlier[stage], marks[stage])

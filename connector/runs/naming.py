@@ -61,8 +61,9 @@ def run_directory(choices: Mapping[str, str | None], overrides: Sequence[str], s
         separator: between the two parts (sweeps put them into one directory name).
 
     Returns:
-        OVERRIDES holds the options that change the result, sorted, numbers in one spelling, in characters safe in a path; followed by 6 hex
-        digits of their hash where it was shortened or where a value holds a path; ``default`` where there are none.
+        OVERRIDES holds the options that change the result, sorted, numbers in one spelling, in characters safe in a path;
+        followed by 6 hex digits of their hash where it was shortened or where a value holds a path; ``default`` where there
+        are none.
     """
     name = run_name(choices)
     kept = []

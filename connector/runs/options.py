@@ -22,6 +22,8 @@ from connector.errors import UserError
 
 MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
 STAGES = ("lrrnn", "loadings", "outputs")
+# Options of the trainer of which a fingerprint holds what they come to on the machine.
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 _DATA = ("data",)

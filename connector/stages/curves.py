@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from connector.files import write_text
+from connector.files import csv_text, write_text
 
 
 class LearningCurves(Callback):
@@ -52,11 +51,7 @@ class LearningCurves(Callback):
 def write_learning_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Rows with epoch, step and metrics, where they have them, as a csv file."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(columns, ([row.get(name, "") for name in columns] for row in rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

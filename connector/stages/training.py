@@ -26,7 +26,7 @@ from torch import Tensor
 from connector import interruption
 from connector.errors import UserError, numerical_failure
 from connector.files import atomic, move_into_place, read_saved, write_saved
-from connector.runs.options import Options, TrainerOptions
+from connector.runs.options import HARDWARE, Options, TrainerOptions
 from connector.runs.store import RunStore
 from connector.stages.checkpoints import StageCheckpoints
 from connector.stages.curves import LearningCurves
@@ -131,11 +131,15 @@ def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
     return average
 
 
+# stage -> the user's own callbacks, and arguments of Lightning's Trainer
+Additions = Callable[[str], tuple[list[Callback], dict[str, Any]]]
+
+
 @dataclass
 class StageContext:
     """What every stage needs to know of the run it belongs to; ``callbacks`` watch the training of all stages.
 
-    ``additions``: stage -> the user's own callbacks, and arguments of Lightning's Trainer; None: ``trainer.extra`` alone.
+    ``additions``: None: the arguments of ``trainer.extra`` alone.
     """
 
     options: Options
@@ -144,7 +148,7 @@ class StageContext:
     console: Console
     say: Callable[[str], None]
     callbacks: Sequence[Callback] = ()
-    additions: Callable[[str], tuple[list[Callback], dict[str, Any]]] | None = None
+    additions: Additions | None = None
 
 
 def is_child_rank() -> bool:
@@ -178,7 +182,6 @@ def validation_interval(max_epochs: int) -> int:
     return max(1, max_epochs // _VALIDATIONS)
 
 
-_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 # Arguments of Lightning's Trainer that each stage sets by itself, and the option that decides.
 _ELSEWHERE = {
     "max_epochs": "lrrnn.max_epochs, connectivity.loadings_epochs and connectivity.outputs_epochs",
@@ -189,7 +192,7 @@ _ELSEWHERE = {
     "enable_checkpointing": "force=true (a run always keeps checkpoints, to go on from)",
     "barebones": "trainer.extra.fast_dev_run (a stage cannot do without its checkpoint)",
     "use_distributed_sampler": "trainer.devices (batches are divided among processes already)",
-} | dict.fromkeys(_HARDWARE, "")
+} | dict.fromkeys(HARDWARE, "")
 
 
 def misplaced_argument(name: str) -> UserError | None:
@@ -223,7 +226,7 @@ def check_trainer(options: TrainerOptions) -> dict[str, Any]:
     """
     for error in filter(None, map(misplaced_argument, options.extra)):
         raise error
-    hardware = {name: getattr(options, name) for name in _HARDWARE}
+    hardware = {name: getattr(options, name) for name in HARDWARE}
     extra = {name: value for name, value in options.extra.items() if not isinstance(value, (dict, list))}
     try:
         trainer = pl.Trainer(**hardware, **extra, logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -258,7 +261,7 @@ def _trainer(
         extra["profiler"] = _PROFILERS[extra["profiler"]](store.path / "logs", f"profile_{stage}")
         context.say(f"{stage}: profiled; the table goes to {store.path / 'logs'}")
     arguments = {
-        **{name: getattr(options, name) for name in _HARDWARE},
+        **{name: getattr(options, name) for name in HARDWARE},
         "max_epochs": max_epochs,
         "check_val_every_n_epoch": validation_interval(1 if {"max_steps", "max_time"} & set(extra) else max_epochs),
         "num_sanity_val_steps": 0,

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from draws import generator, normal
 
 from connector.analysis import attractors
 from connector.data.attractors import teacher
@@ -12,14 +13,6 @@ from connector.dynamics import Network
 from connector.errors import UserError
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

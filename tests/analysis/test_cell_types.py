@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from draws import generator
 
 from connector.analysis import cell_types as clusters
 from connector.data.attractors import teacher
 from connector.errors import UserError
 from connector.types import Loadings
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def gaussian(k, dim, seed):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from draws import generator, normal, random_network
 
 from connector.analysis import distances
 from connector.data.attractors import teacher
@@ -12,25 +13,6 @@ from connector.errors import UserError
 from connector.numerics import least_squares
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def random_network(k=60, rank=2, n_inputs=0, seed=0, activation="tanh"):
-    stacked = normal(k, 2 * rank + n_inputs + 1, seed=seed)
-    return Network(
-        m=stacked[:, :rank],
-        n=stacked[:, rank : 2 * rank],
-        b=stacked[:, 2 * rank : 2 * rank + n_inputs] if n_inputs else None,
-        d=stacked[:, -1],
-        activation=activation,
-    )
 
 
 def test_sinkhorn_of_equal_clouds_is_zero():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from draws import normal
 
 from connector.analysis import predictions
 from connector.analysis.attractors import find_attractors
@@ -15,10 +16,6 @@ from connector.data.attractors import teacher
 from connector.dynamics import Network, simulate
 from connector.errors import UserError
 from connector.types import Loadings
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def leaky(k=40, seed=0):
