@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from connector.data.nwb_clock import Clock, only_observed, only_recorded, spike_trains
 from connector.data.nwb_tables import Table, active_units, filtered_units, unit_names, unit_places
 from connector.data.nwb_trials import (
     TrialBins,
@@ -23,7 +24,7 @@ from connector.data.nwb_trials import (
     trial_bins,
     trial_inputs,
 )
-from connector.data.preprocessing import mean_rates_hz
+from connector.data.preprocessing import mean_rates_hz, usable_times
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
@@ -52,6 +53,7 @@ class NwbOptions:
     bin_s: float | None = data_option("bin width; null: 0.01", unit="s", above=0, default=None)
     tau: float | None = data_option("time constant; null: 0.1; alpha = bin_s / tau", unit="s", above=0, default=None)
     activation: str | None = data_option("phi of the neurons; null: softplus", default=None)
+    table: str = data_option("table of time intervals whose rows are the trials", before="trials")
     align: str | None = data_option(
         "trials column with the time of the event that time is counted from; null: start_time", default=None
     )
@@ -69,6 +71,23 @@ class NwbOptions:
     event_times: str = data_option(
         "event times in trials columns are seconds in the session, or from the event align",
         choices=("session", "align"), default="session",
+    )  # fmt: skip
+    from_start: list[str] = data_option(
+        "trials columns whose times count from the trial's start_time, not in the session, as [cue]", before=[]
+    )
+    spike_times: str = data_option(
+        "spike times are seconds in the session, or from the start_time of the trial they fell in, where they go back with "
+        "each new trial",
+        choices=("session", "trial"), before="session",
+    )  # fmt: skip
+    time_units: Any = data_option(
+        "seconds per unit of times that are not in seconds, by column, as {spike_times:0.001,start_time:0.001}; null: none",
+        before=None,
+    )
+    unobserved: str = data_option(
+        "trials and units that were not observed by obs_intervals of the units and invalid_times: leave_out (as few as can "
+        "be), or ignore, which counts them as silent",
+        choices=("leave_out", "ignore"), before="leave_out",
     )  # fmt: skip
     choices: str | None = data_option(
         "trials column with choices: 0 / 1, false / true or left / right; NaN or other words: no choice", default=None
@@ -95,9 +114,12 @@ class NwbOptions:
     max_gigabytes: float = memory_option("largest size of the counts in memory")
 
     def check(self) -> None:
-        for name in ("units", "trials"):
+        for name in ("units", "trials", "time_units"):
             value = getattr(self, name)
             require(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
+        for column, unit in (self.time_units or {}).items():
+            number = isinstance(unit, (int, float)) and not isinstance(unit, bool) and 0 < unit < float("inf")
+            require(number, f"data.time_units of {column}", "a number of seconds greater than 0", unit)
         if self.stop_s is not None:
             require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
         if self.choice_values is not None:
@@ -140,19 +162,25 @@ def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
     noted, notes = _noted_reading(path, nwb), []
     options, alpha = _completed(given, noted)
     activation_named(options.activation)
-    table = Table(path, nwb, "trials", options.max_gigabytes)
+    table = Table(path, nwb, options.table, options.max_gigabytes)
+    cells = Table(path, nwb, "units", options.max_gigabytes)
+    clock = _clock(table, cells, options, notes)
     window = Window(options.align, options.start_s, options.stop_s, options.until, options.bin_s)
-    bins = trial_bins(table, window, options.trials or {}, notes)
+    bins = trial_bins(clock, window, options.trials or {}, notes)
+    units = filtered_units(cells, options.units or {}, notes)
+    if options.unobserved == "leave_out":
+        bins, units = only_observed(cells, units, bins, clock, notes, trials_only=bool(noted))
     unchanged = given.bin_s is None and given.align is None and given.start_s == 0
     if unchanged and given.stop_s is None and given.until is None:  # padding past the longest trial, too
         bins.n_steps = max(bins.n_steps, int(noted.get("n_steps", 0)))
-    cells = Table(path, nwb, "units", options.max_gigabytes)
-    units = filtered_units(cells, options.units or {}, notes)
-    activity, lengths = torch.from_numpy(_counts(cells, units, bins)), torch.from_numpy(bins.lengths)
+    counts = _counts(cells, spike_trains(cells, units, clock, options.spike_times, notes), bins)
+    if not noted and options.unobserved == "leave_out":
+        counts, bins = only_recorded(counts, bins, notes)
+    activity, lengths = torch.from_numpy(counts), torch.from_numpy(bins.lengths)
     rates = mean_rates_hz(activity, lengths, bins.bin_s).numpy()
     active = active_units(rates, options.min_rate_hz, notes)
     units = units[active]
-    inputs, input_names = trial_inputs(table, options.inputs, bins, options.event_times == "align")
+    inputs, input_names = trial_inputs(clock, options.inputs, bins, options.event_times == "align")
     if given.inputs is None and inputs is not None and "input_names" in noted:
         input_names = tuple(noted["input_names"])
     places = unit_places(cells, units)
@@ -172,6 +200,11 @@ def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
         choices = torch.from_numpy(choices_of(table, given.choices, given.choice_values, bins.rows))
     if options.baseline_hz is not None:
         baseline = torch.from_numpy(baseline_rates(table, options.baseline_hz, bins.rows, units, len(cells)))
+    times = None
+    if options.trial_times is not None:
+        of_event = options.trial_times == options.align  # laid on the session's clock, where the column is not
+        times = bins.event_s if of_event else clock.as_written(options.trial_times)[bins.rows]
+        times = usable_times(times, f"the {table.name} column {options.trial_times}", notes)
     return Recording(
         activity=activity[:, :, torch.from_numpy(active)],
         kind="spikes",
@@ -187,7 +220,7 @@ def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
         choices=choices,
         evidence=per_trial(options.evidence),
         click_difference=per_trial(options.click_difference),
-        trial_times_s=per_trial(options.trial_times),
+        trial_times_s=None if times is None else torch.from_numpy(times),
         baseline_hz=baseline,
         neuron_names=() if noted and "unit_name" not in cells.columns else unit_names(cells, units, places),
         name=name,
@@ -272,17 +305,26 @@ def _completed(given: NwbOptions, noted: dict[str, Any]) -> tuple[NwbOptions, fl
     return replace(given, **filled, bin_s=float(bin_s)), float(alpha)
 
 
-def _counts(cells: Table, units: np.ndarray, bins: TrialBins) -> np.ndarray:
-    """(trials, steps, units) float32."""
+def _clock(table: Table, cells: Table, options: NwbOptions, notes: list[str]) -> Clock:
+    units_s = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
+    known = [*table.columns, *cells.columns]
+    for name, columns in (("time_units", units_s), ("from_start", options.from_start)):
+        unknown = ", ".join(column for column in columns if column not in known)
+        if unknown:
+            raise UserError(f"columns for data.{name} among {', '.join(known)}", unknown)
+    return Clock(table, units_s, list(options.from_start), notes)
+
+
+def _counts(cells: Table, trains: list[np.ndarray], bins: TrialBins) -> np.ndarray:
+    """(trials, steps, units) float32; trains: ascending times of each unit."""
     check_size(
-        4e-9 * bins.n_trials * bins.n_steps * len(units),
+        4e-9 * bins.n_trials * bins.n_steps * len(trains),
         cells.max_gigabytes,
         f"the longest trial has {bins.n_steps} bins: set data.stop_s, widen data.bin_s, or raise data.max_gigabytes",
     )
-    counts = np.zeros((bins.n_trials, bins.n_steps, len(units)), dtype=np.float32)
-    trains = cells.rows("spike_times", "the spike times of sorted units")
-    for k, unit in enumerate(units):
-        counts[:, :, k] = bins.counts(np.sort(np.asarray(trains[unit], dtype=float)))
+    counts = np.zeros((bins.n_trials, bins.n_steps, len(trains)), dtype=np.float32)
+    for k, times in enumerate(trains):
+        counts[:, :, k] = bins.counts(times)
     return counts
 
 

@@ -146,6 +146,13 @@ def _add_units(nwb, recording: Recording, start: np.ndarray, noted: dict[str, An
         times,
         VectorIndex(name="spike_times_index", target=times, data=np.cumsum([len(x) for x in trains])),
     ]
+    observed = np.stack([start, start + recording.lengths.numpy() * recording.bin_s], axis=1)
+    observed = observed[np.argsort(start, kind="stable")]
+    intervals = VectorData(
+        name="obs_intervals", description="the trials, s: no more is known", data=np.tile(observed, (len(trains), 1))
+    )
+    ends = len(observed) * np.arange(1, len(trains) + 1)
+    data += [intervals, VectorIndex(name="obs_intervals_index", target=intervals, data=ends)]
     if len(recording.neuron_names) == recording.n_neurons:
         data.append(VectorData(name="unit_name", description="name", data=list(recording.neuron_names)))
     known = {} if recording.loadings is None else {key: getattr(recording.loadings, key) for key in ("m", "b", "d")}

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from connector.data.preprocessing import as_text as text
 from connector.errors import UserError
 from connector.files import check_size, limited_memory
 
+_TABLES = ("units", "electrodes")
 _SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
 
 
@@ -18,15 +20,19 @@ class Table:
     """A table of an NWB file with errors that name the columns there are."""
 
     def __init__(self, path: Path, nwb, name: str, max_gigabytes: float):
-        self.path, self.nwb, self.name, self.table = path, nwb, name, getattr(nwb, name)
-        self.max_gigabytes = max_gigabytes
+        self.path, self.nwb, self.name, self.max_gigabytes = path, nwb, name, max_gigabytes
+        intervals = _interval_tables(nwb)
+        of_rows = intervals if name not in _TABLES else {name: getattr(nwb, name)}
+        self.table = of_rows.get(name)
         if self.table is None or len(self.table) == 0:
-            others = [x for x in ("trials", "units", "electrodes") if getattr(nwb, x, None) is not None]
-            others += [x for x in (nwb.intervals or {}) if x not in others]
+            there = [x for x in _TABLES if getattr(nwb, x, None) is not None] + list(intervals)
+            usable = [x for x in intervals if x != name and x != "invalid_times" and len(intervals[x])]
+            remedy = ", or ".join(f"data.table={x}" for x in usable)
             raise UserError(
                 f"an NWB file with a table of {name}",
                 f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
-                f"(tables: {', '.join(others) or 'none'})",
+                f"(tables: {', '.join(there) or 'none'})",
+                f"read the rows of another table as trials: {remedy}" if remedy and name not in _TABLES else "",
             )
 
     def __len__(self) -> int:
@@ -74,6 +80,15 @@ class Table:
             raise UserError(f"a {self.name} column with one number in each row", f"{column!r}, which holds {kind}")
         return array.astype(float)
 
+    def is_boolean(self, column: str) -> bool:
+        return getattr(self.rows(column), "dtype", np.dtype(float)).kind == "b"
+
+
+def _interval_tables(nwb) -> dict[str, Any]:
+    """The tables of time intervals of a file by their names, trials among them."""
+    found = {x: getattr(nwb, x, None) for x in ("trials", "epochs", "invalid_times")}
+    return {x: table for x, table in {**found, **(nwb.intervals or {})}.items() if table is not None}
+
 
 def whole(data, max_gigabytes: float):
     """All of a column or series; refused where the size that the file declares is too large."""
@@ -104,10 +119,6 @@ def matching(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
         listed = ", ".join(values[:12]) + (", ..." if len(values) > 12 else "")
         raise UserError(f"values of the {what} among {listed}", ", ".join(map(str, unknown)))
     return np.isin(found, keys)
-
-
-def text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def unit_values(cells: Table, column: str) -> list | np.ndarray:
@@ -163,9 +174,10 @@ def active_units(rates: np.ndarray, min_rate_hz: float | None, notes: list[str])
 def unit_places(cells: Table, kept: np.ndarray) -> list[str]:
     """Where each unit was recorded; empty where the file does not say."""
     try:
-        return [text(x) for x in np.asarray(unit_values(cells, "location"))[kept]]
+        places = [text(x) for x in np.asarray(unit_values(cells, "location"))[kept]]
     except UserError:
         return []
+    return places if any(places) else []
 
 
 def unit_names(cells: Table, kept: np.ndarray, places: list[str]) -> tuple[str, ...]:

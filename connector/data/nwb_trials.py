@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.nwb_tables import Table, matching, text, whole
-from connector.data.preprocessing import bin_events
+from connector.data.nwb_tables import Table, matching, whole
+from connector.data.preprocessing import bin_events, choices_from
 from connector.errors import UserError
+
+if TYPE_CHECKING:
+    from connector.data.nwb_clock import Clock
 
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.
@@ -43,6 +46,10 @@ class TrialBins:
         self.begin, self.lengths, self.bin_s = begin, lengths, bin_s
         self.n_trials, self.n_steps = len(begin), int(lengths.max())
 
+    def take(self, keep: np.ndarray) -> TrialBins:
+        """Some of the trials, by (trials,) bool."""
+        return TrialBins(self.rows[keep], self.event_s[keep], self.begin[keep], self.lengths[keep], self.bin_s)
+
     def places(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For ascending times in the session: which of them lie in a trial, and the bin (trial * n_steps + step).
 
@@ -66,6 +73,8 @@ class TrialBins:
     def averages(self, times_s: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(trials, steps, channels) mean of the samples in each bin, or the last sample before it, else NaN.
 
+        After the last sample of all its value is held for as long as the longest pause between samples, not for ever.
+
         Args:
             times_s: (samples,) ascending; values: (samples, channels).
         """
@@ -75,7 +84,9 @@ class TrialBins:
         sums = np.stack([np.bincount(place, weights=x[which], minlength=size) for x in values.T], axis=1)
         begins = (self.begin[:, None] + np.arange(self.n_steps) * self.bin_s).ravel()
         before = np.searchsorted(times_s, begins + 10.0**-_DECIMALS, side="right") - 1
-        held = np.where(before[:, None] >= 0, values[np.maximum(before, 0)], np.nan)
+        pause = float(np.diff(times_s).max(initial=0.0)) + 2 * self.bin_s
+        known = (before >= 0) & (begins <= times_s[-1] + pause)
+        held = np.where(known[:, None], values[np.maximum(before, 0)], np.nan)
         mean = np.where(number[:, None] > 0, sums / np.maximum(number, 1)[:, None], held)
         return mean.reshape(self.n_trials, self.n_steps, -1)
 
@@ -84,21 +95,19 @@ class TrialBins:
         return np.arange(self.n_steps)[None, :] < self.lengths[:, None]
 
 
-def trial_bins(table: Table, window: Window, wanted: dict[str, Any], notes: list[str]) -> TrialBins:
+def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list[str]) -> TrialBins:
     """The bins of the trials with the values wanted in their columns."""
-    align, until, start_s, stop_s, bin_s = (
-        window.align, window.until, window.start_s, window.stop_s, window.bin_s
-    )  # fmt: skip
-    event = table.numbers(align)
-    ends = np.full(len(event), np.inf)
-    if stop_s is not None:
-        ends = event + stop_s
+    align, until, start_s, bin_s = window.align, window.until, window.start_s, window.bin_s
+    table = clock.table
+    clock.check_starts(align)
+    event = clock.times(align)
+    ends = np.full(len(event), np.inf) if window.stop_s is None else event + window.stop_s
     if until is not None:
-        column = table.numbers(until)
+        column = clock.times(until)
         ends = np.where(np.isnan(column), np.nan, np.minimum(ends, column))
     keep = np.ones(len(event), dtype=bool)
     for column, values in wanted.items():
-        keep &= matching(table.rows(column), values, f"trials column {column}")
+        keep &= matching(table.rows(column), values, f"{table.name} column {column}")
     if not keep.all():
         notes.append(f"{int((~keep).sum())} of {len(keep)} trials left out by data.trials")
     timed = np.isfinite(event) & np.isfinite(ends)
@@ -113,11 +122,12 @@ def trial_bins(table: Table, window: Window, wanted: dict[str, Any], notes: list
         notes.append(f"{int(short.sum())} trials shorter than 2 bins left out")
     keep &= lengths >= 2
     if not keep.any():
-        raise UserError(
-            "trials of at least 2 bins in the window",
-            f"none of {len(keep)} ({'; '.join(notes)})",
-            "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s",
-        )
+        remedy = "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s"
+        if until is not None and window.stop_s is None and not (ends > event).any():
+            remedy = (
+                f"no trial ends by {until}: set data.stop_s=SECONDS after {align}, or another column, data.until=COLUMN"
+            )
+        raise UserError("trials of at least 2 bins in the window", f"none of {len(keep)} ({'; '.join(notes)})", remedy)
     kept = keep.nonzero()[0]
     begin, lengths = event[kept] + start_s, lengths[kept]
     order = np.argsort(begin, kind="stable")
@@ -128,7 +138,7 @@ def trial_bins(table: Table, window: Window, wanted: dict[str, Any], notes: list
 
 
 def trial_inputs(
-    table: Table, names: Sequence[str], bins: TrialBins, from_event: bool
+    clock: Clock, names: Sequence[str], bins: TrialBins, from_event: bool
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """External inputs (trials, steps, channels), zero past a trial's end, and the channels' names.
 
@@ -137,7 +147,7 @@ def trial_inputs(
     """
     parts, labels = [], []
     for name in names:
-        values = _input(table, name, bins, bins.event_s if from_event else np.zeros(bins.n_trials))
+        values = _input(clock, name, bins, from_event)
         channels = values.shape[2]
         parts.append(values)
         labels += [name] if channels == 1 else [f"{name} {i + 1}" for i in range(channels)]
@@ -155,10 +165,11 @@ def time_series(nwb) -> dict[str, list]:
     return series
 
 
-def _input(table: Table, name: str, bins: TrialBins, origin_s: np.ndarray) -> np.ndarray:
+def _input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
     """An external input (trials, steps, channels), zero past a trial's end."""
+    table = clock.table
     if name in table.columns:
-        values = _column_input(table, name, bins, origin_s)[:, :, None]
+        values = _column_input(clock, name, bins, from_event)[:, :, None]
     else:
         series = time_series(table.nwb)
         if name not in series:
@@ -181,18 +192,30 @@ def _input(table: Table, name: str, bins: TrialBins, origin_s: np.ndarray) -> np
     return values
 
 
-def _column_input(table: Table, name: str, bins: TrialBins, origin_s: np.ndarray) -> np.ndarray:
+def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
+    table = clock.table
     rows = table.rows(name)
     if not isinstance(rows, list) and rows.ndim == 1:
         return np.repeat(table.numbers(name)[bins.rows][:, None], bins.n_steps, axis=1)
+    events = [np.asarray(rows[trial]) for trial in bins.rows]
+    if any(times.size and times.dtype.kind not in "iuf" for times in events):
+        raise UserError("event times, numbers", f"text in the {table.name} column {name!r}")
+    events = [times.astype(float).ravel() * clock.units_s.get(name, 1.0) for times in events]
+    origin = bins.event_s
+    if not from_event:
+        together = np.concatenate([np.zeros(0), *events])
+        relative, _ = clock.counting(name, together, np.repeat(bins.rows, [len(times) for times in events]))
+        origin = clock.start[bins.rows] if relative else np.zeros(bins.n_trials)
     binned = np.zeros((bins.n_trials, bins.n_steps))
-    for i, trial in enumerate(bins.rows):
-        times = np.asarray(rows[trial])
-        if times.size and times.dtype.kind not in "iuf":
-            raise UserError("event times, numbers", f"text in the trials column {name!r}")
-        times = times.astype(float).ravel()
-        relative = np.round(times[np.isfinite(times)] + origin_s[i] - bins.begin[i], _DECIMALS)
-        binned[i, : bins.lengths[i]] = bin_events(relative, int(bins.lengths[i]), bins.bin_s)
+    for i, times in enumerate(events):
+        relative_s = np.round(times[np.isfinite(times)] + origin[i] - bins.begin[i], _DECIMALS)
+        binned[i, : bins.lengths[i]] = bin_events(relative_s, int(bins.lengths[i]), bins.bin_s)
+    if any(times.size for times in events) and not binned.any():
+        raise UserError(
+            f"events of the {table.name} column {name!r} within the trials",
+            f"{sum(times.size for times in events)} of them, all outside",
+            "check the window, data.event_times and data.from_start",
+        )
     return binned
 
 
@@ -207,6 +230,10 @@ def _series_input(series, bins: TrialBins, max_gigabytes: float) -> np.ndarray:
         times = np.asarray(whole(series.timestamps, max_gigabytes), dtype=float)
     else:
         times = series.starting_time + np.arange(len(values)) / series.rate
+    known = np.isfinite(times)
+    if not known.any():
+        raise UserError(f"a time series {series.name!r} with timestamps", "none that is a finite number")
+    times, values = times[known], values[known]
     order = np.argsort(times, kind="stable")
     return bins.averages(times[order], values[order])
 
@@ -215,28 +242,8 @@ def choices_of(table: Table, column: str, values: Sequence[Any] | None, kept: np
     """0 left, 1 right, NaN none, (trials,)."""
     rows = table.rows(column)
     if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError("a trials column with one choice in each trial", f"{column!r}, which holds lists")
-    rows = rows[kept]
-    if rows.dtype.kind not in "biuf":
-        rows = np.array([text(value).strip().lower() for value in rows])
-        left, right = (str(v).strip().lower() for v in values) if values is not None else ("left", "right")
-    else:
-        try:
-            left, right = (float(v) for v in values) if values is not None else (0.0, 1.0)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"data.choice_values as numbers, as in {column!r}", str(list(values))) from error
-    choices = np.where(rows == left, 0.0, np.where(rows == right, 1.0, np.nan))
-    # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.
-    numeric = rows.dtype.kind in "biuf"
-    strange = numeric and values is None and (np.isnan(choices) & np.isfinite(rows.astype(float))).any()
-    if np.isnan(choices).all() or strange:
-        found = [f"{float(x):g}" if numeric else str(x) for x in np.unique(rows)]
-        raise UserError(
-            f"choices {left} and {right} in the trials column {column!r}",
-            ", ".join(found[:6]) + (", ..." if len(found) > 6 else ""),
-            "say which values mean left and right: data.choice_values=[LEFT,RIGHT]",
-        )
-    return choices
+        raise UserError(f"a {table.name} column with one choice in each trial", f"{column!r}, which holds lists")
+    return choices_from(rows[kept], values, f"the {table.name} column {column!r}")
 
 
 def baseline_rates(table: Table, column: str, kept: np.ndarray, kept_units: np.ndarray, n_units: int) -> np.ndarray:

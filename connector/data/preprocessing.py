@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,6 +112,78 @@ def pad_trials(trials: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     for row, x in zip(padded, trials):
         row[: len(x)] = x
     return padded, lengths
+
+
+_SURE = 30.0  # spikes expected in a silence that is none: chance would be exp(-30)
+
+
+def recorded_lengths(pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Samples of each trial up to the end of its recording, as far as the activity tells: silence is not the same as
+    nothing recorded.
+
+    A trial's last samples without a spike of any neuron are taken as not recorded where 30 or more would be expected there
+    at the mean rate, and where they are more than three times as many as the longest such silence between spikes.
+
+    Args:
+        pooled: (trials, time) spikes of all neurons together, zero past a trial's end; lengths: (trials,).
+
+    Returns:
+        (trials,) int64; 0 for a trial that was not recorded at all.
+    """
+    active = pooled > 0
+    last = np.where(active.any(1), active.shape[1] - np.argmax(active[:, ::-1], axis=1), 0)
+    trial, step = active.nonzero()
+    between = np.diff(step)[np.diff(trial) == 0] - 1
+    longest = int(between.max(initial=0))
+    silent = lengths - last
+    rate = pooled.sum() / max(int(last.sum()), 1)
+    return np.where((silent * rate >= _SURE) & (silent > 3 * longest), last, lengths).astype(np.int64)
+
+
+def usable_times(times: np.ndarray | None, name: str, notes: list[str]) -> np.ndarray | None:
+    """Times of trials in the session, or None, with a note, where slow drift cannot be told from them."""
+    if times is None:
+        return None
+    unknown = int((~np.isfinite(times)).sum())
+    if not unknown and (len(times) < 2 or np.ptp(times) > 0):
+        return times
+    why = f"NaN or infinite in {unknown} of {len(times)} trials" if unknown else f"{times[0]:g} in all trials"
+    notes.append(f"{name} not used, {why}: without times of the trials, drift across the session is not modelled")
+    return None
+
+
+def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) -> np.ndarray:
+    """Choices, 0 left, 1 right, NaN none, (trials,).
+
+    Args:
+        values: (trials,) numbers or texts; coded: the two that mean left and right, others are no choice. None: 0 / 1,
+            false / true or left / right, and other numbers are refused; where: what holds them, for messages.
+    """
+    numeric = values.dtype.kind in "biuf"
+    if numeric:
+        try:
+            left, right = (float(v) for v in coded) if coded is not None else (0.0, 1.0)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"data.choice_values as numbers, as in {where}", str(list(coded or ()))) from error
+        values = values.astype(float)
+    else:
+        values = np.array([as_text(value).strip().lower() for value in values])
+        left, right = (str(v).strip().lower() for v in coded) if coded is not None else ("left", "right")
+    choices = np.where(values == left, 0.0, np.where(values == right, 1.0, np.nan))
+    unsaid = np.isnan(choices) if not numeric else np.isnan(choices) & ~np.isnan(values)
+    # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.
+    if (unsaid.any() and numeric and coded is None) or (unsaid.any() and np.isnan(choices).all()):
+        found = [f"{x:g}" if numeric else str(x) for x in np.unique(values)]
+        raise UserError(
+            f"choices {left:g} and {right:g} in {where}" if numeric else f"choices {left} and {right} in {where}",
+            ", ".join(found[:6]) + (", ..." if len(found) > 6 else ""),
+            "say which values mean left and right: data.choice_values=[LEFT,RIGHT]",
+        )
+    return choices
+
+
+def as_text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def mean_rates_hz(counts: Tensor, lengths: Tensor, bin_s: float) -> Tensor:

@@ -342,7 +342,7 @@ BARE = {
     [
         {},
         BARE,
-        {"trial_times_s": torch.zeros(7, dtype=torch.float64)},  # trials that overlap
+        {"trial_times_s": torch.tensor([0.0] * 6 + [0.01], dtype=torch.float64)},  # trials that overlap
         {"trial_times_s": torch.arange(7.0, dtype=torch.float64) * 1e9},  # no clock for nanoseconds
         {"trial_times_s": torch.arange(7.0, dtype=torch.float64).flip(0)},  # not in the order of the session
         {"trial_times_s": 0.12 * torch.arange(7.0, dtype=torch.float64)},  # one right after the other
