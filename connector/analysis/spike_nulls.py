@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood, sign_conditions
-from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift
+from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift, session_times
 from connector.numerics import gaussian_window
 from connector.types import Recording
 
@@ -89,10 +89,11 @@ def null_counts(recording: Recording, train: Tensor, kind: str = "local", **opti
             course = fit_course(counts[train], found["drift_psth"][train], groups[train], 2)
             factor = torch.cat([course, torch.ones_like(course[:1])])[groups]  # the last one: no evidence
             found["drift_evidence_psth"] = found["drift_psth"] * factor
-    if kind == "local" and recording.trial_times_s is not None:
+    times = session_times(recording)
+    if kind == "local" and times is not None:
         sd, pseudo = options.get("local_sd_trials", 8.0), options.get("local_pseudo_count", 40.0)
         found = {
-            name: expected * local_factor(counts.sum(1), expected.sum(1), train, sd, pseudo)[:, None]
+            name: expected * local_factor(counts.sum(1), expected.sum(1), train, sd, pseudo, times)[:, None]
             for name, expected in found.items()
         }
     return found

@@ -7,12 +7,20 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from connector.data.matlab import read_matlab
-from connector.data.preprocessing import adapt_stereo_clicks, bin_events, mean_rates_hz, pad_trials, require_counts
+from connector.data.preprocessing import (
+    adapt_stereo_clicks,
+    bin_events,
+    choices_from,
+    mean_rates_hz,
+    pad_trials,
+    require_counts,
+    usable_times,
+)
 from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
@@ -52,6 +60,9 @@ class RatOptions:
     )
     adaptation_rate_hz: float = data_option("recovery rate of the strength", unit="per second", above=0, default=100.0)
     across_sides: bool = data_option("clicks weaken those of both sides; false: of their own side only", default=True)
+    choice_values: list[Any] | None = data_option(
+        "the two values of choice that mean left and right, where they are not 0 and 1; others: no choice", before=None
+    )
     max_gigabytes: float = memory_option("largest size of the unpacked file and of the counts in memory")
 
     def check(self) -> None:
@@ -96,6 +107,8 @@ def load_rat(
     choices, evidence, times = (
         np.array([_scalar(t, field) for t in trials]) for field in ("choice", "gamma", "stereoclick_time_s")
     )
+    choices = choices_from(choices, options.choice_values, "the field choice")
+    times = usable_times(times, "stereoclick_time_s", notes)
     summary = ", ".join(f"{count} {area}" for area, count in Counter(areas[i] for i in kept).items())
     notes.insert(0, f"{len(trials)} trials of {int(lengths.min())} to {int(lengths.max())} bins of 10 ms; {summary}")
     notes.append(f"mean rate in trials {float(rates[kept].mean()):.2g} Hz; {_chosen(choices)}")
@@ -112,7 +125,7 @@ def load_rat(
         choices=torch.from_numpy(choices),
         evidence=torch.from_numpy(evidence),
         click_difference=torch.from_numpy(difference),
-        trial_times_s=torch.from_numpy(times),
+        trial_times_s=None if times is None else torch.from_numpy(times),
         baseline_hz=torch.from_numpy(baseline)[:, torch.from_numpy(kept)],
         neuron_names=tuple(neuron_names[i] for i in kept),
         name=name or path.stem,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from connector.data.preprocessing import require_counts
+from connector.data.preprocessing import recorded_lengths, require_counts
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
@@ -87,6 +87,9 @@ def load_nlb(
     require_counts(inside)
     if not inside.any():
         raise UserError("spikes", "none in the whole file")
+    empty = int((recorded_lengths(counts.sum(2), lengths) == 0).sum())
+    if empty:
+        raise UserError("spikes in every trial", f"{empty} trials of zeros throughout", "leave them out of the file")
     silent = int((inside.sum(0) == 0).sum())
     if silent:
         notes.append(f"{silent} of {counts.shape[2]} neurons never fire")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from connector.data.preprocessing import choices_from, recorded_lengths, usable_times
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, memory_option, settled
 from connector.errors import UserError
@@ -37,6 +38,10 @@ class NpzOptions:
     range_tolerance: float = data_option(
         "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, default=0.3
     )
+    choice_values: list[Any] | None = data_option(
+        "the two values of `choices` that mean left and right, where they are not 0 and 1, as [-1,1]; others: no choice",
+        before=None,
+    )
     max_gigabytes: float = memory_option("largest size of the unpacked arrays")
 
 
@@ -54,7 +59,8 @@ def load_npz(
     (trials, time, R), ``MBD`` (K, R + U + 1 | R + U | R: the loadings m, b, d side by side), ``N`` (K, R),
     ``externalinputs`` (trials, time, U), ``lengths`` (trials,), ``choices`` (trials,), ``times`` (trials,) seconds.
     Others are ignored and named in the notes. Samples at or past a trial's length are ignored, NaN or not; without
-    ``lengths``, samples at a trial's end in which every neuron is NaN are taken as past its end.
+    ``lengths``, samples at a trial's end in which every neuron is NaN, or zero where that cannot be activity, are taken as
+    past its end.
 
     Args:
         path: the file.
@@ -72,7 +78,7 @@ def load_npz(
     options = settled(NpzOptions, options, keywords)
     path = Path(path)
     require_format(path, "npz")
-    arrays = _Arrays(path, options.max_gigabytes)
+    arrays = _Arrays(path, options.max_gigabytes, options.activation)
     kind, notes = arrays.kind, arrays.notes
     activation = options.activation or ("tanh" if kind == "rates" else "softplus")
     activation_named(activation)
@@ -101,7 +107,7 @@ def load_npz(
         latents=_tensor(latents),
         loadings=loadings,
         n=_tensor(n, np.float64),
-        choices=_tensor(arrays.choices()),
+        choices=_tensor(arrays.choices(options.choice_values)),
         trial_times_s=_tensor(arrays.trial_times()),
         name=name or path.stem,
         notes=tuple(notes),
@@ -122,7 +128,7 @@ class _Arrays:
         lengths: (trials,) int64; keep: (trials, time), the samples recorded.
     """
 
-    def __init__(self, path: Path, max_gigabytes: float):
+    def __init__(self, path: Path, max_gigabytes: float, activation: str | None = None):
         self.values, ignored = read_arrays(path, _KEYS, max_gigabytes)
         self.notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
         present = [key for key in ("rates", "spikes") if key in self.values]
@@ -141,7 +147,7 @@ class _Arrays:
         self.activity = self.numbers(self.kind, ("trials", "time", "neurons"))
         if 0 in self.activity.shape:
             raise UserError(f"{self.kind} that are not empty", f"shape {self.activity.shape}")
-        self.lengths = self._lengths()
+        self.lengths = self._lengths(activation)
         self.keep = np.arange(self.activity.shape[1])[None, :] < self.lengths[:, None]
         if not self.keep.all():
             self.activity[~self.keep] = 0
@@ -162,13 +168,15 @@ class _Arrays:
             raise UserError(f"{key} with the axes ({', '.join(axes)})", f"shape {value.shape}", remedy)
         return value.astype(np.float32 if value.dtype == np.float32 else np.float64, copy=False)
 
-    def per_trial(self, key: str) -> np.ndarray | None:
-        value, trials = self._real(key), len(self.activity)
-        if value is None:
+    def per_trial(self, key: str, *, text: bool = False) -> np.ndarray | None:
+        """(trials,) float64; ``text``: or texts."""
+        value, trials = self.values.get(key), len(self.activity)
+        of_text = text and value is not None and value.dtype.kind in "SU"
+        if value is None or (not of_text and self._real(key) is None):
             return None
         if value.size != trials or value.ndim > 2:
             raise UserError(f"{key} with one value for each of {trials} trials", f"shape {value.shape}")
-        return value.reshape(trials).astype(np.float64)
+        return value.reshape(trials) if of_text else value.reshape(trials).astype(np.float64)
 
     def per_step(self, key: str) -> np.ndarray | None:
         """(trials, time, channels), zero past a trial's end."""
@@ -179,7 +187,7 @@ class _Arrays:
             value[~self.keep] = 0
         return value
 
-    def _lengths(self) -> np.ndarray:
+    def _lengths(self, activation: str | None) -> np.ndarray:
         trials, steps, _ = self.activity.shape
         lengths = self.per_trial("lengths")
         if lengths is not None:
@@ -203,7 +211,32 @@ class _Arrays:
             self.notes.append(
                 f"lengths inferred from NaN at the trials' ends: {lengths.min()} to {lengths.max()} samples"
             )
-        return lengths.astype(np.int64)
+        return self._without_padding(lengths.astype(np.int64), activation)
+
+    def _without_padding(self, lengths: np.ndarray, activation: str | None) -> np.ndarray:
+        """Lengths less the samples at a trial's end in which every neuron is zero, where that cannot be activity."""
+        inside = np.arange(self.activity.shape[1])[None, :] < lengths[:, None]
+        if self.kind == "spikes":
+            recorded = recorded_lengths(np.where(inside, np.nan_to_num(self.activity).sum(2), 0), lengths)
+        else:
+            recorded = recorded_lengths((inside & (self.activity != 0).any(2)) * 1.0, lengths, sure=2)
+        padded = recorded < lengths
+        if not padded.any():
+            return lengths
+        if (recorded < 2).any():
+            raise UserError(
+                f"{self.kind} in every trial",
+                f"{int((recorded < 2).sum())} trials of zeros throughout",
+                "leave trials out that were not recorded; give `lengths` if they were",
+            )
+        said = f"every neuron is zero at the end of {int(padded.sum())} trials"
+        if self.kind == "rates" and activation == "relu":
+            self.notes.append(f"{said}: taken as activity; give `lengths` if it is padding")
+            return lengths
+        self.notes.append(
+            f"{said}: taken as padding, {recorded.min()} to {recorded.max()} samples; give `lengths` if not"
+        )
+        return recorded
 
     def check_activity(self, activation: str, tolerance: float) -> None:
         """Refuses activity that is not finite, never varies, or does not go with the activation."""
@@ -227,24 +260,15 @@ class _Arrays:
         if constant:
             self.notes.append(f"{constant} of {len(low)} neurons never vary")
 
-    def choices(self) -> np.ndarray | None:
+    def choices(self, coded: list[Any] | None) -> np.ndarray | None:
         """0 left, 1 right, NaN none."""
-        choices = self.per_trial("choices")
-        if choices is None:
-            return None
-        left, right = choices == 0, choices == 1
-        others = ~(left | right | np.isnan(choices))
-        if others.any():
-            self.notes.append(
-                f"choices of {int(others.sum())} of {len(choices)} trials are neither 0 (left) nor 1 (right), such as "
-                f"{choices[others][0]:g}: taken as no choice, which leaves {int(left.sum())} left and {int(right.sum())} right"
-            )
-        return np.where(others, np.nan, choices)
+        choices = self.per_trial("choices", text=True)
+        return None if choices is None else choices_from(choices, coded, "`choices`")
 
     def trial_times(self) -> np.ndarray | None:
         value, (trials, steps, _) = self.values.get("times"), self.activity.shape
         if value is None or value.size == trials:
-            return self.per_trial("times")
+            return usable_times(self.per_trial("times"), "times", self.notes)
         if value.size == steps:
             self.notes.append("times has one value per sample, not per trial: not used")
             return None

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.nwb_clock import Clock, only_observed, only_recorded, spike_trains
+from connector.data.nwb_clock import Clock, spike_trains
+from connector.data.nwb_observed import only_observed, only_recorded
 from connector.data.nwb_tables import Table, active_units, filtered_units, unit_names, unit_places
 from connector.data.nwb_trials import (
     TrialBins,
@@ -122,10 +123,6 @@ class NwbOptions:
             require(number, f"data.time_units of {column}", "a number of seconds greater than 0", unit)
         if self.stop_s is not None:
             require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
-        if self.choice_values is not None:
-            require(
-                len(self.choice_values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", self.choice_values
-            )
 
 
 def load_nwb(

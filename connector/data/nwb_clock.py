@@ -1,7 +1,7 @@
-"""The clock of an NWB file: which of its times are seconds of the session, and when its units were observed.
+"""The clock of an NWB file: which of its times are seconds of the session.
 
-Tools write times in milliseconds or samples, times that count from each trial's start, and units that were observed for
-a part of the session only. Where the file says enough they are read as they are meant; else they are refused.
+Tools write times in milliseconds or samples, and times that count from each trial's start. Where the file says enough they
+are read as they are meant; else they are refused.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from connector.data.nwb_tables import Table, whole
-from connector.data.nwb_trials import TrialBins
-from connector.data.preprocessing import recorded_lengths
+from connector.data.nwb_tables import Table
 from connector.errors import UserError
 
 _ENOUGH_SPIKES = 20  # to tell from them what clock they are on
 _SLOW_HZ, _FAR = 0.5, 5.0  # no unit fires faster, spikes reach so many times farther than the trials: no seconds
 _LONG_S, _MANY = 200.0, 10  # trials as long, and as many, with units as slow: no seconds either
-_TOLERATED = 0.1  # of a bin, that may be unobserved
 
 
 @dataclass
@@ -183,108 +180,3 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     if back and (np.diff(start) < 0).any() and back <= 2 * (np.diff(start) < 0).sum():
         said = f"{got}, both going back: several sessions in one file, it seems"
         raise UserError(expected, said, "save each session in a file of its own")
-
-
-# --- what was observed ------------------------------------------------------------------------------------------------
-
-
-def observed(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock, *, trials_only: bool) -> np.ndarray:
-    """(trials, units) whether a unit was observed throughout the bins of a trial, by obs_intervals and invalid_times.
-
-    Args:
-        trials_only: nothing is known outside the trials of the table, where units have no obs_intervals.
-    """
-    begin, end = bins.begin, bins.begin + bins.lengths * bins.bin_s
-    slack = _TOLERATED * bins.bin_s
-    seen = np.ones((len(begin), len(units)), dtype=bool)
-    intervals = None
-    if "obs_intervals" in cells.columns:
-        intervals = cells.rows("obs_intervals")
-    elif trials_only:
-        intervals = [np.stack([clock.start, clock.as_written("stop_time")], axis=1)] * len(cells)
-    for k, unit in enumerate(units if intervals is not None else ()):
-        spans = np.asarray(intervals[unit], dtype=float)
-        if spans.size and (spans.ndim != 2 or spans.shape[1] != 2):
-            raise UserError("obs_intervals of the units table as pairs, start and stop", f"shape {spans.shape}")
-        if spans.size:  # a unit without any is one of which nothing is said
-            seen[:, k] = _covered(spans * clock.units_s.get("obs_intervals", 1.0), begin, end, slack)
-    invalid = getattr(cells.nwb, "invalid_times", None)
-    if invalid is not None and len(invalid):
-        for a, b in zip(
-            *(np.asarray(whole(invalid[x].data, cells.max_gigabytes)) for x in ("start_time", "stop_time"))
-        ):
-            seen &= ~((begin < b - slack) & (end > a + slack))[:, None]
-    return seen
-
-
-def _covered(spans: np.ndarray, begin: np.ndarray, end: np.ndarray, slack: float) -> np.ndarray:
-    """Which of [begin, end] lie within one of the spans, joined where no more than ``slack`` is between them."""
-    spans = spans[np.isfinite(spans).all(1)]
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    if not len(spans):
-        return np.zeros(len(begin), dtype=bool)
-    until = np.maximum.accumulate(spans[:, 1])
-    first = np.r_[True, spans[1:, 0] > until[:-1] + slack]
-    starts, stops = spans[first, 0], until[np.r_[first[1:], True]]
-    place = np.searchsorted(starts, begin + slack, side="right") - 1
-    return (place >= 0) & (stops[np.maximum(place, 0)] >= end - slack)
-
-
-def most_observed(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trials and units, bool each, such that each unit was observed in each trial: as many pairs of them as can be had with
-    the units taken in the order of how often they were observed; of equals, more units."""
-    order = np.argsort(-seen.sum(0), kind="stable")
-    common = np.logical_and.accumulate(seen[:, order], axis=1)
-    pairs = common.sum(0) * np.arange(1, len(order) + 1)
-    last = len(order) - 1 - int(np.argmax(pairs[::-1]))
-    units = np.zeros(len(order), dtype=bool)
-    units[order[: last + 1]] = True
-    return common[:, last], units
-
-
-def only_observed(
-    cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock, notes: list[str], *, trials_only: bool
-) -> tuple[TrialBins, np.ndarray]:
-    """The trials and units of :func:`most_observed`; says what was left out.
-
-    Raises:
-        UserError: none is left.
-    """
-    seen = observed(cells, units, bins, clock, trials_only=trials_only)
-    trials, of_units = most_observed(seen)
-    if not trials.any():
-        raise UserError(
-            "trials in which units were observed throughout, by obs_intervals of the units and invalid_times",
-            f"none of {len(trials)} ({'; '.join(notes)})" if notes else f"none of {len(trials)}",
-            "narrow the window with data.start_s and data.stop_s; are these intervals wrong, data.unobserved=ignore",
-        )
-    if not of_units.all():
-        notes.append(f"{int((~of_units).sum())} units left out, observed in too few of the trials (obs_intervals)")
-    if not trials.all():
-        notes.append(
-            f"{int((~trials).sum())} trials left out, not observed throughout in all units kept (obs_intervals, invalid_times)"
-        )
-    return bins.take(trials), units[of_units]
-
-
-def only_recorded(counts: np.ndarray, bins: TrialBins, notes: list[str]) -> tuple[np.ndarray, TrialBins]:
-    """Counts (trials, steps, units) and bins without the trials that hold no spike of any unit where others hold too many
-    for chance: the recording had ended, or paused.
-
-    Raises:
-        UserError: more than half of the trials are such.
-    """
-    empty = recorded_lengths(counts.sum(2), bins.lengths) == 0
-    if not empty.any():
-        return counts, bins
-    if 2 * empty.sum() > len(empty):
-        raise UserError(
-            "spikes in most trials", f"none of any unit in {int(empty.sum())} of {len(empty)}",
-            "do spike_times and the trials' times go together? see data.time_units, data.spike_times, data.from_start",
-        )  # fmt: skip
-    held = counts[~empty].sum() / (~empty).sum()
-    notes.append(
-        f"{int(empty.sum())} trials without a spike of any unit left out, where others hold {held:.0f}: not recorded, it seems"
-    )
-    bins = bins.take(~empty)
-    return counts[~empty][:, : bins.n_steps], bins

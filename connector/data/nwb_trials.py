@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from connector.data.nwb_clock import Clock
 from connector.data.nwb_tables import Table, matching, whole
 from connector.data.preprocessing import bin_events, choices_from
 from connector.errors import UserError
-
-if TYPE_CHECKING:
-    from connector.data.nwb_clock import Clock
 
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.

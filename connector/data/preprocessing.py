@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.errors import UserError
+from connector.errors import UserError, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,12 +117,12 @@ def pad_trials(trials: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 _SURE = 30.0  # spikes expected in a silence that is none: chance would be exp(-30)
 
 
-def recorded_lengths(pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def recorded_lengths(pooled: np.ndarray, lengths: np.ndarray, sure: float = _SURE) -> np.ndarray:
     """Samples of each trial up to the end of its recording, as far as the activity tells: silence is not the same as
     nothing recorded.
 
-    A trial's last samples without a spike of any neuron are taken as not recorded where 30 or more would be expected there
-    at the mean rate, and where they are more than three times as many as the longest such silence between spikes.
+    A trial's last samples without a spike of any neuron are taken as not recorded where ``sure`` or more would be expected
+    there at the mean rate, and where they are more than three times as many as the longest such silence between spikes.
 
     Args:
         pooled: (trials, time) spikes of all neurons together, zero past a trial's end; lengths: (trials,).
@@ -137,7 +137,7 @@ def recorded_lengths(pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     longest = int(between.max(initial=0))
     silent = lengths - last
     rate = pooled.sum() / max(int(last.sum()), 1)
-    return np.where((silent * rate >= _SURE) & (silent > 3 * longest), last, lengths).astype(np.int64)
+    return np.where((silent * rate >= sure) & (silent > 3 * longest), last, lengths).astype(np.int64)
 
 
 def usable_times(times: np.ndarray | None, name: str, notes: list[str]) -> np.ndarray | None:
@@ -159,6 +159,7 @@ def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) ->
         values: (trials,) numbers or texts; coded: the two that mean left and right, others are no choice. None: 0 / 1,
             false / true or left / right, and other numbers are refused; where: what holds them, for messages.
     """
+    require(coded is None or len(coded) == 2, "data.choice_values as a list of two, [LEFT,RIGHT]", coded)
     numeric = values.dtype.kind in "biuf"
     if numeric:
         try:

@@ -17,7 +17,7 @@ from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
-from connector.lrrnn.spikes.baselines import Baseline, fit_baseline
+from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
@@ -274,7 +274,7 @@ def _solve_spikes(
     """The closed form for spikes of many neurons; None where its dynamics do not explain them and another way is open."""
     options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
     # What the latents do is seen here bin by bin: without a session's drift there is nothing else for a baseline to hold.
-    kind = "constant" if recording.trial_times_s is None else options.lrrnn.baseline
+    kind = "constant" if session_times(recording) is None else options.lrrnn.baseline
     baseline = fit_baseline(recording, fold.train, kind)
     why = "" if kind == options.lrrnn.baseline else f" ({options.lrrnn.baseline} {NO_TIMES})"
     context.say(

@@ -116,14 +116,56 @@ def test_columns_of_zeros_are_absent(tmp_path):
     assert len(recording.notes) == 2
 
 
-def test_choices_of_more_than_two_values_are_none_and_counted(tmp_path):
-    path = _save(tmp_path / "a.npz", spikes=_spikes(), choices=np.arange(TRIALS, dtype=float))
-    recording = load_npz(path)
-    assert recording.choices.nan_to_num(-1).tolist() == [0, 1, *[-1] * (TRIALS - 2)]
-    (said,) = [note for note in recording.notes if "choices" in note]
-    assert f"{TRIALS - 2} of {TRIALS} trials" in said
-    assert "such as 2" in said
-    assert "1 left and 1 right" in said
+def test_choices_coded_otherwise_are_refused_until_the_user_names_the_two(tmp_path):
+    for choices, coded, expected in (
+        (np.array([1, 2, 2, 1, 1, 2]), [1, 2], [0, 1, 1, 0, 0, 1]),
+        (np.array([-1, 1, 0, 1, 1, -1]), [-1, 1], [0, 1, -1, 1, 1, 0]),
+        (np.array([0, 1, 2, 1, 1, 0]), [0, 1], [0, 1, -1, 1, 1, 0]),
+        (np.array([1.0, 0, np.nan, 1, 1, 9]), [1, 0], [0, 1, -1, 0, 0, -1]),
+        (np.array(["a", "b", "b", "a", "", "b"]), ["a", "b"], [0, 1, 1, 0, -1, 1]),
+    ):
+        path = _save(tmp_path / "a.npz", spikes=_spikes(), choices=choices)
+        with pytest.raises(UserError, match=r"`choices`(?s:.*)data.choice_values=\[LEFT,RIGHT\]"):
+            load_npz(path)
+        assert load_npz(path, choice_values=coded).choices.nan_to_num(-1).tolist() == expected
+    with pytest.raises(UserError, match="list of two"):
+        load_npz(path, choice_values=["a"])
+    words = _save(
+        tmp_path / "b.npz", spikes=_spikes(), choices=np.array(["Left", "right", "", "left", "none", "right"])
+    )
+    assert load_npz(words).choices.nan_to_num(-1).tolist() == [0, 1, -1, 0, -1, 1]
+
+
+@pytest.mark.parametrize("times", [np.zeros(6), [0, 5, np.nan, 15, 20, 25], [0, 5, np.inf, 15, 20, 25]])
+def test_times_that_tell_no_drift_are_not_used_and_named(tmp_path, times):
+    recording = load_npz(_save(tmp_path / "a.npz", spikes=_spikes(), times=np.array(times)))
+    assert recording.trial_times_s is None
+    assert any(note.startswith("times not used") for note in recording.notes)
+
+
+def test_padding_with_zeros_is_no_silence(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = np.array([60, 35, 48, 60, 30, 52])
+    inside = (np.arange(60) < lengths[:, None])[:, :, None]
+    for key, values in (("spikes", rng.poisson(0.5, size=(6, 60, 8))), ("rates", np.tanh(rng.normal(size=(6, 60, 8))))):
+        path = _save(tmp_path / f"{key}.npz", **{key: values * inside})
+        found = load_npz(path)
+        ends = lengths - found.lengths.numpy()
+        assert (ends >= 0).all()  # but for samples that are silent by chance
+        assert ends.max() <= 1
+        assert any("taken as padding" in note for note in found.notes)
+        given = load_npz(_save(tmp_path / "given.npz", **{key: values * inside, "lengths": np.full(6, 60)}))
+        assert given.lengths.tolist() == [60] * 6
+        with pytest.raises(UserError, match=r"1 trials of zeros throughout(?s:.*)lengths"):
+            load_npz(_save(tmp_path / "empty.npz", **{key: values * (np.arange(6) != 2)[:, None, None]}))
+    relu = load_npz(path, activation="relu", range_tolerance=9)  # its neurons may all be silent
+    assert relu.lengths.tolist() == [60] * 6
+    assert any("taken as activity" in note for note in relu.notes)
+    # Few spikes, or a population that pauses as long again and again, say nothing.
+    sparse = rng.poisson(0.02, size=(6, 60, 8)) * inside
+    assert load_npz(_save(tmp_path / "a.npz", spikes=sparse)).lengths.tolist() == [60] * 6
+    pausing = rng.poisson(0.5, size=(6, 60, 8)) * (np.arange(60) % 20 < 10)[:, None]
+    assert load_npz(_save(tmp_path / "b.npz", spikes=pausing)).lengths.tolist() == [60] * 6
 
 
 def test_findrs_convention(tmp_path):

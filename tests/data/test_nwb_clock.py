@@ -13,8 +13,8 @@ import torch
 
 from connector.data import nwb
 from connector.data.nwb import load_nwb
-from connector.data.nwb_clock import most_observed
 from connector.data.nwb_export import export_nwb
+from connector.data.nwb_observed import most_observed
 from connector.data.settings import settled
 from connector.errors import UserError
 from connector.types import Recording

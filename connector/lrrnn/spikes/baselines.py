@@ -137,11 +137,11 @@ def raised_cosines(x: Tensor, n_bumps: int, low: float, high: float) -> Tensor:
 
 def _ridge_by_leave_one_out(basis: Tensor, target: Tensor) -> Tensor:
     """Ridge weights (P, K) around each column's mean; one penalty per column, by the exact leave-one-out error."""
-    mean = target.mean(0)
+    mean = target.mean(0)  # and no more than that where the basis does not vary
     u, s, vh = torch.linalg.svd(basis - basis.mean(0), full_matrices=False)
     projected = u.T @ (target - mean)
     best, chosen = None, None
-    for penalty in torch.logspace(-4, 3, 15, dtype=torch.float64) * s[0] ** 2 / len(basis):
+    for penalty in torch.logspace(-4, 3, 15, dtype=torch.float64) * s[0].clamp_min(1e-100) ** 2 / len(basis):
         shrink = s**2 / (s**2 + penalty)
         leverage = (u**2 * shrink).sum(1) + 1 / len(basis)
         residual = (target - mean - u @ (shrink[:, None] * projected)) / (1 - leverage).clamp_min(1e-6)[:, None]
@@ -153,11 +153,19 @@ def _ridge_by_leave_one_out(basis: Tensor, target: Tensor) -> Tensor:
     return chosen
 
 
+def session_times(recording: Recording) -> Tensor | None:
+    """When each trial was in the session, (trials,) float64; None where that is not known or does not differ."""
+    times = recording.trial_times_s
+    if times is None or not torch.isfinite(times).all() or not times.max() > times.min():
+        return None
+    return times.double()
+
+
 def session_drift(recording: Recording, train: Tensor, n_bumps: int) -> Tensor | None:
     """Expected count per bin of each trial and neuron from slow drift alone, (trials, K); None where none is known."""
-    if recording.trial_times_s is None or len(train) < 2 * n_bumps:
+    times = session_times(recording)
+    if times is None or len(train) < 2 * n_bumps:
         return None
-    times = recording.trial_times_s.double()
     counts = recording.activity.double().sum(1)
     bins = recording.lengths.double()
     if recording.baseline_hz is not None and torch.isfinite(recording.baseline_hz).all():
@@ -172,14 +180,19 @@ def session_drift(recording: Recording, train: Tensor, n_bumps: int) -> Tensor |
     return drift * (counts[train].sum(0) / expected)
 
 
-def local_factor(counts: Tensor, predicted: Tensor, train: Tensor, sd_trials: float, pseudo_count: float) -> Tensor:
+def local_factor(
+    counts: Tensor, predicted: Tensor, train: Tensor, sd_trials: float, pseudo_count: float, times: Tensor | None = None
+) -> Tensor:
     """(obs + p) / (pred + p) for each trial and neuron: Gaussian sums over training trials, the trial itself left out.
 
     Args:
         counts, predicted: (trials, K) spikes of whole trials, observed and under the standard baseline.
         sd_trials: standard deviation of the Gaussian window, in trials; its peak is 1, so sums are spike counts.
+        times: (trials,) in the session, by which trials are neighbours; None: they stand in that order.
     """
     number = torch.arange(len(counts), dtype=torch.float64)
+    if times is not None:
+        number[torch.argsort(times, stable=True)] = number.clone()
     window = gaussian(number[:, None] - number[None, train], sd_trials)
     window = window.masked_fill(number[:, None] == number[None, train], 0.0)
     return (window @ counts[train] + pseudo_count) / (window @ predicted[train] + pseudo_count)
@@ -244,8 +257,8 @@ def fit_baseline(
     - "local": the standard one, each trial's rate multiplied by (obs + 40) / (pred + 40), where obs and pred are
       spike counts, observed and predicted, summed over the *training* trials around it under a Gaussian window of
       sd 8 trials, the trial itself left out. It uses that held-out trials lie between training trials, so models
-      are comparable on equal baselines only. It needs the trials in the order of the session: without
-      ``trial_times_s`` it is the standard one, and ``Baseline.kind`` and ``description`` say so.
+      are comparable on equal baselines only. Which trials are neighbours their times say: without ``trial_times_s``, or
+      with equal or unknown ones, it is the standard one, and ``Baseline.kind`` and ``description`` say so.
 
     Args:
         recording: spike counts.
@@ -277,13 +290,14 @@ def fit_baseline(
         said.append("course within the trial")
     argument = _SOFTPLUS.inverse(rate / scale)[:, None, :] + course
     name = kind
-    if kind == "local" and recording.trial_times_s is None:
+    if kind == "local" and session_times(recording) is None:
         kind, name = "standard", f"standard (local {NO_TIMES})"
     if kind == "local":
         expected = scale * F.softplus(argument)
         factor = local_factor(
-            counts.sum(1), (expected * mask[..., None]).sum(1), train, local_sd_trials, local_pseudo_count
-        )
+            counts.sum(1), (expected * mask[..., None]).sum(1), train, local_sd_trials, local_pseudo_count,
+            session_times(recording),
+        )  # fmt: skip
         argument = _SOFTPLUS.inverse((expected * factor[:, None] / scale).clamp_min(1e-6))
         said.append(f"local factor (sd {local_sd_trials:g} trials)")
     argument = torch.where(mask[..., None], argument.expand(-1, recording.n_steps, -1), 0.0)

@@ -1,6 +1,7 @@
 """Baselines against closed forms and simulated drifts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,30 @@ def test_local_factor_leaves_the_trial_itself_out_and_follows_its_neighbours():
     by_hand = sum(math.exp(-0.5 * ((30 - j) / 8) ** 2) * counts[j] for j in range(60) if j != 30) + 40
     expected = sum(math.exp(-0.5 * ((30 - j) / 8) ** 2) * predicted[j] for j in range(60) if j != 30) + 40
     torch.testing.assert_close(before[30], by_hand / expected)
+
+
+@pytest.mark.parametrize("kind", ["standard", "local"])
+def test_the_order_of_trials_in_the_file_changes_nothing(kind):
+    recording, _ = drifting(60, 20, 3)
+    train, order = torch.arange(0, 60, 2), torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    plain = fit_baseline(recording, train, kind).argument
+    places = torch.argsort(order)[train].sort().values
+    shuffled = fit_baseline(recording.trials(order), places, kind).argument
+    torch.testing.assert_close(shuffled, plain[order], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", [[3.0] * 60, [math.nan] + [1.0] * 59, [math.inf, *range(59)]])
+def test_times_that_tell_no_drift_are_as_good_as_none(times):
+    recording, _ = drifting(60, 20, 3)
+    train = torch.arange(0, 60, 2)
+    none = fit_baseline(replace(recording, trial_times_s=None), train)
+    same = fit_baseline(replace(recording, trial_times_s=torch.tensor(times, dtype=torch.float64)), train)
+    assert same.description == none.description
+    assert torch.equal(same.argument, none.argument)
+    # Training trials of one time among others of another: their mean is all that they tell.
+    two = torch.zeros(60, dtype=torch.float64)
+    two[1::2] = 9.0
+    assert torch.isfinite(fit_baseline(replace(recording, trial_times_s=two), train, "standard").argument).all()
 
 
 def test_local_catches_a_jump_that_drift_misses():
