@@ -234,6 +234,18 @@ class Recording:
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
         return replace(self, **cut)
 
+    def neurons(self, index: Tensor) -> Recording:
+        """The recording restricted to some neurons, (n,) int64; they keep their names, or numbers from 1 as names."""
+        names = self.neuron_names or tuple(str(i + 1) for i in range(self.n_neurons))
+        return replace(
+            self,
+            activity=self.activity[:, :, index],
+            loadings=None if self.loadings is None else self.loadings.map(lambda x: x[index]),
+            n=None if self.n is None else self.n[index],
+            baseline_hz=None if self.baseline_hz is None else self.baseline_hz[:, index],
+            neuron_names=tuple(names[i] for i in index.tolist()),
+        )
+
 
 class States(NamedTuple):
     """States visited, z (T, R), with the inputs there, u (T, U) or None, and the drive there, y (T, R)."""

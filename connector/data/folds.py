@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
 
 from connector.errors import UserError
+from connector.types import Recording
+
+# A neuron whose rates span less than this share of their own size, and of the median neuron's span, is constant: rounding.
+_CONSTANT = 1e-6
+_NAMED = 10  # neurons left out that are named one by one
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,39 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
     rest[test] = False
     rest[validation] = False
     return Fold(train=rest.nonzero()[:, 0], validation=validation, test=test)
+
+
+def varying(recording: Recording, trials: Tensor) -> Tensor:
+    """(K,) True for neurons whose activity varies in some trials, (n,) int64: it alone tells of their loadings."""
+    seen = recording.activity[trials][recording.mask[trials]]
+    low, high = seen.min(0).values.double(), seen.max(0).values.double()
+    span = high - low
+    return span > _CONSTANT * torch.maximum(torch.maximum(low.abs(), high.abs()), span.median())
+
+
+def without_constant(recording: Recording, train: Tensor) -> tuple[Recording, tuple[str, ...]]:
+    """The recording without the neurons that are constant in the training trials, or silent there; and their names.
+
+    Nothing that is fitted can say how such a neuron reads the latent state: its loadings would be those of the prior, and
+    among the sampled neurons as many would be as silent.
+
+    Raises:
+        UserError: no neuron varies in the training trials.
+    """
+    keep = varying(recording, train)
+    if keep.all():
+        return recording, ()
+    if not keep.any():
+        raise UserError(
+            f"neurons whose {recording.kind} vary in the {len(train)} training trials",
+            "none",
+            "choose another data.fold",
+        )
+    names = recording.neuron_names or tuple(str(i + 1) for i in range(recording.n_neurons))
+    left_out = tuple(names[i] for i in (~keep).nonzero()[:, 0].tolist())
+    said = ", ".join(left_out[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
+    counted = "" if recording.neuron_names else ", counted from 1"
+    constant = "constant" if recording.kind == "rates" else "silent or constant"
+    note = f"{len(left_out)} of {recording.n_neurons} neurons are {constant} in the training trials and left out ({said}{counted})"
+    cut = recording.neurons(keep.nonzero()[:, 0])
+    return replace(cut, notes=(*recording.notes, note)), left_out

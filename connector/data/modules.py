@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
-from connector.data.folds import Fold, fold
+from connector.data.folds import Fold, fold, without_constant
 from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
@@ -197,7 +197,8 @@ class RecordingDataModule(_MemoryDataModule):
         has_bias: whether neurons have a bias; None: as in the true loadings where these are known, otherwise yes.
 
     Attributes (after :meth:`setup`):
-        recording: Recording, all trials.
+        recording: Recording, all trials; without the neurons that are constant in the training trials.
+        left_out: names of those.
         fold: Fold.
         sizes: DataSizes.
         teacher: Teacher or None; truth: the whole true Network or None.
@@ -223,6 +224,7 @@ class RecordingDataModule(_MemoryDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self._has_bias = has_bias
         self.recording: Recording | None = None
+        self.left_out: tuple[str, ...] = ()
         self.fold: Fold | None = None
         self.sizes: DataSizes | None = None
         self.teacher: Teacher | None = None
@@ -239,6 +241,9 @@ class RecordingDataModule(_MemoryDataModule):
             return
         recording = self.load()
         self.fold = fold(recording.n_trials, self.fold_number, self.n_folds, self.fold_seed)
+        # Of a file with latents and loadings all neurons are known, whatever their activity.
+        if recording.latents is None or recording.loadings is None or self.teacher is not None:
+            recording, self.left_out = without_constant(recording, self.fold.train)
         has_bias = self._has_bias
         if has_bias is None:
             known = recording.loadings

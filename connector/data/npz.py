@@ -256,9 +256,6 @@ class _Arrays:
             _check_counts(values, low)
         else:
             _check_range(values, activation, tolerance)
-        constant = int((low == high).sum())
-        if constant:
-            self.notes.append(f"{constant} of {len(low)} neurons never vary")
 
     def choices(self, coded: list[Any] | None) -> np.ndarray | None:
         """0 left, 1 right, NaN none."""

@@ -77,8 +77,10 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
         about = {"path": str(Path(path).resolve()), "sha256": source}
     else:
         about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
+    if data.left_out:  # version 0.1 kept constant neurons
+        source = (source, data.left_out)
     marks = stage_marks(options, source, machine or check_trainer(options.trainer), given_latents)
-    earlier = earlier_marks(options, source, given_latents)
+    earlier = {} if data.left_out else earlier_marks(options, source, given_latents)
     return Plan(requested, marks, given_latents, about, earlier)
 
 

@@ -63,7 +63,7 @@ def write_responses(
     ``CONDITION_null_NAMESUFFIX`` (2, time, K) counts summed over them, observed, of the noise-averaged rollout and of each
     null; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
     (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
-    ``spikes`` is their number of spikes.
+    ``spikes`` is their number of spikes; ``neurons`` the K names, since neurons silent in training trials are left out.
 
     Args:
         scores, nulls: suffix -> scores of the model, null -> expected counts of all trials.
@@ -84,6 +84,7 @@ def write_responses(
         "step": recording.bin_s or 1.0,
         "smooth_sd_bins": smoothing["smooth_sd_bins"],
         "baseline": np.array(baseline.kind),
+        "neurons": np.array(recording.neuron_names or [str(i + 1) for i in range(recording.n_neurons)]),
         "trials": test,
         "spikes": int((counts * mask[..., None]).sum()),
         "choices": None if recording.choices is None else recording.choices[test],

@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.model_selection import KFold
 
-from connector.data.folds import fold
+from connector.data.folds import fold, varying, without_constant
 from connector.errors import UserError
+from connector.types import Loadings, Recording
 
 
 @pytest.mark.parametrize(("n_trials", "n_folds"), [(400, 5), (23, 4), (3, 3)])
@@ -30,3 +31,45 @@ def test_folds_are_those_of_scikit_learn_and_depend_on_the_seed():
 def test_impossible_folds_are_refused(arguments):
     with pytest.raises(UserError):
         fold(*arguments)
+
+
+def recording(activity, kind="rates", **more):
+    return Recording(activity, kind, torch.full((len(activity),), activity.shape[1]), 0.1, "tanh", **more)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_neurons_that_vary_in_the_training_trials_only_count(scale):
+    """0 varies; 1 is zero, 2 constant, 3 constant but for rounding; 4 varies in test trials only, 5 in training ones only."""
+    x = torch.randn(6, 20, 6, generator=torch.Generator().manual_seed(0)).tanh()
+    train, test = torch.arange(4), torch.tensor([4, 5])
+    x[..., 1], x[..., 2] = 0, 0.5
+    x[..., 3] = 0.7 + 1e-8 * x[..., 3]
+    x[train, :, 4] = x[test, :, 5] = 0.1
+    assert varying(recording(scale * x), train).tolist() == [True, False, False, False, False, True]
+    assert varying(recording(scale * x), test).tolist() == [True, False, False, False, True, False]
+
+
+def test_a_faint_neuron_is_no_constant_one_and_what_lies_past_a_trials_end_does_not_count():
+    x = torch.randn(6, 20, 3, generator=torch.Generator().manual_seed(0))
+    x[..., 1] *= 1e-4
+    x[:, :10, 2] = 0.0
+    cut = Recording(x * (torch.arange(20) < 10)[:, None], "rates", torch.full((6,), 10), 0.1, "tanh")
+    assert varying(cut, torch.arange(4)).tolist() == [True, True, False]
+
+
+def test_what_is_left_out_is_named_and_all_that_belongs_to_a_neuron_goes_with_it():
+    counts = torch.ones(5, 4, 3) * torch.tensor([0.0, 1.0, 2.0])
+    counts[:, 0] = 0
+    more = {"loadings": Loadings(torch.arange(3.0)[:, None]), "n": torch.arange(3.0)[:, None]}
+    whole = recording(counts, "spikes", baseline_hz=torch.arange(15.0).reshape(5, 3), **more)
+    cut, names = without_constant(whole, torch.arange(3))
+    assert names == ("1",)
+    assert cut.neuron_names == ("2", "3")
+    assert "1 of 3 neurons are silent or constant in the training trials and left out (1, counted from 1)" in cut.notes
+    assert torch.equal(cut.activity, counts[..., 1:])
+    assert torch.equal(cut.loadings.m, torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(cut.n, torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(cut.baseline_hz, whole.baseline_hz[:, 1:])
+    assert without_constant(cut, torch.arange(3)) == (cut, ())
+    with pytest.raises(UserError, match="neurons whose spikes vary in the 2 training trials"):
+        without_constant(recording(counts * (torch.arange(5) > 1)[:, None, None], "spikes"), torch.arange(2))
