@@ -11,13 +11,20 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-_BESIDE_RUNS = ("sample", "export", "compare")
+from connector import interruption, streams
+
+# Command -> the module that holds what it imports.
+_BESIDE_RUNS = {"sample": "connector.sample", "export": "connector.export", "compare": "connector.compare.command"}
 
 
 def main() -> int:
     """Run the command line of this process; returns its exit code."""
+    interruption.install_early()
+    streams.prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _BESIDE_RUNS:
+        import_module(_BESIDE_RUNS[name])
+        interruption.imported()
         return import_module(f"connector.{name}").main(sys.argv[2:])
     return import_module("connector.launch.command_line").main()
 

@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a place says that cannot be written to: a directory that is read-only, gone, of somebody else, or no directory; names too
+# long; a device that fails.
+_NO_PLACE = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EEXIST, errno.ESTALE, errno.EIO,
+)  # fmt: skip
 _NUMERICAL = {
     "lrrnn": "try a smaller lrrnn.learning_rate or another lrrnn.rank, and look for neurons or trials far out of range",
     "loadings": "try a smaller connectivity.loadings_learning_rate",
@@ -53,13 +59,28 @@ def require(condition: bool, expected: str, got: object, remedy: str = "") -> No
 
 
 def exit_code(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a script's main: exit code 0, or 2 with a message for mistakes the user can mend."""
+    """Run a script's main: exit code 0; 2 with a message for mistakes the user can mend, a place that cannot be written to among
+    them; 1 for failures, such as a full disk; 130 for Ctrl-C."""
     try:
         main(arguments)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return _said(error, 2)
+    except RunFailure as error:
+        return _said(error, 1)
+    except OSError as error:
+        told = unwritable(error)
+        if told is None:
+            raise
+        return _said(told, 2 if isinstance(told, UserError) else 1)
+    except KeyboardInterrupt:
+        print("Interrupted; files are written whole or not at all.", file=sys.stderr)
+        return 130
     return 0
+
+
+def _said(error: Exception, code: int) -> int:
+    print(f"Error: {error}", file=sys.stderr)
+    return code
 
 
 class RunFailure(Exception):
@@ -81,6 +102,25 @@ class RunFailure(Exception):
 
     def __reduce__(self) -> tuple[type, tuple]:  # sweeps send exceptions between processes
         return type(self), (self.stage, self.what, self.remedy, self.where, self.kept)
+
+
+def unwritable(error: OSError, option: str = "--out") -> Exception | None:
+    """What to end with where a file or directory cannot be made or read, as no reader of files has told; None for other errors.
+
+    Args:
+        option: that names another place.
+    """
+    where = str(error.filename2 or error.filename or "the file")
+    where = where if len(where) <= 200 else f"{where[:80]}...{where[-80:]}"
+    if error.errno in _NO_SPACE:
+        return RunFailure(
+            "writing", f"no space is left for {where} ({error.strerror})", "make room, and repeat the command"
+        )
+    if error.errno in _NO_PLACE:
+        return UserError(
+            "a place that can be written to", f"{where} ({error.strerror})", f"choose another with {option}"
+        )
+    return None
 
 
 def numerical_failure(stage: str, what: str, where: str = "", kept: str = "") -> RunFailure:
@@ -111,6 +151,8 @@ def explain(error: Exception, stage: str, directory: Path) -> Exception:
         if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
             remedy = "make room, and the same command goes on from there"
             return RunFailure(stage, f"no space is left to write to ({cause.strerror})", remedy, kept=kept)
+        if isinstance(cause, OSError) and (told := _without_place(cause, stage, directory)):
+            return told
         if _is_out_of_memory(cause):
             return RunFailure(stage, f"memory is exhausted ({_line(cause)})", _MEMORY.get(stage, ""), kept=kept)
         if "linalg" in type(cause).__name__.lower():
@@ -119,6 +161,26 @@ def explain(error: Exception, stage: str, directory: Path) -> Exception:
         return error
     remedy = f"{directory / 'train.log'} has the traceback; please report it, this is a fault of the program"
     return RunFailure(stage, f"{type(error).__name__}: {_line(error)}", remedy, kept=kept)
+
+
+def _without_place(error: OSError, stage: str, directory: Path) -> Exception | None:
+    """What to end with where the run directory cannot be written to any more, or from the start; None where it is not that."""
+    gone = not directory.is_dir()
+    inside = any(str(name or "").startswith(str(directory)) for name in (error.filename, error.filename2))
+    if error.errno not in _NO_PLACE or not (gone or inside):
+        return None
+    if stage == "start" and not (gone and error.errno == errno.ENOENT):
+        return UserError(
+            "a run directory that can be written to",
+            f"{directory} ({error.strerror})",
+            "choose another with hydra.run.dir=DIR",
+        )
+    if gone:
+        return RunFailure(stage, f"the run directory {directory} is gone", "the same command makes it anew")
+    remedy = f"see that {directory} can be written to; the same command goes on from there"
+    return RunFailure(
+        stage, f"{error.filename} cannot be written ({error.strerror})", remedy, kept="finished stages are kept"
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

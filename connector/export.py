@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
 from connector.data.readers import READERS, read_recording, source_of
-from connector.errors import UserError
+from connector.errors import RunFailure, UserError, exit_code
 from connector.runs.naming import conf_directory
 from connector.runs.options import FileData, checked_data
 
@@ -42,7 +43,7 @@ def file_options(path: Path, given: list[str]) -> FileData:
     return checked_data({**OmegaConf.to_container(defaults), **changes})
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _export(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="connector export",
         description="Write a recording of spikes as an NWB file, which `data=nwb data.path=FILE` reads back exactly.",
@@ -57,26 +58,25 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="data.X=Y",
     )
     given = parser.parse_intermixed_args(arguments)
-    try:
-        options = file_options(given.recording, given.options)
-        if given.out.resolve() == given.recording.resolve():
-            raise UserError("--out naming another file than the recording", str(given.out))
-        if given.out.exists() and not given.force:
-            raise UserError("--out naming a file that is not there yet", str(given.out), "--force replaces it")
-        recording = read_recording(given.recording, options.source, **options.reading())
-        export_nwb(recording, given.out, max_gigabytes=options.max_gigabytes)
-        lost = same_recording(recording, load_nwb(given.out))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+    options = file_options(given.recording, given.options)
+    if given.out.resolve() == given.recording.resolve():
+        raise UserError("--out naming another file than the recording", str(given.out))
+    if given.out.exists() and not given.force:
+        raise UserError("--out naming a file that is not there yet", str(given.out), "--force replaces it")
+    recording = read_recording(given.recording, options.source, **options.reading())
+    export_nwb(recording, given.out, max_gigabytes=options.max_gigabytes)
+    lost = same_recording(recording, load_nwb(given.out))
     if lost:
-        print(f"Error: {given.out} does not read back the same: {', '.join(lost)} differ.", file=sys.stderr)
-        return 1
+        raise RunFailure("export", f"{given.out} does not read back the same: {', '.join(lost)} differ", "")
     spikes = int(recording.activity.sum())
     print(
         f"{given.out}: {recording.n_trials} trials, {recording.n_neurons} units, {spikes} spikes; reads back the same"
     )
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export as the command line says; returns the exit code, 2 for mistakes the user can mend."""
+    return exit_code(_export, arguments)
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def _flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # of names of files that are no text
 
 
 def write_json(path: Path, value: Any) -> None:

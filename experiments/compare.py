@@ -2,7 +2,8 @@
 
 import sys
 
-from connector.compare import main
+from connector.__main__ import main
 
 if __name__ == "__main__":
+    sys.argv.insert(1, "compare")
     sys.exit(main())

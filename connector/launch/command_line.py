@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector import interruption
-from connector.errors import RunFailure, UserError
-from connector.launch.sweep import close_sweep, sweep_directory
+from connector.errors import RunFailure, UserError, unwritable
+from connector.launch.sweep import abandon_sweep, close_sweep, sweep_directory
 from connector.runs.naming import conf_directory, register_resolvers
 
 register_resolvers()
@@ -80,11 +81,16 @@ def job(config: DictConfig, data: Any = None) -> float | None:
     if settings.verbose:  # Hydra sets the levels; its own handlers are switched off in conf/train.yaml
         logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        # Imported here: --help, --cfg and refused options answer without waiting for torch.
-        from connector.runs.options import checked
+        interruption.undo_early(lambda: abandon_sweep() if sweep else _remove_if_empty(directory))
+        # Imported here: --help, --cfg, refused options and files that are not there answer without waiting for torch.
+        from connector.runs.options import FileData, checked
 
         options = checked(config)
+        if isinstance(options.data, FileData):
+            options.data.require_file()
         from connector.launch.job import run
+
+        interruption.imported()
 
         if options.trainer.extra.get("fast_dev_run"):
             run(options, config, directory)
@@ -136,8 +142,13 @@ def refused_override(error: Exception) -> str:
     return "\n".join(lines[:2])
 
 
-def _uncomposed(error: Exception) -> UserError:
+def _uncomposed(error: Exception) -> Exception:
     """YAML that cannot be parsed, text in another encoding, a directory that cannot be made: Hydra has no class for these."""
+    if isinstance(error, OSError):
+        option = "hydra.sweep.dir=DIR" if sweep_directory() else "hydra.run.dir=DIR"
+        told = unwritable(error, option)
+        if told is not None:
+            return told
     where = getattr(error, "problem_mark", None)
     reason = " ".join(str(getattr(error, "problem", None) or error).split())[:300]
     place = f" in {where.name}, line {where.line + 1}" if where is not None else ""
@@ -147,24 +158,23 @@ def _uncomposed(error: Exception) -> UserError:
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
     else."""
-    interruption.install()
     sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
         code = _run_jobs(sweep)
     finally:
-        failed = close_sweep()
-        _flush_output()
+        failed = _closed_sweep()
     # A sweeper may go on past jobs that failed, as a study does.
     return code or int(failed)
 
 
-def _flush_output() -> None:
-    """Write out what was printed here, where a reader that left early is no error; at its end Python would say one."""
+def _closed_sweep() -> bool:
+    """Whether a job failed of the sweep that this process started, or its table cannot be written."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return close_sweep()
+    except (OSError, UserError) as error:
+        print(f"Error: {error if isinstance(error, UserError) else _unexpected(error)}", file=sys.stderr)
+        return True
 
 
 def _run_jobs(sweep: bool) -> int:
@@ -189,14 +199,22 @@ def _run_jobs(sweep: bool) -> int:
             raise
         print(f"Terminated; {_said_to_go_on()}", file=sys.stderr)
         return interruption.EXIT_CODE
-    except BrokenPipeError:
-        if not _directories:  # of `--help | head`, whose reader has seen enough
-            return 0
-        raise
     except Exception as error:
-        if not _directories:
-            print(f"Error: {_uncomposed(error)}", file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        return 1
+        said = _uncomposed(error) if not _directories else _unexpected(error)
+        print(f"Error: {said}", file=sys.stderr)
+        return 2 if isinstance(said, UserError) else 1
     return 0
+
+
+def _unexpected(error: Exception) -> Exception:
+    """What to say of an exception that no one has expected, with the file that its traceback is in."""
+    if isinstance(error, OSError) and (told := unwritable(error, "hydra.run.dir=DIR or hydra.sweep.dir=DIR")):
+        return told
+    reason = (str(error).strip().splitlines() or ["no message"])[0][:200].rstrip(".")
+    remedy = "please report it, this is a fault of the program"
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix="connector-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+        remedy = f"{name} has the traceback; {remedy}"
+    return RunFailure("the run", f"{type(error).__name__}: {reason}", remedy)

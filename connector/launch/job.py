@@ -71,6 +71,10 @@ def quiet() -> None:
 class _LogFile(logging.FileHandler):
     """A log that cannot be written, on a full disk, stops no run and prints no traceback."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # opening it, the first time
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
@@ -94,7 +98,7 @@ def explained(stage: str, directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def logging_to(directory: Path) -> Iterator[Callable[[str], None]]:
     """Yields what writes a line to the run's train.log."""
-    handler = _LogFile(directory / "train.log", delay=True)
+    handler = _LogFile(directory / "train.log", delay=True, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if _log.getEffectiveLevel() > logging.DEBUG:  # else hydra.verbose asks for all that is logged
         _log.setLevel(logging.INFO)
@@ -191,7 +195,7 @@ def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
     console.print(table)
     report = store.path / "report.html"
     if report.exists():
-        console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+        console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def describe(recording: Recording) -> list[str]:
@@ -271,8 +275,11 @@ def run(
     if sweep_name is not None and not options.force and is_finished(store, options, schedule):
         console.print("finished earlier with these options, nothing to do (force=true runs it anew)", highlight=False)
         return _objective(store.metrics())
-    directory.mkdir(parents=True, exist_ok=True)
-    with guarded(directory), logging_to(directory):
+    with contextlib.ExitStack() as held:
+        with explained("start", directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(guarded(directory))
+        held.enter_context(logging_to(directory))
         return _run(job)
 
 
@@ -294,7 +301,7 @@ class _Job:
 
     def say(self, line: str) -> None:
         _log.info(line)
-        self.console.print(line, soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _try_out(job: _Job) -> None:

@@ -7,6 +7,7 @@ sweep reads the records, and the metrics from the jobs' directories.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -110,6 +111,15 @@ def sweep_directory() -> Path | None:
     return None if _open is None else _open.directory
 
 
+def abandon_sweep() -> None:
+    """Leave nothing of a sweep whose first job has not begun."""
+    if _open is not None and _open.directory is not None:
+        shutil.rmtree(_open.directory / _RECORDS, ignore_errors=True)
+        for path in (*_open.directory.glob("*"), _open.directory):
+            with contextlib.suppress(OSError):  # what is not empty stays
+                path.rmdir()
+
+
 def close_sweep(console: Console | None = None) -> bool:
     """Print and write the table of the sweep that this process started, if there is one and it is still open.
 
@@ -144,7 +154,7 @@ def close_sweep(console: Console | None = None) -> bool:
     line = f"Sweep: {done} of {len(jobs)} jobs done"
     if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
         line += f", {sweep.n_jobs - len(jobs)} never started"
-    console.print(f"{line}; {shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False)
+    console.print(f"{line}; {shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False, markup=False)
     return done < len(jobs)
 
 
