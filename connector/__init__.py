@@ -7,12 +7,12 @@ network = run.connectivity.sample(n_neurons=5000)
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from connector import moved
 
+TYPE_CHECKING = False  # typing's own, without importing it: a command is to be ready for Ctrl-C soon
 if TYPE_CHECKING:
+    from typing import Any
+
     from connector.connectivity.distribution import ConnectivityDistribution
     from connector.connectivity.flow import Flow
     from connector.dynamics import Network
@@ -54,6 +54,8 @@ moved.install()
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = globals()[name] = getattr(import_module(f"connector.{_HOMES[name]}"), name)
     return value
 

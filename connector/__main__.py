@@ -6,7 +6,10 @@ connector export SESSION --out FILE.nwb          a recording of spikes as NWB
 connector compare RUN RUN ...                    a page on several runs
 """
 
-from __future__ import annotations
+from connector import early
+
+if __name__ == "__main__":
+    early.install()
 
 import sys
 from importlib import import_module
@@ -19,7 +22,7 @@ _BESIDE_RUNS = {"sample": "connector.sample", "export": "connector.export", "com
 
 def main() -> int:
     """Run the command line of this process; returns its exit code."""
-    interruption.install_early()
+    early.install()
     streams.prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _BESIDE_RUNS:

@@ -1,20 +1,20 @@
 """SIGTERM, as a cluster sends it before it takes a machine away: the epoch at hand is finished and kept, then the process ends.
 
-Outside of training the process ends at once: stages that are finished are on the disk, and nothing else can be kept. While
-the first imports are under way, which do not expect to be interrupted, SIGTERM and Ctrl-C end it without raising anything.
+Outside of training the process ends at once: stages that are finished are on the disk, and nothing else can be kept.
+Before the first job: :mod:`connector.early`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from connector import early
 
 GRACE_S = 20.0  # for the epoch at hand; clusters kill after 30 s or more
 EXIT_CODE = 128 + signal.SIGTERM
@@ -22,48 +22,18 @@ EXIT_CODE = 128 + signal.SIGTERM
 _asked_at: float | None = None
 _training = False
 _installed = False
-_undo: list[Callable[[], None]] = []  # before the process ends early
-
-
-def install_early() -> None:
-    """Until :func:`install`, Ctrl-C and SIGTERM end the process at once, with a line and the exit code that they have later.
-
-    A process that was told to ignore Ctrl-C, as `nohup` or a shell's `&` does, goes on ignoring it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    signal.signal(signal.SIGTERM, _leave_early)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave_early)
-
-
-def undo_early(undo: Callable[[], None]) -> None:
-    """Something to do before the process ends early, such as removing an empty directory."""
-    _undo.append(undo)
-
-
-def _leave_early(signum: int, frame: FrameType | None) -> None:
-    for undo in _undo:
-        with contextlib.suppress(Exception):
-            undo()
-    word = "Interrupted" if signum == signal.SIGINT else "Terminated"
-    with contextlib.suppress(OSError):
-        os.write(2, f"{word}; nothing was started yet.\n".encode())
-    os._exit(128 + signum)
 
 
 def install() -> None:
-    """Handle SIGTERM in this process from now on; Ctrl-C raises KeyboardInterrupt, as Python has it."""
+    """Handle SIGTERM in this process from now on."""
     global _installed
     _installed = True
     signal.signal(signal.SIGTERM, _on_signal)
-    if signal.getsignal(signal.SIGINT) is _leave_early:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def imported() -> None:
-    """The imports are done: :func:`install`, where :func:`install_early` had taken the signals."""
-    if signal.getsignal(signal.SIGTERM) is _leave_early:
+    """The imports are done: :func:`install`, where :mod:`connector.early` had taken the signals."""
+    if early.give_way():
         install()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own, without importing it: this module is imported first of all, with the package
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 # Old name -> where its contents are now. Only modules that the documentation named.
 HOMES = {
@@ -28,6 +28,8 @@ def lazily(package: str, *homes: str) -> Callable[[str], Any]:
 
     def getattr_of(name: str) -> Any:
         if not name.startswith("__"):
+            from importlib import import_module
+
             for home in homes:
                 module = import_module(f"connector.{home}")
                 if hasattr(module, name):
@@ -37,14 +39,22 @@ def lazily(package: str, *homes: str) -> Callable[[str], Any]:
     return getattr_of
 
 
-class _Moved(MetaPathFinder, Loader):
+class _Moved:
+    """A finder and loader, as :mod:`importlib` asks for them."""
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in HOMES else None
+        if name not in HOMES:
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, self)
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
+        import warnings
+
         homes = HOMES[module.__name__]
         now = " and ".join(f"connector.{home}" for home in homes)
         warnings.warn(f"{module.__name__} is now {now}", FutureWarning, stacklevel=2)

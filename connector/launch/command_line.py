@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -30,12 +31,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins"))
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from connector import interruption
+from connector import early, interruption
 from connector.errors import RunFailure, UserError, unwritable
 from connector.launch.sweep import abandon_sweep, close_sweep, sweep_directory
 from connector.runs.naming import conf_directory, register_resolvers
@@ -81,7 +82,7 @@ def job(config: DictConfig, data: Any = None) -> float | None:
     if settings.verbose:  # Hydra sets the levels; its own handlers are switched off in conf/train.yaml
         logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        interruption.undo_early(lambda: abandon_sweep() if sweep else _remove_if_empty(directory))
+        early.undo(lambda: abandon_sweep() if sweep else _remove_if_empty(directory))
         # Imported here: --help, --cfg, refused options and files that are not there answer without waiting for torch.
         from connector.runs.options import FileData, checked
 
@@ -136,10 +137,30 @@ def refused_override(error: Exception) -> str:
         near = difflib.get_close_matches(name, error.options, n=1)
         remedy = f"the nearest is {group}={near[0]}" if near else f"choose one with {group}=NAME"
         return str(UserError(f"{group} among {', '.join(error.options)}", repr(name), remedy))
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'$", str(error).partition("\n")[0])
+    if ambiguous or (isinstance(error, OverrideParseException) and "=" in (error.override or "")):
+        return str(_unquoted(ambiguous[1] if ambiguous else error.override))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, InterpolationKeyError):
+        return f"{lines[0]} ({error.full_key}).\nWhere ${{...}} names no option but stands in a text itself, write \\${{...}}."
     if isinstance(cause, OmegaConfBaseException):
         lines = [lines[0], *str(cause).splitlines()[:1]]
     return "\n".join(lines[:2])
+
+
+def _unquoted(override: str) -> UserError:
+    """An option that Hydra's grammar does not take as it is: with how it is typed in a shell if its value is a text."""
+    key, _, value = override.partition("=")
+    inner = re.sub(r'(\\*)"', r'\1\1\\"', value).replace("${", "\\${")
+    inner += re.search(r"\\*$", inner)[0]  # backslashes at the end would hide the quote
+    typed = shlex.quote(key + '="' + inner + '"')
+    sweep = "; several values in a sweep with -m" if "," in value else ""
+    remedy = f"a text with signs of its grammar, or beyond ASCII, stands in double quotes within single ones: as {typed}{sweep}"
+    return UserError(f"{key} with a value that Hydra can read", _shortened(value), remedy)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"
 
 
 def _uncomposed(error: Exception) -> Exception:
@@ -158,6 +179,7 @@ def _uncomposed(error: Exception) -> Exception:
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
     else."""
+    early.install()
     sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:

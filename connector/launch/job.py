@@ -39,7 +39,7 @@ from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.glossary import METRICS
 from connector.report.numbers import counted
 from connector.runs.lock import locked
-from connector.runs.options import STAGES, Options, OtherLogger
+from connector.runs.options import STAGES, Options, OtherLogger, literal
 from connector.runs.store import RUNNING, RunStore
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
@@ -346,7 +346,7 @@ def _run(job: _Job) -> float | None:
             context = StageContext(job.options, store, logger, job.console, job.say, additions=job.additions)
             if not is_child_rank():
                 note_invocation(store, job.options, job.schedule)
-                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
+                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(job.config))))
                 store.forget_stage("results")
         run_stages(context, job.data, job.schedule)
         reached = None

@@ -7,6 +7,7 @@ the wrong kind is refused even where Hydra lets it pass (keys added with ``+``, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
@@ -425,6 +426,15 @@ def _with_extra(trainer: Any) -> Any:
     return {**{k: v for k, v in trainer.items() if k in ours}, "extra": {**(trainer.get("extra") or {}), **rest}}
 
 
+def literal(plain: Any) -> Any:
+    """Resolved options whose texts OmegaConf takes as they are, whatever ``${`` they hold: the name of a file may."""
+    if isinstance(plain, dict):
+        return {key: literal(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [literal(value) for value in plain]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", plain) if isinstance(plain, str) else plain
+
+
 def checked(config: DictConfig) -> Options:
     """The composed configuration as typed options.
 
@@ -432,7 +442,7 @@ def checked(config: DictConfig) -> Options:
         UserError: an unknown key, a missing or ill-typed value, a value out of range.
     """
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = literal(OmegaConf.to_container(config, resolve=True))
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"a value for {missing[0]}", "none", f"give one with {missing[0]}=VALUE")
