@@ -12,7 +12,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from connector import early, interruption
+from connector import interruption
 from connector.launch import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +37,7 @@ def train(*arguments, cwd=ROOT, timeout=280):
 def typed(*arguments, cwd=ROOT):
     """The same in this process, without waiting for imports: where neither a process's end nor its threads are tested."""
     out, err = io.StringIO(), io.StringIO()
-    numbers, threads = (signal.SIGTERM, signal.SIGINT), torch.get_num_threads()
-    handlers = [signal.getsignal(number) for number in numbers]
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     GlobalHydra.instance().clear()
     command_line._raised.clear()
     command_line._directories.clear()
@@ -47,9 +46,7 @@ def typed(*arguments, cwd=ROOT):
         with argv, contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = command_line.main()
     finally:
-        for number, handler in zip(numbers, handlers):
-            signal.signal(number, handler)
-        early._undo.clear()
+        signal.signal(signal.SIGTERM, handler)
         interruption._installed = False
         torch.set_num_threads(threads)
         GlobalHydra.instance().clear()

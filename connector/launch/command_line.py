@@ -179,7 +179,6 @@ def _uncomposed(error: Exception) -> Exception:
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
     else."""
-    early.install()
     sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
