@@ -110,6 +110,7 @@ def covariance_root(covariance: Tensor) -> Tensor:
 
 
 def column_spread(covariance: Tensor) -> Tensor:
-    """Standard deviations (D,); 1 for constant columns."""
+    """Standard deviations (D,); for constant columns the largest of them, 1 where all are constant."""
     spread = covariance.diagonal().clamp_min(0).sqrt()
-    return torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+    largest = spread.max()
+    return torch.where(spread > 1e-12 * largest, spread, torch.where(largest > 0, largest, 1.0))

@@ -178,12 +178,13 @@ class Weighting:
     Attributes:
         precision: (pR, pR) of the prior of c, whose mean is zero.
         limit: information per segment about a coefficient, beyond which a simulation ran away.
+        least: variance below which residuals are rounding.
         variance: of the whitened residuals.
         effective: number of combinations of c that the data determine.
     """
 
-    def __init__(self, precision: Tensor, limit: float = math.inf):
-        self.precision, self.limit = precision, limit
+    def __init__(self, precision: Tensor, limit: float = math.inf, least: float = 1e-30):
+        self.precision, self.limit, self.least = precision, limit, max(least, 1e-30)
         self.variance, self.effective = 1.0, 0.0
 
     def learn(self, found: Linearised, c: Tensor) -> None:
@@ -192,7 +193,7 @@ class Weighting:
             factor = positive_factor(found.h / self.variance + self.precision)
             determined = torch.cholesky_solve(self.precision, factor).diagonal().sum()
             self.effective = len(found.h) - float(determined)
-            self.variance = max(found.squares / self.dof(found), 1e-30)
+            self.variance = max(found.squares / self.dof(found), self.least)
 
     def dof(self, found: Linearised) -> float:
         return max(found.free - self.effective, 0.1 * found.free, 1.0)

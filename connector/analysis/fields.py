@@ -7,7 +7,14 @@ from torch import Tensor
 
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.numerics import CHUNK, pieces
+from connector.numerics import CHUNK, even_rows, inverse_root, pieces
+from connector.types import Latents
+
+_LAG, _KEPT = (
+    2,
+    0.5,
+)  # samples between which errors of the drive are independent; correlation of the states that asks for it
+_MAX_STATES = 4000
 
 
 def drive_at(network, z: Tensor, u: Tensor | None) -> Tensor:
@@ -40,6 +47,41 @@ def drift_r2(network, z: Tensor, u: Tensor | None, y: Tensor) -> Tensor:
     y, z = y.double(), z.double()
     residual = (drive_at(network, z, u) - y).square().mean(0)
     return 1 - residual / (y - z).var(0, unbiased=False)
+
+
+def drive_gain(network, latents: Latents) -> tuple[float, float]:
+    """Slope of a network's drive F on the drive y seen along trials, and its standard error over trials: 1 is right.
+
+    sum (F[t] - mean).(y[s] - mean) / sum (y[t] - mean).(y[s] - mean), in units of the latents' covariance: the same in any
+    affine gauge. Noise of the states is in y[t] ten times over and in F[t] as well; so y[s] stands two samples before,
+    where states last so long.
+
+    Args:
+        network: anything with ``drive(z, u)``, in the gauge of the latents.
+    """
+    last = latents.lengths - 1
+    z, y = latents.z.double(), torch.zeros_like(latents.z, dtype=torch.float64)
+    y[:, :-1][latents.mask[:, 1:]] = latents.samples().y.double()
+    states = z[latents.mask]
+    centre, root = states.mean(0), inverse_root(states - states.mean(0))
+
+    def pairs(lag: int) -> tuple[Tensor, Tensor]:
+        trial, time = (torch.arange(z.shape[1]) < (last - lag)[:, None]).nonzero().T
+        keep = even_rows(len(trial), _MAX_STATES) if len(trial) else trial
+        return trial[keep], time[keep]
+
+    lag, (trial, time) = _LAG, pairs(_LAG)
+    before, after = ((z[trial, time + s] - centre) @ root for s in (0, lag))
+    if not len(trial) or not float((before * after).sum()) > _KEPT * float((before * before).sum()):
+        lag, (trial, time) = 0, pairs(0)
+    at = time + lag
+    u = None if latents.inputs is None else latents.inputs[trial, at]
+    drive, seen, instrument = (
+        (x - x.mean(0)) @ root for x in (drive_at(network, z[trial, at], u), y[trial, at], y[trial, time])
+    )
+    above, below = (z.new_zeros(len(z)).index_add_(0, trial, (x * instrument).sum(1)) for x in (drive, seen))
+    gain = float(above.sum() / below.sum())
+    return gain, float((above - gain * below).square().sum().sqrt() / below.sum().abs())
 
 
 def contributions(network: Network, labels: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:

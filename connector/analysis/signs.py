@@ -14,6 +14,7 @@ _FLAT = 0.01
 # Distance from the centre of the visited states, in units of the farthest of them, beyond which a state has left.
 _FAR = 1.5
 _MAX_ROWS = 2000
+_SAME, _CONSTANT = 0.1, 1e-9  # of the distance between neighbours; of a column's largest entry
 
 
 def saturated_share(loadings: Loadings, z: Tensor, activation_name: str, u: Tensor | None = None) -> float:
@@ -57,14 +58,17 @@ def _double(x: Tensor | None) -> Tensor | None:
 def outside_share(samples: Tensor, rows: Tensor) -> float:
     """Share of samples (N, P) whose nearest data row is farther than any data row's is, twice over.
 
-    Distances are between columns scaled to unit variance of the data (K, P); of many data rows a part is looked at, evenly
-    spread.
+    Distances are between columns scaled to unit variance of the data (K, P), but for constant ones; of many data rows a part
+    is looked at, evenly spread. Rows that are the same but for a tenth of the usual distance between neighbours, K^(-1/P),
+    count once: a neuron is no less lonely for being recorded twice.
     """
     data, samples = rows.double(), samples.double()
-    scale = data.std(0).clamp_min(1e-12)
+    scale = data.std(0, unbiased=False)
+    scale = torch.where(scale > _CONSTANT * data.abs().amax(0), scale, torch.inf)
     data = data[even_rows(len(data), _MAX_ROWS)] / scale
     own = torch.cdist(data, data)
-    own.fill_diagonal_(torch.inf)
+    twice = (own < _SAME * len(data) ** (-1 / data.shape[1])).tril(-1).any(1)
+    own = own[~twice][:, ~twice].fill_diagonal_(torch.inf)
     nearest = torch.cdist(samples / scale, data).min(1).values
     return float((~(nearest <= 2 * own.min(1).values.max())).double().mean())
 

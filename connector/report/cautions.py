@@ -9,6 +9,7 @@ from connector.report.determined import Determined
 
 NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
+DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
 
@@ -55,6 +56,12 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True, explained: fl
         said.append(
             f"{100 * metrics[OUTSIDE_SUPPORT]:.0f} % of the sampled loadings lie where no recorded neuron is near; the flow of "
             "the loadings fits poorly, or their tails are heavy"
+        )
+    gain = metrics.get(DRIVE_GAIN, 1.0)
+    if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * metrics.get(DRIVE_GAIN_SD, 0.0)):
+        said.append(
+            f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
+            "off in size by as much: state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
         )
     if explained is not None and explained <= 0:
         said.append("on validation trials the fit explains the rates no better than each neuron's mean does")

@@ -15,7 +15,7 @@ from connector.analysis import signs
 from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
-from connector.analysis.fields import drift_r2, drive_at, field_error, relative_field_error
+from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation, potentials
 from connector.errors import UserError
@@ -219,13 +219,25 @@ class Results:
         return cautions.cautions(*rows.shape, self.diagnosis, self.signs)
 
     def _signs(self) -> dict[str, float]:
-        """Shares of :mod:`connector.analysis.signs`."""
+        """Shares of :mod:`connector.analysis.signs`, and the gain of nu at the recorded loadings."""
         inputs, train = self.inputs, self.inputs.latents.trials(self.inputs.fold.train)
+        loadings = inputs.loadings.map(Tensor.double)
+        of_nu = Network(
+            loadings.m,
+            self.distribution.conditional_mean(loadings),
+            loadings.b,
+            loadings.d,
+            alpha=inputs.latents.alpha,
+            activation=inputs.activation,
+        )
+        gain, gain_sd = drive_gain(of_nu, train)
         z, u, _ = self.held_out(N_STATES_LARGE)
         test = inputs.latents.trials(inputs.fold.test)
         return {
             cautions.SATURATED: signs.saturated_share(inputs.loadings, z, inputs.activation, u),
             cautions.LEFT_REGION: signs.left_share(self.projected, train.samples()[0], test),
+            cautions.DRIVE_GAIN: gain,
+            cautions.DRIVE_GAIN_SD: gain_sd,
             cautions.OUTSIDE_SUPPORT: signs.outside_share(self.network.loadings.stack(), inputs.loadings.stack()),
         }
 

@@ -9,6 +9,8 @@ from draws import normal, random_network
 
 from connector.analysis import fields
 from connector.errors import UserError
+from connector.lrrnn.gauge import Gauge
+from connector.types import Latents
 
 
 @pytest.mark.parametrize(("n_inputs", "activation"), [(0, "tanh"), (2, "softplus")])
@@ -51,3 +53,43 @@ def test_contributions_add_up_to_the_drive():
     assert torch.equal(fields.normalised_difference(0 * z, 0 * z), torch.zeros(40, dtype=torch.float64))
     with pytest.raises(UserError, match="60"):
         fields.contributions(net, labels[:5], z, u)
+
+
+def _trials(n_inputs=0, steps=40, noise=0.0, alpha=0.1):
+    """A network that turns and holds its states, and latents along 60 trials."""
+    net = replace(random_network(200, n_inputs=n_inputs), alpha=alpha)
+    net = replace(net, n=4 * net.m @ torch.tensor([[1.0, 0.4], [-0.4, 1.0]]).double())
+    u = normal(60, steps, n_inputs, seed=7) if n_inputs else None
+    z = net.simulate(2 * normal(60, 2, seed=5), steps, u)
+    return net, Latents(z + noise * normal(*z.shape, seed=6), torch.full((60,), steps), alpha, u)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_drive_gain_is_the_factor_of_n_with_noise_as_without(noise):
+    net, latents = _trials(noise=noise)
+    for factor in (1.0, 2.6, 0.0):
+        gain, sd = fields.drive_gain(replace(net, n=factor * net.n), latents)
+        assert gain == pytest.approx(factor, abs=0.05 * factor if noise else 1e-9)
+        assert sd < 0.02 * max(factor, 1e-9)
+
+
+def test_drive_gain_says_what_noise_leaves_open():
+    gains = [fields.drive_gain(net, latents) for net, latents in (_trials(noise=0.5), _trials(noise=0.1))]
+    assert gains[0][1] > 3 * gains[1][1]
+
+
+def test_drive_gain_holds_for_short_trials_and_inputs_that_change_with_each_sample():
+    net, short = _trials(steps=2)
+    assert fields.drive_gain(replace(net, n=1.5 * net.n), short)[0] == pytest.approx(1.5)
+    driven, latents = _trials(n_inputs=1, alpha=1.0)
+    assert fields.drive_gain(replace(driven, n=0.5 * driven.n), latents)[0] == pytest.approx(0.5)
+
+
+def test_drive_gain_is_the_same_in_any_linear_gauge():
+    net, latents = _trials()
+    other = replace(net, n=net.n + 2 * normal(200, 2, seed=8))
+    gauge = Gauge(torch.tensor([[300.0, 20.0], [0.0, 0.01]]).double(), torch.zeros(2).double())
+    expected = fields.drive_gain(other, latents)[0]
+    assert abs(expected - 1) > 0.01
+    moved = replace(latents, z=gauge.latents(latents.z))
+    assert fields.drive_gain(gauge.network(other), moved)[0] == pytest.approx(expected, rel=1e-6)

@@ -52,6 +52,28 @@ def test_samples_far_from_all_data_are_outside_whatever_the_units():
     assert signs.outside_share(torch.randn(1000, 3, generator=generator), more) < LIMITS[OUTSIDE_SUPPORT]
 
 
+def test_a_neuron_recorded_twice_is_as_lonely_as_before():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(100, 2, generator=generator)
+    samples = torch.randn(500, 2, generator=generator)
+    share = signs.outside_share(samples, rows)
+    assert share < LIMITS[OUTSIDE_SUPPORT]
+    assert signs.outside_share(samples, rows.repeat(2, 1)) == share
+    nearly = torch.cat([rows, rows + 1e-4 * torch.randn(100, 2, generator=generator)])
+    assert signs.outside_share(samples, nearly) == pytest.approx(share, abs=0.01)
+    types = torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    assert signs.outside_share(types.repeat(10, 1) + 1e-3, types.repeat(30, 1)) == 0.0
+    assert signs.outside_share(torch.full((5, 2), 40.0), types.repeat(30, 1)) == 1.0
+
+
+def test_columns_in_which_neurons_are_alike_say_nothing():
+    same = torch.tensor([[0.7, -2.0]]).repeat(20, 1)
+    assert signs.outside_share(same + 1e-4, same) == 0.0
+    varied = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    constant = torch.full((300, 1), 3.0)
+    assert signs.outside_share(torch.cat([varied, constant + 1e-4], 1), torch.cat([varied, constant], 1)) == 0.0
+
+
 def test_networks_with_numbers_that_are_none_are_seen():
     network = linear(1.0)
     assert signs.is_finite(network)

@@ -11,6 +11,8 @@ from connector.report.glossary import METRICS
     [
         ({cautions.SATURATED: 0.6}, {}, "60 % of the neurons"),
         ({cautions.LEFT_REGION: 0.2}, {}, "in 20 % of the test trials"),
+        ({cautions.DRIVE_GAIN: 1.06}, {}, "1.06 times as much as recorded"),
+        ({cautions.DRIVE_GAIN: 0.94}, {}, "connectivity.recorded_fraction"),
         ({cautions.OUTSIDE_SUPPORT: 0.07}, {}, "7 % of the sampled loadings"),
         ({}, {"explained": -0.1}, "no better than each neuron's mean"),
         ({}, {"finite": False}, "not finite"),
@@ -29,8 +31,17 @@ def test_a_good_run_is_not_warned_of():
         cautions.SATURATED: 0.2,
         cautions.LEFT_REGION: 0.0,
         cautions.OUTSIDE_SUPPORT: 0.01,
+        cautions.DRIVE_GAIN: 1.2,
+        cautions.DRIVE_GAIN_SD: 0.11,  # the latents are too noisy to tell
         "dynamics/field_error": 0.02,
     }
     good |= {"lrrnn/bits_per_spike": 0.09, "lrrnn/bits_per_spike_null_drift": 0.03}
     assert cautions.of_signs(good, explained=0.9) == []
-    assert {cautions.SATURATED, cautions.LEFT_REGION, cautions.OUTSIDE_SUPPORT} <= METRICS.keys()
+    named = {
+        cautions.SATURATED,
+        cautions.LEFT_REGION,
+        cautions.DRIVE_GAIN,
+        cautions.DRIVE_GAIN_SD,
+        cautions.OUTSIDE_SUPPORT,
+    }
+    assert named <= METRICS.keys()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connector.numerics import symmetric_root
+from connector.numerics import inverse_root, symmetric_root
 from connector.types import Loadings
+
+_HALVINGS, _BY_CHANCE = 10, 3.0  # of the smoothing that is the rule's; gain of log likelihood that is no evidence
 
 
 @dataclass
@@ -75,7 +77,7 @@ def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generato
 
     Args:
         extra: how many; "auto": none from 200 neurons on, else enough for 1000 in all.
-        jitter: their sd in units of the loadings' sd; None: by Silverman's rule.
+        jitter: their sd in units of the loadings' sd; None: :func:`bandwidth`.
     """
     k = pool.n_neurons
     if extra == "auto":
@@ -84,15 +86,33 @@ def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generato
         return pool
     stacked = pool.stack()
     dim = stacked.shape[1]
-    if jitter is None:
-        jitter = (4 / (dim + 2)) ** (1 / (dim + 4)) * k ** (-1 / (dim + 4))
     mean = stacked.mean(0)
     centred = stacked - mean
+    if jitter is None:
+        jitter = bandwidth(centred @ inverse_root(centred))
     root = symmetric_root(centred.T @ centred / k)
     pick = torch.arange(extra) % k  # every neuron gets the same number of copies, up to one
     noise = torch.randn(extra, dim, generator=generator, dtype=stacked.dtype).to(stacked) @ root
     copies = mean + (centred[pick] + jitter * noise) / math.sqrt(1 + jitter**2)
     return Loadings.unstack(torch.cat([stacked, copies]), pool.rank, pool.n_inputs, pool.has_bias)
+
+
+def bandwidth(x: Tensor) -> float:
+    """Sd of the normal density about each row of x (K, P), of unit covariance, that stands for the rows' density.
+
+    Silverman's rule, which is that of one normal population. A part of it where the rows lie in tight groups, which that
+    would smear into each other: where leave-one-out predicts the rows better, by more than chance makes it. A tenth of the
+    density stays as the rule has it, so that a neuron far from all others does not decide.
+    """
+    k, dim = x.shape
+    rule = (4 / (dim + 2)) ** (1 / (dim + 4)) * k ** (-1 / (dim + 4))
+    squared = torch.cdist(x, x).square()
+    squared.fill_diagonal_(math.inf)
+    sds = torch.tensor([rule / 2**i for i in range(_HALVINGS + 1)]).to(x)
+    density = torch.stack([torch.logsumexp(-0.5 * squared / sd**2, 1) - dim * sd.log() for sd in sds])
+    scores = torch.logaddexp(density + math.log(0.9), density[0] + math.log(0.1)).sum(1)
+    best = int(scores.argmax())
+    return float(sds[best if scores[best] - scores[0] > _BY_CHANCE else 0])
 
 
 def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:

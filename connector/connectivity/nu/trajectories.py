@@ -41,6 +41,7 @@ from connector.types import Latents, Loadings
 
 _LEFT_BY_SMOOTHING = 0.3  # of the readings' standard error
 _TAME = 1e12  # information per segment about a coefficient, in units of the prior's, beyond which a simulation ran away
+_CLEAN, _ROUNDING = 1e-5, 1e-7  # noise of the states' spread at first, where none is seen; and at least, at the end
 _NEGLIGIBLE = 1e-3  # misfit below this share of the states' spread is truncation of the basis, not worth a warning
 _STATE_ENTRIES = 40_000_000  # states times points of the pool of which the basis is made: 320 MB
 
@@ -133,13 +134,13 @@ def fit_trajectories(
         noise = observed[1][latents.mask].diagonal(dim1=1, dim2=2).double().median(0).values.clamp_min(0).sqrt()
     spread = full.z[full.mask].std(0, unbiased=False).clamp_min(1e-12)
     # Smoothing leaves a part of the noise in the guide, whose differences the start is made from.
-    guess = torch.maximum(noise if observed is None else _LEFT_BY_SMOOTHING * noise, 1e-5 * spread) ** 2
+    guess = torch.maximum(noise if observed is None else _LEFT_BY_SMOOTHING * noise, _CLEAN * spread) ** 2
     c, reference = _start(dynamics, prior, full, guess.mean(), generator)
     short = _cut(latents, 8, 2400, generator, observed)
     few = _cut(latents, settings.segment, min(6000, settings.max_samples), generator, observed)
     noisy = float((noise / spread).max()) > 1e-4
     stages = [(short, 3), (few, 4)] + ([(full, 4)] if noisy and len(full.z) > len(few.z) else [])
-    fitted = _shoot_in_stages(dynamics, stages, c, 4 * reference, gauge, torch.diag(guess))
+    fitted = _shoot_in_stages(dynamics, stages, c, 4 * reference, gauge, torch.diag(guess), spread)
 
     grid = kernel_grid(settings.families, settings.widths)
     posterior = Posterior(prior, grid, fitted.likelihood, reference, settings.max_directions, settings.noise_width)
@@ -241,23 +242,35 @@ class _Fitted:
 
 
 def _shoot_in_stages(
-    dynamics: Field, stages: list[tuple[Segments, int]], c: Tensor, prior: Tensor, gauge: Tensor, covariance: Tensor
+    dynamics: Field,
+    stages: list[tuple[Segments, int]],
+    c: Tensor,
+    prior: Tensor,
+    gauge: Tensor,
+    covariance: Tensor,
+    spread: Tensor,
 ) -> _Fitted:
     """Gauss-Newton on the segments of each stage in turn, with its number of steps.
 
     Args:
         c: (pR,) start, c = c' gauge. prior: (p, p) covariance of c' in each dimension.
         covariance: (R, R) first guess of the samples' noise, where they have none of their own.
+        spread: (R,) sd of the states. Noise below ``_ROUNDING`` of it is rounding, all that a field of few modes may leave.
     """
     p, rank = len(prior), len(gauge)
     precision = torch.kron(*(torch.linalg.inv(x).contiguous() for x in (prior, gauge @ gauge)))
     for segments, steps in stages:
-        weighting = Weighting(precision, _TAME * float(precision.diagonal().max()))
+        relative = (covariance.diagonal() / spread**2).min()
+        least, sharper = float(_ROUNDING**2 / relative), max(1.0, float(_CLEAN**2 / relative))
+        if segments.root is not None:
+            least, sharper = 0.0, 1.0
+        weighting = Weighting(precision, sharper * _TAME * float(precision.diagonal().max()), least)
         shot = shoot(dynamics, segments.whitened(covariance), c, weighting, steps)
         c, found = shot.c, shot.found
         residuals = found.residuals.reshape(-1, rank)
         covariance = residuals.T @ residuals * rank / weighting.dof(found)
         covariance = covariance + (1e-6 * covariance.diagonal().mean() + 1e-30) * torch.eye(rank).to(c)
+        covariance = covariance + torch.diag((_ROUNDING**2 * spread**2 - covariance.diagonal()).clamp_min(0))
     rho = _autocorrelation(found.whitened, shot.segments.mask)
     # Where residuals are correlated there are fewer independent ones than samples.
     share = (1 - min(rho, 0.95)) / (1 + min(rho, 0.95)) if rho > 0.1 else 1.0

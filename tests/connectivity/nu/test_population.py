@@ -2,7 +2,7 @@
 
 import torch
 
-from connector.connectivity.nu.population import _clouds, extend_pool
+from connector.connectivity.nu.population import _clouds, bandwidth, extend_pool
 from connector.types import Loadings
 
 
@@ -16,6 +16,15 @@ def test_pseudo_loadings_keep_mean_and_covariance():
     assert torch.equal(extended.m[:60], pool.m)
     assert torch.allclose(extended.m.mean(0), pool.m.mean(0), atol=0.1)
     assert torch.allclose(extended.m.T.cov(), pool.m.T.cov(), rtol=0.1, atol=0.1)
+
+
+def test_copies_lie_within_tight_groups_and_as_silverman_has_it_in_one_population():
+    assert bandwidth(_randn(64, 2)) == 64 ** (-1 / 6)  # (4 / (P + 2))^(1 / (P + 4)) is 1
+    centres = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]).double().repeat_interleave(16, 0)
+    assert bandwidth(centres + 0.05 * _randn(64, 2)) < 0.1
+    alone = torch.cat([centres[:-16] + 0.05 * _randn(48, 2), centres[-1:]])  # nothing near it speaks for its own group
+    assert bandwidth(alone) < 0.1
+    assert bandwidth(centres) < 0.01
 
 
 def test_deconvolution_finds_the_clusters_behind_the_errors():
