@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from connector import interruption
 from connector.launch import command_line
+from connector.stages import results
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -22,6 +23,16 @@ SMALL = [
     "connectivity.outputs_epochs=4", "connectivity.outputs_loadings=2048", "lrrnn.max_epochs=1",
     "trainer.threads=1",  # one thread: sums in one order, whatever else the machine does
 ]  # fmt: skip
+
+
+NETWORKS = 2
+
+
+def measure_little(patch):
+    """Fewer networks, neurons and states than users get, for what a run in this process measures and draws."""
+    sizes = {"N_NETWORKS": NETWORKS, "N_DRAWN": 4000, "N_STATES_LARGE": 200, "_N_DRAWS": 2}
+    for name, value in sizes.items():
+        patch.setattr(results, name, value)
 
 
 def train(*arguments, cwd=ROOT, timeout=280):

@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The same sums whichever process makes them, as runs of one seed are compared byte for byte.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import shutil
 import sys
@@ -26,13 +28,21 @@ def experiments_importable():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def few_measures(monkeypatch):
+    """For runs in this process of which a test reads no measure of sampled networks."""
+    from commands import measure_little
+
+    measure_little(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A small run of the main experiment: a directory of this process's own, and what the command said.
 
     Where several processes test, the first one that needs it makes it; each gets a copy.
     """
-    from commands import SMALL, train
+    from commands import SMALL, measure_little, typed
     from filelock import FileLock
 
     base = tmp_path_factory.getbasetemp()
@@ -40,7 +50,9 @@ def finished(tmp_path_factory):
     said = shared.with_suffix(".txt")
     with FileLock(shared.with_suffix(".lock")):
         if not said.exists():
-            done = train(*SMALL, f"hydra.run.dir={shared}")
+            with pytest.MonkeyPatch.context() as patch:
+                measure_little(patch)
+                done = typed(*SMALL, f"hydra.run.dir={shared}")
             assert done.returncode == 0, done.stdout + done.stderr
             said.write_text(done.stdout)
     directory = tmp_path_factory.mktemp("runs") / "one"

@@ -27,9 +27,9 @@ def test_damaged_files_are_read_right_or_refused():
 
 
 def test_mistaken_options_are_refused_in_two_lines():
-    # One value of the wrong kind for every third option, then odd ones of all kinds.
+    # One value of the wrong kind for every sixth option, then odd ones of all kinds.
     total = len(fuzz.option_types())
-    done, wrong = failures([(fuzz.one_command, i) for i in [*range(0, total, 3), *range(total, total + 15)]])
+    done, wrong = failures([(fuzz.one_command, i) for i in [*range(0, total, 6), *range(total, total + 15)]])
     assert not wrong
     assert all(x.became == "refused" for x in done if x.kind == "wrong kind")
 

@@ -302,6 +302,7 @@ def executed(name, directory, monkeypatch):
     return "".join(output.get("text", "") for output in outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_on_attractors_runs_on_a_small_run(tmp_path, monkeypatch, finished):
     shutil.copytree(finished[0], tmp_path / "runs" / "quadstable" / "default")
     said = executed("attractors", tmp_path, monkeypatch)

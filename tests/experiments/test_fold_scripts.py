@@ -8,7 +8,8 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, train
+from commands import ROOT
+from commands import typed as command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sessions import QUICK, session
@@ -313,13 +314,15 @@ def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_va
         "experiment=quadstable", "data.n_neurons=60", "data.n_grid=5", "data.n_steps=30", "data.observation_noise=0.1",
         "data.n_folds=3", "lrrnn.max_epochs=1", "trainer.threads=1",
     ]  # fmt: skip
-    done = train("-m", *small, "lrrnn.rank=1,2", "data.fold=1,2,3", "stages=[lrrnn]", "hydra.sweep.dir=s", cwd=tmp_path)
+    done = command(
+        "-m", *small, "lrrnn.rank=1,2", "data.fold=1,2,3", "stages=[lrrnn]", "hydra.sweep.dir=s", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert ran("rank_selection", tmp_path / "s", "--out", tmp_path / "figures") == 0
     said = capsys.readouterr().out
     assert METRICS[LOSS].label in said
     assert "One-standard-error choice: rank 2" in said  # the teacher's
-    refused = train(*small, "lrrnn.rank=1", cwd=tmp_path)
+    refused = command(*small, "lrrnn.rank=1", cwd=tmp_path)
     assert refused.returncode == 2
     assert "stages=[lrrnn]" in refused.stderr
     assert not list((tmp_path / "runs").rglob("lrrnn.csv"))  # said before training, not after
@@ -331,7 +334,7 @@ def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_va
 def test_a_sweep_over_folds_gives_the_table_and_every_metric_is_explained(tmp_path, capsys):
     session(tmp_path / "A.mat", 0)
     options = ["experiment=rat", "data.path=A.mat", "data.n_folds=3", "data.fold=1,2,3"]
-    done = train("-m", *options, *QUICK, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    done = command("-m", *options, *QUICK, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for file in (tmp_path / "sweep").glob("*/metrics.json"):
         metrics = json.loads(file.read_text())

@@ -7,7 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from commands import ROOT, train, typed
+from commands import ROOT, typed
 from omegaconf import OmegaConf
 from sessions import QUICK, session
 
@@ -20,7 +20,7 @@ from connector.files import read_npz
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sessions")
     paths = [session(folder / f"{name}.mat", seed) for seed, name in enumerate(("A", "B"))]
-    done = train("-m", "experiment=rat", "data.path=A.mat,B.mat", *QUICK, "hydra.sweep.dir=sweep", cwd=folder)
+    done = typed("-m", "experiment=rat", "data.path=A.mat,B.mat", *QUICK, "hydra.sweep.dir=sweep", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, paths, done
 
@@ -47,7 +47,7 @@ def test_an_exported_session_gives_the_same_fit(swept, tmp_path):
     assert done.returncode == 0, done.stderr
     spikes = int(load_rat(path).activity.sum())
     assert f"40 trials, 5 units, {spikes} spikes; reads back the same" in done.stdout
-    done = train("data=nwb", f"data.path={tmp_path / 'A.nwb'}", *QUICK, f"hydra.run.dir={tmp_path / 'run'}")
+    done = typed("data=nwb", f"data.path={tmp_path / 'A.nwb'}", *QUICK, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stdout + done.stderr
     (first,) = (run for run in (folder / "sweep").iterdir() if "A.mat" in run.name)
     assert (tmp_path / "run" / "latents.npz").read_bytes() == (first / "latents.npz").read_bytes()
@@ -128,7 +128,7 @@ def test_neural_latents_file_from_the_command_line(tmp_path):
     with h5py.File(tmp_path / "mc.h5", "w") as file:
         for key, width in (("train_spikes_heldin", 4), ("train_spikes_heldout", 2)):
             file[key] = rng.poisson(0.3, size=(30, 40, width)).astype(np.float32)
-    done = train("data=nlb", "data.path=mc.h5", "data.rebin=2", *QUICK, "hydra.run.dir=run", cwd=tmp_path)
+    done = typed("data=nlb", "data.path=mc.h5", "data.rebin=2", *QUICK, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "spike counts of 6 neurons, 30 trials of 20 samples of 10 ms" in done.stdout
     assert set(read_npz(tmp_path / "run" / "latents.npz")["lengths"].tolist()) == {20}

@@ -25,7 +25,7 @@ SMALL = [
 
 
 def swept(directory, *arguments):
-    return train("-m", *SMALL, f"hydra.sweep.dir={directory}", *arguments)
+    return ("-m", *SMALL, f"hydra.sweep.dir={directory}", *arguments)
 
 
 def check(directory, done, seeds):
@@ -51,7 +51,7 @@ def check(directory, done, seeds):
 
 
 def test_a_sweep_with_a_failing_job_still_ends_with_the_table_of_all(tmp_path):
-    done = swept(tmp_path / "sweep", "seed=1,-1")
+    done = typed(*swept(tmp_path / "sweep", "seed=1,-1"))
     assert done.returncode == 1, done.stdout + done.stderr
     states = check(tmp_path / "sweep", done, (1, -1))
     assert states[0] == "done"
@@ -61,7 +61,7 @@ def test_a_sweep_with_a_failing_job_still_ends_with_the_table_of_all(tmp_path):
 
 @pytest.mark.slow
 def test_jobs_in_processes_of_their_own_end_in_one_table(tmp_path):
-    done = swept(tmp_path / "sweep", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = train(*swept(tmp_path / "sweep", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert check(tmp_path / "sweep", done, (1, 2)) == ["done", "done"]
 

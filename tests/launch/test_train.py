@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, train, typed
+from commands import NETWORKS, ROOT, SMALL, typed
 
 from connector import load_run
 from connector.files import file_checksum, read_npz
@@ -47,7 +47,7 @@ def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
     assert 3 <= len(said) <= 9
     assert "rates of 200 neurons in 64 trials" in said[0]
     assert f"error {percent(metrics['dynamics/field_error'])} of" in said[1]
-    assert f"{round(20 * metrics['dynamics/attractors_kept'])} of 20 projected networks" in said[2]
+    assert f"{round(NETWORKS * metrics['dynamics/attractors_kept'])} of {NETWORKS} projected networks" in said[2]
     assert f"{metrics['connectivity/determined_modes']:.3g} combinations" in said[3]
     network = load_run(directory).network  # at sigma 0: nu itself
     spread = float((network.n - network.n.mean(0)).square().mean().sqrt())
@@ -90,16 +90,16 @@ def test_the_manifest_names_the_files_of_each_stage_and_what_they_were_made_with
     assert all(file_checksum(directory / file) == checksum for file, checksum in files.items())
 
 
-def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, tmp_path):
+def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, few_measures, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     flow = copy / "checkpoints" / "loadings_flow.pt"
     content = bytearray(flow.read_bytes())
     content[-1000] ^= 1
     flow.write_bytes(content)
-    refused = train(*SMALL, "report=false", "stages=[outputs]", "force=true", f"hydra.run.dir={copy}")
+    refused = typed(*SMALL, "report=false", "stages=[outputs]", "force=true", f"hydra.run.dir={copy}")
     assert refused.returncode == 2
     assert "a damaged loadings_flow.pt" in refused.stderr
-    done = train(*SMALL, "report=false", f"hydra.run.dir={copy}")
+    done = typed(*SMALL, "report=false", f"hydra.run.dir={copy}")
     assert done.returncode == 0, done.stderr
     assert "loadings: loadings_flow.pt is not what the stage wrote" in done.stdout
     assert done.stdout.count("reused") == 2
@@ -116,26 +116,26 @@ def test_a_reader_of_help_that_leaves_early_is_no_error():
     assert (process.returncode, said) == (0, "")
 
 
-def test_the_same_command_reuses_every_stage(finished):
+def test_the_same_command_reuses_every_stage(finished, few_measures):
     directory, _ = finished
     before = (directory / "network.npz").read_bytes()
-    done = train(*SMALL, "report=false", f"hydra.run.dir={directory}")
+    done = typed(*SMALL, "report=false", f"hydra.run.dir={directory}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("reused") == 3
     assert (directory / "network.npz").read_bytes() == before
 
 
-def test_a_run_repeats_from_its_own_directory(finished, tmp_path):
+def test_a_run_repeats_from_its_own_directory(finished, few_measures, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     (copy / "network.npz").unlink()
-    done = train("--config-dir", finished[0], "--config-name", "config", f"hydra.run.dir={copy}", "report=false")
+    done = typed("--config-dir", finished[0], "--config-name", "config", f"hydra.run.dir={copy}", "report=false")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("reused, its options and inputs are unchanged") == 3  # no option was lost
     assert (copy / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
 
 
-def test_one_seed_gives_one_network(finished, tmp_path):
-    done = train(*SMALL, "report=false", f"hydra.run.dir={tmp_path / 'two'}")
+def test_one_seed_gives_one_network(finished, few_measures, tmp_path):
+    done = typed(*SMALL, "report=false", f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     names = ("latents.npz", "network.npz")  # in the order in which they are made
     differing = [n for n in names if (tmp_path / "two" / n).read_bytes() != (finished[0] / n).read_bytes()]

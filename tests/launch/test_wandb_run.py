@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from commands import ROOT
+from commands import typed
 
 from connector import load_run
 from connector.launch.wandb_run import ID_FILE, WandbRun
@@ -64,9 +64,9 @@ def tables(log: Path) -> dict[str, dict]:
 
 
 def test_command_line_run_is_one_wandb_run_and_goes_on_in_it(tmp_path):
-    command = [sys.executable, "train.py", *TINY, "logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}"]
+    command = [*TINY, "logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}"]
     command += [f"hydra.run.dir={tmp_path}/run", "trainer.threads=1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = typed(*command)
     assert done.returncode == 0, done.stderr
     found = records(tmp_path)
     assert of_type(found, "exit")[0].get("exit_code", 0) == 0
@@ -97,7 +97,7 @@ def test_command_line_run_is_one_wandb_run_and_goes_on_in_it(tmp_path):
     assert lineage == {"dataset": (True, True), "lrrnn": (False, True)}  # given and used; made and used
     assert json.loads(made["lrrnn"]["metadata"])["made_from"] == ["data-quadstable"]
 
-    again = subprocess.run([*command, "stages=[lrrnn]"], capture_output=True, text=True, cwd=ROOT)
+    again = typed(*command, "stages=[lrrnn]")
     assert again.returncode == 0, again.stderr
     assert of_type(records(tmp_path, 1), "run")[0]["run_id"] == about["run_id"]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, train
+from commands import ROOT, typed
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
@@ -72,7 +72,7 @@ def test_who_opened_the_file_of_an_earlier_holder_does_not_get_in_beside_the_nex
 
 
 def test_the_command_line_refuses_a_directory_in_use(tmp_path, holder):
-    done = train("data.n_neurons=20", "data.n_grid=4", "data.n_steps=20", f"hydra.run.dir={tmp_path}")
+    done = typed("data.n_neurons=20", "data.n_grid=4", "data.n_steps=20", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 2
     assert f"in use by process {holder.pid}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, train
+from commands import ROOT, typed
 from pytorch_lightning.callbacks import Callback
 from test_interruption import Interrupts, best_flow, flow, results
 
@@ -208,7 +208,7 @@ def test_an_interrupted_command_leaves_one_line_and_no_traceback(tmp_path, sent,
 def test_the_command_line_says_in_two_lines_that_training_diverged(tmp_path):
     small = ["data.n_neurons=40", "data.n_grid=5", "data.n_steps=20", "report=false", "trainer.progress=false"]
     wild = ["connectivity.loadings_learning_rate=1e30", "connectivity.early_stopping=false", "trainer.threads=1"]
-    done = train(*small, *wild, f"hydra.run.dir={tmp_path / 'run'}")
+    done = typed(*small, *wild, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: loadings stopped at ")
     assert "connectivity.loadings_learning_rate" in done.stderr
