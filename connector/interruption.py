@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -18,6 +19,10 @@ from connector import early
 
 GRACE_S = 20.0  # for the epoch at hand; clusters kill after 30 s or more
 EXIT_CODE = 128 + signal.SIGTERM
+
+# In the environment of a process that belongs to another: whose it is, and where it says that it is ready to begin.
+PARENT, READY = "CONNECTOR_PARENT", "CONNECTOR_READY"
+_LOOK_EVERY_S = 0.2
 
 _asked_at: float | None = None
 _training = False
@@ -35,6 +40,32 @@ def imported() -> None:
     """The imports are done: :func:`install`, where :mod:`connector.early` had taken the signals."""
     if early.give_way():
         install()
+
+
+def end_with(parent: int) -> None:
+    """End this process, at once, when the one that it belongs to is gone: whatever it was at would wait, or hold a run
+    directory's lock, for minutes. What it has written is whole; the same command goes on from there."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os._exit(EXIT_CODE)
+
+    threading.Thread(target=watch, daemon=True, name="ends with its parent").start()
+
+
+def belong_to_parent() -> None:
+    """:func:`end_with` the process that started this one, where it has said so."""
+    parent = os.environ.pop(PARENT, "")
+    if parent.isdigit():
+        end_with(int(parent))
+
+
+def say_ready() -> None:
+    """Tell the process that started this one as another rank of its job that it is about to join."""
+    if READY in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ[READY], os.environ.get("LOCAL_RANK", "")).touch()
 
 
 def training_starts() -> None:
@@ -73,13 +104,16 @@ def what(left: BaseException) -> object:
 
 def goes_on(directory: Path) -> str:
     """What an interrupted run has on the disk, as the same command finds it; needs no torch."""
-    under_way = sorted(path.parent.name.partition("-")[0] for path in directory.glob("checkpoints/*-*/last-*.ckpt"))
-    if under_way:
-        return f"the same command goes on from the last checkpoint of the stage {under_way[-1]}"
-    finished = []
+    order, planned, finished = ("lrrnn", "loadings", "outputs"), {}, []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stages = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["stages"]
-        finished = [stage for stage in ("lrrnn", "loadings", "outputs") if stage in stages]
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        planned, finished = manifest.get("planned", {}), [stage for stage in order if stage in manifest["stages"]]
+    # Directories of other trainings may lie beside them, a copy of the user's among them.
+    last = [
+        stage for stage in order if any(directory.glob(f"checkpoints/{stage}-{planned.get(stage, '*')}/last-*.ckpt"))
+    ]
+    if last:
+        return f"the same command goes on from the last checkpoint of the stage {last[-1]}"
     if finished:
         return f"the same command goes on from what is finished ({', '.join(finished)})"
     return "no stage was finished and no checkpoint written yet, so the same command starts from the beginning"

@@ -38,8 +38,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from connector import early, interruption
 from connector.errors import RunFailure, UserError, unwritable
-from connector.launch.sweep import abandon_sweep, close_sweep, sweep_directory
-from connector.runs.naming import conf_directory, register_resolvers
+from connector.launch.ranks import require_numbers
+from connector.launch.sweep import Refused, abandon_sweep, close_sweep, optimizes, sweep_directory
+from connector.runs.naming import conf_directory, register_resolvers, stands_for
 
 register_resolvers()
 
@@ -72,6 +73,13 @@ _raised: list[BaseException] = []
 _directories: list[Path] = []
 
 
+def _name_of(settings: DictConfig, key: str) -> str | None:
+    """What the directory's name stands for, where it is the one made from the options."""
+    group, option = key.split(".")
+    made = "_directory:" in str(OmegaConf.to_container(settings, resolve=False)[group][option])
+    return stands_for(settings.runtime.choices, settings.overrides.task) if made else None
+
+
 def job(config: DictConfig, data: Any = None) -> float | None:
     """One job: a single run, or one of a sweep, whose data a launcher may have read. Returns the value that an optimizing
     sweeper minimises."""
@@ -89,6 +97,7 @@ def job(config: DictConfig, data: Any = None) -> float | None:
         options = checked(config)
         if isinstance(options.data, FileData):
             options.data.require_file()
+        require_numbers()
         from connector.launch.job import run
 
         interruption.imported()
@@ -97,8 +106,13 @@ def job(config: DictConfig, data: Any = None) -> float | None:
             run(options, config, directory)
             return _remove_if_empty(directory)
         if not sweep:
-            return run(options, config, directory)
-        return run(options, config, directory, Path(settings.sweep.dir).name, int(settings.job.num), data)
+            return run(options, config, directory, name=_name_of(settings, "run.dir"))
+        name, number = Path(settings.sweep.dir).name, int(settings.job.num)
+        reached = run(options, config, directory, name, number, data, _name_of(settings, "sweep.subdir"))
+        if reached is None and optimizes(settings.sweeper.get("_target_")):
+            remedy = "let each job of a study run all stages on enough trials to measure the field error"
+            raise UserError("a measure for the study to minimise", f"none in {directory / 'metrics.json'}", remedy)
+        return reached
     except Exception as error:
         if isinstance(error, UserError):
             _remove_if_empty(directory)
@@ -179,6 +193,7 @@ def _uncomposed(error: Exception) -> Exception:
 def main() -> int:
     """Run the command line; returns the exit code: 0 done, 2 a mistake the user can mend, 130 Ctrl-C, 143 SIGTERM, 1 anything
     else."""
+    interruption.belong_to_parent()
     sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
     try:
@@ -203,6 +218,9 @@ def _run_jobs(sweep: bool) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="train")(job)()
         if _raised:
             raise _raised[0]
+    except Refused as refused:
+        print(f"Error: {refused.error}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1 if sweep else 2

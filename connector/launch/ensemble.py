@@ -20,7 +20,7 @@ from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
 from connector.launch.job import guarded, logging_to, quiet, run_stages, unlogged_curves
-from connector.launch.planning import Plan, artifacts, build_data, is_current, note_invocation, plan, sources
+from connector.launch.planning import Plan, artifacts, begin, build_data, is_current, plan, sources
 from connector.launch.wandb_run import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore
@@ -49,7 +49,7 @@ class _Member:
         self.store = RunStore(directory)
         if options.force:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
             (directory / ID_FILE).unlink(missing_ok=True)
-        note_invocation(self.store, options, self.schedule)
+        begin(self.store, options, self.schedule)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained
 
     def context(self, say) -> StageContext:

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,31 @@ from rich.table import Column, Table
 from connector import interruption
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError, end_state, explain
-from connector.files import write_text
 from connector.launch import distributed as launch
 from connector.launch.planning import (
     Plan,
+    all_marks,
     artifacts,
+    begin,
     build_data,
+    drop_orphans,
     is_current,
     is_finished,
-    note_invocation,
+    of_other_options,
     plan,
     require_current,
-    results_mark,
+    require_earlier,
     sources,
     stage_files,
 )  # fmt: skip
+from connector.launch.ranks import require_launched
 from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.glossary import METRICS
 from connector.report.numbers import counted
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, Options, OtherLogger, literal
-from connector.runs.store import RUNNING, RunStore
+from connector.runs.store import RESULTS, RunStore
 from connector.stages.curves import read_rows
 from connector.stages.flows import train_flow
 from connector.stages.loadings import prepare_loadings
@@ -89,7 +93,7 @@ def explained(stage: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = explain(error, stage, directory)
+        told = launch.lost_rank() or explain(error, stage, directory)
         if told is error:
             raise
         raise told from error
@@ -158,8 +162,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
             _log_curves_of_reused(context, stage)
             continue
-        for file in store.damaged(stage, stage_files(store)[stage]):
-            context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); trained anew")
+        if not options.force:
+            for file in store.damaged(stage, stage_files(store)[stage]):
+                context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); trained anew")
+            for file in store.lost(stage):
+                context.say(f"{stage}: {file.name} is no longer there; trained anew")
         started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
@@ -170,14 +177,17 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             store.finish_stage(
                 stage, mark, seconds, metrics, cpu_seconds, artifacts(store, stage), sources(store, stage)
             )
+            drop_orphans(store, stage, schedule)
         launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
 
-def all_metrics(store: RunStore, results: dict[str, float]) -> dict[str, float]:
-    """Results together with each stage's metrics and seconds."""
+def all_metrics(store: RunStore, schedule: Plan, results: dict[str, float]) -> dict[str, float]:
+    """Results together with each stage's metrics and seconds, of those that stand as they are planned."""
     metrics = dict(results)
     for stage, record in store.stages().items():
+        if stage not in STAGES or not is_current(store, stage, schedule):
+            continue
         metrics |= record["metrics"]
         if record["seconds"] > 0:
             metrics[f"timing/{stage}_seconds"] = record["seconds"]
@@ -194,7 +204,7 @@ def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
             table.add_row(label, f"{metrics[key]:.4g}", unit)
     console.print(table)
     report = store.path / "report.html"
-    if report.exists():
+    if report.name in store.stages()[RESULTS]["drawn"]:
         console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -212,7 +222,7 @@ def describe(recording: Recording) -> list[str]:
     return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *notes]
 
 
-def _logger(job: _Job) -> Any:
+def _logger(job: _Job, anew: bool) -> Any:
     options, directory = job.options, job.store.path
     if is_child_rank():
         return NoRun()
@@ -228,7 +238,7 @@ def _logger(job: _Job) -> Any:
         job_type=options.data.name,
         config=job.config,
         directory=directory,
-        anew=options.force,
+        anew=anew,
     )
 
 
@@ -239,11 +249,13 @@ def run(
     sweep_name: str | None = None,
     job_number: int | None = None,
     data: RecordingDataModule | None = None,
+    name: str | None = None,
 ) -> float | None:
     """Run one job in ``directory``: by itself, or as number ``job_number`` of the sweep ``sweep_name``.
 
     Args:
         data: of the job, where an ensemble has read them; None: as the options name them.
+        name: what the directory's name stands for, of :func:`connector.runs.naming.stands_for`; None: it was chosen freely.
 
     Returns:
         the value an optimizing sweeper minimises: the dissimilarity to a known teacher, else the projected field error.
@@ -258,9 +270,10 @@ def run(
     trainer = options.trainer
     if trainer.strategy == "auto":
         trainer.devices = launch.devices_of_job(trainer.accelerator, trainer.devices, job_number)
-    if trainer.strategy.startswith("ddp"):
-        launch.install_job_command()
     machine, own = check_trainer(options.trainer), additions(options)  # refuse before anything is read
+    require_launched(machine["processes"])
+    if machine["processes"] > 1:
+        launch.install_job_command()
     _log.debug("fingerprints are made for this machine: %s", machine)
     with explained("data", directory):
         if data is None:
@@ -269,7 +282,7 @@ def run(
         schedule = plan(options, data, machine)
     _log.debug("fingerprints: %s", schedule.marks)
     store, plain = RunStore(directory), OmegaConf.to_container(config, resolve=True)
-    job = _Job(options, plain, store, data, schedule, own, console, sweep_name)
+    job = _Job(options, plain, store, data, schedule, own, console, sweep_name, name)
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)
     if sweep_name is not None and not options.force and is_finished(store, options, schedule):
@@ -298,6 +311,7 @@ class _Job:
     additions: Additions
     console: Console
     sweep_name: str | None
+    name: str | None
 
     def say(self, line: str) -> None:
         _log.info(line)
@@ -322,22 +336,32 @@ def _objective(metrics: Mapping[str, float]) -> float | None:
     return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
 
 
-def _note_state(store: RunStore, state: str) -> None:
+def _note_state(store: RunStore, state: str | None) -> None:
     """On the first rank; where the manifest cannot be written, on a full disk, it goes on saying that the job runs."""
-    if not is_child_rank():
-        with contextlib.suppress(*(() if state == RUNNING else (OSError, UserError))):
+    if state is not None and not is_child_rank():
+        with contextlib.suppress(OSError, UserError):
             store.note_state(state)
+
+
+def _require_own_name(store: RunStore, name: str | None) -> None:
+    """Refuse the directory of another job whose options give the same short name: raises UserError."""
+    if name is not None and store.manifest().get("name", name) != name:
+        got, remedy = f"{store.path}, which another job has", "start it once more, or choose one with hydra.run.dir=DIR"
+        raise UserError("a directory that no other options have by name", got, remedy)
 
 
 def _run(job: _Job) -> float | None:
     store, directory = job.store, job.store.path
-    ranks, logger, failed = launch.rank_variables(), NoRun(), True
+    ranks, logger, begun, failed = launch.rank_variables(), NoRun(), is_child_rank(), True
+    # A job that is refused leaves the directory as it was.
+    _require_own_name(store, job.name)
+    stale = [] if begun else [s for s in of_other_options(store, job.options, job.schedule) if s in STAGES]
+    require_earlier(store, job.schedule)
     try:
         with explained("start", directory):
-            _note_state(store, RUNNING)
             for line in describe(job.data.recording):
                 job.say(line)
-            logger = _logger(job)
+            logger = _logger(job, anew=job.options.force or bool(stale))
             if isinstance(logger, WandbRun):
                 job.say(logger.where)
                 # A simulation is a function of the seed, too.
@@ -345,10 +369,15 @@ def _run(job: _Job) -> float | None:
                 logger.log_data(job.config["data"] | seed, job.options.data.name)
             context = StageContext(job.options, store, logger, job.console, job.say, additions=job.additions)
             if not is_child_rank():
-                note_invocation(store, job.options, job.schedule)
-                write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(job.config))))
-                store.forget_stage("results")
+                if stale:
+                    job.say(f"{', '.join(stale)}: of other options, removed")
+                begin(
+                    store, job.options, job.schedule, OmegaConf.to_yaml(OmegaConf.create(literal(job.config))), job.name
+                )
+                begun = True
+                launch.tell(partial(_note_state, store))
         run_stages(context, job.data, job.schedule)
+        launch.stop_watching()
         reached = None
         if not is_child_rank():
             with explained("results", directory):
@@ -358,22 +387,23 @@ def _run(job: _Job) -> float | None:
     except (KeyboardInterrupt, SystemExit) as left:
         said = f"the job ended early ({interruption.what(left)}); {interruption.goes_on(directory)}"
         _log.info(said)
-        _note_state(store, said)
+        _note_state(store, said if begun else None)
         raise
     except BaseException as error:
         _log.exception("the job ended early")
-        _note_state(store, end_state(error))
+        _note_state(store, end_state(error) if begun else None)
         raise
     finally:
         logger.finish(exit_code=int(failed))
-        launch.leave_process_group(ranks)
+        launch.leave_process_group(ranks, failed)
 
 
 def _results(job: _Job, logger: Any) -> dict[str, float]:
     """Measure, draw, log and show what the stages reached; the metrics of metrics.json."""
     options, store = job.options, job.store
-    metrics, figures, cautions, spent = all_metrics(store, {}), {}, [], (0.0, 0.0)
-    if "outputs" in store.stages():
+    metrics, figures, cautions, spent = all_metrics(store, job.schedule, {}), {}, [], (0.0, 0.0)
+    drawn = [] if options.report else [store.path / name for name in store.stages().get(RESULTS, {}).get("drawn", {})]
+    if all(is_current(store, stage, job.schedule) for stage in STAGES):
         job.say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
         started = clock()
         with StepProgress("results", job.console if options.trainer.progress else None) as progress:
@@ -382,7 +412,7 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
         spent = clock() - started
         for line in [f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)", *cautions]:
             job.say(line)
-        metrics = all_metrics(store, results) | {"timing/results_seconds": round(float(spent[0]), 3)}
+        metrics = all_metrics(store, job.schedule, results) | {"timing/results_seconds": round(float(spent[0]), 3)}
     store.write_metrics(metrics)
     tables = result_tables(options, store, job.data) if isinstance(logger, WandbRun) else {}
     logger.log_results(metrics, figures, tables, cautions)
@@ -393,7 +423,8 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
         logger.log_artifact("connectivity", files, ["dataset", "lrrnn"])
     # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
     logger.finish(exit_code=0)
-    mark, files = results_mark(options, job.schedule), [store.path / "metrics.json", network]
-    store.finish_stage("results", mark, spent[0], {}, spent[1], files)
+    mark, files = all_marks(options, job.schedule)[RESULTS], [store.path / "metrics.json", network]
+    drawn += [store.path / "report.html", *figures.values()] if figures else []
+    store.finish_stage(RESULTS, mark, spent[0], {}, spent[1], files, drawn=drawn)
     show(job.console, metrics, store)
     return metrics

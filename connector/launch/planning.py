@@ -16,7 +16,8 @@ from connector.files import file_checksum
 from connector.runs import provenance
 from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
 from connector.runs.options import STAGES, AttractorData, DataOptions, Options
-from connector.runs.store import RunStore, fingerprint
+from connector.runs.store import RESULTS, RunStore, fingerprint
+from connector.stages.drawing import FIGURES
 from connector.stages.training import check_trainer
 
 
@@ -103,9 +104,22 @@ def sources(store: RunStore, stage: str) -> list[Path]:
     return [file for earlier in STAGES[: STAGES.index(stage)] for file in stage_files(store)[earlier]]
 
 
-def note_invocation(store: RunStore, options: Options, schedule: Plan) -> None:
-    """Note what the stages that follow are made with; before config.yaml is that of this job."""
-    recognise(store, options, schedule.marks, schedule.earlier)
+def of_other_options(store: RunStore, options: Options, schedule: Plan) -> list[str]:
+    """Stages, and the results, that the directory holds of other options than these: a job that begins removes them."""
+    recognise(store, options, schedule.marks, schedule.earlier)  # goes by the config.yaml of an earlier job
+    return store.stale(all_marks(options, schedule))
+
+
+def begin(
+    store: RunStore, options: Options, schedule: Plan, config: str | None = None, name: str | None = None
+) -> None:
+    """Make the run directory that of this job (:meth:`RunStore.begin`), and note what the stages that follow are made with.
+
+    Args:
+        config: text of config.yaml, where it is known; name: of :func:`connector.runs.naming.stands_for`.
+    """
+    of_other_options(store, options, schedule)
+    store.begin(all_marks(options, schedule), config, FIGURES, name)
     made_with = {"connector": __version__, "versions": provenance.versions(), "git": provenance.git_state()}
     store.note_invocation({"command": provenance.command(), **made_with, "data": schedule.data})
 
@@ -115,24 +129,46 @@ def is_current(store: RunStore, stage: str, schedule: Plan) -> bool:
     return store.is_current(stage, schedule.marks[stage], stage_files(store)[stage])
 
 
+def require_earlier(store: RunStore, schedule: Plan) -> None:
+    """As :func:`require_current`, of all stages that are not to run themselves."""
+    for stage in STAGES:
+        if stage not in schedule.requested and not (stage == "lrrnn" and schedule.given_latents):
+            require_current(store, stage, schedule)
+
+
+def drop_orphans(store: RunStore, stage: str, schedule: Plan) -> None:
+    """Forget later stages that were made from what this one has now written anew, where they are not to be trained anew."""
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        if later in store.stages() and later not in schedule.requested and not is_current(store, later, schedule):
+            store.forget_stage(later)
+
+
 def require_current(store: RunStore, stage: str, schedule: Plan) -> None:
     """Refuse to run later stages on what this one left: raises UserError where it is not as planned."""
     later = [s for s in schedule.requested if STAGES.index(s) > STAGES.index(stage)]
     if later and not is_current(store, stage, schedule):
-        damaged = store.damaged(stage, stage_files(store)[stage])
-        of_others = "results of other options" if stage in store.stages() else "none"
+        damaged, lost = store.damaged(stage, stage_files(store)[stage]), store.lost(stage)
+        got = "results of other options" if stage in store.stages() else "none"
+        if damaged or (lost and stage not in store.stale(schedule.marks)):
+            got = f"a damaged {damaged[0].name} (its checksum differs)" if damaged else f"no {lost[0].name} any more"
         raise UserError(
             f"finished results of stage {stage} for these options in {store.path}, to run {later[0]} on",
-            f"a damaged {damaged[0].name} (its checksum differs)" if damaged else of_others,
+            got,
             f"add {stage} to `stages`, or leave `stages=auto`",
         )
 
 
-def results_mark(options: Options, schedule: Plan) -> str:
-    """Of the results: the stages that they are of, and what else they depend on."""
-    return fingerprint(schedule.marks, schedule.requested, options.report, options.seed, __version__)
+def all_marks(options: Options, schedule: Plan) -> dict[str, str]:
+    """Fingerprints of the stages and of the results: these depend on the stages, the seed, and how they are measured."""
+    stages = {stage: schedule.marks[stage] for stage in STAGES}
+    return stages | {RESULTS: fingerprint(schedule.marks, options.seed, __version__)}
 
 
 def is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
-    stages = all(is_current(store, stage, schedule) for stage in schedule.requested)
-    return stages and store.is_current("results", results_mark(options, schedule), [store.path / "metrics.json"])
+    """Whether nothing is left to do for this job: all that it would write is there, whole."""
+    if not store.has_config() or not all(is_current(store, stage, schedule) for stage in schedule.requested):
+        return False
+    files = [store.path / "metrics.json"]
+    files += [store.path / "network.npz"] * ("outputs" in schedule.requested)
+    files += [store.path / "report.html"] * ("outputs" in schedule.requested and options.report)
+    return store.is_current(RESULTS, all_marks(options, schedule)[RESULTS], files)

@@ -2,28 +2,37 @@
 
 A Hydra callback (conf/train.yaml names it). Jobs may run in processes of their own, as the joblib launcher has them:
 each leaves a small record in the sweep's directory when it starts and when it ends, and the process that started the
-sweep reads the records, and the metrics from the jobs' directories.
+sweep reads the records, and the metrics from the jobs' directories. Several sweeps may share a directory, one after the
+other or at a time: each keeps its records to itself, and jobs.csv has the jobs of all. What a sweep that was killed has
+left, the next one there puts into jobs.csv.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import itertools
 import json
 import math
+import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from connector.errors import end_state
+from connector.errors import UserError, end_state
 from connector.report.glossary import MAIN_METRICS
+from connector.runs.lock import locked
 from connector.terminal import shortest, wide_console
 
 _SHOWN = 5  # main measures in the table; jobs.csv holds all
@@ -31,15 +40,48 @@ _RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
+_alive = contextlib.ExitStack()  # holds the lock of its records, by which others know that it is under way
+
+
+class Refused(BaseException):
+    """A sweep that cannot be meant. No Exception: Hydra turns what a callback raises into a warning and goes on.
+
+    Attributes:
+        error: the UserError to end with.
+    """
+
+    def __init__(self, error: UserError):
+        super().__init__(str(error))
+        self.error = error
+
+
+def _parsed(overrides: list[str]) -> list[Any]:
+    """Overrides as Hydra's own sweeper reads them; glob() asks for the configuration's files."""
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
 
 
 def count_jobs(overrides: list[str]) -> int | None:
     """Jobs that Hydra's own sweeper makes of these overrides; None where that cannot be told beforehand."""
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        return math.prod(len(list(o.sweep_string_iterator())) for o in parsed if o.is_sweep_override())
-    except Exception:  # glob() needs the configuration's files; a count is not worth an error
+        return math.prod(len(list(o.sweep_string_iterator())) for o in _parsed(overrides) if o.is_sweep_override())
+    except Exception:  # said by the sweeper; a count is not worth an error
         return None
+
+
+def _typed(config: DictConfig) -> list[str]:
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+
+
+def swept_keys(overrides: list[str]) -> list[str]:
+    """Keys of the options that a sweep varies, in the order in which they were typed."""
+    with contextlib.suppress(Exception):
+        return list(
+            dict.fromkeys(o.get_key_element().lstrip("+~") for o in _parsed(overrides) if o.is_sweep_override())
+        )
+    return []
 
 
 def _expected_jobs(config: DictConfig) -> int | None:
@@ -48,8 +90,47 @@ def _expected_jobs(config: DictConfig) -> int | None:
         return int(trials)
     if "basic_sweeper" not in str(OmegaConf.select(config, "hydra.sweeper._target_")):
         return None
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    return count_jobs([f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task))
+    return count_jobs(_typed(config))
+
+
+def optimizes(sweeper: Any) -> bool:
+    """Whether a sweeper, by its ``_target_``, chooses its jobs by the value that the earlier ones have returned."""
+    return any(name in str(sweeper).lower() for name in ("optuna", "nevergrad", "ax_sweeper"))
+
+
+def _require_sense(config: DictConfig, subdirectory: str, n_jobs: int | None) -> None:
+    """Raises Refused where nothing would be run, or all of it for nothing."""
+    if n_jobs == 0:
+        empty = [key for key in swept_keys(_typed(config)) or ["hydra.sweeper.n_trials"]]
+        got = f"none: there is no value for {' or '.join(empty)}"
+        remedy = (
+            "range() leaves out its end, glob() looks for names of configuration files; --cfg job shows what is typed"
+        )
+        raise Refused(UserError("a sweep of one job or more", got, remedy))
+    if n_jobs is not None and n_jobs > 1 and "${" not in subdirectory:
+        got = f"hydra.sweep.subdir={subdirectory} for all {n_jobs}"
+        raise Refused(UserError("a directory for each job of a sweep", got, "leave out hydra.sweep.subdir"))
+    stages = config.get("stages", "auto")
+    if optimizes(OmegaConf.select(config, "hydra.sweeper._target_")) and stages != "auto" and "outputs" not in stages:
+        remedy = "leave out `stages`: what a study minimises is measured of the connectivity"
+        raise Refused(UserError("the stage outputs in a study", f"stages={list(stages)}", remedy))
+
+
+def _claimed(directory: Path) -> Path:
+    """A directory that no other sweep has, made: the one of the date and time, or numbered where two began in a second."""
+    for number in itertools.count(1):
+        path = directory if number == 1 else directory.with_name(f"{directory.name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError
+
+
+def _change(config: DictConfig, key: str, value: str) -> None:
+    """An option of Hydra's, for this process and for the jobs, which compose their configuration anew."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        OmegaConf.update(config, key, value)
+        config.hydra.overrides.hydra.append(f"{key}='{value}'")
 
 
 class SweepReport(Callback):
@@ -58,13 +139,30 @@ class SweepReport(Callback):
     def __init__(self):
         self.directory: Path | None = None
         self.n_jobs: int | None = None
+        self.id = ""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global _open
-        self.directory = Path(str(config.hydra.sweep.dir)).resolve()
+        settings = OmegaConf.to_container(config.hydra.sweep, resolve=False)
         self.n_jobs = _expected_jobs(config)
+        _require_sense(config, str(settings.get("subdir", "${}")), self.n_jobs)
+        chosen = Path(str(config.hydra.sweep.dir))
+        if "${now:" in str(settings["dir"]):
+            claimed = _claimed(chosen)
+            if claimed != chosen:
+                _change(config, "hydra.sweep.dir", str(claimed))
+        swept = " ".join(key for key in swept_keys(_typed(config)) if re.fullmatch(r"[\w./@-]+", key))
+        if swept and "sweep_directory:" in str(settings.get("subdir")):
+            arguments = f'${{hydra.runtime.choices}},${{hydra.overrides.task}},"{swept}",${{hydra.sweep.dir}}'
+            _change(config, "hydra.sweep.subdir", f"${{sweep_directory:{arguments}}}")
+        self.directory = Path(str(config.hydra.sweep.dir)).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)  # a study's database is opened before the first job
-        shutil.rmtree(self.directory / _RECORDS, ignore_errors=True)  # of an earlier sweep that was killed
+        self.id = f"{time.time_ns():x}-{os.getpid()}"
+        records = self.directory / _RECORDS / self.id
+        records.mkdir(parents=True)
+        _alive.enter_context(locked(records))
+        _put_aside(self.directory / "multirun.yaml")  # of an earlier sweep here: the sweeper writes its own
+        _gather(self.directory)
         _open = self
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
@@ -91,19 +189,75 @@ class SweepReport(Callback):
         write_json(file, json.loads(file.read_text()) | {"state": end_state(error)})
 
     def _record(self, number: int) -> Path:
-        return self.directory / _RECORDS / f"{number:05d}.json"
+        return self.directory / _RECORDS / self.id / f"{number:05d}.json"
 
     def jobs(self) -> list[dict[str, Any]]:
         """The records of the jobs so far, each with the metrics in its directory."""
-        from connector.runs.store import RunStore
+        return _jobs_of(self.directory / _RECORDS / self.id)
 
-        found = []
-        for file in sorted((self.directory / _RECORDS).glob("*.json")):
+
+def _jobs_of(records: Path) -> list[dict[str, Any]]:
+    from connector.runs.store import RunStore
+
+    found = []
+    for file in sorted(records.glob("*.json")):
+        try:
             job = json.loads(file.read_text())
             # A job that failed may stand where an earlier one had finished: those metrics are not its own.
             job["metrics"] = RunStore(job["directory"]).metrics() if job["state"] == "done" else {}
-            found.append(job)
-        return found
+        except (OSError, ValueError, KeyError, TypeError, UserError):  # a damaged record, or directory, tells nothing
+            continue
+        found.append(job)
+    return found
+
+
+def _gather(directory: Path) -> None:
+    """Put the records of sweeps that were killed in this directory into jobs.csv, and remove them."""
+    for records in [*(directory / _RECORDS).iterdir(), directory / _RECORDS]:
+        if any(records.glob("*.json")):
+            with contextlib.suppress(UserError), locked(records):  # held by a sweep that is under way
+                _add_to_table(directory, _jobs_of(records))
+                for file in records.glob("*.json"):
+                    file.unlink(missing_ok=True)
+        if records.name != _RECORDS:
+            with contextlib.suppress(OSError):
+                records.rmdir()
+
+
+def _put_aside(file: Path) -> None:
+    if file.exists():
+        numbered = (file.with_name(f"{file.stem}.{number}{file.suffix}") for number in itertools.count(1))
+        file.rename(next(path for path in numbered if not path.exists()))
+
+
+def _add_to_table(directory: Path, jobs: list[dict[str, Any]]) -> None:
+    """jobs.csv: these jobs first, numbered as they were said; then those of other sweeps in other directories."""
+    from filelock import FileLock
+
+    from connector.files import csv_text, write_text
+
+    file, about = directory / "jobs.csv", ["job", "overrides", "directory", "state"]
+    rows = [
+        {
+            "job": job["job"],
+            "overrides": " ".join(job["overrides"]),
+            "directory": job["directory"],
+            "state": job["state"],
+        }
+        | job["metrics"]
+        for job in jobs
+    ]
+    own = {row["directory"] for row in rows}
+    with FileLock(directory / _RECORDS / ".table", timeout=60):
+        earlier = []
+        if file.exists():
+            with file.open(newline="", encoding="utf-8") as handle:
+                earlier = [row for row in csv.DictReader(handle) if row.get("directory") not in own]
+        last = max((int(row["job"]) for row in rows), default=0)
+        rows += [row | {"job": last + number} for number, row in enumerate(earlier, 1)]
+        measures = sorted({key for row in rows for key in row if key is not None} - {*about})
+        header = [*about, *measures]
+        write_text(file, csv_text(header, [[row.get(key, "") for key in header] for row in rows]))
 
 
 def sweep_directory() -> Path | None:
@@ -111,10 +265,19 @@ def sweep_directory() -> Path | None:
     return None if _open is None else _open.directory
 
 
+def _remove_records(sweep: SweepReport) -> None:
+    """Those of this sweep; others in the same directory may be under way."""
+    records = sweep.directory / _RECORDS
+    shutil.rmtree(records / sweep.id, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (records / ".table").unlink(missing_ok=True)
+        records.rmdir()
+
+
 def abandon_sweep() -> None:
     """Leave nothing of a sweep whose first job has not begun."""
     if _open is not None and _open.directory is not None:
-        shutil.rmtree(_open.directory / _RECORDS, ignore_errors=True)
+        _remove_records(_open)
         for path in (*_open.directory.glob("*"), _open.directory):
             with contextlib.suppress(OSError):  # what is not empty stays
                 path.rmdir()
@@ -132,19 +295,15 @@ def close_sweep(console: Console | None = None) -> bool:
     sweep, _open = _open, None
     if sweep is None:
         return False
-    from connector.files import csv_text, write_text
-
-    jobs = sweep.jobs()
-    shutil.rmtree(sweep.directory / _RECORDS, ignore_errors=True)
+    jobs, records = sweep.jobs(), sweep.directory / _RECORDS
+    if jobs:
+        _add_to_table(sweep.directory, jobs)
+    _alive.close()
+    _remove_records(sweep)
+    with contextlib.suppress(OSError):  # an empty one
+        sweep.directory.rmdir()
     if not jobs:
         return False
-    measures = sorted({key for job in jobs for key in job["metrics"]})
-    rows = [
-        [job["job"], " ".join(job["overrides"]), job["directory"], job["state"]]
-        + [job["metrics"].get(key, "") for key in measures]
-        for job in jobs
-    ]
-    write_text(sweep.directory / "jobs.csv", csv_text(["job", "overrides", "directory", "state", *measures], rows))
     console = console or wide_console()
     shared = shared_overrides(jobs)
     if shared:

@@ -8,14 +8,17 @@
     checkpoints/           one checkpoint a stage; loadings_flow.pt and connectivity.pt, which load on their own
     network.npz            a sampled network;  metrics.json, figures/, report.html, train.log, logs/
 
-What a stage has written is read only while its checksum is the one in the manifest.
+What a stage has written is read only while its checksum is the one in the manifest, and while it is of the options in
+config.yaml. Before these are replaced, what was made with others loses its record, and then its files
+(:meth:`RunStore.begin`): a process may be killed at any moment, and none finds there what config.yaml does not describe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -28,7 +31,16 @@ from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
 from connector.dynamics import Network
 from connector.errors import UserError, numerical_failure
-from connector.files import atomic, file_checksum, read_json, read_npz, refusing_damage, write_json, write_npz
+from connector.files import (
+    atomic,
+    file_checksum,
+    read_json,
+    read_npz,
+    refusing_damage,
+    write_json,
+    write_npz,
+    write_text,
+)
 from connector.lrrnn.handover import FittedDynamics, require_finite
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
@@ -36,6 +48,9 @@ FORMAT = 2
 # Of manifest.json and the files that it speaks of: raise it when earlier versions cannot read them any more.
 MANIFEST_FORMAT = 1
 RUNNING, DONE = "running", "done"
+RESULTS = "results"  # the last of a job: what is measured and drawn of its stages
+_CHECKPOINT = re.compile(r"(best|last)-\d+-[0-9a-f]{16}\.ckpt|\.(best|last)\.part")
+_LEFTOVER = re.compile(r"\..+\.\d+\.part|\.(lrrnn|loadings|outputs)\.ckpt\.part")
 
 
 def _canonical(value: Any) -> Any:
@@ -54,6 +69,15 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def remove_checkpoints(directory: Path) -> None:
+    """Of a training that is finished, or begins anew: what it wrote, and its directory where nothing else lies in it."""
+    for file in directory.glob("*"):
+        if _CHECKPOINT.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
 class RunStore:
     """The files of one run directory."""
 
@@ -69,7 +93,8 @@ class RunStore:
         """Remove what processes that were killed had written aside. For who holds the directory's lock."""
         for directory in (self.path, self.checkpoints, self.figures, self.path / "logs"):
             for part in directory.glob(".*.part"):
-                part.unlink(missing_ok=True)
+                if _LEFTOVER.fullmatch(part.name):
+                    part.unlink(missing_ok=True)
 
     # -- stages -----------------------------------------------------------------------------------------------
     def manifest(self) -> dict[str, Any]:
@@ -119,19 +144,74 @@ class RunStore:
         return self.manifest()["stages"]
 
     def is_current(self, stage: str, mark: str, files: list[Path]) -> bool:
-        """True where the stage was finished with this fingerprint, and its files and those it was made from are there as
-        they were."""
+        """True where the stage was finished with this fingerprint, and all its files and those it was made from are there
+        as they were."""
         record = self.stages().get(stage, {})
-        if record.get("fingerprint") != mark or not all(f.exists() for f in files) or self.damaged(stage, files):
+        if record.get("fingerprint") != mark or not all(f.exists() for f in files):
             return False
-        sources = record.get("made_from", {})
-        return sources == self._checksums(self.path / name for name in sources)
+        known = record.get("files", {}) | record.get("drawn", {}) | record.get("made_from", {})
+        return known == self._checksums(self.path / name for name in known)
+
+    def stale(self, marks: Mapping[str, str]) -> list[str]:
+        """Stages, and the results, that stand finished under other fingerprints than these, in the order of ``marks``."""
+        records = self.stages()
+        return [s for s in (*marks, *records) if s in records and records.pop(s).get("fingerprint") != marks.get(s)]
+
+    def begin(self, marks: Mapping[str, str], config: str | None, figures: Iterable[str], name: str | None) -> None:
+        """A job begins: what the directory holds of other options goes, then config.yaml is replaced.
+
+        Args:
+            marks: fingerprints of the stages and the results of this job.
+            config: text of config.yaml; None: not known yet, there is none until it is.
+            figures: names of what may be drawn; name: what the directory's name stands for, where it was made from options.
+        """
+        manifest, stale = self.manifest(), self.stale(marks)
+        for stage in stale:
+            del manifest["stages"][stage]
+        manifest |= {"state": RUNNING, "planned": dict(marks)} | ({} if name is None else {"name": name})
+        manifest["figures"] = sorted({*manifest.get("figures", []), *figures})
+        if config is not None:
+            manifest["config"] = hashlib.sha256(config.encode()).hexdigest()
+        self._write_manifest(manifest)
+        for stage in {*marks} - {*manifest["stages"]}:
+            self._remove_files(stage, manifest)
+        if config is not None:
+            write_text(self.path / "config.yaml", config)
+        elif stale:
+            (self.path / "config.yaml").unlink(missing_ok=True)
+
+    def has_config(self) -> bool:
+        """Whether config.yaml is there as the last job wrote it."""
+        file, known = self.path / "config.yaml", self.manifest().get("config")
+        return file.exists() and known in (None, file_checksum(file))
+
+    def _remove_files(self, stage: str, manifest: Mapping[str, Any]) -> None:
+        """All that a stage, or the results, may have written, but checkpoints to go on from."""
+        logs = self.path / "logs"
+        files = {
+            "lrrnn": [self.latents_file, self.path / "responses.npz"],
+            "loadings": [self.loadings_flow_file],
+            "outputs": [self.connectivity_file],
+            RESULTS: [self.path / name for name in ("metrics.json", "network.npz", "report.html")],
+        }.get(stage, [])
+        if stage == RESULTS:
+            files += [self.figures / f"{name}.png" for name in manifest.get("figures", [])]
+        else:
+            files += [self.checkpoints / f"{stage}.ckpt", logs / f"{stage}.csv", logs / f"{stage}.unlogged"]
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def damaged(self, stage: str, files: list[Path]) -> list[Path]:
-        """Those of the files that are there, but not as the stage wrote them."""
+        """Those of the files that are there, but not as the stage wrote them; see also :meth:`lost`."""
         known = self.stages().get(stage, {}).get("files", {})
         found = self._checksums(f for f in files if f.relative_to(self.path).as_posix() in known)
         return [self.path / name for name, checksum in found.items() if checksum != known[name]]
+
+    def lost(self, stage: str) -> list[Path]:
+        """Files that the stage wrote and that are no longer there."""
+        record = self.stages().get(stage, {})
+        files = [self.path / name for name in (*record.get("files", {}), *record.get("drawn", {}))]
+        return [file for file in files if not file.exists()]
 
     def _checksums(self, files: Iterable[Path]) -> dict[str, str]:
         """Path in the directory -> SHA-256, of those that are there."""
@@ -141,14 +221,29 @@ class RunStore:
         """A file of a finished stage, before it is read.
 
         Raises:
-            UserError: its content is not what the stage wrote.
+            UserError: its content is not what the stage wrote, or what that was made from is no longer there.
         """
-        for stage in self.stages():
+        manifest, name = self.manifest(), file.relative_to(self.path).as_posix()
+        records = {stage: record for stage, record in manifest["stages"].items() if name in record.get("files", {})}
+        again = "run the command that made the run: it makes the file again"
+        if "planned" in manifest and file.exists() and not records:
+            got = "one that no finished stage wrote: the run has not come so far, or was stopped"
+            raise UserError(f"{file.name} of a finished stage in {self.path}", got, again)
+        for stage, record in records.items():
             if self.damaged(stage, [file]):
                 raise UserError(
                     f"{file.name} in {self.path} as the stage {stage} wrote it",
                     "other content (its checksum is not the one in manifest.json)",
-                    "copy it from where it is whole, or run the command that made the run: it makes the file again",
+                    f"copy it from where it is whole, or {again}",
+                )
+            made_from = record.get("made_from", {})
+            found = self._checksums(self.path / source for source in made_from)
+            changed = [source for source, checksum in made_from.items() if found.get(source, checksum) != checksum]
+            if changed:
+                raise UserError(
+                    f"{file.name} in {self.path} made from the {changed[0]} beside it",
+                    "one made from an earlier one, of other options or of another training",
+                    "run the command that made the run with stages=auto: what does not fit is made again",
                 )
         return file
 
@@ -161,12 +256,14 @@ class RunStore:
         cpu_seconds: float = 0.0,
         files: Iterable[Path] = (),
         made_from: Iterable[Path] = (),
+        drawn: Iterable[Path] = (),
     ) -> None:
         """Note a stage as finished.
 
         Args:
             seconds: of the clock; cpu_seconds: of this process, all threads together.
-            files: what it wrote; made_from: what it read. Those that are not there are passed over.
+            files: what it wrote; made_from: what it read; drawn: report and figures. Those that are not there are passed
+                over.
         """
         manifest = self.manifest()
         manifest["stages"][stage] = {
@@ -178,11 +275,13 @@ class RunStore:
             "files": self._checksums(files),
             "made_from": self._checksums(made_from),
         }
-        if stage == "results":  # the last of a job
+        if stage == RESULTS:
+            manifest["stages"][stage]["drawn"] = self._checksums(drawn)
             manifest["state"] = DONE
         self._write_manifest(manifest)
-        for unfinished in self.checkpoints.glob(f"{stage}-*"):
-            shutil.rmtree(unfinished)
+        for path in self.checkpoints.glob(f"{stage}-*"):
+            if path == self.unfinished(stage, mark) or re.fullmatch(rf"{stage}-[0-9a-f]{{16}}", path.name):
+                remove_checkpoints(path)
 
     def unfinished(self, stage: str, mark: str) -> Path:
         """Directory of the checkpoints of a training that is under way; it is there until the stage is finished."""
@@ -196,9 +295,13 @@ class RunStore:
             self._write_manifest(manifest)
 
     def forget_stage(self, stage: str) -> None:
+        """Before it is trained anew: it and the results of this directory are no more."""
         manifest = self.manifest()
-        if manifest["stages"].pop(stage, None) is not None:
+        known = [manifest["stages"].pop(name, None) for name in (stage, RESULTS)]
+        if any(record is not None for record in known):
             self._write_manifest(manifest | {"state": RUNNING})
+        for name in (stage, RESULTS):
+            self._remove_files(name, manifest)
 
     # -- hand-over ----------------------------------------------------------------------------------------------
     def write_stage_inputs(self, fit: FittedDynamics) -> None:

@@ -106,8 +106,8 @@ class StageCheckpoints(Checkpoint):
         return self.directory / trainer.strategy.broadcast(name)
 
     def _remove_all_but(self, kept: set[Path | None]) -> None:
-        for path in self.directory.iterdir():
-            if path not in kept:
+        for path in self.directory.glob("*-*-*.ckpt"):
+            if path not in kept and path.name.startswith(("best-", "last-")):
                 path.unlink()
 
     def state_dict(self) -> dict[str, Any]:

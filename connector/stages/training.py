@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from connector import interruption
 from connector.errors import UserError, numerical_failure
 from connector.files import atomic, move_into_place, read_saved, write_saved
 from connector.runs.options import HARDWARE, Options, TrainerOptions
-from connector.runs.store import RunStore
+from connector.runs.store import RunStore, remove_checkpoints
 from connector.stages.checkpoints import StageCheckpoints
 from connector.stages.curves import LearningCurves
 from connector.stages.progress import StageProgress
@@ -226,6 +227,9 @@ def check_trainer(options: TrainerOptions) -> dict[str, Any]:
     """
     for error in filter(None, map(misplaced_argument, options.extra)):
         raise error
+    if re.search("spawn|fork|notebook", str(options.strategy)):
+        remedy = "use trainer=ddp, whose processes are started by the command line"
+        raise UserError("a strategy whose training this process sees", f"trainer.strategy={options.strategy}", remedy)
     hardware = {name: getattr(options, name) for name in HARDWARE}
     extra = {name: value for name, value in options.extra.items() if not isinstance(value, (dict, list))}
     try:
@@ -313,6 +317,7 @@ def fit(
         context.say(f"{stage}: going on from an earlier, interrupted training")
     elif max_epochs and checkpoints.written():
         context.say(f"{stage}: the checkpoints of an interrupted training are damaged; it is trained anew")
+    interruption.say_ready()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as left:
@@ -340,7 +345,7 @@ def _keep_weights(
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             move_into_place(part, final)
-            shutil.rmtree(checkpoints.directory, ignore_errors=True)
+            remove_checkpoints(checkpoints.directory)
         return
     if checkpoints.best is None and not checkpoints.ever_validated:  # ended within the first epochs, by max_steps
         score = {k: v for found in trainer.validate(module, data, verbose=False) for k, v in found.items()}

@@ -18,6 +18,7 @@ from rich.console import Console
 from connector.errors import UserError, end_state
 from connector.launch import sweep
 from connector.launch.sweep import SweepReport, close_sweep, count_jobs
+from connector.runs.lock import locked
 
 SMALL = [
     "data.n_neurons=60", "data.n_grid=5", "data.n_steps=20", "lrrnn.max_epochs=1", "trainer.threads=1", "stages=lrrnn",
@@ -32,7 +33,7 @@ def check(directory, done, seeds):
     for number, seed in enumerate(seeds, 1):
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"[{number}/{len(seeds)}] "))
         assert f"seed={seed}" in line
-        assert re.search(rf" -> \S*seed={seed}$", line)
+        assert re.search(rf" -> \S*quadstable,seed={seed},data", line)  # what is swept comes first
     assert done.stdout.count("] data.n_neurons=60") == len(seeds)
     with (directory / "jobs.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -201,3 +202,127 @@ def test_hydra_keeps_what_a_job_raised_in_a_private_field():
     from hydra.core.utils import JobReturn
 
     assert "_return_value" in JobReturn.__dataclass_fields__
+
+
+# --- the whole command, with a job that only leaves a number ----------------------------------------------------------
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """In the place of a run: metrics.json with the seed; returns what jobs were run, by directory."""
+    import connector.launch.job
+
+    ran = []
+
+    def leaves_a_number(options, config, directory, *_, **__):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "metrics.json").write_text(json.dumps({"dynamics/field_error": float(options.seed)}))
+        ran.append((directory, options.seed))
+        return None if options.stages != "auto" else float(options.seed)
+
+    monkeypatch.setattr(connector.launch.job, "run", leaves_a_number)
+    return ran
+
+
+def rows_of(directory):
+    with (directory / "jobs.csv").open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_sweeps_that_begin_in_one_second_have_directories_of_their_own(tmp_path, stub, monkeypatch):
+    import hydra.core.utils
+
+    class Stopped(hydra.core.utils.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(hydra.core.utils, "datetime", Stopped)
+    for _ in range(3):
+        assert typed("-m", "seed=1,2", cwd=tmp_path).returncode == 0
+    made = sorted((tmp_path / "runs" / "sweeps").iterdir())
+    assert [path.name for path in made] == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
+    assert [len(rows_of(path)) for path in made] == [2, 2, 2]
+    assert len({directory for directory, _ in stub}) == 6
+
+
+def test_a_second_sweep_in_a_directory_keeps_what_the_first_has_noted(tmp_path, stub):
+    where = f"hydra.sweep.dir={tmp_path / 's'}"
+    assert typed("-m", "seed=1,2", where, cwd=tmp_path).returncode == 0
+    first = (tmp_path / "s" / "multirun.yaml").read_text()
+    assert typed("-m", "seed=2,3,4", where, cwd=tmp_path).returncode == 0
+    assert [(row["job"], row["overrides"], row["dynamics/field_error"]) for row in rows_of(tmp_path / "s")] == [
+        ("1", "seed=2", "2.0"), ("2", "seed=3", "3.0"), ("3", "seed=4", "4.0"), ("4", "seed=1", "1.0"),
+    ]  # fmt: skip
+    assert (tmp_path / "s" / "multirun.1.yaml").read_text() == first
+    assert not (tmp_path / "s" / ".jobs").exists()
+
+
+def test_two_sweeps_at_a_time_and_one_that_was_killed_all_stand_in_the_table(tmp_path, stub):
+    directory = tmp_path / "s"
+    other, killed = directory / ".jobs" / "other", directory / ".jobs" / "killed"
+    for records, seed in ((other, 7), (killed, 8)):
+        records.mkdir(parents=True)
+        about = {
+            "job": 1,
+            "overrides": [f"seed={seed}"],
+            "directory": str(directory / f"j{seed}"),
+            "state": "ended early",
+        }
+        (records / "00001.json").write_text(json.dumps(about))
+    with locked(other):
+        assert typed("-m", "seed=1", f"hydra.sweep.dir={directory}", cwd=tmp_path).returncode == 0
+        assert (other / "00001.json").exists()  # it is at work
+    assert not killed.exists()
+    assert [(row["overrides"], row["state"]) for row in rows_of(directory)] == [
+        ("seed=1", "done"),
+        ("seed=8", "ended early"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "swept", ["seed=range(1,1)", "lrrnn.rank=range(3,2)", "experiment=glob(nothing*)", "seed=1,2 lrrnn.rank=range(1,1)"]
+)
+def test_a_sweep_of_nothing_is_a_mistake(tmp_path, stub, swept):
+    done = typed("-m", *swept.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: expected a sweep of one job or more; got none: there is no value for ")
+    assert swept.split()[-1].split("=")[0] in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_glob_is_counted(tmp_path, stub):
+    done = typed("-m", "experiment=glob(*cycle)", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] experiment=limit_cycle" in done.stdout
+
+
+def test_a_study_that_measures_nothing_is_refused_before_its_first_trial(tmp_path, stub):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    study = ["-m", "hydra/sweeper=study", f"hydra.sweep.dir={tmp_path / 's'}", "hydra.sweeper.n_trials=3"]
+    for stages in ("[lrrnn]", "[lrrnn,loadings]"):
+        done = typed(*study, f"stages={stages}", "seed=choice(1,2)", cwd=tmp_path)
+        assert (done.returncode, stub) == (2, [])
+        assert done.stderr.startswith("Error: expected the stage outputs in a study; got stages=")
+        assert not (tmp_path / "s").exists()
+
+
+def test_jobs_that_would_share_a_directory_are_refused(tmp_path, stub):
+    done = typed("-m", "seed=1,2", "hydra.sweep.subdir=all", cwd=tmp_path)
+    assert (done.returncode, stub) == (2, [])
+    assert "expected a directory for each job of a sweep" in done.stderr
+
+
+def test_directories_of_jobs_begin_with_what_is_swept_whether_it_changes_results_or_not(tmp_path, stub):
+    fixed = [
+        f"{key}=7"
+        for key in ("connectivity.loadings_epochs", "connectivity.outputs_epochs", "data.n_grid", "data.n_steps")
+    ]
+    done = typed("-m", *fixed, "seed=1,2", "trainer.threads=1,2", f"hydra.sweep.dir={tmp_path / 's'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [directory.name for directory, _ in stub]
+    assert [name[: len("quadstable,seed=1,trainer.threads=1")] for name in names] == [
+        f"quadstable,seed={seed},trainer.threads={threads}" for seed in (1, 2) for threads in (1, 2)
+    ]
+    assert len(set(names)) == 4

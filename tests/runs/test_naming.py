@@ -1,10 +1,11 @@
 """The run directory's name is a function of the options that change the result."""
 
+import json
 import re
 
 import pytest
 
-from connector.runs.naming import run_directory, run_name
+from connector.runs.naming import run_directory, run_name, stands_for
 
 DEFAULT = {"experiment": None, "data": "quadstable"}
 
@@ -48,3 +49,37 @@ def test_long_and_unsafe_options_give_short_safe_names_that_differ():
     assert len(name) < 110
     assert name != run_directory(DEFAULT, [*long, "seed=9"])
     assert re.fullmatch(r"[A-Za-z0-9=._,+/-]+", run_directory(DEFAULT, ["stages=[a]", "data.brain_areas=[m,d]"]))
+
+
+def colliding():
+    """Two jobs whose names share 80 characters and 6 hex digits."""
+    long = [f"data.n_neurons={n}" for n in range(100, 110)]
+    seen = {}
+    for seed in range(10**6):
+        options = [*long, f"seed={seed}"]
+        name = run_directory(DEFAULT, options)
+        if name in seen:
+            return seen[name], options
+        seen[name] = options
+    raise AssertionError
+
+
+def test_two_jobs_of_one_short_name_have_directories_of_their_own(tmp_path):
+    one, other = colliding()
+    assert run_directory(DEFAULT, one) == run_directory(DEFAULT, other)
+    first = run_directory(DEFAULT, one, root=tmp_path)
+    assert run_directory(DEFAULT, one) == first
+    (tmp_path / first).mkdir(parents=True)
+    (tmp_path / first / "manifest.json").write_text(json.dumps({"name": stands_for(DEFAULT, one)}))
+    second = run_directory(DEFAULT, other, root=tmp_path)
+    assert second != first
+    assert re.search(r"-[0-9a-f]{16}$", second)
+    assert run_directory(DEFAULT, [*one, "trainer.threads=1"], root=tmp_path) == first  # the same run
+    (tmp_path / first / "manifest.json").write_text("{}")  # of an earlier version
+    assert run_directory(DEFAULT, other, root=tmp_path) == first
+
+
+def test_what_is_swept_comes_first():
+    options = ["data.n_grid=4", "seed=2", "trainer.threads=1", "lrrnn.rank=3"]
+    name = run_directory(DEFAULT, options, ",", ["seed", "trainer.threads"])
+    assert name == "quadstable,seed=2,trainer.threads=1,data.n_grid=4,lrrnn.rank=3"

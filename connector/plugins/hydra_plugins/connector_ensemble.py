@@ -31,7 +31,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def _checked_side_by_side(n_jobs: int) -> type[Launcher] | None:
-    """Joblib's launcher, or None for one job at a time. What is refused here is refused before any job is reached."""
+    """The launcher of jobs side by side, or None for one job at a time; n_jobs is refused before any job is reached."""
     from connector.errors import UserError
 
     if not isinstance(n_jobs, int) or (n_jobs < 1 and n_jobs != -1):
@@ -39,19 +39,16 @@ def _checked_side_by_side(n_jobs: int) -> type[Launcher] | None:
         raise CompactHydraException(str(UserError(expected, str(n_jobs))))
     if n_jobs == 1:
         return None
-    try:
-        from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
-    except ImportError as error:
-        missing = UserError("joblib's launcher for jobs side by side", "none installed", "install the extra `sweep`")
-        raise CompactHydraException(str(missing)) from error
-    return JoblibLauncher
+    from hydra_plugins.connector_side_by_side import SideBySideLauncher
+
+    return SideBySideLauncher
 
 
 class EnsembleLauncher(BasicLauncher):
     """Trains the stages of all jobs together, then runs each job, which finds its stages finished.
 
     Args:
-        n_jobs: jobs that run side by side then, in processes of joblib's; 1: one after the other, in this process.
+        n_jobs: jobs that run side by side then, in processes of their own; 1: one after the other, in this process.
     """
 
     def __init__(self, n_jobs: int = 1):
@@ -62,11 +59,13 @@ class EnsembleLauncher(BasicLauncher):
         # Hydra imports plugins for every command line, --help among them: torch only where it is needed.
         from rich.console import Console
 
+        from connector import interruption
         from connector.errors import UserError
         from connector.launch.ensemble import train_together
         from connector.runs.options import checked
 
-        joblib_launcher = _checked_side_by_side(self.n_jobs)
+        interruption.imported()
+        launcher_of_jobs = _checked_side_by_side(self.n_jobs)
         jobs, kept = [], [list(overrides) for overrides in job_overrides]
         for number, overrides in enumerate(kept):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -81,12 +80,12 @@ class EnsembleLauncher(BasicLauncher):
             if options.force:  # trained anew here, once
                 overrides.append("force=false")
         read = train_together(jobs, Console())
-        if joblib_launcher is None:
+        if launcher_of_jobs is None:
             run = self.task_function
             self.task_function = lambda config: run(
                 config, read.pop(Path(HydraConfig.get().runtime.output_dir).resolve(), None)
             )
             return super().launch(kept, initial_job_idx)
-        side_by_side = joblib_launcher(n_jobs=self.n_jobs)
+        side_by_side = launcher_of_jobs(n_jobs=self.n_jobs)
         side_by_side.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
         return side_by_side.launch(kept, initial_job_idx)
