@@ -295,7 +295,7 @@ def close_sweep(console: Console | None = None) -> bool:
     sweep, _open = _open, None
     if sweep is None:
         return False
-    jobs, records = sweep.jobs(), sweep.directory / _RECORDS
+    jobs = sweep.jobs()
     if jobs:
         _add_to_table(sweep.directory, jobs)
     _alive.close()
