@@ -197,11 +197,6 @@ def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
         choices = torch.from_numpy(choices_of(table, given.choices, given.choice_values, bins.rows))
     if options.baseline_hz is not None:
         baseline = torch.from_numpy(baseline_rates(table, options.baseline_hz, bins.rows, units, len(cells)))
-    times = None
-    if options.trial_times is not None:
-        of_event = options.trial_times == options.align  # laid on the session's clock, where the column is not
-        times = bins.event_s if of_event else clock.as_written(options.trial_times)[bins.rows]
-        times = usable_times(times, f"the {table.name} column {options.trial_times}", notes)
     return Recording(
         activity=activity[:, :, torch.from_numpy(active)],
         kind="spikes",
@@ -217,7 +212,7 @@ def _recording(path: Path, nwb, given: NwbOptions, name: str) -> Recording:
         choices=choices,
         evidence=per_trial(options.evidence),
         click_difference=per_trial(options.click_difference),
-        trial_times_s=None if times is None else torch.from_numpy(times),
+        trial_times_s=_trial_times(clock, options, bins, notes),
         baseline_hz=baseline,
         neuron_names=() if noted and "unit_name" not in cells.columns else unit_names(cells, units, places),
         name=name,
@@ -310,6 +305,18 @@ def _clock(table: Table, cells: Table, options: NwbOptions, notes: list[str]) ->
         if unknown:
             raise UserError(f"columns for data.{name} among {', '.join(known)}", unknown)
     return Clock(table, units_s, list(options.from_start), notes)
+
+
+def _trial_times(clock: Clock, options: NwbOptions, bins: TrialBins, notes: list[str]) -> Tensor | None:
+    import torch
+
+    column = options.trial_times
+    if column is None:
+        return None
+    # Those of the event are laid on the session's clock, where the column is not.
+    times = bins.event_s if column == options.align else clock.as_written(column)[bins.rows]
+    times = usable_times(times, f"the {clock.table.name} column {column}", notes)
+    return None if times is None else torch.from_numpy(times)
 
 
 def _counts(cells: Table, trains: list[np.ndarray], bins: TrialBins) -> np.ndarray:
