@@ -37,6 +37,7 @@ from connector.data.simulation import grid_of_states
 from connector.dynamics import Network
 from connector.figures.fields import draw_flow_field, flow_handles
 from connector.figures.style import GROUPS
+from connector.report.numbers import percent
 
 N_REFERENCE = 20_000  # neurons of the network that stands for the teacher's mean field
 
@@ -185,7 +186,7 @@ def draw(run: AttractorRun, found: dict) -> Figure:
             else:
                 share = float((types == column - 1).double().mean())
                 error = mean_of([found["measured"][name][0]], column - 1, "field_error")
-                title = f"without type {column} ({100 * share:.0f} %), error {error:.2f}"
+                title = f"without type {column} ({percent(share)}), error {error:.2f}"
                 axis.set_title(title, fontsize=8.5, color=GROUPS[column - 1])
             if row == 2:
                 axis.set_xlabel("latent $z_1$")

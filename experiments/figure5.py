@@ -71,6 +71,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.figures.fields import draw_contrast_field
 from connector.figures.style import ACCENT, FAINT, GROUPS, INFERRED, INK, MUTED, TRUE, group_colours
+from connector.report.numbers import percent
 from connector.types import Loadings, Recording, TrialBatch, last_states
 
 N_NEURONS = 1000  # of each sampled network
@@ -440,14 +441,14 @@ def sentences(run: SpikeRun, found: dict) -> list[str]:
         said[0] += f" The {types.mixture.k} types drawn and silenced here are exploratory."
     if found["b_supported"] is not None and types.name != names[0][0]:
         said[0] += (
-            f" They are fitted to ({types.name}): {found['b_supported']:.0%} of the input weights b differ from zero, where "
+            f" They are fitted to ({types.name}): {percent(found['b_supported'])} of the input weights b differ from zero, where "
             "chance alone gives up to 5 %."
         )
     diagnosis: Diagnosis | None = found["diagnosis"]
     if diagnosis is not None:
         said.append(
             f"Output weights: the data determine {diagnosis.determined_modes:.2g} combinations of them in each latent "
-            f"dimension; nu is open at {diagnosis.open_share:.0%} of the sampled neurons (uncertainty above half its size), "
+            f"dimension; nu is open at {percent(diagnosis.open_share)} of the sampled neurons (uncertainty above half its size), "
             f"and intervals {'have' if diagnosis.calibrated else 'do not have'} a measured coverage."
         )
     lengths = dynamics.lengths_s
@@ -511,7 +512,7 @@ def show(run: SpikeRun, found: dict, console: Console) -> None:
         table.add_column(head, justify="left" if head in ("type", "change") else "right")
     for c, effects in enumerate(found["predictions"]):
         for name, label in _EFFECTS.items():
-            title = f"{c + 1} ({sizes[c]:.0%} of neurons)" if name == "right" else ""
+            title = f"{c + 1} ({percent(float(sizes[c]))} of neurons)" if name == "right" else ""
             table.add_row(title, label, *_cells(effects[name], sign_matters=name not in ("rate_hz", "outside")))
     console.print(table)
     console.print(
@@ -814,7 +815,7 @@ def draw_predictions(run: SpikeRun, found: dict) -> Figure:
     for c in range(k):
         colour = type_colour(c)
         draw_psychometric(axes[c, 0], trials, silenced, c, colour)
-        axes[c, 0].set_title(f"type {c + 1}: {sizes[c]:.0%} of the neurons")
+        axes[c, 0].set_title(f"type {c + 1}: {percent(float(sizes[c]))} of the neurons")
         for axis, neuron in zip(axes[c, 1:3], neurons):
             intact = torch.stack([s.intact.psths[..., neuron] for s in silenced]).median(0).values
             without = torch.stack([s.silenced[c].psths[..., neuron] for s in silenced])
@@ -862,7 +863,7 @@ def prediction_note(found: dict) -> str:
     )
     if not types.supported:
         said += f"The loadings do not support cell types (p = {types.deciding.p_value:.2g}): these are exploratory. "
-    leave = ", ".join(f"{float(effects['outside'].value):.0%}" for effects in found["predictions"])
+    leave = ", ".join(percent(float(effects["outside"].value)) for effects in found["predictions"])
     said += f"Trials that end outside of where intact ones go, by type: {leave}; there the prediction is extrapolated. "
     return said + ("Robust: " + "; ".join(robust) + "." if robust else "No effect is robust.")
 

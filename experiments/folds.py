@@ -9,9 +9,10 @@ Every trial is a test trial of one fold. Columns: each fold, mean ± standard de
   are those of its training trials, and 0 by definition.
 - PSTH R^2: counts of the test trials of all folds, observed and expected, are added up by condition c and time t before
   the PSTHs P and Q are taken; then, for each neuron, both smoothed by the same causal Gaussian (sd 0.1 s),
-      R^2 = 1 - sum_ct (P_c(t) - Q_c(t))^2 / sum_ct (P_c(t) - mean_ct P)^2,
-  and the median over neurons. Q is the noise-averaged rollout: what the fitted model predicts from the inputs alone. A
-  single fold's R^2 is limited by the noise of its few trials' PSTHs; do not compare it with the pooled one.
+      R^2 = 1 - sum_ct (P_c(t) - Q_c(t))^2 / sum_ct (P_c(t) - N_c(t))^2,
+  and the median over neurons. N is of each fold's mean rates over training trials, Q of the noise-averaged rollout: what
+  the fitted model predicts from the inputs alone. A single fold's R^2 is limited by the noise of its few trials' PSTHs; do
+  not compare it with the pooled one.
 - choice AUC: of the log odds at z(T) that each fold's training trials fit, and of the click difference, for all trials.
 
 The nulls know no latent state: drift across the session, times each neuron's PSTH, times its PSTH by evidence. All stand
@@ -51,7 +52,9 @@ POOLED_KEYS = {"trials", "spikes", "baseline", "smooth_sd_bins"}
 
 def keeps_responses(run: FoldRun) -> bool:
     """Whether the run kept what is pooled, as runs of an older version did not."""
-    return set(run.responses) >= POOLED_KEYS
+    found = set(run.responses)
+    means = {f"{condition}_mean" for condition in ("evidence", "choice") if f"{condition}_trials" in found}
+    return found >= POOLED_KEYS | means
 
 
 def lacking(group: FoldGroup) -> list[int]:
@@ -89,7 +92,7 @@ def psth_r2_of(runs: Sequence[FoldRun], condition: str, predicted: str) -> float
         return torch.from_numpy(np.sum(parts, 0, dtype=np.float64))
 
     trials, columns = total("trials"), shared_neurons(runs)
-    sums = (ResponseSums(total(name, *columns), trials) for name in ("observed", predicted))
+    sums = (ResponseSums(total(name, *columns), trials) for name in ("observed", predicted, "mean"))
     return psth_r2_of_sums(*sums, smooth_sd_bins=float(runs[0].responses["smooth_sd_bins"]))[0]
 
 

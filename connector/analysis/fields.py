@@ -42,11 +42,15 @@ def relative_field_error(drive: Tensor, z: Tensor, y: Tensor) -> float:
     return float(((drive - y).square().sum(1).mean() / (y - z).square().sum(1).mean()).sqrt())
 
 
-def drift_r2(network, z: Tensor, u: Tensor | None, y: Tensor) -> Tensor:
-    """R^2 of each dimension of the vector field at visited states, (R,); 1 is perfect. Arguments of field_error."""
+def drift_r2(network, z: Tensor, u: Tensor | None, y: Tensor, mean: Tensor) -> Tensor:
+    """R^2 of each dimension of the vector field at visited states, (R,); 1 is perfect, 0 no better than ``mean``.
+
+    Args:
+        network, z, u, y: as of :func:`field_error`; mean: (R,) of the field, y - z, over training states.
+    """
     y, z = y.double(), z.double()
     residual = (drive_at(network, z, u) - y).square().mean(0)
-    return 1 - residual / (y - z).var(0, unbiased=False)
+    return 1 - residual / (y - z - mean).square().mean(0)
 
 
 def drive_gain(network, latents: Latents) -> tuple[float, float]:

@@ -12,6 +12,8 @@ all neurons, are those that predict left-out training trials best. A model whose
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -103,3 +105,31 @@ def null_bits(recording: Recording, test: Tensor, expected: Tensor, mean_counts:
     """Bits per spike of ``expected`` (trials, time, K) on test trials over ``mean_counts`` (K,) of training trials."""
     counts, mask = recording.activity[test], recording.mask[test]
     return bits_per_spike(poisson_log_likelihood(expected[test], counts, mask), counts, mask, mean_counts)
+
+
+def gains_over_nulls(
+    log_likelihoods: Mapping[str, Tensor], recording: Recording, test: Tensor, nulls: Mapping[str, Tensor], mean: Tensor
+) -> dict[str, float]:
+    """What predictions of test trials gain over the best null, bits per spike, with standard errors.
+
+    The null is the one of the mean rates and ``nulls`` that predicts these trials best, the same for all predictions. The
+    standard error is that of the sum over trials of paired differences.
+
+    Args:
+        log_likelihoods: name -> (test,) nats of each trial, less log(y!).
+        nulls: name -> expected counts of all trials; mean: (K,) mean counts per bin of training trials.
+
+    Returns:
+        NAME_gain and NAME_gain_error of each.
+    """
+    counts, mask = recording.activity[test], recording.mask[test]
+    spikes = float((counts.double() * mask[..., None]).sum()) * math.log(2)
+    of_nulls = [poisson_log_likelihood(x, counts, mask) for x in (mean, *(null[test] for null in nulls.values()))]
+    best = max(of_nulls, key=lambda nats: float(nats.sum()))
+    found = {}
+    for name, nats in log_likelihoods.items():
+        gain = (nats.double() - best) / spikes
+        found[f"{name}_gain"] = float(gain.sum())
+        if len(gain) > 1:
+            found[f"{name}_gain_error"] = float(gain.std() * len(gain) ** 0.5)
+    return found

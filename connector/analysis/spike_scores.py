@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -120,6 +121,7 @@ def psth_r2(
     predicted: Tensor,
     mask: Tensor,
     conditions: Tensor,
+    mean_counts: Tensor,
     *,
     smooth_sd_bins: float = 10.0,
 ) -> tuple[float, Tensor]:
@@ -129,6 +131,7 @@ def psth_r2(
         observed: (trials, time, K) counts; predicted: expected counts of the same trials.
         mask: (trials, time).
         conditions: (trials,) int64, 0, 1; negative = left out.
+        mean_counts: (K,) mean count per bin of each neuron over the *training* trials: the null model.
 
     Returns:
         median over neurons that vary, R^2 of each neuron (K,), NaN where the observed PSTH does not vary.
@@ -137,27 +140,29 @@ def psth_r2(
         UserError: where no neuron varies.
     """
     n_conditions = int(conditions.max()) + 1
-    sums = (ResponseSums.of(counts, mask, conditions, n_conditions) for counts in (observed, predicted))
+    mean = mean_counts.expand_as(observed)
+    sums = (ResponseSums.of(counts, mask, conditions, n_conditions) for counts in (observed, predicted, mean))
     return psth_r2_of_sums(*sums, smooth_sd_bins=smooth_sd_bins)
 
 
 def psth_r2_of_sums(
-    observed: ResponseSums, predicted: ResponseSums, *, smooth_sd_bins: float = 10.0
+    observed: ResponseSums, predicted: ResponseSums, mean: ResponseSums, *, smooth_sd_bins: float = 10.0
 ) -> tuple[float, Tensor]:
     """Per neuron R^2 = 1 - SS_res / SS_tot of its PSTHs over time and conditions, and the median over neurons.
 
-        SS_res = sum over c, t of (P_c(t) - Q_c(t))^2,    SS_tot = sum over c, t of (P_c(t) - mean over c, t of P)^2
+        SS_res = sum over c, t of (P_c(t) - Q_c(t))^2,    SS_tot = sum over c, t of (P_c(t) - N_c(t))^2
 
-    P is the observed, Q the predicted PSTH, both smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms),
-    normalised at the edges. Bins without a trial in a condition do not count. Sums of several folds' test trials are
+    P is the observed, Q the predicted PSTH, N that of the neuron's mean count over training trials (a constant; the mean of
+    P would be an oracle), all smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms), normalised at the edges. Bins without a trial in a condition do not count. Sums of several folds' test trials are
     added before, so that P has less noise, which no model can predict.
 
     Returns and raises: as :func:`psth_r2`.
     """
     valid = observed.trials > 0
-    truth, guess = (sums.psths(smooth_sd_bins)[valid] for sums in (observed, predicted))
-    total = ((truth - truth.mean(0)) ** 2).sum(0)
-    r2 = torch.where(total > 0, 1 - ((truth - guess) ** 2).sum(0) / total, torch.nan)
+    truth, guess, null = (sums.psths(smooth_sd_bins)[valid] for sums in (observed, predicted, mean))
+    total = ((truth - null) ** 2).sum(0)
+    varies = ((truth - truth.mean(0)) ** 2).sum(0) > 0
+    r2 = torch.where(varies, 1 - ((truth - guess) ** 2).sum(0) / total, torch.nan)
     if torch.isnan(r2).all():
         raise UserError("a neuron whose PSTH varies", "none", "check that the trials scored hold spikes")
     return float(torch.nanquantile(r2, 0.5)), r2
@@ -262,11 +267,13 @@ class SpikeScores(NamedTuple):
         measures: name -> value, see :func:`score_spike_model`.
         expected: (test, time, K) expected counts of the noise-averaged rollout.
         choice_log_odds: (test,) log odds of a right choice at the posterior z(T), or None without choices.
+        log_likelihoods: measure in bits per spike -> (test,) nats of each trial behind it.
     """
 
     measures: dict[str, float]
     expected: Tensor
     choice_log_odds: Tensor | None
+    log_likelihoods: Mapping[str, Tensor] = {}
 
 
 @torch.no_grad()
@@ -298,23 +305,25 @@ def score_spike_model(
     batch = TrialBatch.of(recording, test, baseline.argument)
     generator = torch.Generator().manual_seed(seed)
 
-    def bits(log_likelihood: Tensor) -> float:
-        return bits_per_spike(log_likelihood, batch.activity, batch.mask, baseline.null_counts)
-
-    scores = {
-        "bits_per_spike": bits(model.marginal_log_likelihood(batch, n_samples, generator)),
-        "bits_per_spike_prior": bits(model.rollout_log_likelihood(batch)),
+    nats = {
+        "bits_per_spike": model.marginal_log_likelihood(batch, n_samples, generator),
+        "bits_per_spike_prior": model.rollout_log_likelihood(batch),
     }
     if recording.n_neurons > 1:
         predicted = co_smoothed_counts(model, batch, seed=seed)
-        scores["co_smoothing"] = bits(poisson_log_likelihood(predicted, batch.activity, batch.mask))
+        nats["co_smoothing"] = poisson_log_likelihood(predicted, batch.activity, batch.mask)
+    scores = {
+        name: bits_per_spike(x, batch.activity, batch.mask, baseline.null_counts) for name, x in nats.items()
+    }
     averaged = model.rollout_counts(batch, n_samples, generator)
     smooth = smoothing_of(recording)
     for name, conditions in response_conditions(recording, test).items():
-        scores[f"psth_r2_{name}"] = psth_r2(batch.activity, averaged, batch.mask, conditions, **smooth)[0]
+        scores[f"psth_r2_{name}"] = psth_r2(batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth)[0]
         if name == "evidence":
             plain = model.rollout_counts(batch)
-            scores["psth_r2_evidence_noise_free"] = psth_r2(batch.activity, plain, batch.mask, conditions, **smooth)[0]
+            scores["psth_r2_evidence_noise_free"] = psth_r2(
+                batch.activity, plain, batch.mask, conditions, baseline.null_counts, **smooth
+            )[0]
     log_odds = None
     if _both(recording.choices, train) and _both(recording.choices, test):
         fitted, choices = TrialBatch.of(recording, train, baseline.argument), recording.choices
@@ -324,7 +333,7 @@ def score_spike_model(
             scores[name] = auc(log_odds, choices[test])
         if recording.click_difference is not None:
             scores["click_difference_auc"] = auc(recording.click_difference[test], choices[test])
-    return SpikeScores(scores, averaged, log_odds)
+    return SpikeScores(scores, averaged, log_odds, nats)
 
 
 def smoothing_of(recording: Recording) -> dict[str, float]:

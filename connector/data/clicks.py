@@ -147,7 +147,7 @@ def _choose_trials(trials: list[dict], include_photostimulated: bool, notes: lis
 
 def _chosen(choices: np.ndarray) -> str:
     made = choices[np.isfinite(choices)]
-    return f"{100 * (made == 1).mean():.0f} % of the choices to the right" if len(made) else "no choices"
+    return f"{int((made == 1).sum())} of {len(made)} choices to the right" if len(made) else "no choices"
 
 
 def _clicks_note(difference: np.ndarray, options: RatOptions) -> str:

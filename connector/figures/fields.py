@@ -66,7 +66,7 @@ class Plane:
         centre = states.mean(0)
         _, spread, directions = np.linalg.svd(states - centre, full_matrices=False)
         share = spread**2 / max((spread**2).sum(), 1e-30)
-        labels = tuple(f"latent component {i + 1} ({share[i]:.0%} of variance)" for i in range(2))
+        labels = tuple(f"latent component {i + 1} ({share[i]:.1%} of variance)" for i in range(2))
         return Plane(centre, directions[:2].T, labels)
 
     def down(self, states: np.ndarray) -> np.ndarray:

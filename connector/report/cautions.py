@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from connector.report import determined
+from connector.report import determined, nulls
 from connector.report.determined import Determined
+from connector.report.numbers import percent
 
 NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
+SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit that explains less than that has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
 
@@ -31,30 +33,29 @@ def cautions(n_neurons: int, n_columns: int, found: Determined | None, signs: li
     return [*said, *(f"Caution: {caution}" for caution in of_nu), *(f"Warning: {sign}." for sign in signs)]
 
 
-def of_signs(metrics: Mapping[str, float], *, finite: bool = True, explained: float | None = None) -> list[str]:
+def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
     """Signs that a fit, a flow or a sampled network is not to be trusted, without the full stop.
 
     Args:
         metrics: of the run: shares that have a limit, and measures that have a baseline to beat.
         finite: the sampled network's weights are finite numbers.
-        explained: share of the variance of validation trials' rates that the fit explains; None for spikes.
     """
     said = []
     if not finite:
         said.append("weights of the sampled network are not finite numbers; nothing below that rests on it holds")
     if metrics.get(SATURATED, 0.0) > LIMITS[SATURATED]:
         said.append(
-            f"{100 * metrics[SATURATED]:.0f} % of the neurons' states lie where the activation is flat, so that rates say "
+            f"{percent(metrics[SATURATED])} of the neurons' states lie where the activation is flat, so that rates say "
             "little of the latent states there; check data.activation and the scale of the rates"
         )
     if metrics.get(LEFT_REGION, 0.0) > LIMITS[LEFT_REGION]:
         said.append(
-            f"in {100 * metrics[LEFT_REGION]:.0f} % of the test trials the projected network, started where the trial starts, "
+            f"in {percent(metrics[LEFT_REGION])} of the test trials the projected network, started where the trial starts, "
             "leaves the region that training trials visit; what it does there was never fitted"
         )
     if metrics.get(OUTSIDE_SUPPORT, 0.0) > LIMITS[OUTSIDE_SUPPORT]:
         said.append(
-            f"{100 * metrics[OUTSIDE_SUPPORT]:.0f} % of the sampled loadings lie where no recorded neuron is near; the flow of "
+            f"{percent(metrics[OUTSIDE_SUPPORT])} of the sampled loadings lie where no recorded neuron is near; the flow of "
             "the loadings fits poorly, or their tails are heavy"
         )
     gain = metrics.get(DRIVE_GAIN, 1.0)
@@ -63,12 +64,22 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True, explained: fl
             f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
             "off in size by as much: state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
         )
-    if explained is not None and explained <= 0:
-        said.append("on validation trials the fit explains the rates no better than each neuron's mean does")
-    bits, null = metrics.get("lrrnn/bits_per_spike"), metrics.get("lrrnn/bits_per_spike_null_drift")
-    if bits is not None and bits <= max(0.0, null or 0.0):
-        than = "drift across the session alone" if (null or 0.0) > 0 else "each neuron's mean rate"
-        said.append(f"on held-out trials the fit predicts spikes no better than {than} does")
+    said += _of_rates(metrics)
+    said += nulls.not_beaten(metrics)
     if metrics.get("dynamics/field_error", 0.0) >= 1:
         said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
     return said
+
+
+def _of_rates(metrics: Mapping[str, float]) -> list[str]:
+    explained, linear = metrics.get("lrrnn/rates_r2"), metrics.get("lrrnn/rates_r2_pca", 0.0)
+    if explained is None:
+        return []
+    if explained <= 0:
+        return ["on test trials the fit explains the rates no better than each neuron's mean over training trials does"]
+    if explained < SHARE_OF_LINEAR * linear:
+        return [
+            f"on test trials the fit explains {percent(explained)} of the variance of the rates, principal components of the "
+            f"same rank {percent(linear)}; check data.alpha, data.activation and lrrnn.rank"
+        ]
+    return []

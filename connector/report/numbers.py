@@ -22,13 +22,15 @@ def format_number(value: object) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a person says it; never rounded up to all, nor down to nothing."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return "less than 0.1 %"
-    if 99.95 <= value < 100:
-        return "more than 99.9 %"
-    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+    """A share as a person says it; never rounded to all, nor down to nothing, where it is not."""
+    value = 100 * share + 0.0  # no minus before zero
+    if 0 < abs(value) < 0.1:
+        return "less than 0.1 %" if value > 0 else f"{value:.1g} %"
+    for digits in range(0 if abs(value) >= 10 or value == round(value) else 1, 3):
+        said = f"{value:.{digits}f}"
+        if float(said) != 100 or value == 100:
+            return f"{said} %"
+    return "more than 99.9 %" if value < 100 else "100 %"
 
 
 def counted(number: int, noun: str) -> str:

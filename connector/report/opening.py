@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from connector.report import nulls
 from connector.report.determined import Determined, signs
 from connector.report.glossary import GRANTS
 from connector.report.numbers import counted, format_number, percent
@@ -26,7 +27,6 @@ class Findings:
         kind: "rates" or "spikes"; rank, n_neurons, n_trials, n_test: of the fit.
         given: latents and loadings came with the file.
         metrics: of the run, as in ``metrics.json``.
-        explained: share of the variance of the test trials' rates that the latents explain.
         baseline: of the spikes, as fitted: "local", "standard" or "constant"; other_baseline: the other one, where it was
             scored; baseline_missing: the one asked for needs times of trials, which the recording lacks.
         n_sampled: neurons of the sampled networks; n_networks: those in which the attractors were looked for.
@@ -50,7 +50,6 @@ class Findings:
     spread: float
     given: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
-    explained: float | None = None
     baseline: str | None = None
     other_baseline: str | None = None
     baseline_missing: bool = False
@@ -80,9 +79,13 @@ def _fit(f: Findings) -> str:
         )
     else:
         said = f"A low-rank RNN of rank {f.rank} was fitted to the {data}"
-    if f.explained is not None:
+    explained, linear = f.metrics.get("lrrnn/rates_r2"), f.metrics.get("lrrnn/rates_r2_pca")
+    if explained is not None and linear is not None:
         subject, verb = ("the given states", "explain") if f.given else ("it", "explains")
-        said += f"; on the {f.n_test} test trials {subject} {verb} {percent(f.explained)} of the variance of the rates"
+        said += (
+            f"; on the {f.n_test} test trials {subject} {verb} {percent(explained)} of the variance of the rates about their "
+            f"means over training trials, principal components of the same rank {percent(linear)}"
+        )
     return said + "."
 
 
@@ -98,9 +101,14 @@ def _prediction(f: Findings) -> str:
             else "from the start of each trial, as inferred from its spikes, alone"
         )
         said += f" ({_gain(f.metrics[f'{bits}_prior'])} {source})"
-    null = f.metrics.get(f"{bits}_null_drift_evidence_psth")
-    if null is not None:
-        said += f", where drift and mean responses by evidence alone predict them {_gain(null)}"
+    null, of_null = nulls.best_null(f.metrics)
+    if null != nulls.MEAN_RATE:
+        said += f", where {null} alone predict them {_gain(of_null)}"
+    gained = nulls.amount(f.metrics, bits)
+    if nulls.is_nil(f.metrics, bits):
+        said += f"; beyond {'that' if null == nulls.MEAN_RATE else 'these'} it gains nothing ({gained} bits per spike)"
+    elif null != nulls.MEAN_RATE:
+        said += f"; beyond these it gains {gained}"
     if "lrrnn/psth_r2_evidence" in f.metrics:
         r2 = f.metrics["lrrnn/psth_r2_evidence"]
         said += f"; it gives mean responses by evidence with a median R² of {r2:.2f} over neurons"

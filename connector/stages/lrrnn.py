@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from connector.analysis.explained import variance_explained
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
@@ -136,15 +137,12 @@ def in_true_gauge(fit: FittedDynamics, recording: Recording) -> tuple[FittedDyna
         moved = moved.without_bias()  # spikes are read out with an offset of their own
     mask = latents.mask.clone()
     mask[train] = False
-    metrics = {"lrrnn/latents_r2": _explained(moved.latents.z[mask], truth[mask])}
+    mean = truth[train][latents.mask[train]].mean(0)
+    metrics = {"lrrnn/latents_r2": variance_explained(truth[mask], moved.latents.z[mask], mean)}
     if recording.loadings is not None:
-        metrics["lrrnn/loadings_r2"] = _explained(moved.loadings.m, recording.loadings.m.double())
+        m = recording.loadings.m.double()
+        metrics["lrrnn/loadings_r2"] = variance_explained(m, moved.loadings.m, m.mean(0))
     return moved, metrics
-
-
-def _explained(estimate: Tensor, truth: Tensor) -> float:
-    """R^2 of an estimate (N, R), all columns together."""
-    return 1 - float((estimate - truth).square().sum() / (truth - truth.mean(0)).square().sum())
 
 
 def with_plausible_origin(fit: FittedDynamics) -> FittedDynamics:

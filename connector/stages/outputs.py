@@ -184,11 +184,12 @@ def choose_projection_regularizer(distribution: ConnectivityDistribution, inputs
     change of n, than the drive of a network that is seen whole.
     """
     z, u, y = inputs.latents.trials(inputs.fold.validation).samples()
+    mean = (y.double() - z.double()).mean(0)  # of what this chooses by, not of what is scored
     net = distribution.sample(_PROJECTED_NEURONS, sigma=distribution.sigma, seed=seed)
     found = {}
     for power in range(0, 6):
         distribution.projection_regularizer = regularizer = PROJECTION_REGULARIZER * 10.0**-power
-        found[regularizer] = float(drift_r2(distribution.project(net), z, u, y).min())
+        found[regularizer] = float(drift_r2(distribution.project(net), z, u, y, mean).min())
         if found[regularizer] >= _KEPT_DRIFT:
             return regularizer
     return max(found, key=found.get)

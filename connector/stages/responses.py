@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from connector.analysis.spike_nulls import null_bits, null_counts
+from connector.analysis.spike_nulls import gains_over_nulls, null_bits, null_counts
 from connector.analysis.spike_scores import (
     ResponseSums,
     SpikeScores,
@@ -40,6 +40,10 @@ def score_on_test_trials(
         found = dict(scores[suffix].measures)
         for name, expected in nulls[suffix].items():
             found[f"bits_per_spike_null_{name}"] = null_bits(recording, fold.test, expected, used.null_counts)
+        if not suffix:
+            found |= gains_over_nulls(
+                scores[""].log_likelihoods, recording, fold.test, nulls[""], baseline.null_counts
+            )
         metrics |= {f"lrrnn/{name}{suffix}": float(value) for name, value in found.items()}
     if not is_child_rank():
         write_responses(context.store, recording, fold, baseline, scores, nulls)
@@ -60,8 +64,8 @@ def write_responses(
     names, ``step`` the bin in s, ``smooth_sd_bins`` the sd of the smoothing. For pooling, by "evidence" and by "choice",
     where they are known, 0 left and 1 right: ``CONDITION_trials`` (2, time) trials that still last,
     ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
-    ``CONDITION_null_NAMESUFFIX`` (2, time, K) counts summed over them, observed, of the noise-averaged rollout and of each
-    null; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
+    ``CONDITION_null_NAMESUFFIX``, ``CONDITION_mean`` (2, time, K) counts summed over them, observed, of the noise-averaged
+    rollout, of each null, of mean rates over training trials; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
     (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
     ``spikes`` is their number of spikes; ``neurons`` the K names, since neurons silent in training trials are left out.
 
@@ -95,6 +99,8 @@ def write_responses(
     for condition, of_trials in known.items():
         sums = ResponseSums.of(counts, mask, of_trials)
         arrays |= {f"{condition}_trials": sums.trials.float(), f"{condition}_observed": sums.counts.float()}
+        mean = ResponseSums.of(baseline.null_counts.expand_as(counts), mask, of_trials)
+        arrays[f"{condition}_mean"] = mean.counts.float()
         for suffix, found in scores.items():
             expected = {"model": found.expected}
             expected |= {f"null_{name}": x[test] for name, x in nulls[suffix].items()}

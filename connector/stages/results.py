@@ -104,10 +104,11 @@ class Results:
         return {key: value for measure in self.measures().values() for key, value in measure().items()}
 
     def _of_projected(self) -> dict[str, float]:
-        held_out = self.held_out()
+        held_out, (z, _, y) = self.held_out(), self.inputs.latents.trials(self.inputs.fold.train).samples()
+        mean = (y.double() - z.double()).mean(0)
         found = {
             "dynamics/field_error_projected": field_error(self.projected, *held_out),
-            "dynamics/drift_r2": float(drift_r2(self.projected, *held_out).min()),
+            "dynamics/drift_r2": float(drift_r2(self.projected, *held_out, mean).min()),
             "connectivity/determined_modes": self.distribution.mean.determined_modes,
         }
         if self.diagnosis is not None:
@@ -141,7 +142,6 @@ class Results:
             spread=self.spread,
             given="lrrnn/val_loss" not in metrics,
             metrics=metrics,
-            explained=self._explained(fold.test) if recording.kind == "rates" else None,
             baseline=baseline,
             other_baseline=other,
             baseline_missing=baseline not in (None, self.options.lrrnn.baseline),
@@ -167,13 +167,6 @@ class Results:
     def responses_file(self) -> Path:
         """Of a fit to spikes."""
         return self.store.path / "responses.npz"
-
-    def _explained(self, trials: Tensor) -> float:
-        """Share of the variance of the recorded rates on these trials that latents and loadings explain."""
-        latents, recorded = self.inputs.latents.trials(trials), self.data.recording.activity[trials].double()
-        fitted = activation(self.inputs.activation)(potentials(self.inputs.loadings, latents.z, latents.inputs))
-        recorded, fitted = recorded[latents.mask], fitted.double()[latents.mask]
-        return 1 - float((recorded - fitted).square().sum() / (recorded - recorded.mean(0)).square().sum())
 
     def _input_weights_different(self) -> float | None:
         """Share of the input weights whose 95 % interval, as the low-rank RNN's fit leaves it, excludes zero."""
@@ -243,8 +236,7 @@ class Results:
 
     def note_signs(self, metrics: Mapping[str, float]) -> None:
         """Find the sentences to warn with, from the metrics of the stages and of :meth:`measures`."""
-        explained = self._explained(self.inputs.fold.validation) if self.data.recording.kind == "rates" else None
-        self.signs = cautions.of_signs(metrics, finite=signs.is_finite(self.network), explained=explained)
+        self.signs = cautions.of_signs(metrics, finite=signs.is_finite(self.network))
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher

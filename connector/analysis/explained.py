@@ -1,0 +1,48 @@
+"""Shares of variance explained, about baselines that know nothing of the trials scored: means over training trials."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from connector.dynamics import activation, potentials
+from connector.lrrnn.handover import FittedDynamics
+
+
+def variance_explained(observed: Tensor, predicted: Tensor, mean: Tensor) -> float:
+    """1 - SS_res / SS_tot of all columns together, SS_tot about ``mean``; 0 is no better than that mean, below 0 worse.
+
+    Args:
+        observed, predicted: (T, K); mean: (K,) of training samples. The mean of ``observed`` itself would be an oracle.
+    """
+    observed = observed.double()
+    return 1 - float((observed - predicted).square().sum() / (observed - mean).square().sum())
+
+
+def principal_components(train: Tensor, observed: Tensor, rank: int) -> Tensor:
+    """``observed`` (T, K) as seen through the ``rank`` principal components of ``train`` (S, K): the best that a linear
+    model of that rank without dynamics can say of the training samples. (T, K) float64."""
+    mean = train.double().mean(0)
+    axes = torch.linalg.eigh(torch.cov(train.double().T).reshape(train.shape[1], -1)).eigenvectors[:, -rank:]
+    return mean + (observed.double() - mean) @ axes @ axes.T
+
+
+def rates_explained(inputs: FittedDynamics, activity: Tensor) -> dict[str, float]:
+    """Share of the variance of test trials' rates that latents and loadings explain, and principal components of the same
+    rank, each given the activity of the trials that it is scored on.
+
+    Args:
+        activity: (trials, time, K_obs) rates of all trials.
+
+    Returns:
+        ``lrrnn/rates_r2``, ``lrrnn/rates_r2_pca``.
+    """
+    latents, rank, fold = inputs.latents, inputs.latents.rank, inputs.fold
+    test = latents.trials(fold.test)
+    fitted = activation(inputs.activation)(potentials(inputs.loadings, test.z, test.inputs))[test.mask].double()
+    train, observed = activity[fold.train][latents.mask[fold.train]].double(), activity[fold.test][test.mask].double()
+    mean = train.mean(0)
+    return {
+        "lrrnn/rates_r2": variance_explained(observed, fitted, mean),
+        "lrrnn/rates_r2_pca": variance_explained(observed, principal_components(train, observed, rank), mean),
+    }

@@ -1,0 +1,59 @@
+"""What a fit to spikes gains over what needs no latent state: drift across the session and mean responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+BITS = "lrrnn/bits_per_spike"
+MEAN_RATE = "each neuron's mean rate"
+_NULLS = {
+    "drift": "drift across the session",
+    "drift_psth": "drift and mean responses",
+    "drift_evidence_psth": "drift and mean responses by evidence",
+}
+# What is predicted, and from what, by the measure in bits per spike.
+_PREDICTIONS = {
+    BITS: "the fit predicts spikes",
+    f"{BITS}_prior": "the rollout of the fit predicts spikes",
+    "lrrnn/co_smoothing": "the fit predicts a neuron's spikes from those of the others",
+}
+_ERRORS = 2.0  # standard errors that tell a gain from none
+_RELATIVE = 0.02  # of the null, where a run has no standard error of its gain
+
+
+def best_null(metrics: Mapping[str, float]) -> tuple[str, float]:
+    """What predicts the test trials best without a latent state, in words, and its bits per spike over the mean rate."""
+    found = {words: metrics.get(f"{BITS}_null_{name}") for name, words in _NULLS.items()}
+    known = {words: bits for words, bits in found.items() if bits is not None}
+    if _NULLS["drift"] not in known:  # without times of the trials
+        known = {words.removeprefix("drift and "): bits for words, bits in known.items()}
+    return max([(MEAN_RATE, 0.0), *known.items()], key=lambda null: null[1])
+
+
+def gain(metrics: Mapping[str, float], measure: str) -> tuple[float, float | None]:
+    """Bits per spike over the best null, and its standard error where the run has it."""
+    value = metrics.get(f"{measure}_gain", metrics[measure] - best_null(metrics)[1])
+    return value, metrics.get(f"{measure}_gain_error")
+
+
+def is_nil(metrics: Mapping[str, float], measure: str) -> bool:
+    """Whether the gain cannot be told from none."""
+    value, error = gain(metrics, measure)
+    return value <= (_RELATIVE * abs(best_null(metrics)[1]) if error is None else _ERRORS * error)
+
+
+def amount(metrics: Mapping[str, float], measure: str) -> str:
+    """The gain with its standard error."""
+    value, error = gain(metrics, measure)
+    return f"{value:.2g}" + ("" if error is None else f" ± {error:.1g}")
+
+
+def not_beaten(metrics: Mapping[str, float]) -> list[str]:
+    """A sentence for each prediction that gains nothing, without the full stop."""
+    null = best_null(metrics)[0]
+    verb = "does" if null == MEAN_RATE else "do"
+    return [
+        f"on test trials {what} no better than {null} alone {verb}; the gain is {amount(metrics, measure)} bits per spike"
+        for measure, what in _PREDICTIONS.items()
+        if measure in metrics and is_nil(metrics, measure)
+    ]
