@@ -102,6 +102,7 @@ SOURCES = {
     "lrrnn/val_loss": "connector.stages.lrrnn",
     "lrrnn/loadings_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/latents_r2": "connector.stages.lrrnn.in_true_gauge",
+    "lrrnn/rates_r2": "connector.analysis.explained.rates_explained",
     "lrrnn/bits_per_spike_null": "connector.analysis.spike_nulls",
     "loadings/": "connector.stages.loadings",
     "loadings/log_likelihood": "connector.connectivity.flow_selection",

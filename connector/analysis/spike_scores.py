@@ -312,13 +312,13 @@ def score_spike_model(
     if recording.n_neurons > 1:
         predicted = co_smoothed_counts(model, batch, seed=seed)
         nats["co_smoothing"] = poisson_log_likelihood(predicted, batch.activity, batch.mask)
-    scores = {
-        name: bits_per_spike(x, batch.activity, batch.mask, baseline.null_counts) for name, x in nats.items()
-    }
+    scores = {name: bits_per_spike(x, batch.activity, batch.mask, baseline.null_counts) for name, x in nats.items()}
     averaged = model.rollout_counts(batch, n_samples, generator)
     smooth = smoothing_of(recording)
     for name, conditions in response_conditions(recording, test).items():
-        scores[f"psth_r2_{name}"] = psth_r2(batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth)[0]
+        scores[f"psth_r2_{name}"] = psth_r2(
+            batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth
+        )[0]
         if name == "evidence":
             plain = model.rollout_counts(batch)
             scores["psth_r2_evidence_noise_free"] = psth_r2(

@@ -40,6 +40,7 @@ from connector.launch.planning import (
 from connector.launch.ranks import require_launched
 from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
+from connector.report.cautions import warnings_of
 from connector.report.glossary import METRICS
 from connector.report.numbers import counted
 from connector.runs.lock import locked
@@ -51,6 +52,7 @@ from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
+from connector.stages.results import measures_of_fit
 from connector.stages.tables import result_tables
 from connector.stages.training import Additions, StageContext, check_trainer, clock, is_child_rank
 from connector.stages.write_results import summarise
@@ -401,7 +403,9 @@ def _run(job: _Job) -> float | None:
 def _results(job: _Job, logger: Any) -> dict[str, float]:
     """Measure, draw, log and show what the stages reached; the metrics of metrics.json."""
     options, store = job.options, job.store
-    metrics, figures, cautions, spent = all_metrics(store, job.schedule, {}), {}, [], (0.0, 0.0)
+    of_fit = measures_of_fit(store, job.data.recording) if is_current(store, "lrrnn", job.schedule) else {}
+    metrics, figures, spent = all_metrics(store, job.schedule, of_fit), {}, (0.0, 0.0)
+    cautions = warnings_of(metrics)
     drawn = [] if options.report else [store.path / name for name in store.stages().get(RESULTS, {}).get("drawn", {})]
     if all(is_current(store, stage, job.schedule) for stage in STAGES):
         job.say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
@@ -410,9 +414,11 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
             about = describe(job.data.recording)
             results, figures, cautions = summarise(options, store, job.data, metrics, about, progress)
         spent = clock() - started
-        for line in [f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)", *cautions]:
-            job.say(line)
-        metrics = all_metrics(store, job.schedule, results) | {"timing/results_seconds": round(float(spent[0]), 3)}
+        job.say(f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)")
+        metrics = all_metrics(store, job.schedule, of_fit | results)
+        metrics["timing/results_seconds"] = round(float(spent[0]), 3)
+    for line in cautions:
+        job.say(line)
     store.write_metrics(metrics)
     tables = result_tables(options, store, job.data) if isinstance(logger, WandbRun) else {}
     logger.log_results(metrics, figures, tables, cautions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from connector.report import determined, nulls
 from connector.report.determined import Determined
@@ -11,7 +11,7 @@ from connector.report.numbers import percent
 NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
-SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit that explains less than that has missed the dynamics
+SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
 
@@ -30,7 +30,17 @@ def cautions(n_neurons: int, n_columns: int, found: Determined | None, signs: li
             "sampled network, is then mostly assumption; no test for cell types is made."
         )
     of_nu = () if found is None else determined.cautions(found)
-    return [*said, *(f"Caution: {caution}" for caution in of_nu), *(f"Warning: {sign}." for sign in signs)]
+    return [*said, *(f"Caution: {caution}" for caution in of_nu), *warnings(signs)]
+
+
+def warnings(signs: Iterable[str]) -> list[str]:
+    """Signs of trouble as they are printed and stand in a report."""
+    return [f"Warning: {sign}." for sign in signs]
+
+
+def warnings_of(metrics: Mapping[str, float]) -> list[str]:
+    """Of a run without sampled networks."""
+    return warnings(of_signs(metrics))
 
 
 def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:

@@ -86,3 +86,16 @@ METRICS |= {
     for key in _OF_SPIKES
     for name in BASELINES
 }
+
+# What predictions gain over the best null, and how exactly that is known.
+_GAIN = (
+    "Over the best of the nulls without a latent state: the mean rate, drift across the session, mean responses, mean "
+    "responses by evidence. Below two standard errors the report says that nothing is gained."
+)
+_GAIN_ERROR = "Standard error over test trials, of paired differences of each trial's log-likelihood."
+for _key in ("bits_per_spike", "bits_per_spike_prior", "co_smoothing"):
+    _label = METRICS[f"lrrnn/{_key}"].label
+    METRICS[f"lrrnn/{_key}_gain"] = Metric(f"{_label}: gain over the best null", "bits per spike", _GAIN, "higher")
+    METRICS[f"lrrnn/{_key}_gain_error"] = Metric(
+        f"{_label}: standard error of the gain over the best null", "bits per spike", _GAIN_ERROR
+    )

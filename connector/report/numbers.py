@@ -23,7 +23,7 @@ def format_number(value: object) -> str:
 
 def percent(share: float) -> str:
     """A share as a person says it; never rounded to all, nor down to nothing, where it is not."""
-    value = 100 * share + 0.0  # no minus before zero
+    value = round(100 * share, 9) + 0.0  # no minus before zero
     if 0 < abs(value) < 0.1:
         return "less than 0.1 %" if value > 0 else f"{value:.1g} %"
     for digits in range(0 if abs(value) >= 10 or value == round(value) else 1, 3):

@@ -41,9 +41,7 @@ def score_on_test_trials(
         for name, expected in nulls[suffix].items():
             found[f"bits_per_spike_null_{name}"] = null_bits(recording, fold.test, expected, used.null_counts)
         if not suffix:
-            found |= gains_over_nulls(
-                scores[""].log_likelihoods, recording, fold.test, nulls[""], baseline.null_counts
-            )
+            found |= gains_over_nulls(scores[""].log_likelihoods, recording, fold.test, nulls[""], baseline.null_counts)
         metrics |= {f"lrrnn/{name}{suffix}": float(value) for name, value in found.items()}
     if not is_child_rank():
         write_responses(context.store, recording, fold, baseline, scores, nulls)

@@ -15,9 +15,14 @@ from connector.analysis import signs
 from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
+<<<<<<< HEAD
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
+=======
+from connector.analysis.explained import rates_explained
+from connector.analysis.fields import drift_r2, drive_at, field_error, relative_field_error
+>>>>>>> 7d5c4a4 (Every run says what its fit gains over nulls that know no latent state, and over principal components)
 from connector.data.modules import RecordingDataModule
-from connector.dynamics import Network, activation, potentials
+from connector.dynamics import Network, activation
 from connector.errors import UserError
 from connector.files import read_npz
 from connector.lrrnn.handover import FittedDynamics
@@ -27,6 +32,7 @@ from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
 from connector.runs.options import Options
 from connector.runs.store import RunStore
+from connector.types import Recording
 
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
@@ -35,6 +41,13 @@ N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
+
+
+def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
+    """How well latents and loadings explain held-out rates, whatever stages follow; spikes are scored by their stage."""
+    if recording.kind != "rates" or not store.latents_file.exists():
+        return {}
+    return rates_explained(store.read_stage_inputs(), recording.activity)
 
 
 class Results:

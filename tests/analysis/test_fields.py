@@ -20,7 +20,7 @@ def test_field_error_is_zero_for_the_same_network_and_relative_otherwise(n_input
     u = normal(500, n_inputs, seed=2) if n_inputs else None
     y = net.drive(z, u)
     assert fields.field_error(net, z, u, y) == 0
-    assert torch.equal(fields.drift_r2(net, z, u, y), torch.ones(3, dtype=torch.float64))
+    assert torch.equal(fields.drift_r2(net, z, u, y, (y - z).mean(0)), torch.ones(3, dtype=torch.float64))
     # an error of 10 % of the field's rms in a random direction
     field = y - z
     noise = normal(500, 3, seed=3)
@@ -37,8 +37,13 @@ def test_field_error_is_zero_for_the_same_network_and_relative_otherwise(n_input
 def test_drift_r2_of_a_constant_offset():
     net, z = random_network(), normal(400, 2, seed=1)
     y = net.drive(z)
-    offset = (y - z).std(0, unbiased=False)
-    assert torch.allclose(fields.drift_r2(net, z, None, y + offset), torch.zeros(2, dtype=torch.float64), atol=1e-9)
+    offset, mean = (y - z).std(0, unbiased=False), (y - z).mean(0)
+    zero = torch.zeros(2, dtype=torch.float64)
+    assert torch.allclose(fields.drift_r2(net, z, None, y + offset, mean + offset), zero, atol=1e-9)
+    # A field that is the training states' mean scores 0, wherever the test states lie.
+    still = replace(net, n=torch.zeros_like(net.n))
+    for shift in (0.0, 3.0):
+        assert torch.allclose(fields.drift_r2(still, z - z, None, y - z + shift, -zero), zero, atol=1e-9)
 
 
 def test_contributions_add_up_to_the_drive():

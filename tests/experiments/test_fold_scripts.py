@@ -16,12 +16,14 @@ from sessions import QUICK, session
 
 from connector import figures
 from connector.analysis.spike_scores import (
+    ResponseSums,
     SpikeScores,
     auc,
     bits_per_spike,
     choice_conditions,
     poisson_log_likelihood,
     psth_r2,
+    psth_r2_of_sums,
     sign_conditions,
 )
 from connector.data.folds import fold
@@ -160,12 +162,16 @@ def test_pooled_measures_are_those_of_all_trials_together(rows, recording, predi
     ):  # fmt: skip
         for of, guess in (("low-rank RNN, noise-averaged rollout", expected), ("drift × evidence PSTH", 2 * expected)):
             values, pooled = rows[f"PSTH R², {name}", of, baseline]
-            together = psth_r2(recording.activity, guess, recording.mask, conditions, smooth_sd_bins=5.0)[0]
-            assert pooled == pytest.approx(together, rel=1e-5)
+            means = torch.empty_like(recording.activity)  # of the training trials of the fold that tests a trial
+            for part in parts:
+                means[part.test] = fit_baseline(recording, part.train, "constant").null_counts
+            sums = (ResponseSums.of(x, recording.mask, conditions, 2) for x in (recording.activity, guess, means))
+            assert pooled == pytest.approx(psth_r2_of_sums(*sums, smooth_sd_bins=5.0)[0], rel=1e-5)
             test = parts[1].test
             alone = psth_r2(
-                recording.activity[test], guess[test], recording.mask[test], conditions[test], smooth_sd_bins=5.0
-            )
+                recording.activity[test], guess[test], recording.mask[test], conditions[test], means[test][0, 0],
+                smooth_sd_bins=5.0,
+            )  # fmt: skip
             assert values[1] == pytest.approx(alone[0], rel=1e-5)
     values, pooled = rows["choice AUC", "low-rank RNN, z(T)", baseline]
     assert pooled == auc(log_odds, recording.choices)

@@ -14,10 +14,40 @@ from connector.report.glossary import METRICS
         ({cautions.DRIVE_GAIN: 1.06}, {}, "1.06 times as much as recorded"),
         ({cautions.DRIVE_GAIN: 0.94}, {}, "connectivity.recorded_fraction"),
         ({cautions.OUTSIDE_SUPPORT: 0.07}, {}, "7 % of the sampled loadings"),
-        ({}, {"explained": -0.1}, "no better than each neuron's mean"),
+        (
+            {"lrrnn/rates_r2": -0.1, "lrrnn/rates_r2_pca": -0.1},
+            {},
+            "no better than each neuron's mean over training trials",
+        ),
+        (
+            {"lrrnn/rates_r2": 0.13, "lrrnn/rates_r2_pca": 0.7},
+            {},
+            "13 % of the variance of the rates, principal components",
+        ),
+        ({"lrrnn/rates_r2": 0.13, "lrrnn/rates_r2_pca": 0.7}, {}, "data.alpha"),
         ({}, {"finite": False}, "not finite"),
         ({"lrrnn/bits_per_spike": -0.01}, {}, "each neuron's mean rate"),
         ({"lrrnn/bits_per_spike": 0.01, "lrrnn/bits_per_spike_null_drift": 0.02}, {}, "drift across the session"),
+        (
+            {"lrrnn/bits_per_spike": 0.0711, "lrrnn/bits_per_spike_null_drift_psth": 0.0703},
+            {},
+            "than mean responses alone do",
+        ),
+        (
+            {"lrrnn/bits_per_spike_prior": 0.05, "lrrnn/bits_per_spike_null_drift_psth": 0.07},
+            {},
+            "the rollout of the fit",
+        ),
+        (
+            {"lrrnn/co_smoothing": 0.05, "lrrnn/bits_per_spike_null_drift_psth": 0.07},
+            {},
+            "from those of the others no better",
+        ),
+        (
+            {"lrrnn/co_smoothing": 0.09, "lrrnn/co_smoothing_gain": 0.003, "lrrnn/co_smoothing_gain_error": 0.002},
+            {},
+            "the gain is 0.003 ± 0.002",
+        ),
         ({"dynamics/field_error": 1.2}, {}, "field of zero"),
     ],
 )
@@ -36,6 +66,7 @@ def test_a_good_run_is_not_warned_of():
         "dynamics/field_error": 0.02,
     }
     good |= {"lrrnn/bits_per_spike": 0.09, "lrrnn/bits_per_spike_null_drift": 0.03}
+<<<<<<< HEAD
     assert cautions.of_signs(good, explained=0.9) == []
     named = {
         cautions.SATURATED,
@@ -45,3 +76,8 @@ def test_a_good_run_is_not_warned_of():
         cautions.OUTSIDE_SUPPORT,
     }
     assert named <= METRICS.keys()
+=======
+    good |= {"lrrnn/bits_per_spike_gain": 0.06, "lrrnn/bits_per_spike_gain_error": 0.01}
+    assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
+    assert {cautions.SATURATED, cautions.LEFT_REGION, cautions.OUTSIDE_SUPPORT} <= METRICS.keys()
+>>>>>>> 7d5c4a4 (Every run says what its fit gains over nulls that know no latent state, and over principal components)

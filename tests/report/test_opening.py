@@ -43,10 +43,11 @@ def rates(**changes):
     metrics = {
         "lrrnn/val_loss": 1e-9, "dynamics/field_error": 0.01, "dynamics/field_error_projected": 0.003,
         "dynamics/field_error_finite_size": 0.048, "dynamics/attractors_kept": 0.95, "connectivity/cell_types_p": 0.01,
+        "lrrnn/rates_r2": 0.99999, "lrrnn/rates_r2_pca": 0.92,
     }  # fmt: skip
     values = {
         "kind": "rates", "rank": 2, "n_neurons": 1000, "n_trials": 400, "n_test": 80, "n_sampled": 1000, "sigma": 1.0,
-        "spread": 2.17, "metrics": metrics, "explained": 0.99999, "n_networks": 20, "unprojected_error": 0.2, "drawn_from_teacher": 0.18,
+        "spread": 2.17, "metrics": metrics, "n_networks": 20, "unprojected_error": 0.2, "drawn_from_teacher": 0.18,
         "diagnosis": diagnosis(10, 0.99), "odd": True,
     }  # fmt: skip
     return Findings(**{**values, **changes})
@@ -78,6 +79,29 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
         "input weights b are not supported", "7.9 %", "2.7 % of the spread of nu",
     ):  # fmt: skip
         assert part in text, part
+
+
+NULL = "lrrnn/bits_per_spike_null_drift"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        # as an older run has it, without standard errors; and a run that has them
+        ({f"{NULL}_evidence_psth": None, f"{NULL}_psth": 0.0703, NULL: 0.03, "lrrnn/bits_per_spike": 0.0711},
+         ["where drift and mean responses alone predict them 0.070", "beyond these it gains nothing (0.0008 bits"]),
+        ({NULL: None, f"{NULL}_evidence_psth": None, f"{NULL}_psth": 0.0703, "lrrnn/bits_per_spike": 0.0711},
+         ["where mean responses alone", "gains nothing"]),  # no times, no drift
+        ({"lrrnn/bits_per_spike_gain": 0.019, "lrrnn/bits_per_spike_gain_error": 0.002}, ["gains 0.019 ± 0.002"]),
+        ({"lrrnn/bits_per_spike_gain": 0.003, "lrrnn/bits_per_spike_gain_error": 0.002}, ["gains nothing (0.003 ± 0.002"]),
+        ({f"{NULL}_psth": 0.08}, ["where drift and mean responses alone predict them 0.080"]),  # the best of the nulls
+        ({NULL: None, f"{NULL}_psth": None, f"{NULL}_evidence_psth": -0.01, "lrrnn/bits_per_spike": 0.0}, ["beyond that it gains nothing"]),
+    ],
+)  # fmt: skip
+def test_in_short_says_what_is_gained_over_the_best_null(metrics, words):
+    metrics = {**spikes().metrics, NULL: 0.03, f"{NULL}_psth": 0.04, **metrics}
+    said = " ".join(opening(spikes(metrics={key: value for key, value in metrics.items() if value is not None})))
+    assert all(part in said for part in words), said
 
 
 def test_a_model_worse_than_mean_rates_is_called_worse():
@@ -142,7 +166,7 @@ def test_counted():
 def test_a_simulated_recording_is_told_with_its_truth():
     text = " ".join(opening(rates()))
     for part in (
-        "more than 99.9 % of the variance", "closely (error 1 %", "20 % as drawn at sigma = 1 (as many neurons drawn from the true distribution miss theirs by 18 %)", "19 of 20 projected networks",
+        "more than 99.9 % of the variance", "means over training trials, principal components of the same rank 92 %", "closely (error 1 %", "20 % as drawn at sigma = 1 (as many neurons drawn from the true distribution miss theirs by 18 %)", "19 of 20 projected networks",
         "support more than one population", "p = 0.01", "46 % of the spread", "even part of nu",
     ):  # fmt: skip
         assert part in text, part
@@ -176,7 +200,8 @@ def test_sigma_is_put_beside_the_spread_of_nu(sigma, spread, words):
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(1.0, "100 %"), (0.99999, "more than 99.9 %"), (0.0, "0 %"), (1e-5, "less than 0.1 %"), (0.076, "7.6 %"),
+    [(1.0, "100 %"), (0.995, "99.5 %"), (0.9996, "99.96 %"), (0.99999, "more than 99.9 %"), (1.004, "100.4 %"),
+     (-0.07, "-7 %"), (-0.0, "0 %"), (-0.998, "-100 %"), (0.0994, "9.9 %"), (0.0, "0 %"), (1e-5, "less than 0.1 %"), (0.076, "7.6 %"),
      (0.644, "64 %"), (2.48, "248 %")],
 )  # fmt: skip
 def test_percent(share, text):

@@ -1,0 +1,68 @@
+"""Shares of variance explained: nothing is told of the trials scored but what was fitted before."""
+
+import pytest
+import torch
+from draws import normal
+
+from connector.analysis.explained import principal_components, rates_explained, variance_explained
+from connector.analysis.spike_nulls import gains_over_nulls
+from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood
+from connector.data.folds import Fold
+from connector.lrrnn.handover import FittedDynamics
+from connector.types import Latents, Loadings, Recording
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_the_mean_of_the_training_trials_explains_nothing_of_others(shift):
+    observed, mean = normal(30, 4) + shift, normal(4, seed=1)
+    assert variance_explained(observed, mean.expand(30, -1), mean) == 0
+    assert variance_explained(observed, observed, mean) == 1
+    assert variance_explained(observed, 2 * mean - observed, mean) == pytest.approx(-3)
+
+
+def test_principal_components_of_a_plane_explain_it_and_nothing_beside():
+    axes = torch.linalg.qr(normal(6, 6))[0]
+    train = normal(400, 2, seed=1) @ axes[:2] * 3 + 0.7
+    observed = normal(50, 2, seed=2) @ axes[:2]
+    found = principal_components(train, observed + 0.7, 2)
+    torch.testing.assert_close(found, observed + 0.7)
+    beside = 0.7 + normal(50, 4, seed=3) @ axes[2:]
+    torch.testing.assert_close(principal_components(train, beside, 2) - train.mean(0), (0.7 - train.mean(0)).expand(50, -1), atol=1e-9, rtol=0)  # fmt: skip
+
+
+def test_rates_are_scored_on_test_trials_about_the_mean_of_training_trials():
+    """Trials that differ by offsets, as few trials do: about their own mean a fit that has nothing wrong looks useless."""
+    z, offset = normal(6, 20, 1), 0.4 * normal(6, 1, 5, seed=1)
+    m = normal(5, 1, seed=2)
+    rates = torch.tanh(z @ m.T) + offset
+    part = Fold(train=torch.arange(4), validation=torch.tensor([4]), test=torch.tensor([5]))
+    inputs = FittedDynamics(Latents(z, torch.full((6,), 20), 0.1), Loadings(m), part, "tanh")
+    found = rates_explained(inputs, rates)
+    mean, test = rates[:4].mean((0, 1)), rates[5]
+    by_hand = 1 - float((test - torch.tanh(z[5] @ m.T)).square().sum() / (test - mean).square().sum())
+    assert found["lrrnn/rates_r2"] == pytest.approx(by_hand)
+    own = 1 - float((test - torch.tanh(z[5] @ m.T)).square().sum() / (test - test.mean(0)).square().sum())
+    assert found["lrrnn/rates_r2"] > own
+    # The rates of other trials in the test trial's place change nothing but what is scored.
+    assert rates_explained(inputs, rates[[0, 1, 2, 3, 4, 4]]) != found
+
+
+def test_gains_are_over_the_best_null_with_their_standard_error():
+    generator = torch.Generator().manual_seed(0)
+    rate = 0.2 + torch.rand(300, 1, 4, generator=generator).expand(-1, 10, -1)
+    counts = torch.poisson(rate, generator=generator)
+    recording = Recording(counts, "spikes", torch.full((300,), 10), 0.1, "softplus", bin_s=0.01)
+    mask, mean = recording.mask, counts.mean((0, 1))
+    nats = {name: poisson_log_likelihood(x, counts, mask) for name, x in (("a", rate), ("b", mean), ("c", 1.3 * mean))}
+    test = torch.arange(300)
+    nulls = {"drift_psth": 2 * mean.expand_as(counts)}  # worse than the mean rate
+    found = gains_over_nulls(nats, recording, test, nulls, mean)
+    assert found["a_gain"] == pytest.approx(bits_per_spike(nats["a"], counts, mask, mean), rel=1e-6)
+    assert found["a_gain"] > 5 * found["a_gain_error"]
+    assert found["b_gain"] == found["b_gain_error"] == 0
+    assert found["c_gain"] < -2 * found["c_gain_error"]
+    assert gains_over_nulls(nats, recording, test, {"drift_psth": rate}, mean)["a_gain"] == 0
+    # the error is that of a sum over trials: over samples of 300 of these trials the gain varies by as much
+    draws = torch.randint(300, (400, 300), generator=generator)
+    gains = ((nats["a"] - nats["b"])[draws].sum(1) / (counts.sum() * 0.6931)).std()
+    assert found["a_gain_error"] == pytest.approx(float(gains), rel=0.15)

@@ -1,0 +1,47 @@
+"""The fit is measured against its nulls in every run, also where nothing follows the stage lrrnn."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import typed
+
+SMALL = ["data=npz", "stages=[lrrnn]", "lrrnn.max_epochs=1", "trainer.threads=1", "trainer.progress=false"]
+
+
+def run(tmp_path, *options, **arrays):
+    np.savez(tmp_path / "a.npz", **arrays)
+    done = typed(*SMALL, f"data.path={tmp_path / 'a.npz'}", f"hydra.run.dir={tmp_path / 'run'}", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    return metrics, [line for line in done.stdout.splitlines() if line.startswith("Warning")]
+
+
+@pytest.fixture(scope="module")
+def rotating():
+    """Rates (trials, time, neurons) of a plane in which trials rotate slowly, each about an offset of its own."""
+    rng = np.random.default_rng(8)
+    m = rng.normal(size=(30, 2))
+    n = m @ np.array([[1.6, -0.3], [0.3, 1.6]]).T
+    z, states = rng.uniform(-2, 2, size=(10, 2)), []
+    for _ in range(25):
+        states.append(z)
+        z = 0.9 * z + 0.1 * np.tanh(z @ m.T) @ n / 30
+    return np.tanh(np.stack(states, 1) @ m.T) + 0.2 * rng.normal(size=(10, 1, 30))
+
+
+def test_rates_of_few_trials_are_scored_beside_principal_components(tmp_path, rotating):
+    metrics, warnings = run(tmp_path, "lrrnn.bias=true", rates=rotating)
+    assert metrics["lrrnn/rates_r2_pca"] > 0.3
+    assert metrics["lrrnn/rates_r2"] == pytest.approx(metrics["lrrnn/rates_r2_pca"], abs=0.15)
+    assert not warnings
+
+
+def test_spikes_without_a_latent_state_are_warned_of_in_each_prediction(tmp_path):
+    rng = np.random.default_rng(0)
+    metrics, warnings = run(tmp_path, spikes=rng.poisson(0.3, size=(20, 12, 6)), times=np.arange(20.0))
+    assert not any(
+        f"lrrnn/{name}_gain" not in metrics for name in ("bits_per_spike", "bits_per_spike_prior", "co_smoothing")
+    )
+    for what in ("trials the fit predicts spikes no better", "the rollout of", "from those of the others no better"):
+        assert sum(what in line for line in warnings) == 1, warnings
