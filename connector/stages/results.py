@@ -15,12 +15,8 @@ from connector.analysis import signs
 from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
 from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
-<<<<<<< HEAD
-from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
-=======
 from connector.analysis.explained import rates_explained
-from connector.analysis.fields import drift_r2, drive_at, field_error, relative_field_error
->>>>>>> 7d5c4a4 (Every run says what its fit gains over nulls that know no latent state, and over principal components)
+from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
 from connector.errors import UserError

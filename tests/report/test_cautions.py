@@ -66,8 +66,8 @@ def test_a_good_run_is_not_warned_of():
         "dynamics/field_error": 0.02,
     }
     good |= {"lrrnn/bits_per_spike": 0.09, "lrrnn/bits_per_spike_null_drift": 0.03}
-<<<<<<< HEAD
-    assert cautions.of_signs(good, explained=0.9) == []
+    good |= {"lrrnn/bits_per_spike_gain": 0.06, "lrrnn/bits_per_spike_gain_error": 0.01}
+    assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
     named = {
         cautions.SATURATED,
         cautions.LEFT_REGION,
@@ -76,8 +76,3 @@ def test_a_good_run_is_not_warned_of():
         cautions.OUTSIDE_SUPPORT,
     }
     assert named <= METRICS.keys()
-=======
-    good |= {"lrrnn/bits_per_spike_gain": 0.06, "lrrnn/bits_per_spike_gain_error": 0.01}
-    assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
-    assert {cautions.SATURATED, cautions.LEFT_REGION, cautions.OUTSIDE_SUPPORT} <= METRICS.keys()
->>>>>>> 7d5c4a4 (Every run says what its fit gains over nulls that know no latent state, and over principal components)
