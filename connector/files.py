@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_GIGABYTES = 16.0
+YAML_MOST = 200_000  # characters of a configuration, and entries once its aliases stand for what they name
+_YAML_DEEPEST = 50
 # What numpy, zipfile and torch raise at damaged content. A member packed in a way that is not known: NotImplementedError;
 # an encrypted one: RuntimeError; headers of npy are Python literals, whose parser has errors of its own.
 _DAMAGE = (
@@ -294,6 +296,60 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz by name; raises UserError for what is none or is damaged."""
     return read_arrays(Path(path))[0]
+
+
+def check_yaml(text: str, name: str) -> None:
+    """Refuse YAML that would take hours to read: too long, nested too deeply, or of aliases of aliases.
+
+    Raises:
+        UserError: as said; yaml.YAMLError: no YAML.
+    """
+    import yaml
+
+    def refuse(got: str) -> UserError:
+        return UserError(
+            f"options in YAML of at most {YAML_MOST} characters and entries in {name}", got, "shorten the file"
+        )
+
+    if len(text) > YAML_MOST:
+        raise refuse("more characters")
+    sizes: dict[str, float] = {}  # of what an anchor names
+    held, anchors = [0.0], [""]  # of the collections that are open
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):  # of a collection that is still open: without end
+            held[-1] += sizes.get(event.anchor, math.inf)
+        elif isinstance(event, yaml.ScalarEvent):
+            held[-1] += 1
+            sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            held.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size = held.pop()
+            sizes[anchors.pop()] = size
+            held[-1] += size
+        if held[-1] > YAML_MOST or len(held) > _YAML_DEEPEST:
+            many = (
+                "collections within collections" if len(held) > _YAML_DEEPEST else "aliases (*NAME) that stand for more"
+            )
+            raise refuse(many)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, as plain values.
+
+    Raises:
+        UserError: no file, no YAML, or one that :func:`check_yaml` refuses.
+    """
+    import yaml
+
+    require_file(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text, path.name)
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise unreadable(path, "the options of a run, in YAML", error) from error
 
 
 def read_json(path: Path) -> dict:

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector.compare.runs import flatten
-from connector.files import read_npz
+from connector.files import read_npz, read_yaml
 from connector.runs.naming import conf_directory, register_resolvers
 
 EXAMPLE = "python train.py -m data=npz data.path=FILE data.fold=1,2,3,4,5 'stages=[lrrnn]'    # npz: or nwb, nlb, rat, as the file is"
@@ -63,8 +63,8 @@ def find_runs(directories: Sequence[str | Path], usable: Callable[[FoldRun], boo
     found = []
     for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
         metrics = file.with_name("metrics.json")
-        config = OmegaConf.to_container(OmegaConf.load(file))
-        if metrics.exists() and "fold" in (config.get("data") or {}) and "lrrnn" in config:
+        config = read_yaml(file)
+        if metrics.exists() and isinstance(config, dict) and "fold" in (config.get("data") or {}) and "lrrnn" in config:
             run = FoldRun(file.parent, config, json.loads(metrics.read_text()))
             if usable(run):
                 found.append(run)

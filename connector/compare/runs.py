@@ -11,10 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from connector.errors import UserError
-from connector.files import unreadable
+from connector.files import read_yaml
 from connector.runs.options import STAGES
 from connector.runs.store import DONE, RUNNING, RunStore
 from connector.stages.curves import read_learning_curves
@@ -22,7 +20,6 @@ from connector.stages.curves import read_learning_curves
 _SKIPPED = {"wandb", "checkpoints", "figures", "logs", "node_modules"}  # hold no runs, but much else
 _LOG_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (.*)", re.MULTILINE)
 _LOG_TAIL = 200_000  # bytes of train.log that are read
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is several times faster
 
 
 @dataclass(frozen=True)
@@ -116,12 +113,10 @@ def read_run(path: Path) -> FoundRun:
 
 def _read_options(path: Path) -> dict[str, Any]:
     """The options of config.yaml, flat; empty where there is no such file."""
-    try:
-        return flatten(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise unreadable(path, "the options of a run, in YAML", error) from error
+    options = read_yaml(path) if path.exists() else {}
+    if not isinstance(options, dict):
+        raise UserError(f"the options of a run in {path}", "YAML without keys")
+    return flatten(options)
 
 
 def _below(root: Path) -> Iterator[tuple[Path, FoundRun | None]]:

@@ -52,6 +52,20 @@ def _option_table(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("option_table", _option_table, replace=True)
+_load = OmegaConf.load
+
+
+def _load_checked(file: Any) -> Any:
+    """OmegaConf.load, by which Hydra reads each file of options, after a look at what its aliases come to."""
+    if hasattr(file, "seekable") and file.seekable():
+        from connector.files import YAML_MOST, check_yaml
+
+        check_yaml(file.read(YAML_MOST + 1), str(getattr(file, "name", "a file of options")))
+        file.seek(0)
+    return _load(file)
+
+
+OmegaConf.load = staticmethod(_load_checked)
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import yaml
-
 from connector.declarations import changing, declared
+from connector.errors import UserError
+from connector.files import read_yaml
 from connector.runs.options import HARDWARE, Options
 from connector.runs.store import RunStore, fingerprint
 
@@ -86,8 +86,8 @@ def recognise(store: RunStore, options: Options, marks: Mapping[str, str], earli
     if not config.exists() or not earlier:
         return
     try:
-        trainer = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        trainer = dict(read_yaml(config)["trainer"])
+    except (UserError, ValueError, KeyError, TypeError):
         return
     if all(str(trainer.get(name)) == str(getattr(options.trainer, name)) for name in HARDWARE):
         for stage in ("lrrnn", "loadings", "outputs"):

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.files import require_file, unreadable
+from connector.files import check_yaml, require_file, unreadable
 from connector.lrrnn.handover import FittedDynamics
 from connector.runs.options import STAGES
 from connector.runs.store import RunStore, load_network
@@ -22,6 +22,7 @@ from connector.types import Latents, Loadings
 def _read_config(path: Path) -> DictConfig:
     require_file(path)
     try:
+        check_yaml(path.read_text(encoding="utf-8"), path.name)
         config = OmegaConf.load(path)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise unreadable(path, "the options of a run, in YAML", error) from error

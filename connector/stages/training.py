@@ -19,6 +19,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from rich.console import Console
@@ -238,6 +239,7 @@ def check_trainer(options: TrainerOptions) -> dict[str, Any]:
         given = ", ".join(f"trainer.{name}={value}" for name, value in {**hardware, **extra}.items())
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
+    _require_other_nodes(options, trainer)
     strategy = type(trainer.strategy).__name__
     return {
         "accelerator": type(trainer.accelerator).__name__.removesuffix("Accelerator").lower(),
@@ -245,6 +247,23 @@ def check_trainer(options: TrainerOptions) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "strategy": "" if strategy in ("SingleDeviceStrategy", "DDPStrategy") else strategy,
     }
+
+
+def _require_other_nodes(options: TrainerOptions, trainer: pl.Trainer) -> None:
+    """Refuse to wait for computers that nothing has told of this one: neither a cluster nor the variables of Lightning's own way."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    told = "MASTER_ADDR" in os.environ and {"NODE_RANK", "GROUP_RANK"} & set(os.environ)
+    if (
+        options.num_nodes > 1
+        and type(environment) is LightningEnvironment
+        and not told
+        and "plugins" not in options.extra
+    ):
+        raise UserError(
+            f"trainer.num_nodes={options.num_nodes} under SLURM, torchrun or with MASTER_ADDR, MASTER_PORT and NODE_RANK set",
+            "none of these, so that this computer would wait for the others",
+            "start the job on each computer with one of them, or leave out trainer.num_nodes",
+        )
 
 
 class PlainCheckpointFiles(TorchCheckpointIO):
