@@ -11,6 +11,7 @@ from connector import early
 if __name__ == "__main__":
     early.install()
 
+import os
 import sys
 from importlib import import_module
 
@@ -24,6 +25,12 @@ def main() -> int:
     """Run the command line of this process; returns its exit code."""
     early.install()
     streams.prepare()
+    try:
+        os.getcwd()
+    except OSError as error:
+        said = f"expected a working directory that is there; got one that is gone ({error.strerror}).\nGo to another with cd."
+        print(f"Error: {said}", file=sys.stderr)
+        return 2
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _BESIDE_RUNS:
         import_module(_BESIDE_RUNS[name])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_GIGABYTES = 16.0
 YAML_MOST = 200_000  # characters of a configuration, and entries once its aliases stand for what they name
 _YAML_DEEPEST = 50
+_LONGEST_NAME = 255  # bytes, on most file systems
 # What numpy, zipfile and torch raise at damaged content. A member packed in a way that is not known: NotImplementedError;
 # an encrypted one: RuntimeError; headers of npy are Python literals, whose parser has errors of its own.
 _DAMAGE = (
@@ -239,12 +240,19 @@ def check_module_state(expected: dict[str, Tensor], state: dict[str, Tensor]) ->
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a path aside of ``path`` to write to; it takes its place only when the block ends well, whole on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    long = len(os.fsencode(path.name)) > _LONGEST_NAME - 20
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16] if long else path.name
+    aside = path.with_name(f".{name}.{os.getpid()}.part")
     try:
         yield aside
         move_into_place(aside, path)
+    except OSError as error:
+        if error.filename in (None, str(aside)):  # as it is known outside
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def move_into_place(aside: Path, path: Path) -> None:

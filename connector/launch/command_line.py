@@ -210,20 +210,22 @@ def main() -> int:
     interruption.belong_to_parent()
     sys.argv[1:] = [_OPEN_GROUPS.sub(r"++\g<0>", argument) for argument in sys.argv[1:]]
     sweep = any(flag in ("-m", "--multirun") for flag in sys.argv[1:])
+    code = 1
     try:
         code = _run_jobs(sweep)
     finally:
-        failed = _closed_sweep()
+        failed = _closed_sweep(code == 0)
     # A sweeper may go on past jobs that failed, as a study does.
     return code or int(failed)
 
 
-def _closed_sweep() -> bool:
-    """Whether a job failed of the sweep that this process started, or its table cannot be written."""
+def _closed_sweep(well: bool) -> bool:
+    """Whether a job failed of the sweep that this process started, or its table cannot be written; ``well``: till now."""
     try:
         return close_sweep()
     except (OSError, UserError) as error:
-        print(f"Error: {error if isinstance(error, UserError) else _unexpected(error)}", file=sys.stderr)
+        if well:  # else what is wrong has been said
+            print(f"Error: {error if isinstance(error, UserError) else _unexpected(error)}", file=sys.stderr)
         return True
 
 
@@ -234,7 +236,7 @@ def _run_jobs(sweep: bool) -> int:
             raise _raised[0]
     except Refused as refused:
         print(f"Error: {refused.error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(refused.error, UserError) else 1
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1 if sweep else 2

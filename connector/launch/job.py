@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from connector import interruption
 from connector.data.modules import RecordingDataModule
-from connector.errors import UserError, end_state, explain
+from connector.errors import RunFailure, UserError, end_state, explain
 from connector.launch import distributed as launch
 from connector.launch.planning import (
     Plan,
@@ -173,7 +173,10 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         if not is_child_rank():
             store.forget_stage(stage)
         with explained(stage, store.path):
+            there = store.is_there()
             metrics = trainers[stage](mark)
+            if there and not is_child_rank() and not store.is_there():
+                raise RunFailure(stage, f"{store.path} was removed while it ran", "the same command makes it anew")
         seconds, cpu_seconds = clock() - started
         if not is_child_rank():
             store.finish_stage(

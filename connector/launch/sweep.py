@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from connector.errors import UserError, end_state
+from connector.errors import UserError, end_state, unwritable
 from connector.report.glossary import MAIN_METRICS
 from connector.runs.lock import locked
 from connector.terminal import shortest, wide_console
@@ -47,10 +47,10 @@ class Refused(BaseException):
     """A sweep that cannot be meant. No Exception: Hydra turns what a callback raises into a warning and goes on.
 
     Attributes:
-        error: the UserError to end with.
+        error: the UserError, or failure, to end with.
     """
 
-    def __init__(self, error: UserError):
+    def __init__(self, error: Exception):
         super().__init__(str(error))
         self.error = error
 
@@ -142,6 +142,15 @@ class SweepReport(Callback):
         self.id = ""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            self._begin(config)
+        except OSError as error:
+            told = unwritable(error, "hydra.sweep.dir=DIR")
+            if told is None:
+                raise
+            raise Refused(told) from error
+
+    def _begin(self, config: DictConfig) -> None:
         global _open
         settings = OmegaConf.to_container(config.hydra.sweep, resolve=False)
         self.n_jobs = _expected_jobs(config)

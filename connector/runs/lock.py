@@ -45,7 +45,8 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         # Removed while it is held: who has opened this file meanwhile sees that it is no longer in its place.
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a directory that has become read-only
+            path.unlink(missing_ok=True)
         lock.release()
 
 

@@ -74,7 +74,7 @@ def stands_for(choices: Mapping[str, str | None], overrides: Sequence[str]) -> s
     A name holds a short hash at most; the directory notes this one, so that no other job takes it for its own.
     """
     name = run_name(choices)
-    return hashlib.sha256("\n".join([name, *_kept(name, overrides)]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([name, *_kept(name, overrides)]).encode(errors="surrogateescape")).hexdigest()
 
 
 def run_directory(
@@ -107,7 +107,10 @@ def run_directory(
     has_path = any("/" in override for override in kept)
     if not has_path and len(safe) <= _MAX_LENGTH and safe == text:
         return f"{name}{separator}{safe}"
-    digest, own = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest(), stands_for(choices, overrides)
+    digest, own = (
+        hashlib.sha256("\n".join(sorted(kept)).encode(errors="surrogateescape")).hexdigest(),
+        stands_for(choices, overrides),
+    )
     names = [f"{name}{separator}{safe[:_MAX_LENGTH]}-{digest[:digits]}" for digits in _DIGITS]
     return next((n for n in names if root is None or _noted(Path(root, n)) in (None, own)), names[-1])
 

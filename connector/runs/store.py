@@ -96,6 +96,10 @@ class RunStore:
                 if _LEFTOVER.fullmatch(part.name):
                     part.unlink(missing_ok=True)
 
+    def is_there(self) -> bool:
+        """Whether the directory is still the one that a job began to write to."""
+        return (self.path / "manifest.json").exists()
+
     # -- stages -----------------------------------------------------------------------------------------------
     def manifest(self) -> dict[str, Any]:
         """manifest.json with all its parts; empty ones where there is none.
