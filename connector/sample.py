@@ -1,4 +1,4 @@
-"""Sample a network from a finished run: connector sample RUN --neurons 5000 --out FILE.npz"""
+"""Sample a network from a finished run: connector sample RUN [--neurons 5000] [--out FILE.npz]"""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from connector.connectivity.distribution import ConnectivityDistribution
 from connector.errors import UserError, exit_code
 from connector.runs.saved import load_run
 from connector.runs.store import write_network
+
+_OUT = Path("sampled.npz")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     restored = "correct n so that the observed field is restored"
     add("--project", "project", restored, action=argparse.BooleanOptionalAction)
     add("--seed", "seed", "same seed, same network", type=int)
-    parser.add_argument("--out", type=Path, required=True, help="the npz to write: m b d n alpha activation sigma")
+    written = f"the npz to write: m b d n alpha activation sigma (default: {_OUT}, where there is none yet)"
+    parser.add_argument("--out", type=Path, help=written)
     return parser
 
 
@@ -42,10 +45,13 @@ def _sample(arguments: Sequence[str] | None) -> None:
         raise UserError("--neurons of 1 or more", str(given.neurons))
     if given.sigma < 0:
         raise UserError("--sigma of 0 or more", str(given.sigma))
+    if given.out is None and _OUT.exists():
+        raise UserError(f"no {_OUT} here", "one", "name another file with --out, or remove it")
+    out = given.out or _OUT
     connectivity = load_run(given.run).connectivity
     network = connectivity.sample(given.neurons, sigma=given.sigma, project=given.project, seed=given.seed)
-    write_network(given.out, network, given.sigma)
-    print(f"{given.out}: {network.n_neurons} neurons, rank {network.rank}")
+    write_network(out, network, given.sigma)
+    print(f"{out}: {network.n_neurons} neurons, rank {network.rank}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from connector.compare.runs import FoundRun
-from connector.declarations import by_value
+from connector.declarations import by_value, declared
 from connector.errors import UserError
 from connector.report.glossary import MAIN_METRICS, METRICS, Metric
+from connector.runs.fingerprints import WATCHING
 from connector.runs.naming import without_effect
+from connector.runs.options import TrainerOptions
 
 LEVEL = 0.95
 REPETITION = ("seed", "data.fold")
 ABSENT = ""  # of an option that another data set has
 # Named as the user types them: the group lrrnn=published, not its key lrrnn.name.
 _GROUPS = {f"{group}.name": group for group in ("data", "lrrnn", "connectivity")}
+_OF_TRAINER = {f"trainer.{name}" for name, about, _ in declared(TrainerOptions) if about.stages and name != "extra"}
 # The better direction of measures of which METRICS says none, or that it does not know.
 _BY_NAME = (
     (re.compile(r"^timing/|_(loss|error|seconds|dissimilarity)$"), "lower"),
@@ -129,10 +132,17 @@ def _spelt(run: FoundRun, options: Sequence[str]) -> tuple[str, ...]:
     return tuple(spelling(run.options.get(name, ABSENT)) for name in options)
 
 
+def _changes_results(key: str) -> bool:
+    """By its declaration, where the option is the trainer's, as in the fingerprints of stages."""
+    if key.startswith("trainer."):
+        return key in _OF_TRAINER or (key.startswith("trainer.extra.") and key.split(".")[2] not in WATCHING)
+    return key != "experiment_name" and not without_effect(key)  # the name is a label
+
+
 def differing_options(runs: Sequence[FoundRun]) -> list[str]:
     """Options that change results and that do not have one value in all runs, in the order of the configuration."""
     keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    keys = [key for key in keys if key != "experiment_name" and not without_effect(key)]  # the name is a label
+    keys = [key for key in keys if _changes_results(key)]
     return [key for key in keys if len({_spelt(run, [key]) for run in runs}) > 1]
 
 

@@ -157,11 +157,24 @@ def test_seeds_and_folds_are_repetitions_and_nothing_else_is(tmp_path):
 
 
 def test_options_without_effect_tell_no_settings_apart(tmp_path):
-    written(tmp_path / "a", {D: 0.1}, seed=1, trainer__devices=1, logger__tags=["x"], stages="auto")
-    written(tmp_path / "b", {D: 0.3}, seed=2, trainer__devices=2, logger__tags=[], stages=["outputs"])
+    quiet = {"trainer__threads": 1, "trainer__extra": {"profiler": "simple"}}
+    written(tmp_path / "a", {D: 0.1}, seed=1, logger__tags=["x"], stages="auto", **quiet)
+    written(tmp_path / "b", {D: 0.3}, seed=2, logger__tags=[], stages=["outputs"])
     (setting,) = compare(find_runs([tmp_path])).settings
     assert setting.options == {}
     assert setting.estimates[D].n == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("precision", "16-mixed"), ("devices", 2), ("strategy", "ddp"), ("extra", {"limit_train_batches": 2})],
+)
+def test_what_changes_numbers_tells_settings_apart_wherever_it_stands(tmp_path, option, value):
+    written(tmp_path / "a", {D: 0.1}, seed=1)
+    written(tmp_path / "b", {D: 0.3}, seed=2, **{f"trainer__{option}": value})
+    first, second = compare(find_runs([tmp_path])).settings
+    name = f"trainer.{option}" + (".limit_train_batches" if option == "extra" else "")
+    assert first.options.keys() == second.options.keys() == {name}
 
 
 def test_a_number_is_one_setting_however_it_was_typed(tmp_path):

@@ -14,6 +14,7 @@ from commands import NETWORKS, ROOT, SMALL, typed
 from connector import load_run
 from connector.files import file_checksum, read_npz
 from connector.report.numbers import percent
+from connector.sample import main as sample
 
 
 def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
@@ -142,15 +143,19 @@ def test_one_seed_gives_one_network(finished, few_measures, tmp_path):
     assert not differing
 
 
-def test_sampling_from_the_command_line(finished, tmp_path):
+def test_sampling_from_the_command_line(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "net.npz"
-    command = [sys.executable, "-m", "connector.sample", finished[0], "--neurons", "37", "--out", out]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert sample([str(finished[0]), "--neurons", "37", "--out", str(out)]) == 0
     written = read_npz(out)
     assert written["n"].shape == (37, 2)
     assert written["sigma"] == 0
     assert (written["n"] == load_run(finished[0]).connectivity.sample(37).n.numpy()).all()  # Python's defaults
+    monkeypatch.chdir(tmp_path)
+    assert sample([str(finished[0])]) == 0
+    assert read_npz(tmp_path / "sampled.npz")["n"].shape == (1000, 2)
+    capsys.readouterr()
+    assert sample([str(finished[0])]) == 2  # never over an earlier one
+    assert "--out" in capsys.readouterr().err
 
 
 def npz(path, **arrays):
