@@ -291,13 +291,13 @@ def run(
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)
     # A job by itself that logs to W&B does so though it has finished: the log may be why it is started again.
-    if (sweep_name is not None or options.logger.name == "csv") and not options.force:
-        if is_finished(store, options, schedule):
-            remedy = "force=true runs it anew; without its report.html, results are made again"
-            console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
-            if sweep_name is None:
-                show(console, store.metrics(), store)
-            return _objective(store.metrics())
+    may_pass = not options.force and (sweep_name is not None or options.logger.name == "csv")
+    if may_pass and is_finished(store, options, schedule):
+        remedy = "force=true runs it anew; without its report.html, results are made again"
+        console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
+        if sweep_name is None:
+            show(console, store.metrics(), store)
+        return _objective(store.metrics())
     with contextlib.ExitStack() as held:
         with explained("start", directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -166,7 +166,8 @@ def all_marks(options: Options, schedule: Plan) -> dict[str, str]:
 
 def is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
     """Whether nothing is left to do for this job: all that it would write is there, whole."""
-    if not store.has_config() or not all(is_current(store, stage, schedule) for stage in schedule.requested):
+    held = {*schedule.requested, *(stage for stage in STAGES if stage in store.stages())}
+    if not store.has_config() or not all(is_current(store, stage, schedule) for stage in held):
         return False
     files = [store.path / "metrics.json"]
     files += [store.path / "network.npz"] * ("outputs" in schedule.requested)
