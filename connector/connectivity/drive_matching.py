@@ -40,7 +40,7 @@ _CEILING = 3.0  # of a weight: so that rejection keeps a third of its draws at l
 _HIGHEST_LOG_CEILING = 10.0  # draws by rejection cost its exponential
 # lambda of the shift. On the four attractor systems the shift is .015 to .04 (root mean square) beside output weights of 1 to 2,
 # and two thirds of the field error go; at a third of lambda it doubles for what little is left.
-_SHIFT_REGULARIZER = 3e-3
+SHIFT_REGULARIZER = 3e-3
 
 
 class OutputShift(nn.Module):
@@ -126,7 +126,7 @@ def fit_output_shift(
     activation: str,
     shape: tuple[int, int, bool],
     weights: Tensor | None = None,
-    regularizer: float = _SHIFT_REGULARIZER,
+    regularizer: float = SHIFT_REGULARIZER,
     max_states: int = 2000,
     spanning_states: int = 400,
 ) -> OutputShift:

@@ -197,7 +197,7 @@ class _RateFit:
     @property
     def noisy(self) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size."""
-        return self.dispersion * float(inverse_of_normal(self.normal).diagonal(dim1=-2, dim2=-1).mean()) > 1e-8
+        return self.dispersion * float(inverse_of_normal(self.normal, self.observation.unit).diagonal(dim1=-2, dim2=-1).mean()) > 1e-8
 
     def shoot(self, steps: int) -> None:
         """Output weights from trajectories, starting from those at hand."""
@@ -269,7 +269,7 @@ def fit_rates_closed_form(
 
 def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:
     recording = fit.recording
-    spread = fit.grid(inverse_of_normal(fit.normal) * fit.dispersion)
+    spread = fit.grid(inverse_of_normal(fit.normal, fit.observation.unit) * fit.dispersion)
     if smooth:
         z, covariance, process = fit.smooth()
         latents = Latents.of(recording, z)

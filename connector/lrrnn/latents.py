@@ -11,6 +11,7 @@ from connector.types import Loadings
 
 # Prior standard deviation of latents, in units where they have variance one; binds only what the data leave open.
 _PRIOR_SD = 10.0
+_FLOOR = 1e-10  # of information on latents, where potentials are of unit size
 # Levenberg damping relative to unit weights: without it what saturated or silent entries leave open is moved by the
 # prior in one step, far enough to be driven back in the next.
 DAMPING = 1e-3
@@ -18,25 +19,25 @@ DAMPING = 1e-3
 _SCOUTS = 200
 
 
-def limited_solve(normal: Tensor, score: Tensor, scale: Tensor, limit: float = 1.5) -> Tensor:
-    """Solutions (B, P) of B normal equations, shortened so that the rms change of the potential is at most limit.
+def limited_solve(normal: Tensor, score: Tensor, scale: Tensor, unit: float, limit: float = 1.5) -> Tensor:
+    """Solutions (B, P) of B normal equations, shortened so that the rms change of the potential is at most limit units.
 
     ``scale`` (P, P) is the second moment of what the solution multiplies.
     """
     step = torch.linalg.solve_ex(normal, score[..., None])[0][..., 0]
     change = torch.einsum("bp,pq,bq->b", step, scale, step).clamp_min(1e-300).sqrt()
-    step = step * (limit / change).clamp_max(1.0)[:, None]
+    step = step * (limit * unit / change).clamp_max(1.0)[:, None]
     return torch.where(torch.isfinite(step), step, torch.zeros_like(step))
 
 
-def prior_precision(dispersion: float | Tensor) -> float:
-    return float(dispersion) / _PRIOR_SD**2 + 1e-10
+def prior_precision(dispersion: float | Tensor, unit: float) -> float:
+    return float(dispersion) / _PRIOR_SD**2 + _FLOOR * unit**2
 
 
-def inverse_of_normal(normal: Tensor) -> Tensor:
+def inverse_of_normal(normal: Tensor, unit: float) -> Tensor:
     """Inverses (..., P, P) of normal matrices under the weak prior, in units of the dispersion."""
     eye = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
-    return torch.linalg.inv(normal + 1e-10 * eye)
+    return torch.linalg.inv(normal + _FLOOR * unit**2 * eye)
 
 
 def update_latents(
@@ -57,7 +58,7 @@ def update_latents(
     has_bias = samples.has_bias(theta, rank)
     m, rest = theta[:, :rank].to(low), theta[:, rank:].to(low).T
     pairs, scale = outer(m), theta[:, :rank].T @ theta[:, :rank] / len(theta)
-    eye, dispersion, total = torch.eye(rank, dtype=z.dtype, device=z.device), 1e-6, 0.0
+    eye, unit, total = torch.eye(rank, dtype=z.dtype, device=z.device), observation.unit, 0.0
     z, normals = z.clone(), z.new_zeros(len(z), rank, rank)
     columns = samples.offset_columns(low, has_bias)
     offsets = torch.cat(columns, dim=1) if columns else None
@@ -72,12 +73,12 @@ def update_latents(
             s, w, residual = observation.newton_terms(y, h, matching_left > 0)
             normal = (w @ pairs).double().reshape(-1, rank, rank)
             dispersion = observation.dispersion(float(residual.square().mean()))
-            precision = prior_precision(dispersion)
+            precision = prior_precision(dispersion, unit)
             damped = normal + precision * eye + DAMPING * len(theta) * scale
-            move = limited_solve(damped, (s @ m).double() - precision * z[at], scale)
+            move = limited_solve(damped, (s @ m).double() - precision * z[at], scale, unit)
             z[at] += move
             furthest = float(move.abs().max())
-            error_bar = (dispersion / normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-12)).sqrt()
+            error_bar = (dispersion / normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-12 * unit**2)).sqrt()
             if matching_left == 0 and furthest < max(tolerance, 0.05 * float(error_bar)):
                 break
             matching_left = 0 if furthest < 0.03 else max(matching_left - 1, 0)
@@ -179,7 +180,7 @@ def read_states(
     moved, covariance = torch.zeros_like(z), z.new_zeros(len(z), rank, rank)
     for at, y in samples.pieces():
         score, weight, _ = observation.newton_terms(y, samples.with_offset(x[at] @ theta.to(low).T, at))
-        information = (weight @ pairs).double().reshape(-1, rank, rank) + prior_precision(dispersion) * eye
+        information = (weight @ pairs).double().reshape(-1, rank, rank) + prior_precision(dispersion, observation.unit) * eye
         inverse = torch.linalg.inv(information)
         moved[at] = (inverse @ (score @ m).double()[..., None])[..., 0]
         covariance[at] = dispersion * inverse

@@ -65,7 +65,7 @@ def update_loadings(
     moment = x.T @ x
     precision = _column_precision(theta, moment / len(x), dispersion)
     damped = normal + torch.diag(precision) + DAMPING * moment
-    return theta + limited_solve(damped, score - precision * theta, moment / len(x))
+    return theta + limited_solve(damped, score - precision * theta, moment / len(x), observation.unit)
 
 
 def loadings_covariance(
@@ -95,7 +95,7 @@ def converged_loadings(
     step, damping = torch.zeros_like(theta), theta.new_full((len(theta),), 1e-9)
     best = theta.new_full((len(theta),), float("inf"))
     equations = [theta.new_zeros(len(theta), theta.shape[1], theta.shape[1]), torch.zeros_like(theta)]
-    moving = torch.arange(len(theta), device=theta.device)
+    moving, settled = torch.arange(len(theta), device=theta.device), 1e-6 * observation.unit**2
     for _ in range(passes):
         trial = theta[moving] + step[moving]
         some = None if len(moving) == len(theta) else moving
@@ -110,10 +110,10 @@ def converged_loadings(
         )
         damping[moving] *= torch.where(better, 0.1, 30.0).to(theta)
         lifted = equations[0][moving] + damping[moving, None, None].clamp_min(1e-9) * moment
-        step[moving] = limited_solve(lifted, equations[1][moving], scale)
+        step[moving] = limited_solve(lifted, equations[1][moving], scale, observation.unit)
         change = torch.einsum("kp,pq,kq->k", step[moving], scale, step[moving])
-        moving = moving[(change > 1e-6) & (damping[moving] < 1e3)]
+        moving = moving[(change > settled) & (damping[moving] < 1e3)]
         if not len(moving):
             break
-    small = torch.einsum("kp,pq,kq->k", step, scale, step) <= 1e-6
+    small = torch.einsum("kp,pq,kq->k", step, scale, step) <= settled
     return torch.where(small[:, None], theta + step, theta)

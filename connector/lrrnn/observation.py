@@ -24,15 +24,18 @@ class Observation:
         noise: "gaussian", y = phi(h) + N(0, dispersion); "two_valued", y at the ends of the range of phi with mean
             phi(h); "poisson", y = Poisson(scale * phi(h)) / scale.
         scale: expected count where phi is 1.
+        unit: size of potentials and rates where phi has none of its own, which steps and floors are relative to: relu(c h) =
+            c relu(h), and softplus is nearly so of large h.
     """
 
     phi: Activation
     noise: str = "gaussian"
     scale: float = 1.0
+    unit: float = 1.0
 
     @staticmethod
-    def of(activation: str, noise: str = "gaussian", scale: float = 1.0) -> Observation:
-        """By the activation's name.
+    def of(activation: str, noise: str = "gaussian", scale: float = 1.0, size: float = 1.0) -> Observation:
+        """By the activation's name, for potentials or rates of about this ``size``.
 
         Raises:
             UserError: for an unknown activation or noise, or Poisson counts of an activation that can be negative.
@@ -42,7 +45,10 @@ class Observation:
             raise UserError(f"noise among {', '.join(NOISES)}", repr(noise))
         if noise == "poisson" and phi.low < 0:
             raise UserError("a non-negative activation for Poisson counts", activation)
-        return Observation(phi, noise, float(scale))
+        unit = 1.0
+        if noise == "gaussian" and size > 0 and phi.name in ("relu", "softplus"):
+            unit = size if phi.name == "relu" else max(1.0, size)
+        return Observation(phi, noise, float(scale), unit)
 
     def with_noise(self, noise: str) -> Observation:
         return replace(self, noise=noise)

@@ -178,7 +178,7 @@ class _Evidence(Weighting):
         for _ in range(30):
             solution = target / (values + self.shrinkage)
             self.effective = float((values / (values + self.shrinkage)).sum())
-            self.shrinkage = self.variance * self.effective / max(float(solution.square().sum()), 1e-12)
+            self.shrinkage = self.variance * self.effective / max(float(solution.square().sum()), 1e-300)
         self.precision = self.shrinkage / self.variance * self.eye
 
 
@@ -205,7 +205,7 @@ def fit_trajectory_weights(
     loadings = network.loadings.map(lambda x: x.float())
     field = Field(activation_named(network.activation), loadings, basis / k**0.5, network.alpha)
     start = (basis.T @ network.n / k**0.5).reshape(-1)
-    prior = _Evidence(1.0 / max(float(network.n.square().mean()), 1e-6), len(start), start)
+    prior = _Evidence(1.0 / max(float(network.n.square().mean()), 1e-300), len(start), start)
     rules = {"shrink": 0.5, "least_gain": 1e-4, "least_decrement": 0.0, "drop_outliers": False}
     shot = shoot(field, segments, start, prior, steps, **rules)
     n = k**0.5 * basis @ shot.c.view(-1, rank)

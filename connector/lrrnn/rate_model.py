@@ -106,7 +106,8 @@ class RateModel(nn.Module):
         """phi and the noise about it."""
         if self.count_scale is not None:
             return Observation.of(self.rnn.activation, "poisson", self.count_scale)
-        return Observation.of(self.rnn.activation, "two_valued" if bool(self.two_valued) else "gaussian")
+        size = float(self.rnn.m.detach().double().square().sum(1).mean().sqrt())  # the latents are of unit size
+        return Observation.of(self.rnn.activation, "two_valued" if bool(self.two_valued) else "gaussian", size=size)
 
     def initialise(self, recording: Recording, offset: Tensor | None = None) -> ClosedFormFit | None:
         """Start from training trials: parameters by the closed form, unless the start is random; noise levels.
@@ -159,7 +160,8 @@ class RateModel(nn.Module):
     @property
     def dispersion(self) -> float:
         """Variance that one unit of weight in the normal equations stands for."""
-        return self.observation.dispersion(max(float(self.residual_variance), 1e-14))
+        observation = self.observation
+        return observation.dispersion(max(float(self.residual_variance), 1e-14 * observation.unit**2))
 
     def loadings(self) -> Loadings:
         """Loadings of the recorded neurons, detached."""
@@ -258,7 +260,7 @@ class RateModel(nn.Module):
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
-        variance = inverse_of_normal(found.normal[mask]).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
+        variance = inverse_of_normal(found.normal[mask], self.observation.unit).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
         return bool(variance > 1e-8 * found.z[mask].square().mean())
 
     @torch.no_grad()
@@ -266,7 +268,7 @@ class RateModel(nn.Module):
         self, found: LeastSquares, mask: Tensor, inputs: Tensor | None, smooth: bool = True
     ) -> StatePosterior:
         """Latents with their covariance from the sample-wise ones; ``smooth``: with the dynamics, where these help."""
-        covariance = torch.where(mask[..., None, None], inverse_of_normal(found.normal) * self.dispersion, 0.0)
+        covariance = torch.where(mask[..., None, None], inverse_of_normal(found.normal, self.observation.unit) * self.dispersion, 0.0)
         if not smooth or mask.shape[1] < 2 or not self.is_noisy(found, mask):
             return StatePosterior(found.z, covariance)
         z, covariance, _ = smooth_latents(

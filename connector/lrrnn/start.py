@@ -59,9 +59,9 @@ def with_noise_seen(samples: ActivitySamples, observation: Observation) -> Obser
     phi = observation.phi
     if observation.noise == "poisson":
         return observation
-    if phi.high == float("inf"):
-        return observation.with_noise("gaussian")
     y = samples.activity[samples.rows[random_rows(len(samples), 200)]]
+    if phi.high == float("inf"):
+        return Observation.of(phi.name, size=float(y.double().square().mean().sqrt()))
     margin = 1e-4 * (phi.high - phi.low)
     at_ends = ((y - phi.low).abs() < margin) | ((y - phi.high).abs() < margin)
     return observation.with_noise("two_valued" if at_ends.double().mean() > 0.98 else "gaussian")
@@ -81,12 +81,12 @@ def _joint_step(
     h = samples.with_offset(x @ theta.to(low).T, slice(None))
     s, w, _ = observation.newton_terms(samples.activity[samples.rows], h)
 
-    def block(normal: Tensor, size: int) -> Tensor:
+    def block(normal: Tensor, size: int, floor: float = 1e-10) -> Tensor:
         normal = normal.double().reshape(-1, size, size)
         eye = torch.eye(size, dtype=normal.dtype, device=normal.device)
-        return normal + (damping * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-10) * eye
+        return normal + (damping * normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + floor) * eye
 
-    of_z, of_theta = block(w @ outer(m), rank), block(w.T @ outer(x), width)
+    of_z, of_theta = block(w @ outer(m), rank, 1e-10 * observation.unit**2), block(w.T @ outer(x), width)
     inverse_z, inverse_theta = torch.linalg.inv(of_z), torch.linalg.inv(of_theta)
     extra = of_theta - (w.T @ outer(x)).double().reshape(-1, width, width)
 

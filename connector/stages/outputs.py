@@ -10,7 +10,13 @@ from torch import Tensor
 
 from connector.analysis.fields import drift_r2
 from connector.connectivity.distribution import ConnectivityDistribution
-from connector.connectivity.drive_matching import DriveTilt, OutputShift, fit_drive_tilt, fit_output_shift
+from connector.connectivity.drive_matching import (
+    SHIFT_REGULARIZER,
+    DriveTilt,
+    OutputShift,
+    fit_drive_tilt,
+    fit_output_shift,
+)
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.design import Design
 from connector.connectivity.nu.mean import ConditionalMean
@@ -124,6 +130,15 @@ def drive_of_mean(inputs: FittedDynamics, mean: ConditionalMean, states: States)
     return states._replace(y=y)
 
 
+def rate_power(inputs: FittedDynamics, n_states: int = 400) -> float:
+    """What a penalty on n is multiplied by, so that it weighs the same whatever the unit of the rates: 1 where phi has a scale
+    of its own, and the rates' mean square where it has none (relu)."""
+    if inputs.activation != "relu":
+        return 1.0
+    z, u, _ = inputs.latents.trials(inputs.fold.train).samples().spread(n_states)
+    return float(activation(inputs.activation)(potentials(inputs.loadings, z, u)).square().mean())
+
+
 def match_drive(
     options: Options, inputs: FittedDynamics, flow: Flow, mean: ConditionalMean, visited: States, reference: States
 ) -> tuple[DriveTilt | None, OutputShift | None]:
@@ -145,7 +160,8 @@ def match_drive(
         drive = drive_of_mean(inputs, mean, visited.spread(_TILT_STATES))
         tilt = fit_drive_tilt(rows, nu, *drive, n_neurons=loadings.n_neurons, **fixed)
     weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
-    return tilt, fit_output_shift(rows, nu, *reference, weights=weights, **fixed)
+    lam = SHIFT_REGULARIZER * rate_power(inputs)
+    return tilt, fit_output_shift(rows, nu, *reference, weights=weights, regularizer=lam, **fixed)
 
 
 def assemble(
@@ -171,7 +187,7 @@ def assemble(
         sigma=0.0 if connectivity.outputs == "flow" else connectivity.sigma,
         outputs=connectivity.outputs,
         reference=reference.choice(_REFERENCE_STATES, options.seed),
-        projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER,
+        projection_regularizer=connectivity.projection_regularizer or PROJECTION_REGULARIZER * rate_power(inputs),
         flow_steps=connectivity.flow.steps,
     )
 
