@@ -197,7 +197,11 @@ class _RateFit:
     @property
     def noisy(self) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size."""
-        return self.dispersion * float(inverse_of_normal(self.normal, self.observation.unit).diagonal(dim1=-2, dim2=-1).mean()) > 1e-8
+        return (
+            self.dispersion
+            * float(inverse_of_normal(self.normal, self.observation.unit).diagonal(dim1=-2, dim2=-1).mean())
+            > 1e-8
+        )
 
     def shoot(self, steps: int) -> None:
         """Output weights from trajectories, starting from those at hand."""

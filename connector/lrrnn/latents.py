@@ -180,7 +180,9 @@ def read_states(
     moved, covariance = torch.zeros_like(z), z.new_zeros(len(z), rank, rank)
     for at, y in samples.pieces():
         score, weight, _ = observation.newton_terms(y, samples.with_offset(x[at] @ theta.to(low).T, at))
-        information = (weight @ pairs).double().reshape(-1, rank, rank) + prior_precision(dispersion, observation.unit) * eye
+        information = (weight @ pairs).double().reshape(-1, rank, rank) + prior_precision(
+            dispersion, observation.unit
+        ) * eye
         inverse = torch.linalg.inv(information)
         moved[at] = (inverse @ (score @ m).double()[..., None])[..., 0]
         covariance[at] = dispersion * inverse

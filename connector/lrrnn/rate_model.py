@@ -260,7 +260,10 @@ class RateModel(nn.Module):
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
-        variance = inverse_of_normal(found.normal[mask], self.observation.unit).diagonal(dim1=-2, dim2=-1).mean() * self.dispersion
+        variance = (
+            inverse_of_normal(found.normal[mask], self.observation.unit).diagonal(dim1=-2, dim2=-1).mean()
+            * self.dispersion
+        )
         return bool(variance > 1e-8 * found.z[mask].square().mean())
 
     @torch.no_grad()
@@ -268,7 +271,9 @@ class RateModel(nn.Module):
         self, found: LeastSquares, mask: Tensor, inputs: Tensor | None, smooth: bool = True
     ) -> StatePosterior:
         """Latents with their covariance from the sample-wise ones; ``smooth``: with the dynamics, where these help."""
-        covariance = torch.where(mask[..., None, None], inverse_of_normal(found.normal, self.observation.unit) * self.dispersion, 0.0)
+        covariance = torch.where(
+            mask[..., None, None], inverse_of_normal(found.normal, self.observation.unit) * self.dispersion, 0.0
+        )
         if not smooth or mask.shape[1] < 2 or not self.is_noisy(found, mask):
             return StatePosterior(found.z, covariance)
         z, covariance, _ = smooth_latents(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from connector.connectivity.student_t import quadrature
 from connector.numerics import inverse_root, symmetric_root
 from connector.types import Loadings
 
@@ -68,15 +69,17 @@ def build_pool(
         inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
     extra = 0 if pseudo == "auto" and fraction == 1 else pseudo
     centres = Loadings.unstack(points.view(k, cloud, dim).mean(1), *shape)
-    points = torch.cat([points, extend_pool(centres, extra, None, generator).stack()[k:]])
+    points = torch.cat([points, extend_pool(centres, extra, None).stack()[k:]])
     return Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
 
 
-def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generator: torch.Generator) -> Loadings:
+def extend_pool(pool: Loadings, extra: int | str, jitter: float | None) -> Loadings:
     """Jittered copies smooth the empirical distribution of few loadings; mean and covariance are kept.
 
+    About each neuron they lie at the same points, so that the order of the neurons does not matter.
+
     Args:
-        extra: how many; "auto": none from 200 neurons on, else enough for 1000 in all.
+        extra: how many at least; "auto": none from 200 neurons on, else enough for 1000 in all.
         jitter: their sd in units of the loadings' sd; None: :func:`bandwidth`.
     """
     k = pool.n_neurons
@@ -91,10 +94,16 @@ def extend_pool(pool: Loadings, extra: int | str, jitter: float | None, generato
     if jitter is None:
         jitter = bandwidth(centred @ inverse_root(centred))
     root = symmetric_root(centred.T @ centred / k)
-    pick = torch.arange(extra) % k  # every neuron gets the same number of copies, up to one
-    noise = torch.randn(extra, dim, generator=generator, dtype=stacked.dtype).to(stacked) @ root
-    copies = mean + (centred[pick] + jitter * noise) / math.sqrt(1 + jitter**2)
+    about = normal_points(max(-(-extra // k), 2 * dim), dim).to(stacked) @ root
+    copies = mean + (centred + jitter * about[:, None]).flatten(0, 1) / math.sqrt(1 + jitter**2)
     return Loadings.unstack(torch.cat([stacked, copies]), pool.rank, pool.n_inputs, pool.has_bias)
+
+
+def normal_points(count: int, dim: int) -> Tensor:
+    """(2 ceil(count / 2), dim) points in opposite pairs, of mean 0 and unit covariance, spread as a normal density's mass."""
+    half = quadrature(-(-count // 2), dim, math.inf)
+    points = torch.cat([half, -half])
+    return points @ inverse_root(points)
 
 
 def bandwidth(x: Tensor) -> float:

@@ -121,7 +121,7 @@ def fit_conditional_mean(
         require(fits, "a positive regularizer, None (by evidence) or 'validation'", repr(regularizer))
     design, y = _checked(z, u, y, pool, activation)
     generator = torch.Generator().manual_seed(settings.seed)
-    pool = extend_pool(design.pool, settings.pseudo_loadings, settings.jitter, generator)
+    pool = extend_pool(design.pool, settings.pseudo_loadings, settings.jitter)
 
     def seen_at(rows: Tensor) -> Design:
         return Design(design.phi, pool, design.z[rows], None if u is None else design.u[rows])
