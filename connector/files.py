@@ -376,3 +376,56 @@ def file_checksum(path: str | Path) -> str:
     """SHA-256 of a file's content."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def linked_files(path: str | Path) -> list[Path]:
+    """Files that an HDF5 file reads parts of itself from, and those that these read from: external links, datasets kept
+    outside, virtual datasets. Files that are not there are left out; of another kind of file there are none."""
+    found: list[Path] = []
+    waiting = [Path(path)]
+    while waiting:
+        for target in _targets(file := waiting.pop()):
+            # As HDF5 looks for them: beside the file that names them, by their own name there, and from here.
+            places = (file.parent / target, file.parent / Path(target).name, Path(target))
+            there = next((place.resolve() for place in places if place.is_file()), None)
+            if there is not None and there not in found and there != Path(path).resolve():
+                found.append(there)
+                waiting.append(there)
+    return sorted(found)
+
+
+def _targets(path: Path) -> set[str]:
+    """Names of other files in an HDF5 file; empty where it is none, or damaged."""
+    with open(path, "rb") as handle:
+        head = handle.read(520)
+    if b"\x89HDF\r\n\x1a\n" not in (head[:8], head[512:]):
+        return set()
+    import h5py
+
+    names: set[str] = set()
+
+    def of_link(_: Any, link: Any) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            names.add(os.fsdecode(link.filename))
+
+    def of_object(_: Any, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.update(os.fsdecode(name) for name, *_ in item.external or ())
+            if item.is_virtual:
+                names.update(os.fsdecode(source.file_name) for source in item.virtual_sources())
+
+    with contextlib.suppress(*_DAMAGE), h5py.File(path, "r") as file:
+        file.visititems_links(of_link)
+        file.visititems(of_object)
+    return names - {"."}
+
+
+def content_checksum(path: str | Path) -> str:
+    """SHA-256 of a file's content; of an HDF5 file with parts in other files, of all these together."""
+    others = linked_files(path)
+    if not others:
+        return file_checksum(path)
+    whole = hashlib.sha256(file_checksum(path).encode())
+    for other in others:
+        whole.update(file_checksum(other).encode())
+    return whole.hexdigest()

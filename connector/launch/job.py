@@ -244,6 +244,7 @@ def _logger(job: _Job, anew: bool) -> Any:
         config=job.config,
         directory=directory,
         anew=anew,
+        of_sweep=job.sweep_name is not None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from connector.data.attractors import load_teachers
 from connector.data.modules import AttractorDataModule, FileDataModule, RecordingDataModule
 from connector.data.simulation import SimulationOptions
 from connector.errors import UserError
-from connector.files import file_checksum
+from connector.files import content_checksum, file_checksum, linked_files
 from connector.runs import provenance
 from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
 from connector.runs.options import STAGES, AttractorData, DataOptions, Options
@@ -41,7 +42,23 @@ def data_module(data: DataOptions, seed: int, rank: int, has_bias: bool | None) 
     if not Path(data.path).is_file():
         got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
         raise UserError("data.path naming a file that exists", got)
-    return FileDataModule(data.path, data.source, reading=data.reading(), **common)
+    module = FileDataModule(data.path, data.source, reading=data.reading(), **common)
+    module.read_at = _state_of(data.path)
+    return module
+
+
+def _state_of(path: str) -> list[tuple[int, int, int]]:
+    """By which a change of a file, or of one that it is linked to, is seen without reading it."""
+    found = [os.stat(file) for file in (path, *linked_files(path))]
+    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
+
+
+def _require_unchanged(data: RecordingDataModule) -> None:
+    """Refuse a file that was written to since it was read, so that what was read is not what its checksum says."""
+    before = getattr(data, "read_at", None)
+    if before is not None and before != _state_of(data.path):
+        remedy = "start again when it is whole"
+        raise UserError("a file that stays as it is while it is read", f"{data.path}, which has changed", remedy)
 
 
 @dataclass(frozen=True)
@@ -71,13 +88,16 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
     if given_latents:
         requested = tuple(stage for stage in requested if stage != "lrrnn")
     path, teachers = getattr(options.data, "path", None), getattr(options.data, "teachers", None)
-    source = file_checksum(path) if path else options.seed
-    if teachers is not None:  # a simulation is a function of the seed, and of the file that its teacher stands in
-        source = (options.seed, file_checksum(teachers))
     if path:
+        source = content_checksum(path)
         about = {"path": str(Path(path).resolve()), "sha256": source}
-    else:
-        about = {"seed": options.seed, "sha256": provenance.tensor_checksum(data.recording.activity)}
+        about |= {"linked": [str(file) for file in others]} if (others := linked_files(path)) else {}
+        _require_unchanged(data)
+    else:  # a simulation is a function of the seed, and of what its teacher's file, and all that it reads, come to
+        source, simulated = options.seed, provenance.tensor_checksum(data.recording.activity)
+        about = {"seed": options.seed, "sha256": simulated}
+        if teachers is not None:
+            source = (options.seed, file_checksum(teachers), simulated)
     if data.left_out:  # version 0.1 kept constant neurons
         source = (source, data.left_out)
     marks = stage_marks(options, source, machine or check_trainer(options.trainer), given_latents)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ def _has_account() -> bool:
         return bool(wandb.Api().api_key)
     except Exception:  # the call raises where there is no key; which error depends on the version
         return False
+
+
+def _place(directory: Path) -> str:
+    """Which directory it is: its number on the disk, which a copy does not have, and its path, which a moved one has not."""
+    return f"{directory.stat().st_ino} {directory.resolve()}"
+
+
+def _known_id(directory: Path) -> str | None:
+    """The id of the directory's W&B run; None where it has none, or is a copy of the one that has."""
+    file = directory / ID_FILE
+    if not file.exists():
+        return None
+    known, _, place = file.read_text(encoding="utf-8").strip().partition("\n")
+    number, _, path = place.partition(" ")
+    here, _, now = _place(directory).partition(" ")
+    return known if not place or number == here or path == now else None
 
 
 def _artifact_name(text: str) -> str:
@@ -65,6 +82,7 @@ class WandbRun:
         config: the resolved configuration, nested as in Hydra.
         directory: the run directory, named in the W&B configuration so that each finds the other.
         anew: begin a new W&B run even where the directory has one.
+        of_sweep: the job is one of several that this command runs.
     """
 
     def __init__(
@@ -77,17 +95,17 @@ class WandbRun:
         config: dict,
         directory: Path,
         anew: bool = False,
+        of_sweep: bool = False,
     ):
         mode = options.mode
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         Path(options.save_dir).mkdir(parents=True, exist_ok=True)
-        file = directory / ID_FILE
-        # An agent of a W&B sweep has chosen the id already.
-        of_agent = "WANDB_SWEEP_ID" in os.environ
-        known = file.read_text().strip() if file.exists() and not anew and not of_agent else None
+        # An agent of a W&B sweep has chosen the id already, of one run. Whatever else stands in the environment is left over.
+        of_agent = "WANDB_SWEEP_ID" in os.environ and not of_sweep
+        chosen = None if of_agent else (not anew and _known_id(directory)) or secrets.token_hex(4)
         self.run = wandb.init(
-            id=known,
+            id=chosen,
             resume=None if of_agent else "allow",
             project=options.project,
             entity=options.entity,
@@ -103,7 +121,8 @@ class WandbRun:
         )
         self._disabled, self._closed = mode == "disabled", False
         if not self._disabled:
-            write_text(file, f"{self.run.id}\n")
+            directory.mkdir(parents=True, exist_ok=True)
+            write_text(directory / ID_FILE, f"{self.run.id}\n{_place(directory)}\n")
         self._artifacts: dict[str, wandb.Artifact] = {}
         self.where = f"W&B, {mode}"
         if mode == "offline":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def _away_from_home(tmp_path_factory, monkeypatch):
     aside = str(tmp_path_factory.mktemp("wandb_home"))
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, aside)
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -171,6 +172,31 @@ def test_one_directory_is_one_run_until_it_is_forced(options, tmp_path):
     other.finish(0)
     assert other.run.id not in ids
     assert len({path.parent.parent for path in logs(tmp_path)}) == 1  # one W&B directory for all
+
+
+def test_ids_left_in_the_environment_and_copied_directories_merge_no_runs(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "leftover")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    wandb.teardown()  # the environment is read once in a process
+
+    def id_of(name, **more):
+        run = begun(options, tmp_path, directory=tmp_path / name, **more)
+        run.finish(0)
+        return run.run.id
+
+    first, other = id_of("run"), id_of("other")
+    assert len({first, other, "leftover"}) == 3
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert id_of("copy") not in (first, other)
+    assert id_of("run") == first
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert id_of("moved") == first
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / ID_FILE).write_text(f"{first}\n")  # as earlier versions wrote it
+    assert id_of("old") == first
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")  # an agent's, of which each job of a sweep is not the run
+    assert id_of("of_sweep", of_sweep=True) not in (first, other, "leftover")
+    wandb.teardown()
 
 
 def test_the_agent_of_a_sweep_chooses_the_id(options, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from connector import interruption, load_run
 from connector.errors import UserError
+from connector.files import content_checksum, file_checksum, linked_files
 from connector.launch import job as job_module
 from connector.launch.job import run
 from connector.launch.planning import begin, build_data, plan
@@ -236,3 +237,78 @@ def test_only_the_checkpoints_of_the_run_itself_are_said_to_be_gone_on_from(dire
     own.mkdir()
     (own / "last-00001-0123456789abcdef.ckpt").touch()
     assert interruption.goes_on(directory).endswith("last checkpoint of the stage outputs")
+
+
+# --- data that change unseen ------------------------------------------------------------------------------------------
+
+
+def linked(directory, kind):
+    """A Neural Latents Benchmark file whose spikes lie in another file; both."""
+    h5py = pytest.importorskip("h5py")
+    spikes = np.random.default_rng(0).poisson(1.0, (12, 10, 5)).astype(float)
+    main, other = directory / "main.h5", directory / "parts" / "other.h5"
+    other.parent.mkdir(exist_ok=True)
+    with h5py.File(other, "w") as file:
+        file["spikes"] = spikes
+    with h5py.File(main, "w") as file:
+        if kind == "external link":
+            file["train_spikes_heldin"] = h5py.ExternalLink("parts/other.h5", "/spikes")
+        elif kind == "link of a link":
+            with h5py.File(directory / "between.h5", "w") as between:
+                between["spikes"] = h5py.ExternalLink("parts/other.h5", "/spikes")
+            file["train_spikes_heldin"] = h5py.ExternalLink("between.h5", "/spikes")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(spikes.shape, dtype=float)
+            layout[...] = h5py.VirtualSource(str(other), "spikes", spikes.shape)
+            file.create_virtual_dataset("train_spikes_heldin", layout)
+        elif kind == "outside":
+            other.write_bytes(spikes.tobytes())
+            file.create_dataset("train_spikes_heldin", spikes.shape, float, external=[(str(other), 0, spikes.nbytes)])
+    return main, other
+
+
+@pytest.mark.parametrize("kind", ["external link", "link of a link", "virtual", "outside"])
+def test_data_behind_a_link_are_part_of_the_fingerprint(tmp_path, kind):
+    main, other = linked(tmp_path, kind)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = checked(compose("train", ["data=nlb", f"data.path={main}", "experiment_name=test"]))
+
+    def planned():
+        data = build_data(options)
+        data.setup()
+        return plan(options, data)
+
+    first = planned()
+    assert planned().marks == first.marks
+    content = bytearray(other.read_bytes())
+    index = content.rindex(np.float64(1.0).tobytes())
+    content[index : index + 8] = np.float64(2.0).tobytes()
+    other.write_bytes(content)
+    assert planned().marks["data"] != first.marks["data"]
+    assert first.data["linked"][-1] == str(other)
+
+
+def test_files_without_links_keep_their_fingerprints(tmp_path):
+    np.savez(tmp_path / "a.npz", rates=np.zeros(3))
+    assert content_checksum(tmp_path / "a.npz") == file_checksum(tmp_path / "a.npz")
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["x"] = np.zeros(3)
+        file["again"] = h5py.SoftLink("/x")
+        file["gone"] = h5py.ExternalLink("nowhere.h5", "/x")
+    assert content_checksum(tmp_path / "b.h5") == file_checksum(tmp_path / "b.h5")
+    (tmp_path / "c.h5").write_bytes((tmp_path / "b.h5").read_bytes()[:600])  # damaged: its reader says so
+    assert linked_files(tmp_path / "c.h5") == []
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "rates.npz"
+    np.savez(path, rates=np.tanh(np.random.default_rng(0).normal(size=(12, 30, 20))))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = checked(compose("train", ["data=npz", f"data.path={path}", "experiment_name=test"]))
+    data = build_data(options)
+    data.setup()
+    plan(options, data)
+    np.savez(path, rates=np.tanh(np.random.default_rng(1).normal(size=(12, 30, 20))))
+    with pytest.raises(UserError, match="which has changed"):
+        plan(options, data)
