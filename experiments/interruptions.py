@@ -2,13 +2,18 @@
 
     python experiments/interruptions.py                  # 50 kills over two experiments, then three full disks
     python experiments/interruptions.py --kills 6 --chains 2 --experiments rates --no-full-disk
+    python experiments/interruptions.py --kills 0 --no-full-disk --processes ddp joblib     # 20 kills of each
 
 Each experiment runs once uninterrupted. Then the same command is started in a fresh directory and killed at a random moment
 of its work (four in five times by SIGKILL, else by SIGTERM), started again, killed again, and at last left to end: a chain.
  Printed are the kills by stage, and whether network.npz and latents.npz of each chain are
 those of the uninterrupted run, byte for byte. For the full disk the run directory lies on a small file system in memory
 (mount, as root) or, where that cannot be had, files are limited in size (RLIMIT_FSIZE): the run has to say so in two
-lines, keep what it had, and go on when there is room. Exit code 1 where anything differs.
+lines, keep what it had, and go on when there is room.
+
+With --processes a training on two devices (ddp) and a sweep of two jobs side by side (joblib) are killed: the process that
+was started or one of those that it started, drawn by chance, at a moment drawn over the time of an uninterrupted run. No
+process may be left after 15 s, and the end is compared as above. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -70,8 +75,8 @@ def recording(name: str, directory: Path) -> list[str]:
 class Started:
     """The real command, in a process of its own."""
 
-    def __init__(self, options: Sequence[str], directory: Path, limit_bytes: int | None = None):
-        command = [sys.executable, str(ENTRY), *options, f"hydra.run.dir={directory}"]
+    def __init__(self, options: Sequence[str], directory: Path, limit_bytes: int | None = None, sweep: bool = False):
+        command = [sys.executable, str(ENTRY), *options, f"hydra.{'sweep' if sweep else 'run'}.dir={directory}"]
         self.log, self.directory = directory / "train.log", directory
         self.lines_before = len(self.lines())
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -105,6 +110,86 @@ class Started:
         """Wait: exit code and what was said on stderr."""
         said = self.process.communicate()[1]
         return self.process.returncode, said
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that these have started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                parents[int(stat.parent.name)] = int(fields[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, of in parents.items() if of == parent]
+    return found[1:]
+
+
+def left_over(pids: Sequence[int], within_s: float = 15.0) -> list[int]:
+    """Those of the processes that are still there after so many seconds."""
+    until, left = time.monotonic() + within_s, list(pids)
+    while left and time.monotonic() < until:
+        time.sleep(0.1)
+        left = [pid for pid in left if not _is_gone(pid)]
+    return left
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+PROCESSES = {
+    "ddp": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"],
+    "joblib": ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"],
+}
+_FEW_EPOCHS = ["connectivity.loadings_epochs=100", "connectivity.outputs_epochs=15", "lrrnn.max_epochs=8"]
+
+
+def runs_in(kind: str, directory: Path) -> list[Path]:
+    """Directories of the runs of a command, in the order of their names."""
+    return [directory] if kind == "ddp" else sorted(path.parent for path in directory.glob("*/config.yaml"))
+
+
+def processes_killed(kind: str, base: Path, n_kills: int, draw: random.Random) -> tuple[Counter, list[str]]:
+    """Kill a command of several processes so often, go on after each kill, compare each end; kills by process, what differs."""
+    options = [*recording("rates", base), *_FEW_EPOCHS, *PROCESSES[kind]]
+    reference, began = base / kind / "uninterrupted", time.monotonic()
+    code, said = Started(options, reference, sweep=kind == "joblib").end()
+    seconds = time.monotonic() - began
+    if code != 0:
+        raise UserError("a command that ends well when it is left alone", f"exit code {code}: {said[-500:]}")
+    kills, wrong, number = Counter(), [], 0
+    while kills.total() < n_kills:
+        directory, number, ended = base / kind / f"chain-{number}", number + 1, False
+        while not ended:
+            started, moment = Started(options, directory, sweep=kind == "joblib"), draw.uniform(0.0, seconds)
+            if kills.total() < n_kills:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    started.process.wait(moment)
+            else:
+                started.process.wait()
+            below = descendants(started.process.pid)
+            if started.process.poll() is None:
+                victim = draw.choice([started.process.pid, *below])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                who = "first" if victim == started.process.pid else "other"
+                kills[who] += 1
+                print(f"  {kind}: killed the {who} process after {moment:.1f} of {seconds:.1f} s", flush=True)
+            code, said = started.end()
+            wrong += [f"chain {number}: process {pid} left" for pid in left_over(below)]
+            if code not in (0, 1, -9) or "Traceback" in said:
+                wrong.append(f"chain {number}: exit code {code}: {said.strip()[-300:]}")
+            ended = code == 0
+        pairs = list(zip(runs_in(kind, directory), runs_in(kind, reference), strict=True))
+        differing = [f"chain {number}: {name}" for pair in pairs for name in differences(*pair)]
+        wrong += differing
+        print(f"{kind} {number - 1}: {differing or 'same bytes'}", flush=True)
+    return kills, wrong
 
 
 def _limit_files(size: int) -> None:
@@ -247,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chains", type=int, default=6, help="runs that the kills are divided among")
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
+    parser.add_argument("--processes", nargs="*", choices=list(PROCESSES), default=[], help="several at a time")
+    parser.add_argument("--process-kills", type=int, default=20, help="of each of --processes")
     parser.add_argument("--full-disk", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--directory", type=Path, default=Path("runs/interruptions"), help="emptied before")
     given = parser.parse_args(arguments)
@@ -258,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = given.directory.resolve()
     shutil.rmtree(base, ignore_errors=True)
     options, work, done = {}, {}, []
-    for name in given.experiments:
+    for name in given.experiments if given.kills or given.full_disk else []:
         options[name] = recording(name, base)
         work[name] = uninterrupted(options[name], base / name / "uninterrupted")
         seconds = ", ".join(f"{stage} {work[name][stage]:.1f}" for stage in STAGES)
@@ -284,6 +371,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         soft = sum(how == "SIGTERM" for found in of for how, _, _ in found.kills)
         same = sum(not found.differing for found in of)
         print(f"{name:<12}" + "".join(f"{counted[stage]:>10}" for stage in stages) + f"{soft:>10}{len(of):>8}{same:>6}")
+    for kind in given.processes:
+        found, wrong = processes_killed(kind, base, given.process_kills, draw)
+        print(
+            f"{kind}: {found['first']} kills of the first process, {found['other']} of others: {wrong or 'same bytes'}"
+        )
+        failed += len(wrong)
     if given.full_disk:
         name = given.experiments[0]
         for stage in ("lrrnn", "loadings", "results"):
