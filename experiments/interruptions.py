@@ -156,7 +156,7 @@ def runs_in(kind: str, directory: Path) -> list[Path]:
 
 def processes_killed(kind: str, base: Path, n_kills: int, draw: random.Random) -> tuple[Counter, list[str]]:
     """Kill a command of several processes so often, go on after each kill, compare each end; kills by process, what differs."""
-    options = [*recording("rates", base), *_FEW_EPOCHS, *PROCESSES[kind]]
+    options = [*PROCESSES[kind], *recording("rates", base), *_FEW_EPOCHS]
     reference, began = base / kind / "uninterrupted", time.monotonic()
     code, said = Started(options, reference, sweep=kind == "joblib").end()
     seconds = time.monotonic() - began
