@@ -235,8 +235,8 @@ class Recording:
         return replace(self, **cut)
 
     def neurons(self, index: Tensor) -> Recording:
-        """The recording restricted to some neurons, (n,) int64; they keep their names, or numbers from 1 as names."""
-        names = self.neuron_names or tuple(str(i + 1) for i in range(self.n_neurons))
+        """The recording restricted to some neurons, (n,) int64; they keep their names, or numbers from 0 as names."""
+        names = self.neuron_names or tuple(str(i) for i in range(self.n_neurons))
         return replace(
             self,
             activity=self.activity[:, :, index],

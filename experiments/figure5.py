@@ -579,7 +579,7 @@ def _draw_recording(part, run: SpikeRun, responses: Responses) -> None:
             None if recording.inputs is None else recording.inputs[number, :length],
             recording.bin_s,
             order,
-            f"trial {number + 1}: more clicks on the {side}",
+            f"trial {number}: more clicks on the {side}",
         )
         axis.set_ylabel("neuron, by loading $m_1$" if column == 0 else "")
         if column == 0:

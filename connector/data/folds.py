@@ -82,10 +82,10 @@ def without_constant(recording: Recording, train: Tensor) -> tuple[Recording, tu
             "none",
             "choose another data.fold",
         )
-    names = recording.neuron_names or tuple(str(i + 1) for i in range(recording.n_neurons))
+    names = recording.neuron_names or tuple(str(i) for i in range(recording.n_neurons))
     left_out = tuple(names[i] for i in (~keep).nonzero()[:, 0].tolist())
     said = ", ".join(left_out[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
-    counted = "" if recording.neuron_names else ", counted from 1"
+    counted = "" if recording.neuron_names else ", counted from 0"
     constant = "constant" if recording.kind == "rates" else "silent or constant"
     note = f"{len(left_out)} of {recording.n_neurons} neurons are {constant} in the training trials and left out ({said}{counted})"
     cut = recording.neurons(keep.nonzero()[:, 0])

@@ -301,16 +301,17 @@ def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
 def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
     import torch
 
-    from connector.data.preprocessing import range_excess
+    from connector.data.preprocessing import goes_with, range_excess
     from connector.dynamics import activation as activation_named
 
-    excess = range_excess(torch.from_numpy(values), activation)
-    if excess > tolerance:
-        phi = activation_named(activation)
+    rates = torch.from_numpy(values)
+    if not goes_with(rates, activation, tolerance):
+        phi, excess = activation_named(activation), range_excess(rates, activation)
         raise UserError(
             f"rates in the range of {activation}, ({phi.low:g}, {phi.high:g}), but for noise",
-            f"values from {values.min():g} to {values.max():g} (excess {excess:.2g}, tolerated {tolerance:g})",
-            "set data.activation to the neurons' nonlinearity, rescale the rates, or raise data.range_tolerance",
+            f"values from {values.min():g} to {values.max():g} (rms excess {excess:.2g}, tolerated {tolerance:g})",
+            "set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound, as dF/F), "
+            "rescale the rates, or raise data.range_tolerance",
         )
 
 

@@ -31,6 +31,26 @@ def range_excess(rates: Tensor, activation: str) -> float:
     return math.sqrt(total / rates.numel()) / scale
 
 
+# Relative to a tolerated rms of noise beyond the range: the farthest of very many noisy values, and how far rates may be
+# beyond the top of a range whose bottom they never reach.
+_FARTHEST, _LOPSIDED = 8.0, 1.7
+
+
+def goes_with(rates: Tensor, activation: str, tolerance: float) -> bool:
+    """Whether rates can be those of neurons with this phi, but for noise: not where :func:`range_excess` exceeds the
+    tolerance, where single values lie farther out than such noise reaches, or where rates rise beyond the top of a range
+    whose bottom they never come near (dF/F as tanh)."""
+    from connector.dynamics import activation as activation_named
+
+    phi = activation_named(activation)
+    low, high = float(rates.min()), float(rates.max())
+    bounded = phi.high < float("inf")
+    half = (phi.high - phi.low) / 2 if bounded else max(float(rates.std()), 1e-12)
+    outside = max(phi.low - low, high - phi.high) / half
+    lopsided = bounded and min(high - phi.high, low - phi.low) > _LOPSIDED * tolerance * half
+    return range_excess(rates, activation) <= tolerance and outside <= _FARTHEST * tolerance and not lopsided
+
+
 def adapt_clicks(times_s: np.ndarray, phi: float = 1e-3, recovery_hz: float = 100.0) -> np.ndarray:
     """Effective magnitude of each click of one adapting channel (Brunton et al. 2013).
 

@@ -112,7 +112,7 @@ def rate_fit(
         step: time between samples; ``time_unit``: "tau", "s" or "samples".
         lengths: (trials,) samples recorded of each trial.
         neurons, trials: indices drawn; neurons spread over the range of variances, evenly spaced trials otherwise.
-        trial_numbers: of all trials given, counted from 1, as the panels name them; their places by default.
+        trial_numbers: of all trials given, as the panels name them, from 0 as in files; their places by default.
         neuron_names: K names.
         rate_label: what is drawn upwards, with its unit.
         title: of the figure.
@@ -135,8 +135,8 @@ def rate_fit(
             axis.plot(time[valid], model[trial, valid, neuron], color=ACCENT, linewidth=1.2, label="fitted")
             axis.yaxis.set_major_locator(MaxNLocator(3))
             if row == 0:
-                axis.set_title(f"trial {trial + 1 if trial_numbers is None else trial_numbers[trial]}")
-        name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron + 1}"
+                axis.set_title(f"trial {trial if trial_numbers is None else trial_numbers[trial]}")
+        name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron}"
         axes[row, 0].set_ylabel(f"{name}\n{rate_label}")
     for axis in axes[-1]:
         axis.set_xlabel(label)
@@ -182,7 +182,7 @@ def psths(
         for g in range(n_groups):
             axis.plot(t, seen[g, :, neuron], color=colours[g], alpha=0.4, linewidth=2.6)
             axis.plot(t, fit[g, :, neuron], color=colours[g], linewidth=1.3)
-        name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron + 1}"
+        name = neuron_names[neuron] if len(neuron_names) == n_neurons else f"neuron {neuron}"
         axis.set_title(name if r2 is None else f"{name}, $R^2$ {float(r2[neuron]):.2f}", fontsize=9)
         axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.set_ylim(bottom=0)

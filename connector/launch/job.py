@@ -248,6 +248,14 @@ def _logger(job: _Job, anew: bool) -> Any:
     )
 
 
+def whole_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that means the same from any directory."""
+    files = {
+        name: str(Path(config["data"][name]).absolute()) for name in ("path", "teachers") if config["data"].get(name)
+    }
+    return config | {"data": config["data"] | files}
+
+
 def run(
     options: Options,
     config: DictConfig,
@@ -287,7 +295,7 @@ def run(
             data.setup()
         schedule = plan(options, data, machine)
     _log.debug("fingerprints: %s", schedule.marks)
-    store, plain = RunStore(directory), OmegaConf.to_container(config, resolve=True)
+    store, plain = RunStore(directory), whole_paths(OmegaConf.to_container(config, resolve=True))
     job = _Job(options, plain, store, data, schedule, own, console, sweep_name, name)
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)

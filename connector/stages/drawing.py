@@ -170,7 +170,8 @@ def tails(results: Results) -> tuple[str, Figure]:
 
 @report_figure("rates", FIT, lambda results: results.data.recording.kind == "rates")
 def rates(results: Results) -> tuple[str, Figure]:
-    trials = results.inputs.fold.test[torch.linspace(0, len(results.inputs.fold.test) - 1, 4).long()]
+    trials = results.inputs.fold.test
+    trials = trials[even_rows(len(trials), 4)]
     latents, loadings = results.inputs.latents.trials(trials), results.inputs.loadings
     fitted = activation(results.inputs.activation)(potentials(loadings, latents.z, latents.inputs))
     observed = results.data.recording.activity[trials]
@@ -181,7 +182,7 @@ def rates(results: Results) -> tuple[str, Figure]:
         step=results.inputs.latents.alpha,
         lengths=latents.lengths,
         trials=range(len(trials)),
-        trial_numbers=(trials + 1).tolist(),
+        trial_numbers=trials.tolist(),
         rate_label=label,
     )
 

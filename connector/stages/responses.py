@@ -86,7 +86,7 @@ def write_responses(
         "step": recording.bin_s or 1.0,
         "smooth_sd_bins": smoothing["smooth_sd_bins"],
         "baseline": np.array(baseline.kind),
-        "neurons": np.array(recording.neuron_names or [str(i + 1) for i in range(recording.n_neurons)]),
+        "neurons": np.array(recording.neuron_names or [str(i) for i in range(recording.n_neurons)]),
         "trials": test,
         "spikes": int((counts * mask[..., None]).sum()),
         "choices": None if recording.choices is None else recording.choices[test],

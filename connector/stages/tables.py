@@ -48,7 +48,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
             for i in range(rank):
                 columns |= {f"nu_{i + 1} low": found.low[:, i], f"nu_{i + 1} high": found.high[:, i]}
             columns["certainty"] = found.certainty
-    neurons = data.recording.neuron_names or [str(i + 1) for i in range(len(rows))]
+    neurons = data.recording.neuron_names or [str(i) for i in range(len(rows))]
     numbers = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
     z, u, _ = inputs.latents.trials(inputs.fold.train).samples()
     keep = even_rows(len(z), _MODE_STATES)

@@ -63,9 +63,9 @@ def test_what_is_left_out_is_named_and_all_that_belongs_to_a_neuron_goes_with_it
     more = {"loadings": Loadings(torch.arange(3.0)[:, None]), "n": torch.arange(3.0)[:, None]}
     whole = recording(counts, "spikes", baseline_hz=torch.arange(15.0).reshape(5, 3), **more)
     cut, names = without_constant(whole, torch.arange(3))
-    assert names == ("1",)
-    assert cut.neuron_names == ("2", "3")
-    assert "1 of 3 neurons are silent or constant in the training trials and left out (1, counted from 1)" in cut.notes
+    assert names == ("0",)
+    assert cut.neuron_names == ("1", "2")
+    assert "1 of 3 neurons are silent or constant in the training trials and left out (0, counted from 0)" in cut.notes
     assert torch.equal(cut.activity, counts[..., 1:])
     assert torch.equal(cut.loadings.m, torch.tensor([[1.0], [2.0]]))
     assert torch.equal(cut.n, torch.tensor([[1.0], [2.0]]))

@@ -218,6 +218,23 @@ def test_noisy_and_saturated_rates_pass(tmp_path):
     assert load_npz(tmp_path / "c.npz", range_tolerance=100).activation == "tanh"
 
 
+def test_calcium_is_no_tanh(tmp_path):
+    """Transients that decay: mostly near 0, up to 4.9. Mean square alone says nothing against tanh."""
+    rng = np.random.default_rng(0)
+    starts = rng.uniform(size=(20, 80, 12)) < 0.02
+    dff = np.zeros(starts.shape)
+    for t in range(80):
+        dff[:, t] = (0.8 * dff[:, t - 1] if t else 0) + starts[:, t]
+    dff += 0.03 * rng.normal(size=dff.shape)
+    for peak in (1.8, 3.0, 4.9):
+        path = _save(tmp_path / "a.npz", rates=dff * peak / dff.max())
+        with pytest.raises(UserError, match=r"range of tanh(?s:.*)relu or softplus"):
+            load_npz(path)
+        assert load_npz(path, activation="relu").n_neurons == 12
+        assert load_npz(path, range_tolerance=2).n_neurons == 12
+    assert load_npz(_save(tmp_path / "b.npz", rates=dff / dff.max())).activation == "tanh"
+
+
 # --- npz: what is refused -----------------------------------------------------------------------------------------
 
 

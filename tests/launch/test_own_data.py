@@ -30,7 +30,7 @@ def test_sessions_swept_over_have_a_run_directory_each(swept):
     runs = sorted(path for path in (folder / "sweep").iterdir() if path.is_dir())
     assert [run.name.split("data.path=")[1].split(",")[0] for run in runs] == ["A.mat", "B.mat"]
     for run, path in zip(runs, paths):
-        assert OmegaConf.load(run / "config.yaml").data.path == path.name
+        assert OmegaConf.load(run / "config.yaml").data.path == str(path)  # the same run from any directory
         recording = load_rat(path)
         assert read_npz(run / "latents.npz")["lengths"].tolist() == recording.lengths.tolist()
         assert np.isfinite(json.loads((run / "metrics.json").read_text())["lrrnn/val_loss"])
