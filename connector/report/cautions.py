@@ -72,7 +72,7 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
     if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * metrics.get(DRIVE_GAIN_SD, 0.0)):
         said.append(
             f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
-            "off in size by as much: state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
+            "off in size by as much: check data.alpha, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
         )
     said += _of_rates(metrics)
     said += nulls.not_beaten(metrics)

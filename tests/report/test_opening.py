@@ -155,6 +155,7 @@ def test_what_the_data_leave_open_is_a_caution_but_no_misfit():
     # One number, one rounding, wherever it stands.
     for text in (loose.cautions[0], loose.sentences()[0]):
         assert re.search(r"expects is 0\.586 of the mean square of nu", text)
+    assert "data.alpha" in loose.cautions[0]
     assert diagnosis(8, 0.9).cautions == ()
     assert "did not converge" in " ".join(opening(rates(diagnosis=replace(loose, converged=False))))
 
