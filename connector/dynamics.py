@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connector.errors import UserError
 from connector.numerics import least_squares
-from connector.types import Loadings
+from connector.types import Loadings, require_finite_points, require_points, require_whole
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,11 @@ def leading_fixed_points(
         points (F, R), sorted by descending stability, and the eigenvalues of their Jacobians (F, R), complex,
         units 1 / tau.
     """
+    if not isinstance(starts, Tensor) or starts.ndim != 2 or starts.numel() == 0:
+        got = tuple(starts.shape) if isinstance(starts, Tensor) else type(starts).__name__
+        raise UserError("starts, a tensor of shape (number, R) with one point or more", str(got))
     starts = starts.double()
+    require_finite_points(starts, "starts")
     relaxed = starts.clone()
     for _ in range(relax_steps):
         flow = field(relaxed)
@@ -195,6 +199,10 @@ class Network:
         if self.n.shape != self.m.shape:
             raise UserError(f"n of the shape of m, {tuple(self.m.shape)}", str(tuple(self.n.shape)))
         activation(self.activation)
+        if not (self.m.is_floating_point() and self.n.is_floating_point()):
+            raise UserError(
+                "m and n of floating point", f"{self.m.dtype} and {self.n.dtype}", "convert them with .double()"
+            )
         self.loadings  # noqa: B018  (checks the shapes of b and d)
 
     @property
@@ -215,8 +223,19 @@ class Network:
         return self.m @ self.n.T / self.n_neurons
 
     def rates(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        """phi(m.z + b.u + d), shape (..., K)."""
+        """phi(m.z + b.u + d), shape (..., K); raises UserError for states or inputs of another width."""
+        self._check(z, u)
         return activation(self.activation)(potentials(self.loadings, z.to(self.m.dtype), _like(u, self.m)))
+
+    def _check(self, z: Tensor, u: Tensor | None) -> None:
+        require_points(z, self.rank, "states z")
+        if u is None or self.b is None:
+            return
+        require_points(u, self.b.shape[1], "inputs u")
+        try:
+            torch.broadcast_shapes(z.shape[:-1], u.shape[:-1])
+        except RuntimeError as error:
+            raise UserError(f"inputs u for states of shape {tuple(z.shape)}", f"shape {tuple(u.shape)}") from error
 
     def drive(self, z: Tensor, u: Tensor | None = None) -> Tensor:
         """Recurrent drive F(z, u) = (1/K) sum_i n_i phi_i, shape (..., R)."""
@@ -224,18 +243,30 @@ class Network:
 
     def vector_field(self, z: Tensor, u: Tensor | None = None) -> Tensor:
         """dz/dt = -z + F(z, u) in units of 1 / tau, shape (..., R)."""
-        return -z.to(self.m.dtype) + self.drive(z, u)
+        drive = self.drive(z, u)
+        return drive - z.to(drive.dtype)
 
     def step(self, z: Tensor, u: Tensor | None = None) -> Tensor:
         """One Euler step: z + alpha * vector_field(z, u)."""
-        return z.to(self.m.dtype) + self.alpha * self.vector_field(z, u)
+        field = self.vector_field(z, u)
+        return z.to(field.dtype) + self.alpha * field
 
     def simulate(self, z0: Tensor, steps: int, u: Tensor | None = None) -> Tensor:
         """Latent trajectories (..., steps, R) from z0 (..., R), z0 included; u is (..., steps - 1 or more, U)."""
+        require_whole(steps, 1, "steps")
+        require_points(z0, self.rank, "states z0")
+        if u is not None:
+            got = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+            if not isinstance(u, Tensor) or u.ndim < 2 or u.shape[-2] < steps - 1:
+                raise UserError(f"inputs u of shape (..., {steps - 1} or more, U) for {steps} steps", str(got))
         return simulate(self.step, z0.to(self.m.dtype), steps, u)
 
     def fixed_points(self, starts: Tensor, u: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
-        """Fixed points under a constant input u (U,); see :func:`leading_fixed_points`."""
+        """Fixed points that are reached from ``starts`` (P, R) under a constant input u (U,); see
+        :func:`leading_fixed_points`."""
+        require_points(starts, self.rank, "starts", ndim=2)
+        if u is not None and self.b is not None:
+            require_points(u, self.b.shape[1], "a constant input u", ndim=1)
         net = self.double()
         constant = None if u is None else u.double()
         return leading_fixed_points(
@@ -246,10 +277,9 @@ class Network:
 
     def silence(self, mask: Tensor) -> Network:
         """The network with the neurons where ``mask`` (K,) is True dropped from the sum in (1); K stays."""
-        if mask.shape != (self.n_neurons,) or mask.dtype != torch.bool:
-            raise UserError(
-                f"a boolean mask of shape ({self.n_neurons},)", f"{mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        if not isinstance(mask, Tensor) or mask.shape != (self.n_neurons,) or mask.dtype != torch.bool:
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise UserError(f"a boolean mask of shape ({self.n_neurons},), a tensor", got)
         return replace(self, n=torch.where(mask[:, None], torch.zeros_like(self.n), self.n))
 
     def double(self) -> Network:

@@ -15,6 +15,26 @@ from connector.errors import UserError, require
 KINDS = ("rates", "spikes")
 
 
+def require_points(x: object, width: int, what: str, *, ndim: int | None = None) -> None:
+    """Raises UserError unless x is a tensor whose last axis has ``width`` entries, with ``ndim`` axes where that is given."""
+    shape = f"(number, {width})" if ndim == 2 else f"({width},)" if ndim == 1 else f"(..., {width})"
+    got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    fits = isinstance(x, Tensor) and x.ndim >= 1 and x.shape[-1] == width and ndim in (None, x.ndim)
+    require(fits, f"{what}, a tensor of shape {shape}", got)
+
+
+def require_finite_points(x: Tensor, what: str) -> None:
+    """Raises UserError where an entry is NaN or infinite."""
+    bad = int((~torch.isfinite(x)).sum())
+    require(bad == 0, f"{what} that are finite", f"{bad} NaN or infinite entries in a tensor of shape {tuple(x.shape)}")
+
+
+def require_whole(value: object, at_least: int, what: str) -> None:
+    """Raises UserError unless value is a whole number of at least so much."""
+    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least
+    require(fits, f"{what}, a whole number of {at_least} or more", repr(value))
+
+
 def span(lengths: Tensor | np.ndarray) -> str:
     """The lengths of trials in words: 60, or 16 to 100."""
     low, high = int(lengths.min()), int(lengths.max())

@@ -21,7 +21,7 @@ from connector.connectivity.projection import project
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.files import read_saved, refusing_damage, write_saved
-from connector.types import Loadings, States
+from connector.types import Loadings, States, require_finite_points, require_whole
 
 OUTPUTS = ("conditional_mean", "flow")
 _SAVED = "a file written by ConnectivityDistribution.save"
@@ -125,9 +125,9 @@ class ConnectivityDistribution(nn.Module):
         Raises:
             UserError: no neurons, negative sigma, a sigma below the one at which the flow of n was trained.
         """
-        if n_neurons < 1:
-            raise UserError("a number of neurons of 1 or more", str(n_neurons))
-        if sigma < 0:
+        require_whole(n_neurons, 1, "n_neurons")
+        require_whole(seed, -(2**63), "seed")
+        if not 0 <= sigma < math.inf:
             raise UserError("sigma of 0 or more", str(sigma))
         if outputs is None:
             outputs = self.outputs if sigma > 0 else "conditional_mean"
@@ -202,6 +202,7 @@ class ConnectivityDistribution(nn.Module):
             seed: of the loadings drawn; None: the run's, as in its report (0 for a distribution that is of no run).
         """
         if loadings is None:
+            require_whole(n_neurons, 1, "n_neurons")
             seed = self.run_seed if seed is None else seed
             generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
             rows, _ = self._draw_loadings(n_neurons, generator)
@@ -217,6 +218,7 @@ class ConnectivityDistribution(nn.Module):
         Its field scatters far less about the mean field of the distribution than that of as many random neurons. With a
         tilt, n carries the weight of each point besides.
         """
+        require_whole(n_points, 1, "n_points")
         rows = self.loadings_flow.sample(
             base=self.loadings_flow.base_quadrature(n_points, seed), steps=self.flow_steps
         ).double()
@@ -254,6 +256,7 @@ class ConnectivityDistribution(nn.Module):
         """
         self._check_network(net)
         net = net.double()
+        require_finite_points(torch.cat([net.loadings.stack(), net.n], dim=1), "loadings and n of a network")
         outputs, sigma = self._density_of(outputs, sigma)
         rows = net.loadings.stack()
         density, nu = self.loadings_flow.log_prob(rows, **options), self.mean(rows)
@@ -269,6 +272,7 @@ class ConnectivityDistribution(nn.Module):
     ) -> tuple[float, float]:
         """Differential entropy of (m, b, d, n) of one neuron in nats, by Monte Carlo, and its standard error."""
         outputs, sigma = self._density_of(outputs, sigma)
+        require_whole(n_samples, 2, "n_samples")
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
         value, error = self._entropy_of_loadings(n_samples, generator)
         if outputs == "conditional_mean":
@@ -347,10 +351,16 @@ class ConnectivityDistribution(nn.Module):
         return outputs
 
     def _check_network(self, net: Network) -> None:
+        if not isinstance(net, Network):
+            raise UserError("a Network", type(net).__name__, "as Network(m, n, b, d), or of sample()")
         if net.loadings.layout != self._layout:
             names = "rank {}, {} inputs, bias {}"
             raise UserError(f"a network of {names.format(*self._layout)}", names.format(*net.loadings.layout))
 
 
 def _stacked(loadings: Loadings | Tensor) -> Tensor:
-    return loadings.stack() if isinstance(loadings, Loadings) else loadings
+    rows = loadings.stack() if isinstance(loadings, Loadings) else loadings
+    if not isinstance(rows, Tensor):
+        raise UserError("Loadings, or a tensor of them stacked (m, b, d)", type(rows).__name__)
+    require_finite_points(rows, "loadings")
+    return rows if rows.is_floating_point() else rows.double()

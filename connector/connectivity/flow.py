@@ -21,10 +21,12 @@ from connector.connectivity.student_t import draws, fit_student_t, log_density, 
 from connector.errors import UserError
 from connector.files import check_module_state, read_saved, refusing_damage, write_saved
 from connector.numerics import column_spread, covariance_root, moments, pieces
+from connector.types import require_finite_points, require_whole
 
 BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
 _FIXED_STEP = ("euler", "midpoint", "rk4", "heun3")
+_METHODS = (*_FIXED_STEP, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
 class Flow(nn.Module):
@@ -245,7 +247,8 @@ class Flow(nn.Module):
                 f"{'a' if self.context_dim else 'no'} context for a flow of {self.context_dim} context columns",
                 "none" if context is None else f"one of shape {tuple(context.shape)}",
             )
-        n_samples = len(context) if context is not None else n_samples or 0
+        n_samples = len(context) if context is not None else n_samples
+        require_whole(n_samples, 0, "n_samples")
         x = self.sample_base(n_samples, generator) if base is None else base.to(self.location)
         if context is not None:
             self._check(x, context)
@@ -281,7 +284,9 @@ class Flow(nn.Module):
                 and "rk4" take ``steps`` equal steps.
         """
         self._check(x, context)
-        x1, context = self._standardised(x, context)
+        for value in (x,) if context is None else (x, context):
+            require_finite_points(value, "points")
+        x1, context = self._standardised(x if x.is_floating_point() else x.to(self.location), context)
         parts = []
         for part, given in _chunks(x1, context, chunk_size):
 
@@ -324,13 +329,20 @@ class Flow(nn.Module):
         rtol: float = 1e-5,
         atol: float = 1e-5,
     ) -> Any:
+        if method not in _METHODS:
+            raise UserError(f"a method among {', '.join(_METHODS)}", repr(method))
+        require_whole(steps, 1, "steps")
         first = state[0] if isinstance(state, tuple) else state
         t = torch.tensor([start, stop], dtype=first.dtype, device=first.device)
         if method in _FIXED_STEP:
             grid = torch.linspace(start, stop, steps + 1, dtype=first.dtype, device=first.device)
             path = odeint(field, state, t, method=method, options={"grid_constructor": lambda *_: grid})
         else:
-            path = odeint(field, state, t, method=method, rtol=rtol, atol=atol)
+            try:
+                path = odeint(field, state, t, method=method, rtol=rtol, atol=atol)
+            except AssertionError as error:  # the step underflows
+                reason = f"points so far away that it takes none ({error})"
+                raise UserError(f"points at which {method} takes steps", reason, "use method='rk4'") from error
         return tuple(p[-1] for p in path) if isinstance(state, tuple) else path[-1]
 
     def _standardised(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -35,14 +37,21 @@ class Run:
     """A finished run, read back: ``config``, ``metrics``, ``latents``, ``loadings``, ``connectivity``, ``network``."""
 
     def __init__(self, path: str | Path):
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError(
+                "the path of a run directory", type(path).__name__, "`python train.py` says where the run lies"
+            )
         if not str(path):
             raise UserError("the path of a run directory", "an empty one", "`python train.py` says where the run lies")
         self.path = Path(path)
         self.store = RunStore(self.path)
-        if not (self.path / "config.yaml").exists():
+        there = False
+        with contextlib.suppress(OSError, ValueError):  # too long a name, a null character
+            there = (self.path / "config.yaml").exists()
+        if not there:
             raise UserError(
                 f"a run directory with config.yaml in {self.path}",
-                "a directory without it" if self.path.is_dir() else "no such directory",
+                "a directory without it" if os.path.isdir(self.path) else "no such directory",
                 "make a run with `python train.py`; it says where the run lies",
             )
         self.config = _read_config(self.path / "config.yaml")

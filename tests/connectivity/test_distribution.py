@@ -227,7 +227,7 @@ def test_loadings_with_bias_and_input_come_back_as_such():
 
 
 def test_mistakes_are_named(distribution):
-    with pytest.raises(UserError, match="neurons of 1"):
+    with pytest.raises(UserError, match="n_neurons"):
         distribution.sample(0)
     with pytest.raises(UserError, match="sigma of 0"):
         distribution.sample(5, sigma=-1.0)
