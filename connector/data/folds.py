@@ -43,10 +43,15 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
         raise UserError("at least 3 folds (training, validation, test)", str(n_folds))
     if not 1 <= k <= n_folds:
         raise UserError(f"a fold from 1 to {n_folds}", str(k))
-    if n_trials < n_folds:
+    if n_trials < 3:
         raise UserError(
-            f"at least as many trials as folds ({n_folds})", f"{n_trials} trials", "lower data.n_folds (3 at least)"
+            "3 trials or more (for training, validation and test)",
+            f"{n_trials} trial{'s' if n_trials > 1 else ''}",
+            "cut long trials into pieces of T samples: of an npz x[0, :n * T].reshape(n, T, -1); of NWB by rows of a table of trials",
         )
+    if n_trials < n_folds:
+        remedy = f"choose data.n_folds={n_trials}" + (" or fewer, 3 at least" if n_trials > 3 else "")
+        raise UserError(f"at least as many trials as folds ({n_folds})", f"{n_trials} trials", remedy)
     rotation = KFold(n_folds, shuffle=True, random_state=seed).split(range(n_trials))
     parts = [torch.from_numpy(test).to(torch.int64) for _, test in rotation]
     test, validation = parts[k - 1], parts[k % n_folds]

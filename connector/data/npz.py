@@ -189,6 +189,9 @@ class _Arrays:
 
     def _lengths(self, activation: str | None) -> np.ndarray:
         trials, steps, _ = self.activity.shape
+        if steps < 2:
+            remedy = "the axes are (trials, time, neurons): successive samples of one trial belong together, as in x.reshape(n, T, K)"
+            raise UserError(f"{self.kind} with at least 2 samples in a trial", f"1 in each of {trials}", remedy)
         lengths = self.per_trial("lengths")
         if lengths is not None:
             if not np.array_equal(lengths, np.round(lengths)) or lengths.min() < 2 or lengths.max() > steps:

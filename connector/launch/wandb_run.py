@@ -7,11 +7,12 @@ under that id, and ``wandb sync`` joins them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from connector.errors import UserError, unwritable
 from connector.files import file_checksum, write_text
 from connector.report.glossary import METRICS
 from connector.report.page import TableData
 from connector.runs.options import STAGES, LoggerOptions
 
 ID_FILE = "wandb_run_id.txt"
+_LONGEST_TAG = 64  # characters
 
 
 def _has_account() -> bool:
@@ -51,6 +54,24 @@ def _known_id(directory: Path) -> str | None:
     number, _, path = place.partition(" ")
     here, _, now = _place(directory).partition(" ")
     return known if not place or number == here or path == now else None
+
+
+@contextlib.contextmanager
+def _refused(options: LoggerOptions) -> Iterator[None]:
+    """What W&B refuses of options and of its variables in the environment is a mistake, said in two lines."""
+    try:
+        yield
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        if isinstance(error, OSError) and (told := unwritable(error, "logger.save_dir=DIR")):
+            raise told from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason if len(reason) <= 200 else f"{reason[:110]}...{reason[-80:]}"
+        if hasattr(error, "errors"):  # of pydantic, by which W&B checks its settings
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {str(first.get('input'))[:80]!r}"
+        given = sorted(name for name in os.environ if name.startswith("WANDB_"))
+        remedy = "see the options logger.*" + (f" and the variables {', '.join(given)}" if given else "")
+        raise UserError("a run that W&B can begin", reason, f"{remedy}, or choose logger=csv") from error
 
 
 def _artifact_name(text: str) -> str:
@@ -100,25 +121,29 @@ class WandbRun:
         mode = options.mode
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
-        Path(options.save_dir).mkdir(parents=True, exist_ok=True)
+        if mode == "online" and not _has_account():
+            remedy = "log in with `wandb login`, or choose logger.mode=offline"
+            raise UserError("an account of W&B for logger.mode=online", "no API key", remedy)
         # An agent of a W&B sweep has chosen the id already, of one run. Whatever else stands in the environment is left over.
         of_agent = "WANDB_SWEEP_ID" in os.environ and not of_sweep
-        chosen = None if of_agent else (not anew and _known_id(directory)) or secrets.token_hex(4)
-        self.run = wandb.init(
-            id=chosen,
-            resume=None if of_agent else "allow",
-            project=options.project,
-            entity=options.entity,
-            name=name,
-            group=options.group or group,
-            job_type=job_type,
-            tags=sorted({*options.tags, job_type}),
-            dir=options.save_dir,
-            mode=mode,
-            config={**config, "run_directory": str(directory)},
-            settings=wandb.Settings(silent=True),
-            reinit="finish_previous",
-        )
+        with _refused(options):
+            Path(options.save_dir).mkdir(parents=True, exist_ok=True)
+            chosen = None if of_agent else (not anew and _known_id(directory)) or secrets.token_hex(4)
+            self.run = wandb.init(
+                id=chosen,
+                resume=None if of_agent else "allow",
+                project=options.project,
+                entity=options.entity,
+                name=name,
+                group=options.group or group,
+                job_type=job_type,
+                tags=sorted({*options.tags, job_type[:_LONGEST_TAG]}),
+                dir=options.save_dir,
+                mode=mode,
+                config={**config, "run_directory": str(directory)},
+                settings=wandb.Settings(silent=True),
+                reinit="finish_previous",
+            )
         self._disabled, self._closed = mode == "disabled", False
         if not self._disabled:
             directory.mkdir(parents=True, exist_ok=True)

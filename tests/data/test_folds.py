@@ -33,6 +33,18 @@ def test_impossible_folds_are_refused(arguments):
         fold(*arguments)
 
 
+def test_the_remedy_for_too_few_trials_works():
+    for n_trials in (3, 4):
+        with pytest.raises(UserError, match=rf"choose data\.n_folds={n_trials}|Choose data\.n_folds={n_trials}"):
+            fold(n_trials, 1, 5)
+        assert len(fold(n_trials, 1, n_trials).train)
+    for n_trials in (1, 2):  # no number of folds can help
+        with pytest.raises(UserError, match="3 trials or more") as error:
+            fold(n_trials, 1, 3)
+        assert "n_folds" not in str(error.value)
+        assert ".reshape(n, T, -1)" in str(error.value)
+
+
 def recording(activity, kind="rates", **more):
     return Recording(activity, kind, torch.full((len(activity),), activity.shape[1]), 0.1, "tanh", **more)
 

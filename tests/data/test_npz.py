@@ -347,3 +347,15 @@ def test_a_name_twice_and_headers_that_are_no_headers_are_refused(tmp_path):
             archive.writestr("rates.npy", b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text)
         with pytest.raises(UserError, match="cannot be read"):
             load_npz(path)
+
+
+@pytest.mark.parametrize("more", [{}, {"lengths": np.ones(40)}])
+def test_one_sample_a_trial_is_told_what_to_do_and_that_works(tmp_path, more):
+    x = np.tanh(np.random.default_rng(0).normal(size=(40, 1, 3)))
+    np.savez(tmp_path / "a.npz", rates=x, **more)
+    with pytest.raises(
+        UserError, match=r"at least 2 samples in a trial; got 1 in each of 40\.\n.*x\.reshape\(n, T, K\)"
+    ):
+        load_npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", rates=x.reshape(4, 10, 3))
+    assert load_npz(tmp_path / "a.npz").lengths.tolist() == [10] * 4
