@@ -86,7 +86,7 @@ def test_command_line_run_is_one_wandb_run_and_goes_on_in_it(tmp_path):
     of_neurons = tables(logs(tmp_path)[0])["neurons"]
     column = [row[of_neurons["columns"].index("m_1")] for row in of_neurons["data"]]
     assert column == pytest.approx(run.loadings.m[:, 0].tolist())
-    assert of_neurons["data"][0][0] == "1"
+    assert of_neurons["data"][0][0] == "0"
     of_modes = tables(logs(tmp_path)[0])["modes"]
     shares = [row[of_modes["columns"].index("share")] for row in of_modes["data"]]
     assert shares == sorted(shares, reverse=True)
