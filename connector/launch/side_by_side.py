@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import time
 from collections import deque
@@ -18,6 +17,11 @@ from typing import Any
 
 from connector import interruption
 from connector.errors import RunFailure
+
+try:  # of joblib, which had it within itself before 1.6
+    import cloudpickle
+except ImportError:
+    from joblib.externals import cloudpickle
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, and the GPU's state
 _THREADS = (
@@ -61,7 +65,7 @@ def side_by_side(n: int, calls: Sequence[Callable[[], Any]]) -> list[Any]:
             for pipe in connection.wait(list(busy)):
                 worker, number = busy.pop(pipe)
                 try:
-                    results[number] = pickle.loads(pipe.recv_bytes())
+                    results[number] = cloudpickle.loads(pipe.recv_bytes())
                     idle.append(worker)
                 except (EOFError, OSError):
                     results[number] = worker.loss(number)
@@ -80,7 +84,7 @@ class _Worker:
 
     def give(self, call: Callable[[], Any]) -> None:
         with contextlib.suppress(OSError):  # it is gone: seen when its result is waited for
-            self.pipe.send_bytes(pickle.dumps(call))
+            self.pipe.send_bytes(cloudpickle.dumps(call))
 
     def loss(self, number: int) -> RunFailure:
         self.process.join()
@@ -109,8 +113,8 @@ def _serve(pipe: connection.Connection, parent: int) -> None:
     interruption.install()
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            result = pickle.loads(pipe.recv_bytes())()
-            pipe.send_bytes(pickle.dumps(result))
+            result = cloudpickle.loads(pipe.recv_bytes())()
+            pipe.send_bytes(cloudpickle.dumps(result))
 
 
 def _end(workers: list[_Worker], at_once: bool) -> None:
@@ -125,3 +129,25 @@ def _end(workers: list[_Worker], at_once: bool) -> None:
                 os.kill(worker.process.pid, sent)
         for worker in workers:
             worker.process.join(max(0.0, until - time.monotonic()))
+
+
+def sweep_job(
+    context: Any, config: Any, function: Any, state: dict[Any, Any], number: int, overrides: list[str]
+) -> Any:
+    """A job of a sweep, in a process of its own, as Hydra's launchers run it: its JobReturn.
+
+    Here and not with the launcher: Hydra loads its plugins so that other processes do not find what is in them.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import run_job, setup_globals
+    from omegaconf import open_dict
+
+    setup_globals()
+    Singleton.set_state(state)
+    job = context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.id, job.hydra.job.num = f"{job.hydra.job.name}_{number}", number
+    HydraConfig.instance().set_config(job)
+    of_sweep = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
+    return run_job(hydra_context=context, config=job, task_function=function, **of_sweep)

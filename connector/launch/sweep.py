@@ -155,6 +155,8 @@ class SweepReport(Callback):
         settings = OmegaConf.to_container(config.hydra.sweep, resolve=False)
         self.n_jobs = _expected_jobs(config)
         _require_sense(config, str(settings.get("subdir", "${}")), self.n_jobs)
+        if "JoblibLauncher" in str(OmegaConf.select(config, "hydra.launcher._target_")):
+            _change(config, "hydra.launcher._target_", "hydra_plugins.connector_side_by_side.SideBySideLauncher")
         chosen = Path(str(config.hydra.sweep.dir))
         if "${now:" in str(settings["dir"]):
             claimed = _claimed(chosen)

@@ -75,12 +75,13 @@ class Kill(Callback):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_past_a_killed_job_and_the_same_command_makes_it(tmp_path, monkeypatch):
+def test_a_sweep_goes_on_past_a_killed_job(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     command = ["-m", *SMALL, "seed=1,2,3", f"hydra.sweep.dir={tmp_path / 's'}"]
     killing = ["callbacks.kill._target_=mine.Kill", "callbacks.kill.seed=2"]
     done = train(*command, *killing, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Sweep: 2 of 3 jobs done" in done.stdout
-    assert done.stderr.startswith("Error: job 2 stopped: its process ended before it had done (signal 9)")
+    assert done.stderr.startswith("Error executing job with overrides: [")
+    assert ("Error: job 2 stopped: its process ended before it had done (signal 9)") in done.stderr
     assert "configuration" not in done.stderr
