@@ -22,7 +22,7 @@ from connector.data.preprocessing import (
     usable_times,
 )
 from connector.data.readers import Reader
-from connector.data.settings import data_option, memory_option, settled
+from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import check_size
@@ -66,6 +66,7 @@ class RatOptions:
     max_gigabytes: float = memory_option("largest size of the unpacked file and of the counts in memory")
 
     def check(self) -> None:
+        require_two(self.choice_values)
         require(self.tau >= _BIN_S, "data.tau", f"of at least one bin, {_BIN_S} s", self.tau)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from connector.data.preprocessing import choices_from, recorded_lengths, usable_times
 from connector.data.readers import Reader, require_format
-from connector.data.settings import data_option, memory_option, settled
+from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.errors import UserError
 from connector.files import read_arrays
 
@@ -43,6 +43,9 @@ class NpzOptions:
         before=None,
     )
     max_gigabytes: float = memory_option("largest size of the unpacked arrays")
+
+    def check(self) -> None:
+        require_two(self.choice_values)
 
 
 def load_npz(

@@ -27,7 +27,7 @@ from connector.data.nwb_trials import (
 )
 from connector.data.preprocessing import mean_rates_hz, usable_times
 from connector.data.readers import Reader, require_format
-from connector.data.settings import data_option, memory_option, settled
+from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import check_size, limited_memory, refusing_damage, unreadable
@@ -121,6 +121,7 @@ class NwbOptions:
         for column, unit in (self.time_units or {}).items():
             number = isinstance(unit, (int, float)) and not isinstance(unit, bool) and 0 < unit < float("inf")
             require(number, f"data.time_units of {column}", "a number of seconds greater than 0", unit)
+        require_two(self.choice_values)
         if self.stop_s is not None:
             require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
 

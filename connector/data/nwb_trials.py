@@ -121,7 +121,9 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
     keep &= lengths >= 2
     if not keep.any():
         remedy = "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s"
-        if until is not None and window.stop_s is None and not (ends > event).any():
+        if not np.isfinite(event).any():
+            remedy = f"no trial has a time in {align}: name another column, data.align=COLUMN"
+        elif until is not None and window.stop_s is None and not (np.isfinite(ends) & (ends > event)).any():
             remedy = (
                 f"no trial ends by {until}: set data.stop_s=SECONDS after {align}, or another column, data.until=COLUMN"
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.errors import UserError, require
+from connector.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +179,6 @@ def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) ->
         values: (trials,) numbers or texts; coded: the two that mean left and right, others are no choice. None: 0 / 1,
             false / true or left / right, and other numbers are refused; where: what holds them, for messages.
     """
-    require(coded is None or len(coded) == 2, "data.choice_values as a list of two, [LEFT,RIGHT]", coded)
     numeric = values.dtype.kind in "biuf"
     if numeric:
         try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from connector.declarations import check, option
+from connector.declarations import check, option, require
 from connector.files import MAX_GIGABYTES
 
 T = TypeVar("T")
@@ -15,6 +15,11 @@ data_option = partial(option, stages=("data",))
 memory_option = partial(option, stages=(), unit="GB", above=0, default=MAX_GIGABYTES)
 # Keywords of the Python functions whose option has another name on the command line.
 KEYWORDS = {"tau_s": "tau", "noise_std": "process_noise", "observation_noise_std": "observation_noise"}
+
+
+def require_two(values: list[Any] | None) -> None:
+    """Raises UserError for ``data.choice_values`` that are not two."""
+    require(values is None or len(values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", values)
 
 
 def settled(schema: type[T], options: T | None, keywords: dict[str, Any]) -> T:

@@ -91,7 +91,7 @@ def test_the_summary_of_a_session(tmp_path):
     said = "\n".join(load_rat(path).notes)
     for words in (
         "2 trials of 5 to 6 bins of 10 ms; 1 mPFC, 1 dStr", "1 of 3 trials with optogenetic stimulation left out",
-        "0 % of the choices to the right", "within and across sides (to 0.001 of their strength, recovery 100 per s)",
+        "0 of 2 choices to the right", "within and across sides (to 0.001 of their strength, recovery 100 per s)",
         "the stereo click is no input", "right minus left -1 to 1",
     ):  # fmt: skip
         assert words in said, said
@@ -101,7 +101,7 @@ def test_the_summary_of_a_session(tmp_path):
         ).notes
     )
     for words in (
-        "3 trials", "; 1 dStr", "1 of 3 trials with optogenetic stimulation, kept", "33 % of the choices", "an input",
+        "3 trials", "; 1 dStr", "1 of 3 trials with optogenetic stimulation, kept", "1 of 3 choices", "an input",
         "within each side", "1 neurons outside dStr left out",
     ):  # fmt: skip
         assert words in said, said

@@ -172,6 +172,8 @@ def test_a_stop_time_that_is_a_duration_is_read_as_one(counts):
         ({"hit": np.arange(TRIALS) % 2 == 0}, {"align": "hit"}, ["'hit'", "true and false"]),
         ({"stop": np.full(TRIALS, np.nan)}, {}, ["stop_time", "data.stop_s=SECONDS"]),
         ({"stop": ONSET}, {}, ["stop_time", "data.stop_s=SECONDS"]),
+        ({"stop": np.full(TRIALS, np.inf)}, {}, ["stop_time", "data.stop_s=SECONDS"]),
+        ({"cue": np.full(TRIALS, np.nan)}, {"align": "cue"}, ["o trial has a time in cue", "data.align=COLUMN"]),
         ({"clicks": [np.array([200.0, 600.0])] * TRIALS}, {"inputs": ["clicks"]}, ["'clicks'", "data.from_start"]),
         ({"clicks": list(ONSET[:, None] + [1.2])}, {"inputs": ["clicks"]}, ["'clicks'", "20 of them, all outside"]),
         ({"clicks": list(ONSET[:, None] + [0.2])}, {"inputs": ["clicks"], "event_times": "align"}, ["all outside"]),
