@@ -1,6 +1,7 @@
 """Neurons that say nothing in the training trials change nothing: all numbers are those of the recording without them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,3 +61,15 @@ def test_neurons_silent_in_the_training_trials_leave_every_number(tmp_path, kind
         said = "3 of 13 neurons are" in done.stdout
         assert said == (name == "with")
     assert found[0] == found[1]
+
+
+def test_folds_are_pooled_over_the_neurons_that_all_have(experiments_importable):
+    from folds import shared_neurons
+
+    def run(*names):
+        return SimpleNamespace(responses={"neurons": np.array(names), "observed": np.zeros((1, 2, len(names)))})
+
+    columns = shared_neurons([run("a", "b", "c", "d"), run("d", "b", "a"), run("b", "c", "a", "d")])
+    assert [own.tolist() for own in columns] == [[0, 1, 3], [2, 1, 0], [2, 0, 3]]
+    older = [SimpleNamespace(responses={"observed": np.zeros((1, 2, 3))}) for _ in range(2)]
+    assert [own.tolist() for own in shared_neurons(older)] == [[0, 1, 2], [0, 1, 2]]
