@@ -244,7 +244,7 @@ READERS = {
 # --- command lines ------------------------------------------------------------------------------------------------
 
 
-def rehearsal(options, *_) -> float:
+def rehearsal(options, *_, **__) -> float:
     """connector.launch.job.run up to the first stage: all that the options can spoil before anything is trained."""
     connector.launch.job.quiet()
     check_trainer(options.trainer)
