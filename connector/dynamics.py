@@ -110,8 +110,8 @@ def simulate(
     return torch.stack(states, dim=-2)
 
 
-_SLOW = 1e-5  # speed at which a relaxation leaves the rest of the way to Newton's method, units of the state per tau
-_CONVERGED = 1e-10  # Newton step below which a fixed point is found
+_SLOW = 1e-5  # speed at which a relaxation leaves the rest of the way to Newton's method, units of the states' scale per tau
+_CONVERGED = 1e-10  # Newton step below which a fixed point is found, in units of the states' scale
 
 
 def leading_fixed_points(
@@ -122,6 +122,7 @@ def leading_fixed_points(
     newton_steps: int = 20,
     tolerance: float = 1e-6,
     merge_distance: float = 0.05,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Fixed points of a vector field that a relaxation or Newton's method reaches from ``starts``.
 
@@ -129,8 +130,9 @@ def leading_fixed_points(
         field: (P, R) -> (P, R), dz/dt in units of 1 / tau.
         starts: (P, R) initial conditions; both the starts and where they flow to are polished by Newton steps.
         relax_steps, step_size: Euler relaxation along the flow.
-        tolerance: largest |field| at an accepted point.
-        merge_distance: points nearer than this are one point.
+        tolerance: largest |field| at an accepted point, in units of ``scale``.
+        merge_distance: points nearer than this are one point, in units of ``scale``.
+        scale: size of the states, a third to a half of the region that they visit.
 
     Returns:
         points (F, R), sorted by descending stability, and the eigenvalues of their Jacobians (F, R), complex,
@@ -145,30 +147,30 @@ def leading_fixed_points(
     for _ in range(relax_steps):
         flow = field(relaxed)
         relaxed = relaxed + step_size * flow
-        if flow.norm(dim=1).max() < _SLOW:
+        if flow.norm(dim=1).max() < _SLOW * scale:
             break
     z = torch.cat([relaxed, starts])
     rank = z.shape[1]
     eye = torch.eye(rank, dtype=z.dtype, device=z.device)
 
     def jacobians(at: Tensor) -> Tensor:
-        h = 1e-5
+        h = 1e-5 * scale
         columns = [(field(at + h * eye[i]) - field(at - h * eye[i])) / (2 * h) for i in range(rank)]
         return torch.stack(columns, dim=-1)
 
-    reach, moving = 3 * starts.abs().max() + 1, torch.arange(len(z), device=z.device)
+    reach, moving = 3 * starts.abs().max() + scale, torch.arange(len(z), device=z.device)
     for _ in range(newton_steps):
         at = z[moving]
         move = least_squares(jacobians(at), -field(at)[..., None])[..., 0]
         length = move.norm(dim=1, keepdim=True)
-        z[moving] = at + move * torch.clamp(0.5 / length.clamp_min(1e-12), max=1.0)
-        moving = moving[length[:, 0] > _CONVERGED]
+        z[moving] = at + move * torch.clamp(0.5 * scale / length.clamp_min(1e-300), max=1.0)
+        moving = moving[length[:, 0] > _CONVERGED * scale]
         if len(moving) == 0:
             break
-    good = torch.isfinite(z).all(1) & (field(z).norm(dim=1) < tolerance) & (z.norm(dim=1) < reach)
+    good = torch.isfinite(z).all(1) & (field(z).norm(dim=1) < tolerance * scale) & (z.norm(dim=1) < reach)
     points: list[Tensor] = []
     for candidate in z[good]:
-        if all((candidate - p).norm() > merge_distance for p in points):
+        if all((candidate - p).norm() > merge_distance * scale for p in points):
             points.append(candidate)
     if not points:
         return z.new_zeros(0, rank), torch.zeros(0, rank, dtype=torch.complex128)

@@ -85,6 +85,17 @@ def inverse_root(x: Tensor) -> Tensor:
     return (vectors * torch.where(values > floor, values, torch.ones_like(values)).rsqrt()) @ vectors.T
 
 
+def whitening_of(x: Tensor) -> Tensor:
+    """W (P, P) of x W with unit second moments: :func:`inverse_root`, after columns in units a thousand times apart were
+    brought to unit size, among which the small ones would pass for constant."""
+    size = x.square().mean(0).sqrt()
+    varying = size > 1e-12 * size.max()
+    if not varying.any() or float(size.max() / size[varying].min()) < 1e3:
+        return inverse_root(x)
+    scale = torch.where(varying, size, 1.0)
+    return inverse_root(x / scale) / scale[:, None]
+
+
 def leading_modes(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues (q,) above ``cutoff`` of the largest, falling, and eigenvectors (P, q) of a symmetric matrix (P, P)."""
     values, vectors = torch.linalg.eigh(gram)

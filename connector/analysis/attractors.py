@@ -103,7 +103,7 @@ def find_attractors(
         coarse, fine = _network_field(system, u, torch.float32), _network_field(system, u, torch.float64)
     else:
         coarse = fine = system
-    starts = (default_starts(rank, extent or 2.4) if starts is None else starts).double()
+    starts = (default_starts(rank, extent or _EXTENT) if starts is None else starts).double()
     extent = extent or float(starts.norm(dim=1).max())
     alpha = alpha or 0.1
 
@@ -127,7 +127,7 @@ def find_attractors(
         return replace(nothing, kind="fixed_points", points=rest.points, eigenvalues=rest.eigenvalues)
     if not torch.isfinite(later).all() or later.norm(dim=-1).max() > 1e3 * extent:
         return nothing
-    ring = _as_ring(early.double(), later.double())
+    ring = _as_ring(early.double(), later.double(), extent)
     if ring is not None:
         amplitude, drift = ring
         return replace(nothing, kind="ring", orbit=later.double(), amplitude=amplitude, drift=drift)
@@ -168,6 +168,7 @@ def _followed(
 # A state this near to a stable fixed point, of the extent, is taken to be at it; one this near to where another has
 # passed, to go where that one went.
 _AT_A_POINT = 0.02
+_EXTENT = 2.4  # of the region of interest, where states are of unit size
 _FEWER_THAN_A_RING = 4  # points: states at so many occupy eight of the ring's 24 sectors at most
 
 
@@ -216,7 +217,7 @@ def _plane_angles(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.atan2(inside[:, 1], inside[:, 0]), inside.norm(dim=1), off
 
 
-def _as_ring(early: Tensor, late: Tensor) -> tuple[float, float] | None:
+def _as_ring(early: Tensor, late: Tensor, extent: float) -> tuple[float, float] | None:
     """Amplitude and drift of the ring on which the states (P, R) lie at two times; None where it is no ring.
 
     A ring is: distances from the centre within 30 % of their mean; no side of it empty (largest gap between
@@ -228,7 +229,7 @@ def _as_ring(early: Tensor, late: Tensor) -> tuple[float, float] | None:
     both = torch.cat([early, late])
     angle, radius, off = _plane_angles(both)
     mean = radius.mean()
-    if mean < 1e-3 or (radius / mean - 1).abs().max() > 0.3 or off.max() > 0.3 * mean:
+    if mean < 4e-4 * extent or (radius / mean - 1).abs().max() > 0.3 or off.max() > 0.3 * mean:
         return None
     before, after = angle.chunk(2)
     moved = torch.remainder(after - before + torch.pi, 2 * torch.pi) - torch.pi
@@ -261,7 +262,10 @@ def _resting_points(fine: Field, tail: Tensor, near: float, extent: float) -> _R
     if not ends:
         return _Rest(empty, empty.to(torch.complex128), still)
     with torch.no_grad():
-        points, eigenvalues = leading_fixed_points(fine, torch.stack(ends), relax_steps=0, merge_distance=0.02 * extent)
+        scale = extent / _EXTENT
+        points, eigenvalues = leading_fixed_points(
+            fine, torch.stack(ends), relax_steps=0, merge_distance=0.02 * _EXTENT, scale=scale
+        )
     stable = (eigenvalues.real < 0).all(1)
     points, eigenvalues = points[stable], eigenvalues[stable]
     if len(points) == 0:

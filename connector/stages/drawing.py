@@ -117,7 +117,7 @@ def _fixed_points(field: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor,
         low, high = z.min(0).values.double(), z.max(0).values.double()
         steps = torch.linspace(0, 1, _N_STARTS, dtype=torch.float64)
         starts = torch.cat([starts[::3], low + (high - low) * torch.cartesian_prod(steps, steps)])
-    points, eigenvalues = leading_fixed_points(field, starts)
+    points, eigenvalues = leading_fixed_points(field, starts, scale=float(z.double().std(0).mean()))
     inside = points.norm(dim=1) < 2.5 * float(z.abs().quantile(0.98)) * z.shape[1] ** 0.5
     return points[inside], eigenvalues[inside]
 

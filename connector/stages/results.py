@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from connector.analysis import signs
-from connector.analysis.attractors import Attractors, attractors_kept, find_attractors, reference_attractors
+from connector.analysis.attractors import (
+    Attractors,
+    attractors_kept,
+    default_starts,
+    find_attractors,
+    reference_attractors,
+)
 from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
 from connector.analysis.explained import rates_explained
@@ -22,7 +28,7 @@ from connector.dynamics import Network, activation
 from connector.errors import UserError
 from connector.files import read_npz
 from connector.lrrnn.handover import FittedDynamics
-from connector.numerics import even_rows
+from connector.numerics import even_rows, moments, symmetric_root
 from connector.report import cautions
 from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
@@ -195,7 +201,11 @@ class Results:
         """What the projected network settles on, in words; None where inputs drive it."""
         if self.inputs.latents.inputs is not None:
             return None
-        return str(find_attractors(self.projected, None if self.reference is None else self.reference.starts))
+        if self.reference is not None:
+            return str(find_attractors(self.projected, self.reference.starts))
+        centre, covariance = moments(self.inputs.latents.trials(self.inputs.fold.train).samples().z.double())
+        away = default_starts(len(centre)) @ symmetric_root(covariance)
+        return str(find_attractors(self.projected, centre + away, extent=float(away.norm(dim=1).max())))
 
     def drawn_at_sigma(self, seed: int | None = None) -> Network:
         return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed if seed is None else seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from connector.errors import require
-from connector.numerics import inverse_root, pieces
+from connector.numerics import pieces, whitening_of
 
 WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)
 KERNELS: dict[str, Kernel] = {}
@@ -163,7 +163,7 @@ class WhitenedPool:
     def of(stacked: Tensor, odd: bool, max_centres: int, generator: torch.Generator) -> WhitenedPool:
         """With more than ``max_centres`` loadings a quarter of that number, drawn at random, are the centres."""
         location = torch.zeros_like(stacked[0]) if odd else stacked.mean(0)
-        whitening = inverse_root(stacked - location)
+        whitening = whitening_of(stacked - location)
         x = centres = (stacked - location) @ whitening
         if len(x) > max_centres:
             pick = torch.randperm(len(x), generator=generator)[: max(1, max_centres // 4)].to(x.device)

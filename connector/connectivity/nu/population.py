@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from connector.connectivity.student_t import quadrature
-from connector.numerics import inverse_root, symmetric_root
+from connector.numerics import covariance_root, inverse_root, whitening_of
 from connector.types import Loadings
 
 _HALVINGS, _BY_CHANCE = 10, 3.0  # of the smoothing that is the rule's; gain of log likelihood that is no evidence
@@ -92,8 +92,8 @@ def extend_pool(pool: Loadings, extra: int | str, jitter: float | None) -> Loadi
     mean = stacked.mean(0)
     centred = stacked - mean
     if jitter is None:
-        jitter = bandwidth(centred @ inverse_root(centred))
-    root = symmetric_root(centred.T @ centred / k)
+        jitter = bandwidth(centred @ whitening_of(centred))
+    root = covariance_root(centred.T @ centred / k).T
     about = normal_points(max(-(-extra // k), 2 * dim), dim).to(stacked) @ root
     copies = mean + (centred + jitter * about[:, None]).flatten(0, 1) / math.sqrt(1 + jitter**2)
     return Loadings.unstack(torch.cat([stacked, copies]), pool.rank, pool.n_inputs, pool.has_bias)
