@@ -113,7 +113,7 @@ def _require_sense(config: DictConfig, subdirectory: str, n_jobs: int | None) ->
     stages = config.get("stages", "auto")
     if optimizes(OmegaConf.select(config, "hydra.sweeper._target_")) and stages != "auto" and "outputs" not in stages:
         remedy = "leave out `stages`: what a study minimises is measured of the connectivity"
-        raise Refused(UserError("the stage outputs in a study", f"stages={list(stages)}", remedy))
+        raise Refused(UserError("the stage outputs in a study", f"stages={stages}", remedy))
 
 
 def _claimed(directory: Path) -> Path:
