@@ -153,6 +153,7 @@ ctypes.CDLL(None).sleep(60)  # a call that Python cannot interrupt, as the rende
 """
 
 
+@pytest.mark.slow
 def test_a_first_rank_that_waits_in_vain_is_ended_with_a_word():
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 1

@@ -281,7 +281,13 @@ def test_two_sweeps_at_a_time_and_one_that_was_killed_all_stand_in_the_table(tmp
 
 
 @pytest.mark.parametrize(
-    "swept", ["seed=range(1,1)", "lrrnn.rank=range(3,2)", "experiment=glob(nothing*)", "seed=1,2 lrrnn.rank=range(1,1)"]
+    "swept",
+    [
+        "seed=range(1,1)",
+        "experiment=glob(nothing*)",
+        pytest.param("lrrnn.rank=range(3,2)", marks=pytest.mark.slow),
+        pytest.param("seed=1,2 lrrnn.rank=range(1,1)", marks=pytest.mark.slow),
+    ],
 )
 def test_a_sweep_of_nothing_is_a_mistake(tmp_path, stub, swept):
     done = typed("-m", *swept.split(), cwd=tmp_path)

@@ -178,7 +178,16 @@ def test_a_refused_job_leaves_the_directory_as_it_was(directory):
     assert RunStore(directory).manifest()["state"] == "done"
 
 
-@pytest.mark.parametrize("lost", ["network.npz", "metrics.json", "report.html", "figures/rates.png", "config.yaml"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "network.npz",
+        "config.yaml",
+        "figures/rates.png",
+        pytest.param("report.html", marks=pytest.mark.slow),
+        pytest.param("metrics.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_file_of_a_finished_job_is_made_again(directory, lost, capsys):
     assert ran(directory, sweep="sweep") is not None
     assert "nothing to do" in capsys.readouterr().out
