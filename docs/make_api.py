@@ -48,6 +48,7 @@ PARTS = {
             "connector.data.nwb.NwbOptions",
             "connector.data.nlb.load_nlb",
             "connector.data.nlb.NlbOptions",
+            "connector.data.modules.RecordingDataModule",
             "connector.data.modules.FileDataModule",
             "connector.data.modules.AttractorDataModule",
             "connector.data.modules.TensorDataModule",
@@ -67,6 +68,14 @@ PARTS = {
     "Models": (
         "Plain `torch.nn.Module`s, to be used without the framework, too.",
         ["connector.lrrnn.module.LowRankRNN", "connector.connectivity.flow.Flow"],
+    ),
+    "Training": (
+        "LightningModules of the stages; each works with a `pytorch_lightning.Trainer` of your own and the data modules above.",
+        [
+            "connector.stages.lrrnn.LowRankRNNModule",
+            "connector.stages.lrrnn.Prediction",
+            "connector.stages.flows.FlowModule",
+        ],
     ),
     "Measures": (
         "Functions of networks, states and densities; no files.",

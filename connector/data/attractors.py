@@ -103,6 +103,7 @@ MODULES = {
     "heavy_tailed": "connector.data.heavy_tailed",
 }
 TEACHERS: dict[str, Callable[..., Teacher]] = {}
+_OF_EVERY_TEACHER = ("sample_with_components", "conditional_mean", "log_prob", "drive")
 
 
 def load_teachers(path: str | os.PathLike) -> None:
@@ -143,16 +144,20 @@ def teacher(name: str, **options) -> Teacher:
         options: keyword arguments of the teacher, such as ``alpha``.
 
     Raises:
-        UserError: unknown name or option.
+        UserError: unknown name or option; a teacher that lacks a method.
     """
     if name not in TEACHERS and name in MODULES:
         import_module(MODULES[name])
     if name not in TEACHERS:
         raise UserError(f"a teacher among {', '.join(dict.fromkeys([*MODULES, *TEACHERS]))}", repr(name))
     try:
-        return TEACHERS[name](**options)
+        made = TEACHERS[name](**options)
     except TypeError as error:
         raise UserError(f"options that the teacher {name!r} has", f"{options} ({error})") from error
+    lacking = [x for x in _OF_EVERY_TEACHER if getattr(type(made), x, None) is getattr(Teacher, x)]
+    if lacking:
+        raise UserError(f"a teacher with {', '.join(_OF_EVERY_TEACHER)}", f"{name!r} without {', '.join(lacking)}")
+    return made
 
 
 def loadings_matrix(loadings: Loadings | Tensor) -> Tensor:

@@ -157,6 +157,9 @@ class TensorDataModule(_MemoryDataModule):
         super().__init__()
         self.batch_size, self.seed, self.eval_batch_size = batch_size, seed, eval_batch_size
         self.rows, self.epoch_size = rows if isinstance(rows, tuple) else (rows,), epoch_size
+        for x in self.rows:
+            if not isinstance(x, Tensor | None):
+                raise UserError("rows as tensors", type(x).__name__, "torch.as_tensor(ROWS) makes one of an array")
         self.train, self.validation = self.rows, validation
         if isinstance(validation, Tensor):
             self.validation = (validation,)

@@ -116,8 +116,16 @@ def recognise_format(path: str | os.PathLike) -> str:
     path = require_file(path, "check data.path; paths are relative to where you start")
     found = _recognise(path)
     if found in ("hdf5", "unknown"):
-        found = next((name for name in READERS if reader(name).recognises(path)), found)
+        found = next((name for name in READERS if _recognises(name, path)), found)
     return found
+
+
+def _recognises(name: str, path: Path) -> bool:
+    """What a reader cannot look at, such as bytes that are no text, is not its format."""
+    try:
+        return reader(name).recognises(path)
+    except (ValueError, OSError, KeyError):
+        return False
 
 
 def _recognise(path: Path) -> str:

@@ -78,7 +78,7 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 # Whatever a user adds there is new to Hydra, which would ask for a plus before it.
-_OPEN_GROUPS = re.compile(r"^(trainer\.extra|callbacks)\.(?=[^=]+=)")
+_OPEN_GROUPS = re.compile(r"^((trainer\.extra|callbacks)\.(?=[^=]+=)|logger\._target_=)")
 
 # What a single run raised. Hydra prints a traceback of whatever leaves a job, so that in a single run the exception
 # waits here; in a sweep it has to leave, for the launchers and sweepers to know that the job failed.

@@ -5,10 +5,12 @@ They are imported when a job runs, from the installed packages or the working di
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,22 @@ from connector.runs.options import Options, OtherLogger
 from connector.stages.training import Additions
 
 
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _located(node: Any, name: str) -> Any:
     """The class or function that a node's ``_target_`` names; raises UserError where it cannot be imported."""
     if os.getcwd() not in sys.path:  # of a command that is installed it is not there
         sys.path.append(os.getcwd())
     try:
-        return get_object(str(node["_target_"]))
+        with _silent(logging.getLogger("hydra._internal.utils")):  # prints what is said below
+            return get_object(str(node["_target_"]))
     except Exception as error:  # whatever the user's module raises when it is imported
         reason = str(error.__cause__ or error).splitlines()[0]
         expected = f"{name}._target_ naming a class or function that can be imported"
@@ -46,8 +58,9 @@ def _made(node: Any, name: str) -> Any:
     try:
         return instantiate(OmegaConf.create({"node": node}), _convert_="all")["node"]
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{name} that can be made of what stands there", reason) from error
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        target = f"{name}._target_={node['_target_']}" if isinstance(node, Mapping) and "_target_" in node else name
+        raise UserError(f"{target} that can be made of what stands there", reason) from error
 
 
 def additions(options: Options) -> Additions:
@@ -72,6 +85,8 @@ def additions(options: Options) -> Additions:
 
     for stage in STAGES_OF_A_RUN:  # before anything is read
         of_stage(stage)
+    if isinstance(options.logger, OtherLogger):
+        _located(options.logger.arguments, "logger")
     return of_stage
 
 

@@ -236,8 +236,10 @@ def check_trainer(options: TrainerOptions) -> dict[str, Any]:
     try:
         trainer = pl.Trainer(**hardware, **extra, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except Exception as error:  # Lightning has no common class for what it refuses
-        given = ", ".join(f"trainer.{name}={value}" for name, value in {**hardware, **extra}.items())
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        given = {**hardware, **extra}
+        named = [name for name, value in given.items() if f"`{name}`" in reason or f"'{value}'" in reason]
+        given = ", ".join(f"trainer.{name}={given[name]}" for name in named[:1] or given)
         raise UserError("trainer options that this machine can meet", f"{given} ({reason})") from error
     _require_other_nodes(options, trainer)
     strategy = type(trainer.strategy).__name__

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from connector.data.attractors import (
+    MODULES,
     TEACHERS,
     LinearGaussian,
     Teacher,
@@ -18,7 +19,7 @@ from connector.data.simulation import grid_of_states, simulate_recording
 from connector.dynamics import leading_fixed_points
 from connector.errors import UserError
 
-NAMES = ("quadstable", "bistable", "limit_cycle", "ring", "heavy_tailed")
+NAMES = tuple(MODULES)
 
 
 def _gen(seed: int = 0) -> torch.Generator:
@@ -27,6 +28,15 @@ def _gen(seed: int = 0) -> torch.Generator:
 
 def _states(n: int = 12) -> torch.Tensor:
     return 1.5 * torch.randn(n, 2, generator=_gen(5), dtype=torch.float64)
+
+
+def test_a_teacher_without_its_closed_forms_is_refused_before_anything_is_simulated(monkeypatch):
+    class Half(LinearGaussian):
+        drive = Teacher.drive
+
+    monkeypatch.setitem(TEACHERS, "half", lambda: Half.__new__(Half))
+    with pytest.raises(UserError, match="'half' without drive"):
+        teacher("half")
 
 
 @pytest.mark.parametrize("name", NAMES)

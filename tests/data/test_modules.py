@@ -131,6 +131,11 @@ def test_without_validation(tmp_path):
     assert sorted(watcher.seen[0]) == list(range(6))
 
 
+def test_rows_that_are_no_tensors_are_refused():
+    with pytest.raises(UserError, match="rows as tensors; got ndarray"):
+        TensorDataModule(np.zeros((3, 2)))
+
+
 def test_one_tensor_is_split_by_the_seed(tmp_path):
     data = TensorDataModule(torch.arange(40), batch_size=3, seed=5)
     train, held_out = data.train[0].tolist(), data.validation[0].tolist()

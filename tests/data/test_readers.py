@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from commands import ROOT
 from matlab73 import write_matlab73
 from scipy.io import savemat
 
+from connector.data import readers
 from connector.data.clicks import load_rat
 from connector.data.nlb import load_nlb
 from connector.data.npz import load_npz
@@ -117,21 +119,28 @@ def test_options_of_all_formats_are_known_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_reader_that_cannot_look_at_a_file_does_not_know_it(tmp_path, monkeypatch):
+    of_text = SimpleNamespace(recognises=lambda path: path.read_text(encoding="utf-8").startswith("rates"))
+    monkeypatch.setattr(readers, "reader", lambda name: of_text)
+    (tmp_path / "bytes").write_bytes(bytes(range(128, 256)))
+    assert readers.recognise_format(tmp_path / "bytes") == "unknown"
+
+
 def test_a_format_that_is_registered_is_recognised_read_and_named(tmp_path, monkeypatch):
     """As CONTRIBUTING says: a module with options, a function and READER, and its name in READERS."""
     written = types.ModuleType("connector.data.csv_rates")
     code = """
 import dataclasses
-import torch
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, settled
-from connector.types import Recording
 
 @dataclasses.dataclass
 class CsvOptions:
     alpha: float = data_option("dt / tau", above=0, at_most=1, default=0.1)
 
 def load_csv(path, options=None, *, name=None, **keywords):
+    import torch
+    from connector.types import Recording
     options = settled(CsvOptions, options, keywords)
     require_format(path, "csv")
     rows = [[float(x) for x in line.split(",")] for line in path.read_text().splitlines()[1:]]

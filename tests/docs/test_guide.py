@@ -39,7 +39,7 @@ def script(name):
 # --- generated pages ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["api.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["api.md", "metrics.md", "options.md"])
 def test_generated_pages_are_what_the_code_says(page):
     assert (DOCS / page).read_text() == script("make_api").PAGES[page](), "run python docs/make_api.py"
 

@@ -116,7 +116,9 @@ def test_a_profile_is_written_beside_the_curves(tmp_path):
         ("+callbacks.mine._target_=mine.Mine", ["callbacks.mine", "file"]),
         ("+callbacks.mine._target_=pathlib.Path", ["callback of Lightning", "callbacks.mine", "Path"]),
         ("+callbacks.mine=3", ["callbacks.mine._target_=MODULE.CLASS", "3"]),
+        ("+trainer.profiler=simpel", ["got trainer.profiler=simpel ("]),
         ("+logger._target_=nowhere.Logger", ["logger._target_", "nowhere.Logger"]),
+        ("+logger._target_=mine.Log", ["logger._target_=mine.Log", "file"]),
         ("+logger._target_=pathlib.Path", ["logger of Lightning", "logger._target_"]),
     ],
 )
@@ -233,6 +235,7 @@ def test_debug_is_small_and_without_figures():
 
 def test_the_command_line_takes_open_groups_without_a_plus_and_is_verbose_when_asked(tmp_path):
     mine = ["callbacks.mine._target_=mine.Mine", f"callbacks.mine.file={tmp_path / 'seen'}"]
+    mine += ["logger._target_=pytorch_lightning.loggers.CSVLogger"]
     done = train(*TINY, "stages=[lrrnn]", *mine, "trainer.extra.max_steps=2", "hydra.verbose=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "seen").read_text().split() == ["lrrnn"]
