@@ -323,7 +323,9 @@ def check_yaml(text: str, name: str) -> None:
         raise refuse("more characters")
     sizes: dict[str, float] = {}  # of what an anchor names
     held, anchors = [0.0], [""]  # of the collections that are open
-    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    stream = io.StringIO(text)
+    stream.name = name  # as errors give it
+    for event in yaml.parse(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):  # of a collection that is still open: without end
             held[-1] += sizes.get(event.anchor, math.inf)
         elif isinstance(event, yaml.ScalarEvent):

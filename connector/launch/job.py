@@ -305,6 +305,8 @@ def run(
         remedy = "force=true runs it anew; without its report.html, results are made again"
         console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
         if sweep_name is None:
+            for line in store.stages()[RESULTS].get("cautions", ()):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
             show(console, store.metrics(), store)
         return _objective(store.metrics())
     with contextlib.ExitStack() as held:
@@ -448,6 +450,6 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     logger.finish(exit_code=0)
     mark, files = all_marks(options, job.schedule)[RESULTS], [store.path / "metrics.json", network]
     drawn += [store.path / "report.html", *figures.values()] if figures else []
-    store.finish_stage(RESULTS, mark, spent[0], {}, spent[1], files, drawn=drawn)
+    store.finish_stage(RESULTS, mark, spent[0], {}, spent[1], files, drawn=drawn, cautions=cautions)
     show(job.console, metrics, store)
     return metrics

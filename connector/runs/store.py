@@ -261,6 +261,7 @@ class RunStore:
         files: Iterable[Path] = (),
         made_from: Iterable[Path] = (),
         drawn: Iterable[Path] = (),
+        cautions: Iterable[str] = (),
     ) -> None:
         """Note a stage as finished.
 
@@ -268,6 +269,7 @@ class RunStore:
             seconds: of the clock; cpu_seconds: of this process, all threads together.
             files: what it wrote; made_from: what it read; drawn: report and figures. Those that are not there are passed
                 over.
+            cautions: of the results, for a reader.
         """
         manifest = self.manifest()
         manifest["stages"][stage] = {
@@ -280,7 +282,7 @@ class RunStore:
             "made_from": self._checksums(made_from),
         }
         if stage == RESULTS:
-            manifest["stages"][stage]["drawn"] = self._checksums(drawn)
+            manifest["stages"][stage] |= {"drawn": self._checksums(drawn), "cautions": list(cautions)}
             manifest["state"] = DONE
         self._write_manifest(manifest)
         for path in self.checkpoints.glob(f"{stage}-*"):
