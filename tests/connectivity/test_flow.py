@@ -68,7 +68,7 @@ def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, ba
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("base", "context_dim"), [("normal", 2), ("student_t", 0)])
+@pytest.mark.parametrize(("base", "context_dim"), [("normal", 2), pytest.param("student_t", 0, marks=pytest.mark.slow)])
 def test_log_prob_is_that_of_zuko(base, context_dim, network):
     """zuko integrates the velocity in its own coordinate, with its own solver, and takes the divergence from autograd."""
     transforms = pytest.importorskip("zuko").transforms

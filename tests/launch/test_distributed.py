@@ -35,7 +35,13 @@ def test_two_processes_reach_the_flow_of_loadings_that_one_reaches(tmp_path):
     found = []
     for name, more in (("one", []), ("two", HALVES)):
         run = typed if name == "one" else train
-        done = run(*SMALL, *more, "stages=[lrrnn,loadings]", f"hydra.run.dir={tmp_path / name}")
+        done = run(
+            *SMALL,
+            *more,
+            "connectivity.loadings_epochs=60",
+            "stages=[lrrnn,loadings]",
+            f"hydra.run.dir={tmp_path / name}",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         store = RunStore(tmp_path / name)
         rows = torch.from_numpy(read_npz(store.latents_file)["m"]).repeat(200, 1).float()

@@ -87,7 +87,7 @@ def results(directory):
     return found
 
 
-@pytest.mark.parametrize("training", [rates, spikes, flow, best_flow])
+@pytest.mark.parametrize("training", [rates, pytest.param(spikes, marks=pytest.mark.slow), flow, best_flow])
 def test_a_training_interrupted_in_any_epoch_ends_where_it_would_have_ended(training, tmp_path):
     watch = Interrupts()
     metrics, _ = training(tmp_path / "through", watch)
