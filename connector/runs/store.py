@@ -260,6 +260,7 @@ class RunStore:
         cpu_seconds: float = 0.0,
         files: Iterable[Path] = (),
         made_from: Iterable[Path] = (),
+        *,
         drawn: Iterable[Path] = (),
         cautions: Iterable[str] = (),
     ) -> None:
