@@ -25,7 +25,7 @@ from connector.types import Loadings, TrialBatch
 SMALL = [
     "data.n_neurons=150", "data.n_grid=6", "data.n_steps=30", "connectivity.loadings_epochs=20",
     "connectivity.outputs_epochs=5", "connectivity.outputs_loadings=512", "lrrnn.max_epochs=1",
-    "connectivity.max_states=1000",
+    "connectivity.max_states=1000", "connectivity.early_stopping=false",
 ]  # fmt: skip
 
 
