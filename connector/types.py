@@ -31,7 +31,7 @@ def require_finite_points(x: Tensor, what: str) -> None:
 
 def require_whole(value: object, at_least: int, what: str) -> None:
     """Raises UserError unless value is a whole number of at least so much."""
-    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least
+    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= at_least
     require(fits, f"{what}, a whole number of {at_least} or more", repr(value))
 
 

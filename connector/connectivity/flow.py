@@ -247,9 +247,9 @@ class Flow(nn.Module):
                 f"{'a' if self.context_dim else 'no'} context for a flow of {self.context_dim} context columns",
                 "none" if context is None else f"one of shape {tuple(context.shape)}",
             )
-        n_samples = len(context) if context is not None else n_samples
-        require_whole(n_samples, 0, "n_samples")
-        x = self.sample_base(n_samples, generator) if base is None else base.to(self.location)
+        require_whole(n_samples if context is None else len(context), 0, "n_samples")
+        count = len(context) if context is not None else int(n_samples or 0)
+        x = self.sample_base(count, generator) if base is None else base.to(self.location)
         if context is not None:
             self._check(x, context)
             _, context = self._standardised(x, context.to(x))
