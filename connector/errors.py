@@ -128,6 +128,11 @@ def numerical_failure(stage: str, what: str, where: str = "", kept: str = "") ->
     return RunFailure(stage, what, _NUMERICAL.get(stage, ""), where, kept)
 
 
+def process_end(code: int) -> str:
+    """How a process ended, by the code that Python has of it."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def end_state(error: BaseException | None) -> str:
     """How a job ended, with its exit code had it run alone and the first line of what it said."""
     if error is None:

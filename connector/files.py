@@ -247,7 +247,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield aside
         move_into_place(aside, path)
     except OSError as error:
-        if error.filename in (None, str(aside)):  # as it is known outside
+        if error.errno is not None and error.filename in (None, str(aside)):  # as it is known outside
             error.filename, error.filename2 = str(path), None
         raise
     finally:
@@ -396,12 +396,16 @@ def linked_files(path: str | Path) -> list[Path]:
     return sorted(found)
 
 
+def is_hdf5(head: bytes) -> bool:
+    """By the first 520 bytes of a file: HDF5, at its beginning or behind the 512 bytes of MATLAB's header."""
+    return b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
+
+
 def _targets(path: Path) -> set[str]:
     """Names of other files in an HDF5 file; empty where it is none, or damaged."""
     with open(path, "rb") as handle:
-        head = handle.read(520)
-    if b"\x89HDF\r\n\x1a\n" not in (head[:8], head[512:]):
-        return set()
+        if not is_hdf5(handle.read(520)):
+            return set()
     import h5py
 
     names: set[str] = set()
@@ -422,9 +426,13 @@ def _targets(path: Path) -> set[str]:
     return names - {"."}
 
 
-def content_checksum(path: str | Path) -> str:
-    """SHA-256 of a file's content; of an HDF5 file with parts in other files, of all these together."""
-    others = linked_files(path)
+def content_checksum(path: str | Path, others: Sequence[Path] | None = None) -> str:
+    """SHA-256 of a file's content; of an HDF5 file with parts in other files, of all these together.
+
+    Args:
+        others: of :func:`linked_files`, where the caller has looked; None: looked for here.
+    """
+    others = linked_files(path) if others is None else others
     if not others:
         return file_checksum(path)
     whole = hashlib.sha256(file_checksum(path).encode())

@@ -254,16 +254,20 @@ class Recording:
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
         return replace(self, **cut)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the K neurons; where they have none, numbers from 0."""
+        return self.neuron_names or tuple(str(i) for i in range(self.n_neurons))
+
     def neurons(self, index: Tensor) -> Recording:
-        """The recording restricted to some neurons, (n,) int64; they keep their names, or numbers from 0 as names."""
-        names = self.neuron_names or tuple(str(i) for i in range(self.n_neurons))
+        """The recording restricted to some neurons, (n,) int64; they keep their :attr:`names`."""
         return replace(
             self,
             activity=self.activity[:, :, index],
             loadings=None if self.loadings is None else self.loadings.map(lambda x: x[index]),
             n=None if self.n is None else self.n[index],
             baseline_hz=None if self.baseline_hz is None else self.baseline_hz[:, index],
-            neuron_names=tuple(names[i] for i in index.tolist()),
+            neuron_names=tuple(self.names[i] for i in index.tolist()),
         )
 
 

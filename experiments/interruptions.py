@@ -72,6 +72,15 @@ def recording(name: str, directory: Path) -> list[str]:
     return [*EXPERIMENTS[name], f"data.path={path}"]
 
 
+def state_of(pid: int) -> list[str] | None:
+    """What the system says of a process, behind its name in /proc/PID/stat; None where it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] not in "ZX":
+            return fields
+    return None
+
+
 class Started:
     """The real command, in a process of its own."""
 
@@ -91,11 +100,8 @@ class Started:
 
     def cpu_seconds(self) -> float | None:
         """User and system time of the process so far; None where it has ended."""
-        with contextlib.suppress(OSError, IndexError):
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            if fields[0] not in "ZX":
-                return (int(fields[11]) + int(fields[12])) / _TICK
-        return None
+        fields = state_of(self.process.pid)
+        return None if fields is None else (int(fields[11]) + int(fields[12])) / _TICK
 
     def wait_for_stage(self, stage: str) -> float | None:
         """CPU time when the stage, or a later one, begins; None where the process ended first."""
@@ -114,12 +120,8 @@ class Started:
 
 def descendants(pid: int) -> list[int]:
     """Processes that a process has started, and those that these have started."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if fields[0] not in "ZX":
-                parents[int(stat.parent.name)] = int(fields[1])
+    states = {int(folder.name): state_of(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
+    parents = {child: int(fields[1]) for child, fields in states.items() if fields is not None}
     found = [pid]
     for parent in found:
         found += [child for child, of in parents.items() if of == parent]
@@ -131,15 +133,8 @@ def left_over(pids: Sequence[int], within_s: float = 15.0) -> list[int]:
     until, left = time.monotonic() + within_s, list(pids)
     while left and time.monotonic() < until:
         time.sleep(0.1)
-        left = [pid for pid in left if not _is_gone(pid)]
+        left = [pid for pid in left if state_of(pid) is not None]
     return left
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 PROCESSES = {

@@ -10,10 +10,8 @@ from connector.errors import UserError
 from connector.numerics import CHUNK, even_rows, inverse_root, pieces
 from connector.types import Latents
 
-_LAG, _KEPT = (
-    2,
-    0.5,
-)  # samples between which errors of the drive are independent; correlation of the states that asks for it
+_LAG = 2  # samples between which errors of the drive are independent
+_KEPT = 0.5  # correlation of the states over that lag, above which it is used
 _MAX_STATES = 4000
 
 

@@ -153,8 +153,9 @@ def psth_r2_of_sums(
         SS_res = sum over c, t of (P_c(t) - Q_c(t))^2,    SS_tot = sum over c, t of (P_c(t) - N_c(t))^2
 
     P is the observed, Q the predicted PSTH, N that of the neuron's mean count over training trials (a constant; the mean of
-    P would be an oracle), all smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms), normalised at the edges. Bins without a trial in a condition do not count. Sums of several folds' test trials are
-    added before, so that P has less noise, which no model can predict.
+    P would be an oracle), all smoothed by the same causal Gaussian (0.1 s: 10 bins of 10 ms), normalised at the edges. Bins
+    without a trial in a condition do not count. Sums of several folds' test trials are added before, so that P has less
+    noise, which no model can predict.
 
     Returns and raises: as :func:`psth_r2`.
     """

@@ -87,8 +87,7 @@ def without_constant(recording: Recording, train: Tensor) -> tuple[Recording, tu
             "none",
             "choose another data.fold",
         )
-    names = recording.neuron_names or tuple(str(i) for i in range(recording.n_neurons))
-    left_out = tuple(names[i] for i in (~keep).nonzero()[:, 0].tolist())
+    left_out = tuple(recording.names[i] for i in (~keep).nonzero()[:, 0].tolist())
     said = ", ".join(left_out[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
     counted = "" if recording.neuron_names else ", counted from 0"
     constant = "constant" if recording.kind == "rates" else "silent or constant"

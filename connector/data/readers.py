@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connector.errors import UserError
-from connector.files import require_file, unreadable
+from connector.files import is_hdf5, require_file, unreadable
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -131,7 +131,7 @@ def _recognises(name: str, path: Path) -> bool:
 def _recognise(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(1024)
-    hdf5 = b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
+    hdf5 = is_hdf5(head)
     # The first releases that wrote HDF5 still called it "MATLAB 7.0" in the header.
     if head.startswith(b"MATLAB 7.3") or (hdf5 and head.startswith(b"MATLAB")):
         return "matlab73"

@@ -26,7 +26,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from connector import interruption
-from connector.errors import RunFailure, end_state
+from connector.errors import RunFailure, end_state, process_end
 from connector.runs.naming import conf_directory
 
 _SCRIPT = conf_directory().parent / "train.py"
@@ -110,9 +110,12 @@ def _wait_until_ready(processes: Sequence[subprocess.Popen], ready: Path) -> Non
 
 
 def _lost(rank: int, process: subprocess.Popen, when: str) -> RunFailure:
-    ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
     remedy = "the same command goes on from the last checkpoint; memory may have run out, if nothing else ended it"
-    return RunFailure("training", f"process {process.pid}, rank {rank} of the job, ended {when} ({ended})", remedy)
+    return RunFailure(
+        "training",
+        f"process {process.pid}, rank {rank} of the job, ended {when} ({process_end(process.returncode)})",
+        remedy,
+    )
 
 
 class _Watch(threading.Thread):

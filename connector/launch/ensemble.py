@@ -22,7 +22,7 @@ from connector.launch.flow_ensemble import Trained, kind, train_as_one
 from connector.launch.job import guarded, logging_to, quiet, run_stages, unlogged_curves
 from connector.launch.planning import Plan, artifacts, begin, build_data, is_current, of_other_options, plan, sources
 from connector.launch.wandb_run import ID_FILE, NoRun
-from connector.runs.options import STAGES, Options
+from connector.runs.options import Options
 from connector.runs.store import RunStore
 from connector.stages.curves import write_learning_curves
 from connector.stages.flows import FlowJob, train_flow
@@ -47,10 +47,8 @@ class _Member:
         directory.mkdir(parents=True, exist_ok=True)
         locks.enter_context(guarded(directory))
         self.store = RunStore(directory)
-        stale = of_other_options(self.store, options, self.schedule)
-        if options.force or {*stale} & {
-            *STAGES
-        }:  # the job itself, which finds its stages finished, goes on in the W&B run that it knows
+        # The job itself, which finds its stages finished, goes on in the W&B run that it knows.
+        if options.force or of_other_options(self.store, options, self.schedule):
             (directory / ID_FILE).unlink(missing_ok=True)
         begin(self.store, options, self.schedule)
         self.spent = np.zeros(2)  # on the stage in work, before its flow is trained

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -187,11 +187,11 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
 
 
-def all_metrics(store: RunStore, schedule: Plan, results: dict[str, float]) -> dict[str, float]:
-    """Results together with each stage's metrics and seconds, of those that stand as they are planned."""
+def all_metrics(store: RunStore, stages: Collection[str], results: dict[str, float]) -> dict[str, float]:
+    """Results together with the metrics and seconds of some stages."""
     metrics = dict(results)
     for stage, record in store.stages().items():
-        if stage not in STAGES or not is_current(store, stage, schedule):
+        if stage not in stages:
             continue
         metrics |= record["metrics"]
         if record["seconds"] > 0:
@@ -376,7 +376,7 @@ def _run(job: _Job) -> float | None:
     ranks, logger, begun, failed = launch.rank_variables(), NoRun(), is_child_rank(), True
     # A job that is refused leaves the directory as it was.
     _require_own_name(store, job.name)
-    stale = [] if begun else [s for s in of_other_options(store, job.options, job.schedule) if s in STAGES]
+    stale = [] if begun else of_other_options(store, job.options, job.schedule)
     require_earlier(store, job.schedule)
     try:
         with explained("start", directory):
@@ -422,11 +422,12 @@ def _run(job: _Job) -> float | None:
 def _results(job: _Job, logger: Any) -> dict[str, float]:
     """Measure, draw, log and show what the stages reached; the metrics of metrics.json."""
     options, store = job.options, job.store
-    of_fit = measures_of_fit(store, job.data.recording) if is_current(store, "lrrnn", job.schedule) else {}
-    metrics, figures, spent = all_metrics(store, job.schedule, of_fit), {}, (0.0, 0.0)
+    standing = [stage for stage in STAGES if is_current(store, stage, job.schedule)]  # asked once: it reads their files
+    of_fit = measures_of_fit(store, job.data.recording) if "lrrnn" in standing else {}
+    metrics, figures, spent = all_metrics(store, standing, of_fit), {}, (0.0, 0.0)
     cautions = warnings_of(metrics)
     drawn = [] if options.report else [store.path / name for name in store.stages().get(RESULTS, {}).get("drawn", {})]
-    if all(is_current(store, stage, job.schedule) for stage in STAGES):
+    if len(standing) == len(STAGES):
         job.say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
         started = clock()
         with StepProgress("results", job.console if options.trainer.progress else None) as progress:
@@ -434,7 +435,7 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
             results, figures, cautions = summarise(options, store, job.data, metrics, about, progress)
         spent = clock() - started
         job.say(f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)")
-        metrics = all_metrics(store, job.schedule, of_fit | results)
+        metrics = all_metrics(store, standing, of_fit | results)
         metrics["timing/results_seconds"] = round(float(spent[0]), 3)
     for line in cautions:
         job.say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,22 +43,22 @@ def data_module(data: DataOptions, seed: int, rank: int, has_bias: bool | None) 
         got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
         raise UserError("data.path naming a file that exists", got)
     module = FileDataModule(data.path, data.source, reading=data.reading(), **common)
-    module.read_at = _state_of(data.path)
+    module.read_at = _state_of(data.path, linked_files(data.path))
     return module
 
 
-def _state_of(path: str) -> list[tuple[int, int, int]]:
-    """By which a change of a file, or of one that it is linked to, is seen without reading it."""
-    found = [os.stat(file) for file in (path, *linked_files(path))]
+def _state_of(path: str, linked: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """By which a change of a file, or of those that it is linked to, is seen without reading them."""
+    found = [os.stat(file) for file in (path, *linked)]
     return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
 
 
-def _require_unchanged(data: RecordingDataModule) -> None:
+def _require_unchanged(data: RecordingDataModule, path: str, linked: Sequence[Path]) -> None:
     """Refuse a file that was written to since it was read, so that what was read is not what its checksum says."""
     before = getattr(data, "read_at", None)
-    if before is not None and before != _state_of(data.path):
+    if before is not None and before != _state_of(path, linked):
         remedy = "start again when it is whole"
-        raise UserError("a file that stays as it is while it is read", f"{data.path}, which has changed", remedy)
+        raise UserError("a file that stays as it is while it is read", f"{path}, which has changed", remedy)
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
         requested = tuple(stage for stage in requested if stage != "lrrnn")
     path, teachers = getattr(options.data, "path", None), getattr(options.data, "teachers", None)
     if path:
-        source = content_checksum(path)
+        linked = linked_files(path)
+        source = content_checksum(path, linked)
         about = {"path": str(Path(path).resolve()), "sha256": source}
-        about |= {"linked": [str(file) for file in others]} if (others := linked_files(path)) else {}
-        _require_unchanged(data)
+        about |= {"linked": [str(file) for file in linked]} if linked else {}
+        _require_unchanged(data, path, linked)
     else:  # a simulation is a function of the seed, and of what its teacher's file, and all that it reads, come to
         source, simulated = options.seed, provenance.tensor_checksum(data.recording.activity)
         about = {"seed": options.seed, "sha256": simulated}
@@ -125,9 +126,9 @@ def sources(store: RunStore, stage: str) -> list[Path]:
 
 
 def of_other_options(store: RunStore, options: Options, schedule: Plan) -> list[str]:
-    """Stages, and the results, that the directory holds of other options than these: a job that begins removes them."""
+    """Stages that the directory holds of other options than these: a job that begins removes them, and their results."""
     recognise(store, options, schedule.marks, schedule.earlier)  # goes by the config.yaml of an earlier job
-    return store.stale(all_marks(options, schedule))
+    return [stage for stage in store.stale(all_marks(options, schedule)) if stage in STAGES]
 
 
 def begin(

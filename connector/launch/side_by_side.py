@@ -16,7 +16,7 @@ from multiprocessing import connection
 from typing import Any
 
 from connector import interruption
-from connector.errors import RunFailure
+from connector.errors import RunFailure, process_end
 
 try:  # of joblib, which had it within itself before 1.6
     import cloudpickle
@@ -88,9 +88,7 @@ class _Worker:
 
     def loss(self, number: int) -> RunFailure:
         self.process.join()
-        code = self.process.exitcode
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-        what = f"its process ended before it had done ({ended}); other jobs go on"
+        what = f"its process ended before it had done ({process_end(self.process.exitcode)}); other jobs go on"
         remedy = "the same command in the same directory goes on from what is kept; memory may have run out"
         return RunFailure(f"job {number + 1}", what, remedy)
 

@@ -63,8 +63,8 @@ def write_responses(
     where they are known, 0 left and 1 right: ``CONDITION_trials`` (2, time) trials that still last,
     ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
     ``CONDITION_null_NAMESUFFIX``, ``CONDITION_mean`` (2, time, K) counts summed over them, observed, of the noise-averaged
-    rollout, of each null, of mean rates over training trials; SUFFIX is empty for the baseline of the fit (``baseline``, its name) and _NAME for the other. Per test trial
-    (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
+    rollout, of each null, of mean rates over training trials; SUFFIX is empty for the baseline of the fit (``baseline``,
+    its name) and _NAME for the other. Per test trial (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
     ``spikes`` is their number of spikes; ``neurons`` the K names, since neurons silent in training trials are left out.
 
     Args:
@@ -86,7 +86,7 @@ def write_responses(
         "step": recording.bin_s or 1.0,
         "smooth_sd_bins": smoothing["smooth_sd_bins"],
         "baseline": np.array(baseline.kind),
-        "neurons": np.array(recording.neuron_names or [str(i) for i in range(recording.n_neurons)]),
+        "neurons": np.array(recording.names),
         "trials": test,
         "spikes": int((counts * mask[..., None]).sum()),
         "choices": None if recording.choices is None else recording.choices[test],

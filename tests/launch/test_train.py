@@ -222,7 +222,7 @@ def test_a_wrong_option_ends_with_2_and_a_short_message(option, words, tmp_path)
     ("yaml", "option", "words"),
     [
         ("seed: [1", "seed=1", "mine.yaml"),
-        ("\x00", "seed=1", "characters are not allowed"),
+        ("\x00", "seed=1", "control characters are not allowed"),
         ("# @package _global_\nstages: [lrrnn]", "trainer.accelerator=abacus", "trainer.accelerator=abacus"),
     ],
 )
