@@ -7,6 +7,8 @@ from torch import Tensor
 
 from connector.dynamics import activation, potentials
 from connector.lrrnn.handover import FittedDynamics
+from connector.numerics import least_squares
+from connector.types import Latents
 
 
 def variance_explained(observed: Tensor, predicted: Tensor, mean: Tensor) -> float:
@@ -27,22 +29,35 @@ def principal_components(train: Tensor, observed: Tensor, rank: int) -> Tensor:
     return mean + (observed.double() - mean) @ axes @ axes.T
 
 
-def rates_explained(inputs: FittedDynamics, activity: Tensor) -> dict[str, float]:
+def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = False) -> dict[str, float]:
     """Share of the variance of test trials' rates that latents and loadings explain, and principal components of the same
     rank, each given the activity of the trials that it is scored on.
 
     Args:
         activity: (trials, time, K_obs) rates of all trials.
+        given: latents and loadings were not fitted to these rates, and may not belong to them.
 
     Returns:
-        ``lrrnn/rates_r2``, ``lrrnn/rates_r2_pca``.
+        ``lrrnn/rates_r2``, ``lrrnn/rates_r2_pca``; where they were given also ``lrrnn/rates_r2_linear``, of the linear
+        function of the same states and inputs that explains the training trials best.
     """
     latents, rank, fold = inputs.latents, inputs.latents.rank, inputs.fold
     test = latents.trials(fold.test)
     fitted = activation(inputs.activation)(potentials(inputs.loadings, test.z, test.inputs))[test.mask].double()
     train, observed = activity[fold.train][latents.mask[fold.train]].double(), activity[fold.test][test.mask].double()
     mean = train.mean(0)
-    return {
+    found = {
         "lrrnn/rates_r2": variance_explained(observed, fitted, mean),
         "lrrnn/rates_r2_pca": variance_explained(observed, principal_components(train, observed, rank), mean),
     }
+    if given:
+        states = [_with_constant(latents.trials(part)) for part in (fold.train, fold.test)]
+        predicted = states[1] @ least_squares(states[0], train)
+        found["lrrnn/rates_r2_linear"] = variance_explained(observed, predicted, mean)
+    return found
+
+
+def _with_constant(latents: Latents) -> Tensor:
+    """States, inputs and 1 side by side at the recorded samples, (T, R + U + 1) float64."""
+    parts = [latents.z, *([] if latents.inputs is None else [latents.inputs]), torch.ones_like(latents.z[..., :1])]
+    return torch.cat([part[latents.mask].double() for part in parts], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,10 +88,18 @@ def without_constant(recording: Recording, train: Tensor) -> tuple[Recording, tu
             "none",
             "choose another data.fold",
         )
-    left_out = tuple(recording.names[i] for i in (~keep).nonzero()[:, 0].tolist())
-    said = ", ".join(left_out[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
-    counted = "" if recording.neuron_names else ", counted from 0"
+    away = (~keep).nonzero()[:, 0].tolist()
     constant = "constant" if recording.kind == "rates" else "silent or constant"
-    note = f"{len(left_out)} of {recording.n_neurons} neurons are {constant} in the training trials and left out ({said}{counted})"
+    note = (
+        f"{len(away)} of {recording.n_neurons} neurons are {constant} in the training trials and left out "
+        f"({names_of(recording, away)})"
+    )
     cut = recording.neurons(keep.nonzero()[:, 0])
-    return replace(cut, notes=(*recording.notes, note)), left_out
+    return replace(cut, notes=(*recording.notes, note)), tuple(recording.names[i] for i in away)
+
+
+def names_of(recording: Recording, neurons: Iterable[int]) -> str:
+    """The names of some neurons, or their numbers, for a sentence; of many the first."""
+    neurons = list(neurons)
+    said = ", ".join(recording.names[i] for i in neurons[:_NAMED]) + (", ..." if len(neurons) > _NAMED else "")
+    return said if recording.neuron_names else f"{said}, counted from 0"

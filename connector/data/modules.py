@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
-from connector.data.folds import Fold, fold, without_constant
+from connector.data.folds import Fold, fold, names_of, without_constant
+from connector.data.preprocessing import repeated_trials, silent_spells
 from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
@@ -247,6 +249,8 @@ class RecordingDataModule(_MemoryDataModule):
         # Of a file with latents and loadings all neurons are known, whatever their activity.
         if recording.latents is None or recording.loadings is None or self.teacher is not None:
             recording, self.left_out = without_constant(recording, self.fold.train)
+        if self.teacher is None:
+            recording = replace(recording, notes=(*recording.notes, *_doubts(recording)))
         has_bias = self._has_bias
         if has_bias is None:
             known = recording.loadings
@@ -335,6 +339,28 @@ class FileDataModule(RecordingDataModule):
         recording = of_format.load(self.path, **{**rank, **self.reading})
         self.truth = _known_network(recording)
         return recording
+
+
+def _doubts(recording: Recording) -> list[str]:
+    """What in a file's activity may be no activity of its own, in sentences."""
+    said, activity, lengths = [], recording.activity.numpy(), recording.lengths.numpy()
+    if recording.kind == "spikes":
+        order = (
+            slice(None) if recording.trial_times_s is None else recording.trial_times_s.numpy().argsort(kind="stable")
+        )
+        lost = silent_spells(activity.sum(1)[order], lengths[order])
+        if len(lost):
+            said.append(
+                f"{len(lost)} neurons ({names_of(recording, lost)}) fire no spike in successive trials where 30 or more would be "
+                "expected: were they lost, or not recorded there? It is taken as silence"
+            )
+    repeated = repeated_trials(activity, lengths)
+    if repeated:
+        said.append(
+            f"{repeated} of {recording.n_trials} trials are the same as another to the last digit: test trials among them are known "
+            "from training"
+        )
+    return said
 
 
 def _known_network(recording: Recording) -> Network | None:

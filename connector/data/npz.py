@@ -228,7 +228,7 @@ class _Arrays:
             recorded = recorded_lengths((inside & (self.activity != 0).any(2)) * 1.0, lengths, sure=2)
         padded = recorded < lengths
         if not padded.any():
-            return lengths
+            return self._without_repeated(lengths) if self.kind == "rates" else lengths
         if (recorded < 2).any():
             raise UserError(
                 f"{self.kind} in every trial",
@@ -241,6 +241,31 @@ class _Arrays:
             return lengths
         self.notes.append(
             f"{said}: taken as padding, {recorded.min()} to {recorded.max()} samples; give `lengths` if not"
+        )
+        return recorded
+
+    def _without_repeated(self, lengths: np.ndarray) -> np.ndarray:
+        """Lengths less the samples at a trial's end in which every neuron stays the same to the last digit."""
+        moved = np.diff(self.activity, axis=1, prepend=np.nan) != 0
+        driven = self.values.get("externalinputs")
+        if (
+            driven is not None
+            and driven.ndim == 3
+            and driven.shape[:2] == moved.shape[:2]
+            and driven.dtype.kind in "biuf"
+        ):
+            moved = np.concatenate([moved, np.diff(driven.astype(float), axis=1, prepend=0) != 0], axis=2)
+        inside = np.arange(moved.shape[1])[None, :] < lengths[:, None]
+        recorded = recorded_lengths((inside & moved.any(2)) * 1.0, lengths, sure=2)
+        ends = self.activity[np.arange(len(lengths)), recorded - 1]
+        filled = (np.ptp(ends, axis=1) == 0) & (ends.shape[1] > 1)  # by one value of all neurons, not by their last
+        recorded = np.where(recorded == 1, lengths, recorded - (filled & (recorded < lengths)))
+        repeated = recorded < lengths
+        if not repeated.any() or (recorded < 2).any():
+            return lengths
+        self.notes.append(
+            f"every neuron stays the same at the end of {int(repeated.sum())} trials: taken as padding, {recorded.min()} to "
+            f"{recorded.max()} samples; give `lengths` if not"
         )
         return recorded
 

@@ -66,7 +66,8 @@ class NwbOptions:
     )
     inputs: list[str] | None = data_option(
         "external inputs, in this order: trials columns (event times, counted in each bin, or a number, constant in the "
-        "trial) or time series (averaged in each bin; the last sample before it where a bin has none); null: none",
+        "trial; each within its own trial, event times) or time series (averaged in each bin; the last sample before it where "
+        "a bin has none, but for gaps); null: none",
         default=None,
     )
     event_times: str = data_option(
@@ -82,7 +83,8 @@ class NwbOptions:
         choices=("session", "trial"), before="session",
     )  # fmt: skip
     time_units: Any = data_option(
-        "seconds per unit of times that are not in seconds, by column, as {spike_times:0.001,start_time:0.001}; null: none",
+        "seconds per unit of times that are not in seconds, by column or time series, as {spike_times:0.001,start_time:0.001}; "
+        "null: none",
         before=None,
     )
     unobserved: str = data_option(
@@ -300,7 +302,7 @@ def _completed(given: NwbOptions, noted: dict[str, Any]) -> tuple[NwbOptions, fl
 
 def _clock(table: Table, cells: Table, options: NwbOptions, notes: list[str]) -> Clock:
     units_s = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
-    known = [*table.columns, *cells.columns]
+    known = [*table.columns, *cells.columns, "invalid_times", *(time_series(table.nwb) if units_s else ())]
     for name, columns in (("time_units", units_s), ("from_start", options.from_start)):
         unknown = ", ".join(column for column in columns if column not in known)
         if unknown:

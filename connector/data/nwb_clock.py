@@ -13,7 +13,7 @@ import numpy as np
 from connector.data.nwb_tables import Table
 from connector.errors import UserError
 
-_ENOUGH_SPIKES = 20  # to tell from them what clock they are on
+_ENOUGH_SPIKES, _ENOUGH_ROWS = 20, 5  # to tell from them what clock they are on
 _SLOW_HZ, _FAR = 0.5, 5.0  # no unit fires faster, spikes reach so many times farther than the trials: no seconds
 _LONG_S, _MANY = 200.0, 10  # trials as long, and as many, with units as slow: no seconds either
 
@@ -95,6 +95,12 @@ class Clock:
             f"do they count from start_time, data.from_start=[{column}]; are they no seconds, "
             f"data.time_units={{{column}:SECONDS}}; do some trials lack the event, leave those out with data.trials",
         )
+
+    def within(self, value: np.ndarray) -> bool:
+        """Whether numbers (rows,) are times of the session for all that they show: each lies within its own row."""
+        known = np.isfinite(value) & np.isfinite(self.following)
+        inside = (value >= self.start) & (value < self.following)
+        return bool(known.sum() >= _ENOUGH_ROWS and inside[known].all() and np.ptp(self.start[known]) > 0)
 
     def check_starts(self, column: str) -> None:
         """Refuses trials of which all begin at one time."""

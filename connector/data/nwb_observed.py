@@ -10,6 +10,7 @@ from connector.data.nwb_trials import TrialBins
 from connector.data.preprocessing import recorded_lengths
 from connector.errors import UserError
 
+_FAR = 50.0  # times the trials' extent that seconds of one session do not reach
 _TOLERATED = 0.1  # of a bin, that may be unobserved
 
 
@@ -27,24 +28,51 @@ def observed(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock, *, 
         intervals = cells.rows("obs_intervals")
     elif trials_only:
         intervals = [np.stack([clock.start, clock.as_written("stop_time")], axis=1)] * len(cells)
-    for k, unit in enumerate(units if intervals is not None else ()):
-        spans = np.asarray(intervals[unit], dtype=float)
+    spans_of = [] if intervals is None else [np.asarray(intervals[unit], dtype=float) for unit in units]
+    if "obs_intervals" in cells.columns:
+        of_units = np.concatenate([spans.ravel() for spans in spans_of])
+        unit = clock.units_s.get("obs_intervals", 1.0)
+        if _no_seconds("obs_intervals", of_units, clock, end):  # written like the spike times beside them
+            unit = clock.units_s.get("spike_times", 1.0)
+        if any(not np.array_equal(spans, spans_of[0]) for spans in spans_of):
+            _check_unit("obs_intervals", unit * of_units, clock, end)
+        spans_of = [unit * spans for spans in spans_of]
+    for k, spans in enumerate(spans_of):
         if spans.size and (spans.ndim != 2 or spans.shape[1] != 2):
             raise UserError("obs_intervals of the units table as pairs, start and stop", f"shape {spans.shape}")
         if spans.size:  # a unit without any is one of which nothing is said
-            seen[:, k] = _covered(spans * clock.units_s.get("obs_intervals", 1.0), begin, end, slack)
+            seen[:, k] = _covered(spans, begin, end, slack)
     invalid = getattr(cells.nwb, "invalid_times", None)
     if invalid is not None and len(invalid):
-        for a, b in zip(
-            *(np.asarray(whole(invalid[x].data, cells.max_gigabytes)) for x in ("start_time", "stop_time"))
-        ):
+        columns = [np.asarray(whole(invalid[x].data, cells.max_gigabytes)) for x in ("start_time", "stop_time")]
+        spans = np.stack(columns, 1).astype(float) * clock.units_s.get(
+            "invalid_times", clock.units_s.get("start_time", 1.0)
+        )
+        _check_unit("invalid_times", spans[:, 0], clock, end)
+        for a, b in spans:
             seen &= ~((begin < b - slack) & (end > a + slack))[:, None]
     return seen
 
 
+def _no_seconds(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> bool:
+    """Whether times of intervals reach so much farther than the trials that they are no seconds, if nothing is said of them."""
+    farthest, origin = times[np.isfinite(times)].max(initial=0.0), min(0.0, float(np.nanmin(clock.start)))
+    return name not in clock.units_s and farthest - origin > _FAR * (float(end.max()) - origin)
+
+
+def _check_unit(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> None:
+    """Refuses such times: milliseconds read as seconds would have all observed."""
+    if _no_seconds(name, times, clock, end):
+        raise UserError(
+            f"{name} in seconds of the session, as the trials",
+            f"times up to {times[np.isfinite(times)].max():g}, trials up to {end.max():g}",
+            f"in milliseconds, data.time_units={{{name}:0.001}}; in seconds, data.time_units={{{name}:1}}",
+        )
+
+
 def _covered(spans: np.ndarray, begin: np.ndarray, end: np.ndarray, slack: float) -> np.ndarray:
     """Which of [begin, end] lie within one of the spans, joined where no more than ``slack`` is between them."""
-    spans = spans[np.isfinite(spans).all(1)]
+    spans = spans[~np.isnan(spans).any(1)]  # an interval may be open
     spans = spans[np.argsort(spans[:, 0], kind="stable")]
     if not len(spans):
         return np.zeros(len(begin), dtype=bool)
@@ -81,7 +109,8 @@ def only_observed(
         raise UserError(
             "trials in which units were observed throughout, by obs_intervals of the units and invalid_times",
             f"none of {len(trials)} ({'; '.join(notes)})" if notes else f"none of {len(trials)}",
-            "narrow the window with data.start_s and data.stop_s; are these intervals wrong, data.unobserved=ignore",
+            "narrow the window with data.start_s and data.stop_s; are these intervals wrong, data.unobserved=ignore; in "
+            "milliseconds, data.time_units={invalid_times:0.001}",
         )
     if not of_units.all():
         notes.append(f"{int((~of_units).sum())} units left out, observed in too few of the trials (obs_intervals)")

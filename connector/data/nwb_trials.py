@@ -16,6 +16,11 @@ from connector.errors import UserError
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.
 _DECIMALS = 9
+_ENOUGH, _MOST, _GAP = (
+    20,
+    0.95,
+    10.0,
+)  # intervals between samples, the share of alike ones that is regular, those of a gap
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class TrialBins:
     def averages(self, times_s: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(trials, steps, channels) mean of the samples in each bin, or the last sample before it, else NaN.
 
-        After the last sample of all its value is held for as long as the longest pause between samples, not for ever.
+        After the last sample of all its value is held for as long as the longest pause between samples, not for ever. Where
+        samples come at regular intervals, a pause of more than ten of them, at the end or before, holds nothing.
 
         Args:
             times_s: (samples,) ascending; values: (samples, channels).
@@ -82,10 +88,12 @@ class TrialBins:
         sums = np.stack([np.bincount(place, weights=x[which], minlength=size) for x in values.T], axis=1)
         begins = (self.begin[:, None] + np.arange(self.n_steps) * self.bin_s).ravel()
         before = np.searchsorted(times_s, begins + 10.0**-_DECIMALS, side="right") - 1
-        pause = float(np.diff(times_s).max(initial=0.0)) + 2 * self.bin_s
-        known = (before >= 0) & (begins <= times_s[-1] + pause)
-        held = np.where(known[:, None], values[np.maximum(before, 0)], np.nan)
-        mean = np.where(number[:, None] > 0, sums / np.maximum(number, 1)[:, None], held)
+        usual = _interval(times_s)
+        pause = (_GAP * usual if usual else float(np.diff(times_s).max(initial=0.0))) + 2 * self.bin_s
+        held = begins - times_s[np.maximum(before, 0)] <= (pause if usual else np.inf)
+        known = (before >= 0) & (begins <= times_s[-1] + pause) & held
+        last = np.where(known[:, None], values[np.maximum(before, 0)], np.nan)
+        mean = np.where(number[:, None] > 0, sums / np.maximum(number, 1)[:, None], last)
         return mean.reshape(self.n_trials, self.n_steps, -1)
 
     @property
@@ -180,7 +188,7 @@ def _input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.nda
             )
         if len(series[name]) > 1:
             raise UserError(f"one time series {name!r}", f"{len(series[name])} of that name in {table.path.name}")
-        values = _series_input(series[name][0], bins, table.max_gigabytes)
+        values = _series_input(series[name][0], bins, clock, table.max_gigabytes)
     unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
     if unknown.any():
         raise UserError(
@@ -196,7 +204,11 @@ def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) ->
     table = clock.table
     rows = table.rows(name)
     if not isinstance(rows, list) and rows.ndim == 1:
-        return np.repeat(table.numbers(name)[bins.rows][:, None], bins.n_steps, axis=1)
+        numbers = table.numbers(name)
+        if table.is_boolean(name) or not clock.within(numbers):
+            return np.repeat(numbers[bins.rows][:, None], bins.n_steps, axis=1)
+        clock.notes.append(f"{name} is read as the time of one event in each trial, where all of its values lie")
+        rows = numbers[:, None]
     events = [np.asarray(rows[trial]) for trial in bins.rows]
     if any(times.size and times.dtype.kind not in "iuf" for times in events):
         raise UserError("event times, numbers", f"text in the {table.name} column {name!r}")
@@ -219,7 +231,14 @@ def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) ->
     return binned
 
 
-def _series_input(series, bins: TrialBins, max_gigabytes: float) -> np.ndarray:
+def _interval(times: np.ndarray) -> float:
+    """Between ascending times that come at regular intervals, but for some; else 0."""
+    apart = np.diff(times)
+    usual = float(np.median(apart)) if len(apart) >= _ENOUGH else 0.0
+    return usual if np.mean(np.abs(apart - usual) <= 0.5 * usual) > _MOST else 0.0
+
+
+def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -> np.ndarray:
     values = np.asarray(whole(series.data, max_gigabytes))
     if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
         raise UserError(
@@ -230,7 +249,15 @@ def _series_input(series, bins: TrialBins, max_gigabytes: float) -> np.ndarray:
         times = np.asarray(whole(series.timestamps, max_gigabytes), dtype=float)
     else:
         times = series.starting_time + np.arange(len(values)) / series.rate
-    known = np.isfinite(times)
+    times = times * clock.units_s.get(series.name, 1.0)
+    known, length = np.isfinite(times), float(np.median(bins.lengths)) * bins.bin_s
+    apart = _interval(np.sort(times[known]))
+    if apart > length and series.name not in clock.units_s:  # so that it would stand still in each trial
+        raise UserError(
+            f"a time series {series.name!r} with several samples in a trial of {length:g} s, times in seconds of the session",
+            f"samples {apart:g} apart",
+            f"in milliseconds, data.time_units={{{series.name}:0.001}}; in seconds, data.time_units={{{series.name}:1}}",
+        )
     if not known.any():
         raise UserError(f"a time series {series.name!r} with timestamps", "none that is a finite number")
     times, values = times[known], values[known]

@@ -160,6 +160,36 @@ def recorded_lengths(pooled: np.ndarray, lengths: np.ndarray, sure: float = _SUR
     return np.where((silent * rate >= sure) & (silent > 3 * longest), last, lengths).astype(np.int64)
 
 
+def silent_spells(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Neurons that fire no spike in successive trials where ``_SURE`` or more are expected at the rate of their other trials:
+    lost or not recorded then, perhaps.
+
+    Such a spell is more than five times as long as the neuron's next longest one.
+
+    Args:
+        counts: (trials, K) spikes of each trial, in the order of the session; lengths: (trials,) samples.
+
+    Returns:
+        (n,) numbers of the neurons.
+    """
+    found, samples = [], np.r_[0, np.cumsum(lengths)]
+    for k in (counts == 0).any(0).nonzero()[0]:
+        fired = np.r_[-1, counts[:, k].nonzero()[0], len(counts)]
+        spells = samples[fired[1:]] - samples[fired[:-1] + 1]
+        longest = int(spells.argmax())
+        rate = counts[:, k].sum() / max(samples[-1] - spells[longest], 1)
+        if rate * spells[longest] >= _SURE and spells[longest] > 5 * np.delete(spells, longest).max(initial=0):
+            found.append(k)
+    return np.array(found, dtype=np.int64)
+
+
+def repeated_trials(activity: np.ndarray, lengths: np.ndarray) -> int:
+    """Number of trials (trials, time, K) that are another one to the last digit, but those of fewer than ``_SURE`` numbers
+    other than 0."""
+    trials = [x[:n].tobytes() for x, n in zip(activity, lengths) if np.count_nonzero(x) >= _SURE]
+    return len(trials) - len(set(trials))
+
+
 def usable_times(times: np.ndarray | None, name: str, notes: list[str]) -> np.ndarray | None:
     """Times of trials in the session, or None, with a note, where slow drift cannot be told from them."""
     if times is None:

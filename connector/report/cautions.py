@@ -11,6 +11,7 @@ from connector.report.numbers import percent
 NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
+_LESS_THAN_LINEAR = 0.05  # variance explained by known loadings, below what a linear reading of known latents explains
 SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
@@ -85,6 +86,15 @@ def _of_rates(metrics: Mapping[str, float]) -> list[str]:
     explained, linear = metrics.get("lrrnn/rates_r2"), metrics.get("lrrnn/rates_r2_pca", 0.0)
     if explained is None:
         return []
+    reading = metrics.get("lrrnn/rates_r2_linear")
+    if reading is not None:  # nothing was fitted to the rates
+        if explained >= reading - _LESS_THAN_LINEAR and reading >= SHARE_OF_LINEAR * linear:
+            return []
+        return [
+            f"latents and MBD of the file explain {percent(explained)} of the variance of its rates, the best linear function of "
+            f"these latents {percent(reading)}, principal components of the same rank {percent(linear)}: they do not belong "
+            "together; check the order of neurons and trials, the units of latents and MBD, and data.activation"
+        ]
     if explained <= 0:
         return ["on test trials the fit explains the rates no better than each neuron's mean over training trials does"]
     if explained < SHARE_OF_LINEAR * linear:

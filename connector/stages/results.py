@@ -49,7 +49,9 @@ def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
     """How well latents and loadings explain held-out rates, whatever stages follow; spikes are scored by their stage."""
     if recording.kind != "rates" or not store.latents_file.exists():
         return {}
-    return rates_explained(store.read_stage_inputs(), recording.activity)
+    inputs, known = store.read_stage_inputs(), recording.loadings
+    given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
+    return rates_explained(inputs, recording.activity, given=given)
 
 
 class Results:

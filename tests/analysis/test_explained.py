@@ -9,6 +9,7 @@ from connector.analysis.spike_nulls import gains_over_nulls
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood
 from connector.data.folds import Fold
 from connector.lrrnn.handover import FittedDynamics
+from connector.report.cautions import of_signs
 from connector.types import Latents, Loadings, Recording
 
 
@@ -45,6 +46,25 @@ def test_rates_are_scored_on_test_trials_about_the_mean_of_training_trials():
     assert found["lrrnn/rates_r2"] > own
     # The rates of other trials in the test trial's place change nothing but what is scored.
     assert rates_explained(inputs, rates[[0, 1, 2, 3, 4, 4]]) != found
+
+
+def test_given_loadings_are_scored_beside_the_best_linear_reading_of_given_latents():
+    z, m, u, b = normal(20, 15, 2), normal(30, 2, seed=1), normal(20, 15, 1, seed=2), normal(30, 1, seed=3)
+    part = Fold(train=torch.arange(16), validation=torch.arange(16, 18), test=torch.arange(18, 20))
+    rates = torch.tanh(z @ m.T + u @ b.T)
+    found = {}
+    for name, order, factor in (("right", torch.arange(30), 1), ("permuted", torch.arange(30).flip(0), 1), ("units", torch.arange(30), 5)):  # fmt: skip
+        loadings = Loadings(factor * m[order], b[order])
+        inputs = FittedDynamics(Latents(z, torch.full((20,), 15), 0.1, u), loadings, part, "tanh")
+        found[name] = rates_explained(inputs, rates, given=True)
+    assert found["right"]["lrrnn/rates_r2"] == pytest.approx(1)
+    reading = found["right"]["lrrnn/rates_r2_linear"]  # it knows the inputs, as principal components of rank 2 do not
+    assert found["right"]["lrrnn/rates_r2_pca"] < reading < 1
+    for name in ("permuted", "units"):
+        assert found[name]["lrrnn/rates_r2_linear"] == pytest.approx(reading)
+        assert len(of_signs(found[name])) == 1
+    assert of_signs(found["right"]) == []
+    assert "lrrnn/rates_r2_linear" not in rates_explained(inputs, rates)
 
 
 def test_gains_are_over_the_best_null_with_their_standard_error():

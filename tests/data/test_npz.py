@@ -359,3 +359,24 @@ def test_one_sample_a_trial_is_told_what_to_do_and_that_works(tmp_path, more):
         load_npz(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", rates=x.reshape(4, 10, 3))
     assert load_npz(tmp_path / "a.npz").lengths.tolist() == [10] * 4
+
+
+@pytest.mark.parametrize("fill", ["last", -1.0])
+def test_rates_held_or_filled_at_the_trials_ends_are_padding(tmp_path, fill):
+    rates, lengths = np.repeat(_rates(), 4, axis=1)[:, ::4][:, [*range(STEPS)] * 3], np.array([27, 10, 12, 27, 20, 15])
+    for row, length in zip(rates, lengths):
+        row[length:] = row[length - 1] if fill == "last" else fill
+    recording = load_npz(_save(tmp_path / "a.npz", rates=rates))
+    assert recording.lengths.tolist() == lengths.tolist()
+    assert any("every neuron stays the same at the end of 4 trials" in note for note in recording.notes)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_trials_at_rest_throughout_or_while_inputs_change_are_activity(tmp_path, inputs):
+    rates, arrays = _rates(), {}
+    rates[:2] = rates[:2, :1]
+    if inputs:
+        rates[2:, 1:] = rates[2:, :1]
+        arrays = {"externalinputs": np.random.default_rng(0).normal(size=(TRIALS, STEPS, 1))}
+    recording = load_npz(_save(tmp_path / "a.npz", rates=rates, **arrays))
+    assert recording.lengths.tolist() == [STEPS] * TRIALS

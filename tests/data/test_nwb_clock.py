@@ -223,6 +223,33 @@ def test_unobserved_is_not_silent(counts):
         load(session(observed=[[[0, 0.5]]] * UNITS))
 
 
+def test_intervals_of_observation_are_on_the_clock_of_the_times_beside_them(counts):
+    half, whole = [[0, ONSET[10] - 0.5]], [[0, END]]
+    spikes = [t[t < half[0][1]] if k < 1 else t for k, t in enumerate(trains())]
+    observed = [half, whole, whole, whole]
+    in_ms = {"observed": [1000 * np.array(x) for x in observed]}
+    for written in ({"observed": observed}, in_ms):
+        found = load(session(spikes=[1000 * t for t in spikes], **written), **MILLISECONDS)
+        assert torch.equal(found.activity, counts[:, :, 1:])
+    path = session(spikes=spikes, **in_ms)
+    with pytest.raises(UserError, match=r"obs_intervals in seconds(?s:.*)data.time_units=.obs_intervals:0.001"):
+        load(path)
+    assert torch.equal(load(path, time_units={"obs_intervals": 0.001}).activity, counts[:, :, 1:])
+    # One interval for all, however long or open, leaves nothing out.
+    for end in (1e9, np.inf):
+        assert torch.equal(load(session(observed=[[[0, end]]] * UNITS)).activity, counts)
+    open_end = [[[ONSET[3], np.inf]], [[0.0, np.inf]], [[0.0, np.inf]], [[0.0, np.inf]]]
+    assert torch.equal(
+        load(session(observed=open_end), trials={"stop_time": (ONSET[5:] + 1).tolist()}).activity, counts[5:]
+    )
+    in_ms = {"spikes": [1000 * t for t in trains()], "start": 1000 * ONSET, "stop": 1000 * ONSET + 1000}
+    units = {"spike_times": 0.001, "start_time": 0.001, "stop_time": 0.001}
+    found = load(session(invalid=[(1000 * ONSET[2], 1000 * ONSET[4] - 1)], **in_ms), time_units=units)
+    assert torch.equal(found.activity, counts[[i for i in range(TRIALS) if i not in (2, 3)]])
+    with pytest.raises(UserError, match=r"invalid_times in seconds(?s:.*)invalid_times:0.001"):
+        load(session(invalid=[(1e6, 2e6)]))
+
+
 def test_trials_in_invalid_times_are_left_out(counts):
     path = session(invalid=[(ONSET[2] + 0.5, ONSET[4] + 0.1), (ONSET[7] + 1.1, ONSET[8] - 0.1)])
     found = load(path)
@@ -273,6 +300,35 @@ def test_a_series_that_ended_is_not_held_for_ever(counts):
     assert torch.equal(found.activity, counts)
     with pytest.raises(UserError, match=r"'running' in all trials(?s:.*)10 trials without"):
         load(session(series=running(ONSET[10] - 0.2)), inputs=["running"])
+
+
+def test_a_series_in_other_units_or_with_a_gap_does_not_stand_still(counts):
+    t = np.arange(0, END, 0.05)
+
+    def running(times, unit=1.0):
+        return pynwb.TimeSeries(name="running", data=np.sin(times), unit="cm/s", timestamps=unit * times)
+
+    right = load(session(series=running(t)), inputs=["running"])
+    for unit in (1e3, 1e6):
+        with pytest.raises(UserError, match=r"'running' with several samples(?s:.*)data.time_units=.running:0.001"):
+            load(session(series=running(t, unit)), inputs=["running"])
+    read = load(session(series=running(t, 1e3)), inputs=["running"], time_units={"running": 0.001})
+    assert torch.equal(read.inputs, right.inputs)
+    gap = t[(t < ONSET[5]) | (t > ONSET[9] - 0.2)]
+    with pytest.raises(UserError, match=r"'running' in all trials(?s:.*)4 trials without"):
+        load(session(series=running(gap)), inputs=["running"])
+    # A series of steps, each of which holds until the next, has no gaps.
+    at = ONSET - np.random.default_rng(0).uniform(0, 1, TRIALS)
+    steps = pynwb.TimeSeries(name="running", data=np.arange(TRIALS + 1), unit="x", timestamps=np.r_[0, at])
+    found = load(session(series=steps), inputs=["running"])
+    assert found.inputs[:, 50, 0].tolist() == [*range(1, TRIALS + 1)]
+
+
+def test_a_column_of_times_is_one_event_in_each_trial_and_a_column_of_numbers_is_none(counts):
+    found = load(session(cue=ONSET + CUE, level=CUE), inputs=["cue", "level"])
+    assert found.inputs[:, :, 0].nonzero()[:, 1].tolist() == [int(100 * x + 1e-6) for x in CUE]
+    assert torch.equal(found.inputs[:, :, 1], torch.from_numpy(CUE).float()[:, None].expand(-1, 100))
+    assert [note for note in found.notes if "one event" in note and "cue" in note]
 
 
 def test_any_table_of_intervals_can_hold_the_trials(counts):

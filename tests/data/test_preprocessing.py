@@ -13,6 +13,8 @@ from connector.data.preprocessing import (
     mean_rates_hz,
     pad_trials,
     range_excess,
+    repeated_trials,
+    silent_spells,
 )
 from connector.errors import UserError
 
@@ -91,3 +93,23 @@ def test_range_excess_separates_noise_from_the_wrong_scale():
     assert range_excess(z_scored, "relu") == pytest.approx(math.sqrt(0.5), rel=0.03)
     assert range_excess(10 * torch.rand(1000, generator=generator), "softplus") == 0
     assert range_excess(10 * torch.rand(1000, generator=generator), "sigmoid") > 5
+
+
+def test_a_neuron_lost_for_part_of_the_session_is_told_from_a_silent_one():
+    counts = np.random.default_rng(0).poisson([4, 4, 4, 0.1, 4, 0.3], size=(100, 6))
+    counts[60:, 0] = 0  # lost
+    counts[:20, 1] = counts[30:50, 2] = 0  # found late; lost for a while
+    counts[::2, 4] = 0  # fires in every other trial
+    lengths = np.full(100, 50)
+    assert silent_spells(counts, lengths).tolist() == [0, 1, 2]
+    assert silent_spells(counts[np.random.default_rng(1).permutation(100)], lengths).tolist() == []
+    assert silent_spells(np.zeros((5, 2), int), lengths[:5]).tolist() == []
+
+
+def test_trials_that_are_another_one_are_counted():
+    counts = np.random.default_rng(0).poisson(1.0, size=(9, 20, 5)).astype(np.float32)
+    lengths = np.full(9, 18)
+    counts[4], counts[7] = counts[2], counts[2]
+    counts[4, 18:] = 0  # past the end
+    counts[5] = counts[6] = 0  # silent, which is no copy
+    assert repeated_trials(counts, lengths) == 2

@@ -25,6 +25,16 @@ from connector.report.glossary import METRICS
             "13 % of the variance of the rates, principal components",
         ),
         ({"lrrnn/rates_r2": 0.13, "lrrnn/rates_r2_pca": 0.7}, {}, "data.alpha"),
+        (
+            {"lrrnn/rates_r2": 0.81, "lrrnn/rates_r2_linear": 0.95, "lrrnn/rates_r2_pca": 0.96},
+            {},
+            "latents and MBD of the file explain 81 %",
+        ),
+        (
+            {"lrrnn/rates_r2": -1.5, "lrrnn/rates_r2_linear": 0.0, "lrrnn/rates_r2_pca": 0.96},
+            {},
+            "the order of neurons and trials",
+        ),
         ({}, {"finite": False}, "not finite"),
         ({"lrrnn/bits_per_spike": -0.01}, {}, "each neuron's mean rate"),
         ({"lrrnn/bits_per_spike": 0.01, "lrrnn/bits_per_spike_null_drift": 0.02}, {}, "drift across the session"),
@@ -68,6 +78,8 @@ def test_a_good_run_is_not_warned_of():
     good |= {"lrrnn/bits_per_spike": 0.09, "lrrnn/bits_per_spike_null_drift": 0.03}
     good |= {"lrrnn/bits_per_spike_gain": 0.06, "lrrnn/bits_per_spike_gain_error": 0.01}
     assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
+    given = {"lrrnn/rates_r2": 0.5, "lrrnn/rates_r2_pca": 0.6, "lrrnn/rates_r2_linear": 0.48}  # few noisy neurons
+    assert cautions.of_signs(good | given) == []
     named = {
         cautions.SATURATED,
         cautions.LEFT_REGION,
