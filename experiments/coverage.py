@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from torch import Tensor
 
+from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
@@ -233,6 +234,51 @@ def sigmoid_clusters(g):
     )
 
 
+def step_nu(g):
+    """Kept: nu jumps where one direction of the loadings changes its sign, beside a linear part."""
+    direction, height = turn(uniform(g, 0, 6))[0], 0.8 + 1.2 * torch.rand(2, generator=g, dtype=torch.float64)
+
+    def function(rows):
+        return 1.3 * rows + torch.sign(rows @ direction)[:, None] * height
+
+    return gaussian(g, function, spread=uniform(g, 0.2, 1))
+
+
+def wave_nu(g):
+    """Kept: nu waves across uniform-like loadings of neurons with a bias."""
+    means = torch.cat([1.2 * randn(g, 6, 2), 0.4 * randn(g, 6, 1)], 1)
+    way, phase = turn(uniform(g, 0, 6)) * uniform(g, 1.0, 2.0), uniform(g, 0, 3)
+
+    def function(rows):
+        return 0.8 * rows[:, :2] + 1.5 * torch.sin(rows[:, :2] @ way + phase)
+
+    weights, sds = torch.full((6,), 1 / 6).double(), 0.7 * torch.ones(6).double()
+    return Population(2, weights, means, sds, function, has_bias=True, spread=0.4)
+
+
+def bump_softplus(g):
+    """Kept: softplus neurons with a bias; those near one loading drive strongly, the others linearly."""
+    centre, s = randn(g, 3), 0.7 * turn(uniform(g, -0.5, 0.5))
+    height, width = 2.0 * randn(g, 2), uniform(g, 0.4, 1.0)
+
+    def function(rows):
+        near = torch.exp(-0.5 * (rows - centre).square().sum(1, keepdim=True) / width**2)
+        return rows[:, :2] @ s.T + near * height
+
+    return gaussian(g, function, dim=3, activation="softplus", has_bias=True, spread=uniform(g, 0.2, 0.8))
+
+
+def heavy_cubic(g):
+    """Kept: heavy-tailed loadings, nu of which a cube saturates."""
+    s = 1.4 * turn(uniform(g, -0.6, 0.6))
+
+    def function(rows):
+        x = rows @ s.T
+        return x + 0.6 * x**3 / (1 + x.square().sum(1, keepdim=True))
+
+    return gaussian(g, function, dof=4, spread=0.5)
+
+
 KINDS = {
     f.__name__: f
     for f in (
@@ -252,6 +298,9 @@ KINDS = {
     )
 }
 UNSEEN = {f.__name__: f for f in (gated_spiral, circle, sigmoid_clusters)}
+KEPT = {f.__name__: f for f in (step_nu, wave_nu, bump_softplus, heavy_cubic)}
+N_FRESH, N_DRAWS = 200, 200  # loadings at which, and joint draws by which, an estimate is judged
+LOW = 0.8  # coverage at level .95 below which a data set counts as one that the intervals failed
 
 
 @dataclass(frozen=True)
@@ -321,10 +370,40 @@ def infer(latents: Latents, rows: Tensor, population: Population, task: Task, sh
     return replace(latents, z=found.latents.z), found.loadings.stack(), found.loadings_covariance, found.readings
 
 
+def judged(model, rows: Tensor, truth: Tensor, errors: Tensor | None = None) -> dict:
+    """Intervals and joint draws of nu at rows (K, P), known up to ``errors`` (K, P, P), beside the true nu (K, R).
+
+    predicted_low: the share of joint draws that the 95 % intervals would hold in less than ``LOW`` of the loadings.
+    ranks: of the truth among the draws, in (0, 1): by its distance from the estimate, and along a random direction.
+    """
+    inside, estimate = {}, model.mean(rows)
+    for level in LEVELS:
+        low, high = model.interval(rows, level) if errors is None else model.interval(rows, level, errors)
+        inside[str(level)] = float(((low <= truth) & (truth <= high)).double().mean())
+    claimed = (low > 0) | (high < 0)
+    draws = Draws(model, N_DRAWS, seed=1)(rows)
+    held = ((low <= draws) & (draws <= high)).double().mean((1, 2))
+    scale = (draws - estimate).square().mean(0).sqrt().clamp_min(1e-12)
+    direction = randn(torch.Generator().manual_seed(0), *truth.shape) / scale
+    statistics_of = [
+        lambda nu: ((nu - estimate) / scale).square().sum((-2, -1)),
+        lambda nu: (nu * direction).sum((-2, -1)),
+    ]
+    return {
+        "inside": inside,
+        "error": float((estimate - truth).square().sum() / truth.square().sum()),
+        "width": float((high - low).median() / truth.square().mean().sqrt()),
+        "claimed": int(claimed.sum()),
+        "wrong": int((claimed & (truth * (low + high) < 0)).sum()),
+        "predicted_low": float((held < LOW).double().mean()),
+        "ranks": [float(((of(draws) < of(truth)).sum() + 0.5) / (N_DRAWS + 1)) for of in statistics_of],
+    }
+
+
 def run(task: Task) -> dict:
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(task.seed)
-    population = (KINDS | UNSEEN)[task.kind](g)
+    population = (KINDS | UNSEEN | KEPT)[task.kind](g)
     k = pick(g, (1000,) if task.spikes else (300, 1000))
     fraction, noise = pick(g, (1.0, 0.5, 0.3 if task.spikes else 0.1)), pick(g, (0.0, 0.01, 0.03))
     visited, stride = pick(g, ("grid", "twenty", "near")), pick(g, (1, 3))
@@ -334,6 +413,7 @@ def run(task: Task) -> dict:
     network = Network(every.m, n, every.b, every.d, alpha=ALPHA, activation=population.activation)
     latents = simulate(population, network, visited, noise, stride, g)
     recorded = rows[: round(fraction * k)]
+    true_rows = recorded
     covariance = readings = None
     start = time.process_time()
     if task.rate_noise is not None or task.spikes:
@@ -355,15 +435,12 @@ def run(task: Task) -> dict:
         settings=TrajectorySettings(**dict(task.options)),
     )
     seconds = time.process_time() - start
-    fresh, _ = population.sample(200, g)
-    truth = population.estimand(fresh)
-    estimate = model.mean(fresh)
-    inside = {}
-    for level in LEVELS:
-        low, high = model.interval(fresh, level)
-        inside[str(level)] = float(((low <= truth) & (truth <= high)).double().mean())
-    size = truth.square().sum()
+    fresh, _ = population.sample(N_FRESH, g)
+    some = slice(0, None, max(1, len(recorded) // N_FRESH))
+    errors = None if covariance is None else covariance[some]
     return {
+        **judged(model, fresh, population.estimand(fresh)),
+        "recorded": judged(model, recorded[some], population.estimand(true_rows[some]), errors),
         "kind": task.kind,
         "seed": task.seed,
         "loadings_noise": task.loadings_noise,
@@ -376,8 +453,6 @@ def run(task: Task) -> dict:
         "noise": noise,
         "visited": visited,
         "stride": stride,
-        "inside": inside,
-        "error": float((estimate - truth).square().sum() / size),
         "predicted_error": model.predicted_error,
         "seconds": seconds,
         "summary": model.summary,

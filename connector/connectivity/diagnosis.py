@@ -80,14 +80,20 @@ class Diagnosis:
         return determined.sentences(self)
 
 
-def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95) -> Diagnosis:
-    """Ask an estimate of nu what the data determine at stacked loadings (K, R + U + bias)."""
+def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: Tensor | None = None) -> Diagnosis:
+    """Ask an estimate of nu what the data determine at stacked loadings (K, R + U + bias).
+
+    Args:
+        errors: (K, P, P) covariance of the error of each row of P entries: nu is then that at the true loadings, of which
+            these are estimates. The quick estimates leave the errors out.
+    """
     rows = rows.double()
-    nu, variance = mean(rows), mean.variance(rows)
     calibrated = isinstance(mean, TrajectoryMean)
     if calibrated:
-        low, high = mean.interval(rows, level)
+        nu, variance = mean.mean(rows, errors), mean.variance(rows, errors)
+        low, high = mean.interval(rows, level, errors)
     else:
+        nu, variance = mean(rows), mean.variance(rows)
         half = float(_NORMAL_QUANTILE(torch.tensor((1 + level) / 2))) * variance.sqrt()
         low, high = nu - half, nu + half
     size = nu.square().sum(1).mean().clamp_min(1e-300)

@@ -193,6 +193,7 @@ class ConnectivityDistribution(nn.Module):
         level: float = 0.95,
         n_neurons: int = 1000,
         seed: int | None = None,
+        errors: Tensor | None = None,
     ) -> Diagnosis:
         """What the data determine about nu, at given loadings or at ``n_neurons`` drawn from their flow.
 
@@ -200,6 +201,8 @@ class ConnectivityDistribution(nn.Module):
 
         Args:
             seed: of the loadings drawn; None: the run's, as in its report (0 for a distribution that is of no run).
+            errors: (K, P, P) covariance of the error of each given loading, as recorded neurons have it
+                (``run.stage_inputs.loadings_covariance``): intervals are then of nu at the true loadings.
         """
         if loadings is None:
             require_whole(n_neurons, 1, "n_neurons")
@@ -208,7 +211,7 @@ class ConnectivityDistribution(nn.Module):
             rows, _ = self._draw_loadings(n_neurons, generator)
         else:
             rows = _stacked(loadings)
-        return diagnose(self.mean, rows, level)
+        return diagnose(self.mean, rows, level, errors)
 
     @torch.no_grad()
     def quadrature(self, n_points: int = 32768, seed: int = 0) -> Network:

@@ -20,7 +20,7 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     """What a finished stage says of each recorded neuron, and of each mode of their activity.
 
     ``neurons``: loadings with the standard deviations of their errors, output weights of the fitted low-rank RNN, and nu
-    with its interval at the neuron's loadings, each as far as the run has it. ``modes``: principal components of
+    with its interval at the neuron's true loadings, given their estimates and errors, each as far as the run has it. ``modes``: principal components of
     phi at the training states: the eigenvalue g_j of (K/T) X X^T with X = phi / K,
     its share in their sum, and g_j / (g_j + lambda), the share to which the data fix the mode, where the estimate of nu has one lambda.
     """
@@ -41,10 +41,11 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     if store.connectivity_file.exists() and "outputs" in store.stages():
         distribution = store.read_connectivity()
         lam = distribution.summary.get("lambda")
-        nu = distribution.conditional_mean(loadings)
+        has_posterior = options.connectivity.estimator != "ridge"
+        found = distribution.diagnose(loadings, errors=inputs.loadings_covariance) if has_posterior else None
+        nu = distribution.conditional_mean(loadings) if found is None else found.nu
         columns |= {f"nu_{i + 1}": values for i, values in enumerate(nu.T)}
-        if options.connectivity.estimator != "ridge":
-            found = distribution.diagnose(loadings)
+        if found is not None:
             for i in range(rank):
                 columns |= {f"nu_{i + 1} low": found.low[:, i], f"nu_{i + 1} high": found.high[:, i]}
             columns["certainty"] = found.certainty

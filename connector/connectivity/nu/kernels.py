@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,31 +20,45 @@ WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2)
 KERNELS: dict[str, Kernel] = {}
 
 
-def register_kernel(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
-    """Class decorator: the family's name in options, settings and saved runs."""
+def register_kernel(name: str, tried: bool = True) -> Callable[[type[Kernel]], type[Kernel]]:
+    """Class decorator: the family's name in options, settings and saved runs; ``tried``: by every fit that names none."""
 
     def register(family: type[Kernel]) -> type[Kernel]:
         KERNELS[name] = family()
+        KERNELS[name].tried = tried
         return family
 
     return register
 
 
+def tried_families() -> tuple[str, ...]:
+    """The families that a fit averages over where none are named."""
+    return tuple(name for name, family in KERNELS.items() if family.tried)
+
+
 class Kernel:
     """Covariance of unit order between loadings in units of the width, from their inner product and squared norms.
 
-    Matrix, matching pairs and diagonal all come from :meth:`of`.
+    Matrix, matching pairs and diagonal all come from :meth:`of`; draws of functions from :meth:`features`.
     """
+
+    tried = True
 
     def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
         """k from x.y, x.x and y.y, which broadcast; ``odd``: of functions g(-x) = -g(x)."""
         raise NotImplementedError
 
-    def matrix(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+    def matrix(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        x, y = x / width, y / width
         return self.of(x @ y.T, x.square().sum(1)[:, None], y.square().sum(1)[None], odd)
 
-    def pairs(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+    def pairs(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        x, y = x / width, y / width
         return self.of((x * y).sum(-1), x.square().sum(-1), y.square().sum(-1), odd)
+
+    def features(self, dim: int, count: int, width: float, odd: bool, generator: torch.Generator) -> Features | None:
+        """Random functions f, (N, dim) -> (N, count), with E[f(x) f(y)] = k(x, y) for each; None where there are none."""
+        return None
 
 
 @register_kernel("none")
@@ -70,17 +85,26 @@ class Arcsine(Kernel):
         scale = [(2 / (1 + 2 * (constant + norm))).sqrt() for norm in (xx, yy)]
         return (2 / math.pi) * torch.asin((constant + xy) * scale[0] * scale[1])
 
+    def features(self, dim: int, count: int, width: float, odd: bool, generator: torch.Generator) -> Features:
+        weights, offset = _normal(generator, dim, count) / width, _normal(generator, count)
+        return Features(torch.erf, weights, torch.zeros_like(offset) if odd else offset)
+
 
 @register_kernel("additive")
 class Additive(Arcsine):
     """Mean of arcsine kernels, one on each column."""
 
-    def matrix(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
-        columns = [(x[:, j, None], y[None, :, j]) for j in range(x.shape[1])]
+    def matrix(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        columns = [(x[:, j, None] / width, y[None, :, j] / width) for j in range(x.shape[1])]
         return sum(self.of(a * b, a.square(), b.square(), odd) for a, b in columns) / len(columns)
 
-    def pairs(self, x: Tensor, y: Tensor, odd: bool) -> Tensor:
+    def pairs(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        x, y = x / width, y / width
         return self.of(x * y, x.square(), y.square(), odd).mean(-1)
+
+    def features(self, dim: int, count: int, width: float, odd: bool, generator: torch.Generator) -> Features:
+        found = super().features(dim, count, width, odd, generator)
+        return found._replace(weights=found.weights * _one_of(dim, count, generator))
 
 
 class Stationary(Kernel):
@@ -95,17 +119,101 @@ class Stationary(Kernel):
         return 0.5 * (near - self.profile(xx + yy + 2 * xy)) if odd else near
 
 
-@register_kernel("rbf")
-class SquaredExponential(Stationary):
+class Matern(Stationary):
+    """Of smoothness ``dof`` / 2, infinitely smooth where that is infinite: its spectral density is a Student t density (Rasmussen and Williams 2006, eq. 4.15)."""
+
+    dof = math.inf
+
+    def features(self, dim: int, count: int, width: float, odd: bool, generator: torch.Generator) -> Features:
+        """E[2 cos(a + c) cos(b + c)] = E cos(a - b) over a uniform phase c; without, E[sin a sin b] is its odd part."""
+        weights = _normal(generator, dim, count) / width
+        if math.isfinite(self.dof):
+            weights = weights / _normal(generator, int(self.dof), count).square().mean(0).sqrt()
+        if odd:
+            return Features(torch.sin, weights, weights.new_zeros(count))
+        phase = 2 * math.pi * torch.rand(count, generator=generator, dtype=torch.float64)
+        return Features(torch.cos, weights, phase, torch.tensor(math.sqrt(2)).double().expand(count))
+
+
+@register_kernel("rbf", tried=False)  # so smooth that its intervals missed nu with kinks; for what was saved with it
+class SquaredExponential(Matern):
     def profile(self, squared: Tensor) -> Tensor:
         return torch.exp(-0.5 * squared)
 
 
 @register_kernel("matern32")
-class Matern32(Stationary):
+class Matern32(Matern):
+    dof = 3
+
     def profile(self, squared: Tensor) -> Tensor:
         distance = (3 * squared.clamp_min(0)).sqrt()
         return (1 + distance) * torch.exp(-distance)
+
+
+@register_kernel("matern12")
+class Matern12(Matern):
+    """Of functions without a slope."""
+
+    dof = 1
+
+    def profile(self, squared: Tensor) -> Tensor:
+        return torch.exp(-squared.clamp_min(0).sqrt())
+
+
+@register_kernel("slope32")
+class Slope32(Matern32):
+    """Of linear functions whose slope changes with the loading: (x.y + 1) / (P + 1) times a Matern 3/2 kernel; ``odd``:
+    x.y / P times its even part. The slope's loadings are in units of their own spread whatever the width."""
+
+    def _slope(self, xy: Tensor, dim: int, odd: bool) -> Tensor:
+        return xy / dim if odd else (xy + 1) / (dim + 1)
+
+    def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
+        near = self.profile(xx + yy - 2 * xy)
+        return 0.5 * (near + self.profile(xx + yy + 2 * xy)) if odd else near
+
+    def matrix(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        return self._slope(x @ y.T, x.shape[1], odd) * super().matrix(x, y, width, odd)
+
+    def pairs(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
+        return self._slope((x * y).sum(-1), x.shape[-1], odd) * super().pairs(x, y, width, odd)
+
+    def features(self, dim: int, count: int, width: float, odd: bool, generator: torch.Generator) -> Features:
+        found = super().features(dim, count, width, odd, generator)
+        slope = _one_of(dim if odd else dim + 1, count, generator)
+        found = found._replace(slope=slope[:dim], constant=None if odd else slope[dim])
+        return found._replace(function=torch.cos) if odd else found
+
+
+class Features(NamedTuple):
+    """f(x) = factor * (x slope + constant) * function(x weights + offset), (N, P) -> (N, count); what is None is left out.
+
+    weights, slope (P, count); offset, factor, constant (count,).
+    """
+
+    function: Callable[[Tensor], Tensor]
+    weights: Tensor
+    offset: Tensor
+    factor: Tensor | None = None
+    slope: Tensor | None = None
+    constant: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        value = self.function(torch.addmm(self.offset, x, self.weights))
+        if self.factor is not None:
+            value = value * self.factor
+        if self.slope is not None:
+            value = value * (x @ self.slope if self.constant is None else torch.addmm(self.constant, x, self.slope))
+        return value
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _one_of(dim: int, count: int, generator: torch.Generator) -> Tensor:
+    """(dim, count) with a single one in each column, anywhere."""
+    return torch.eye(dim).double()[:, torch.randint(dim, (count,), generator=generator)]
 
 
 def linear_features(x: Tensor, odd: bool) -> Tensor:
@@ -120,12 +228,12 @@ def kernel(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor
         width: in units of the loadings' standard deviations.
         odd: whether functions are odd.
     """
-    return KERNELS[family].matrix(x / width, y / width, odd)
+    return KERNELS[family].matrix(x, y, width, odd)
 
 
 def kernel_pairs(x: Tensor, y: Tensor, family: str, width: float, odd: bool) -> Tensor:
     """k(x, y) of matching rows of x and y (..., P), broadcast: shape (...). Arguments as in :func:`kernel`."""
-    return KERNELS[family].pairs(x / width, y / width, odd)
+    return KERNELS[family].pairs(x, y, width, odd)
 
 
 def kernel_diagonal(x: Tensor, family: str, width: float, odd: bool) -> Tensor:

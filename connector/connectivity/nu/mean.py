@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from connector.connectivity.nu.kernels import kernel, kernel_diagonal, linear_features
+from connector.connectivity.nu.population import Population, clouds
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError, require
@@ -62,12 +63,18 @@ class ConditionalMean(nn.Module):
         return self._in_pieces(self._variance, stacked)
 
     def _in_pieces(
-        self, function: Callable[[Tensor], Tensor], stacked: Tensor, dtype: torch.dtype = torch.float64
+        self,
+        function: Callable[[Tensor], Tensor],
+        stacked: Tensor,
+        dtype: torch.dtype = torch.float64,
+        group: int = 1,
     ) -> Tensor:
+        """``function`` of some rows at a time, a multiple of ``group`` of them."""
         columns = self.rank + self.n_inputs + int(self.has_bias)
         fits = stacked.ndim == 2 and stacked.shape[1] == columns
         require(fits, f"stacked loadings (m, b, d) of {columns} columns", tuple(stacked.shape))
-        found = [function(stacked[at].to(dtype)) for at in pieces(max(1, len(stacked)), self._width())]
+        many = pieces(max(1, len(stacked) // group), group * self._width())
+        found = [function(stacked[at.start * group : at.stop * group].to(dtype)) for at in many]
         return torch.cat(found).to(stacked.dtype)
 
     def state(self) -> dict:
@@ -176,30 +183,61 @@ class TrajectoryMean(MixtureMean):
     def predicted_error(self) -> float:
         return self.summary["predicted_error"]
 
-    def mean(self, rows: Tensor) -> Tensor:
-        """nu (K, R) at stacked loadings (K, R + U + bias), in their dtype."""
-        return self(rows)
-
-    def interval(self, rows: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    def interval(self, rows: Tensor, level: float = 0.95, errors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Central posterior intervals of nu.
 
         Args:
             rows: (K, R + U + bias) stacked loadings.
             level: probability, in (0, 1).
+            errors: (K, P, P) covariance of the error of each row of P entries, as recorded neurons' loadings have it. The
+                intervals are then those of nu at the true loading, over its posterior given the row.
 
         Returns:
             low, high: (K, R) each, in the dtype of ``rows``.
 
         Raises:
-            UserError: a level outside (0, 1), or rows of another width.
+            UserError: a level outside (0, 1), rows or errors of another width.
         """
         require(0 < level < 1, "a level between 0 and 1", level)
         tail = (1 - level) / 2
-        both = self._in_pieces(lambda part: torch.cat(self._quantiles(part, tail, 1 - tail), 1), rows)
+        both = self._at(rows, errors, lambda *parts: torch.cat(self._mixed(*parts, tail, 1 - tail), 1))
         return both[:, : self.rank], both[:, self.rank :]
 
-    def _quantiles(self, stacked: Tensor, *probabilities: float) -> list[Tensor]:
-        means, variances = self._components(stacked)
+    def mean(self, rows: Tensor, errors: Tensor | None = None) -> Tensor:
+        """nu (K, R) at stacked loadings (K, R + U + bias), in their dtype; ``errors`` as for :meth:`interval`."""
+        if errors is None:
+            return self(rows)
+        return self._at(rows, errors, lambda means, _: (self.weights[:, None, None] * means).sum(0))
+
+    def variance(self, stacked: Tensor, errors: Tensor | None = None) -> Tensor:
+        """Posterior variance of nu (K, R) at stacked loadings; ``errors`` as for :meth:`interval`."""
+        return self._at(stacked, errors, self._mixed_variance)
+
+    def _at(self, rows: Tensor, errors: Tensor | None, mixed: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``mixed`` of the components' means and variances (components, K, R) at rows (K, P), or over the clouds of points
+        that stand for true loadings behind rows with errors."""
+        if errors is None:
+            return self._in_pieces(lambda part: mixed(*self._components(part)), rows)
+        expected = (*rows.shape, rows.shape[-1])
+        require(tuple(errors.shape) == expected, f"errors of shape {expected}", tuple(errors.shape))
+        points = clouds(rows.double(), errors.to(rows).double(), self.population)  # (K, 2P, P)
+        each = points.shape[1]
+
+        def over_clouds(part: Tensor) -> Tensor:
+            means, variances = (x.unflatten(1, (-1, each)) for x in self._components(part))
+            found = mixed(means.mean(2), variances.mean(2) + means.var(2, unbiased=False))
+            return found.repeat_interleave(each, 0)
+
+        return self._in_pieces(over_clouds, points.flatten(0, 1), group=each)[::each].to(rows.dtype)
+
+    @property
+    def population(self) -> Population | None:
+        """Of the true loadings behind recorded ones with errors, as far as the fit was given any."""
+        parts = [getattr(self, f"population_{name}", None) for name in Population._fields]
+        return None if parts[0] is None else Population(*parts)
+
+    def _mixed(self, means: Tensor, variances: Tensor, *probabilities: float) -> list[Tensor]:
+        """Quantiles of the mixture, from the components' means and variances (components, K, R)."""
         middle = (self.weights[:, None, None] * means).sum(0)
         found = [_mixture_quantile(means, variances.sqrt(), self.weights, p) for p in probabilities]
         return [middle + self.values["width_factor"] * (quantile - middle) for quantile in found]
@@ -234,8 +272,7 @@ class TrajectoryMean(MixtureMean):
                 mean = mean + kernel(x, self.centres, family, width, odd) @ curved
         return mean @ self.gauge
 
-    def _variance(self, stacked: Tensor) -> Tensor:
-        means, variances = self._components(stacked)
+    def _mixed_variance(self, means: Tensor, variances: Tensor) -> Tensor:
         weight = self.weights[:, None, None]
         centre = (weight * means).sum(0)
         return self.values["width_factor"] ** 2 * (weight * (variances + (means - centre) ** 2)).sum(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class Pool:
     """Points that stand for the loadings: ``cloud`` of them for each recorded neuron in turn, then jittered copies.
 
     points (Q, P) stacked; fraction: recorded share of the network, 0 if unknown (a very large network). inflation: of the
-    scatter within clouds, for the sampling error of the distribution that shrinks the estimates.
+    scatter within clouds, for the sampling error of the distribution that shrinks the estimates. population: of the true
+    loadings, where the recorded ones are known up to an error.
     """
 
     points: Loadings
@@ -28,6 +30,7 @@ class Pool:
     cloud: int
     fraction: float
     inflation: float = 1.0
+    population: Population | None = None
 
     @property
     def size(self) -> int:
@@ -58,10 +61,11 @@ def build_pool(
     stacked = loadings.stack()
     k, dim = stacked.shape
     shape = (loadings.rank, loadings.n_inputs, loadings.has_bias)
-    cloud, inflation = 1, 1.0
+    cloud, inflation, population = 1, 1.0, None
     points = stacked
     if covariance is not None:
-        points, cloud = _clouds(stacked, covariance, generator)
+        population = deconvolve(stacked, covariance, generator)
+        points, cloud = clouds(stacked, covariance, population).flatten(0, 1), 2 * dim
         # With l ~ N(0, P), known up to an error of variance S, a second moment estimated from the same neurons has
         # ((P + S) / P)^2 times the variance that it would have were P known.
         total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
@@ -70,7 +74,7 @@ def build_pool(
     extra = 0 if pseudo == "auto" and fraction == 1 else pseudo
     centres = Loadings.unstack(points.view(k, cloud, dim).mean(1), *shape)
     points = torch.cat([points, extend_pool(centres, extra, None).stack()[k:]])
-    return Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation)
+    return Pool(Loadings.unstack(points, *shape), k, cloud, fraction, inflation, population)
 
 
 def extend_pool(pool: Loadings, extra: int | str, jitter: float | None) -> Loadings:
@@ -124,27 +128,34 @@ def bandwidth(x: Tensor) -> float:
     return float(sds[best if scores[best] - scores[0] > _BY_CHANCE else 0])
 
 
-def _clouds(stacked: Tensor, covariance: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-    """Sigma points (K 2P, P) of each true loading given its estimate, and their number per neuron.
+class Population(NamedTuple):
+    """Mixture of normals that true loadings follow: weights (C,), means (C, P), spreads (C, P, P)."""
 
-    The estimates scatter more than the true loadings do. A mixture of normals for the true ones, fitted to the
-    estimates with their errors' covariances, gives each loading's posterior, of which mean and covariance are kept.
+    weights: Tensor
+    means: Tensor
+    spreads: Tensor
+
+
+def clouds(stacked: Tensor, covariance: Tensor, population: Population | None) -> Tensor:
+    """Sigma points (K, 2P, P) of each true loading given its estimate (K, P) and its error's covariance (K, P, P).
+
+    The estimates scatter more than the true loadings do. Under the population of the true ones each loading has a
+    posterior, of which mean and covariance are kept; without one the points lie about the estimate.
     """
-    dim = stacked.shape[1]
-    weights, means, spreads = _deconvolve(stacked, covariance, generator)
-    centre, left = [], []
+    dim, found = stacked.shape[1], []
     for rows, errors in zip(stacked.split(20_000), covariance.split(20_000)):
-        share, mean, spread, _ = _true_loading(rows, errors, weights, means, spreads)
-        middle = (share[:, :, None] * mean).sum(1)
-        away = mean - middle[:, None]
-        between = torch.einsum("kc,kci,kcj->kij", share, away, away)
-        centre.append(middle)
-        left.append((share[:, :, None, None] * spread).sum(1) + between)
-    centre, left = torch.cat(centre), torch.cat(left)
-    values, vectors = torch.linalg.eigh(0.5 * (left + left.transpose(1, 2)))
-    root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
-    arms = root.transpose(1, 2)
-    return torch.cat([centre[:, None] + arms, centre[:, None] - arms], dim=1).reshape(-1, dim), 2 * dim
+        middle, left = rows, errors
+        if population is not None:
+            share, mean, spread, _ = _true_loading(rows, errors, *population)
+            middle = (share[:, :, None] * mean).sum(1)
+            away = mean - middle[:, None]
+            between = torch.einsum("kc,kci,kcj->kij", share, away, away)
+            left = (share[:, :, None, None] * spread).sum(1) + between
+        values, vectors = torch.linalg.eigh(0.5 * (left + left.transpose(1, 2)))
+        root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
+        arms = root.transpose(1, 2)
+        found.append(torch.cat([middle[:, None] + arms, middle[:, None] - arms], dim=1))
+    return torch.cat(found)
 
 
 def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, spreads: Tensor):
@@ -160,7 +171,7 @@ def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, 
     return torch.softmax(log_p, 1), mean, spreads - gain @ spreads, torch.logsumexp(log_p, 1)
 
 
-def _deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40):
+def deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40) -> Population:
     """Mixture of normals behind noisy rows by expectation-maximisation; number of components by BIC."""
     pick = torch.randperm(len(stacked), generator=generator)[:2000].to(stacked.device)
     rows, errors = stacked[pick], covariance[pick]
@@ -191,5 +202,5 @@ def _deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator,
         free = count * (1 + dim + dim * (dim + 1) / 2)
         score = float(log_p.sum()) - 0.5 * free * math.log(k)
         if score > best_score:
-            best, best_score = (weights, means, spreads), score
+            best, best_score = Population(weights, means, spreads), score
     return best

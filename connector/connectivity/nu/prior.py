@@ -12,7 +12,7 @@ from connector.connectivity.nu.evidence import amplitude_prior, log_weights, max
 from connector.connectivity.nu.kernels import KERNELS, Kernel, Linear, WhitenedPool
 from connector.connectivity.nu.population import Pool
 
-_COMPONENTS = 32  # of the posterior mixture, at most
+_COMPONENTS = 128  # of the posterior mixture, at most: all that count on most data
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Prior:
 
     def _scatter(self, kernel: Kernel, width: float) -> Tensor:
         """E over g of sum_q g_q^2 v_q v_q^T for fresh loadings, and of the covariance of g v within clouds."""
-        pool, v, x, odd = self.pool, self.v, self.whitened.x / width, self.whitened.odd
-        total = self._others() * (v * kernel.pairs(x, x, odd)[:, None]).T @ v
+        pool, v, x, odd = self.pool, self.v, self.whitened.x, self.whitened.odd
+        total = self._others() * (v * kernel.pairs(x, x, width, odd)[:, None]).T @ v
         if pool.cloud > 1:
             j, seen = pool.cloud, pool.n_recorded * pool.cloud
             x, vi = x[:seen].view(-1, j, x.shape[1]), v[:seen].view(-1, j, v.shape[1])
-            k = kernel.pairs(x[:, :, None], x[:, None, :], odd)  # (K, j, j)
+            k = kernel.pairs(x[:, :, None], x[:, None, :], width, odd)  # (K, j, j)
             mixed = torch.diag_embed(k.diagonal(dim1=1, dim2=2)) / j - k / j**2
             total = total + pool.inflation * pool.share**2 * torch.einsum("kip,kiq->pq", vi, mixed @ vi)
         return total
@@ -101,9 +101,9 @@ class Posterior:
         rank, points = len(prior.gauge), prior.pool.size
         self.w, d = informative(likelihood, reference, rank, most)
         self.d = d[:, None]
-        curved = [prior.curved(family, width) for family, width in grid]
-        self.projections = [projection for projection, _ in curved]
-        curved = torch.stack([in_data(self.w, part, rank) for _, part in curved])
+        found = [prior.curved(family, width) for family, width in grid]
+        self.projections, self.curved = [projection for projection, _ in found], [part for _, part in found]
+        curved = torch.stack([in_data(self.w, part, rank) for part in self.curved])
         linear, white = (in_data(self.w, part, rank) for part in (prior.linear, prior.white))
         parts = (linear, curved, white, torch.eye(len(d)).to(d))
         self.parts = torch.stack([part.expand_as(curved) for part in parts], dim=1)
@@ -126,13 +126,9 @@ class Posterior:
             ratio = value - found.value[kept][:, None] + 0.5 * noise.square().sum(2)
             # the mean ratio corrects the Laplace evidence; bounded, so that no single draw decides
             log_weight = log_weight + ratio.clamp(-20, 2) - math.log(draws)
-        weight = torch.softmax(log_weight.reshape(-1), 0)
-        order = weight.argsort(descending=True)[:_COMPONENTS]
-        order = order[weight[order] > 0.002 * weight[order[0]]]
-        total = float(weight[order].sum())
-        theta = theta.reshape(-1, 4)
-        per = max(1, draws)
-        return [(int(kept[i // per]), theta[i], float(weight[i]) / total) for i in order.tolist()]
+        theta, per = theta.reshape(-1, 4), max(1, draws)
+        chosen, weight = _thinned(torch.softmax(log_weight.reshape(-1), 0), _COMPONENTS, generator)
+        return [(int(kept[i // per]), theta[i], w) for i, w in zip(chosen.tolist(), weight.tolist())]
 
     def _value(self, i: int, theta: Tensor) -> Tensor:
         """Log posterior (draws,) of log amplitudes theta (draws, 4) of kernel i."""
@@ -142,3 +138,18 @@ class Posterior:
         width = torch.where(self.width[i] > 0, self.width[i], torch.full_like(self.width[i], math.inf))
         value = value - 0.5 * (((theta - self.centre[i]) / width) ** 2).sum(1)
         return value.masked_fill((failed > 0) | value.isnan(), -math.inf)
+
+
+def _thinned(weight: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices and weights, heaviest first, of at most ``most`` components that stand for all: those of more than 0.002 of
+    the heaviest, and of too many a systematic sample, in which no kernel is favoured."""
+    order = weight.argsort(descending=True)
+    order = order[weight[order] > 0.002 * weight[order[0]]]
+    share = weight[order] / weight[order].sum()
+    if len(order) > most:
+        start = float(torch.rand(1, generator=generator, dtype=torch.float64))
+        at = (torch.arange(most).to(share) + start) / most
+        picked = torch.searchsorted(share.cumsum(0), at).clamp_max(len(order) - 1)
+        picked, count = picked.unique(return_counts=True)
+        order, share = order[picked], count.to(share) / most
+    return order, share

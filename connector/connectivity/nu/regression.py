@@ -25,13 +25,13 @@ from torch import Tensor
 from connector.connectivity.nu.design import Design, Modes, observed_modes
 from connector.connectivity.nu.evidence import Amplitudes, amplitude_prior, log_weights, maximise_posterior
 from connector.connectivity.nu.kernels import (
-    KERNELS,
     WIDTHS,
     WhitenedPool,
     check_families,
     kernel_diagonal,
     kernel_grid,
     linear_features,
+    tried_families,
 )
 from connector.connectivity.nu.mean import ConditionalMean, GaussianProcessMean, RidgeMean
 from connector.connectivity.nu.population import extend_pool
@@ -63,7 +63,7 @@ class MeanSettings:
         seed: of the subsets and the jitter.
     """
 
-    families: tuple[str, ...] = field(default_factory=lambda: tuple(KERNELS))
+    families: tuple[str, ...] = field(default_factory=tried_families)
     widths: tuple[float, ...] = WIDTHS
     average: bool = True
     max_states: int = 2000
@@ -175,7 +175,7 @@ def drive_offset(
     keep = torch.randperm(len(z), generator=generator).to(z.device)[:max_states]
     y, pool = y[keep], design.pool
     design = replace(design, z=design.z[keep], u=None if u is None else design.u[keep])
-    grid = kernel_grid(tuple(KERNELS), (0.8,))
+    grid = kernel_grid(tried_families(), (0.8,))
     ones, c = torch.ones_like(y[:, :1]), torch.zeros_like(y[0])
     for _ in range(_OFFSET_TURNS):
         modes = observed_modes(design, y + c, _OFFSET_CUTOFF, 300)

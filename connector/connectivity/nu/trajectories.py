@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from connector.connectivity.nu.assembly import assemble, summary
 from connector.connectivity.nu.design import Design, build_field
 from connector.connectivity.nu.evidence import amplitude_prior, maximise_posterior
-from connector.connectivity.nu.kernels import KERNELS, WIDTHS, check_families, kernel_grid
+from connector.connectivity.nu.kernels import WIDTHS, check_families, kernel_grid, tried_families
 from connector.connectivity.nu.mean import TrajectoryMean
 from connector.connectivity.nu.population import Pool, build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic, in_data, informative
@@ -63,7 +64,7 @@ class TrajectorySettings:
         seed: of subsets, copies and draws.
     """
 
-    families: tuple[str, ...] = field(default_factory=lambda: tuple(KERNELS))
+    families: tuple[str, ...] = field(default_factory=tried_families)
     widths: tuple[float, ...] = WIDTHS
     draws: int = 8
     width_factor: float = 1.0
@@ -145,8 +146,8 @@ def fit_trajectories(
     grid = kernel_grid(settings.families, settings.widths)
     posterior = Posterior(prior, grid, fitted.likelihood, reference, settings.max_directions, settings.noise_width)
     components = posterior.mixture(settings.draws, generator)
-    model = _assemble(posterior, components, loadings, activation, settings.width_factor)
-    model.summary.update(_summary(model, posterior, components, loadings))
+    model = assemble(posterior, components, dynamics, loadings, activation, settings.width_factor)
+    model.summary.update(summary(model, posterior, components, loadings))
     model.summary.update(fitted.summary(noise, spread, observed is not None))
     return model
 
@@ -343,80 +344,6 @@ def _start(
     reference = reference + jitter * reference.diagonal().mean()
     c = torch.linalg.solve(gram + torch.linalg.inv(reference), scores)
     return (c @ prior.gauge).reshape(-1), reference
-
-
-def _assemble(
-    posterior: Posterior, components, loadings: Loadings, activation: str, width_factor: float
-) -> TrajectoryMean:
-    prior, w, rank = posterior.prior, posterior.w, loadings.rank
-    where = prior.whitened
-    used = sorted({i for i, _, _ in components})
-    w3 = w.view(len(w), -1, rank)
-    by_output = torch.einsum("npq,qr->rnp", w3, prior.gauge)
-    coefficients, roots, amplitudes = [], [], []
-    for i, theta, _ in components:
-        size = theta.exp()
-        if posterior.grid[i][0] == "none":
-            size = size * torch.tensor([1.0, 0.0, 1.0, 1.0]).to(size)
-        factor = torch.linalg.cholesky(torch.einsum("k,kij->ij", size, posterior.parts[i]))
-        coefficients.append((w.T @ torch.cholesky_solve(posterior.d, factor)).view(-1, rank))
-        roots.append(torch.linalg.solve_triangular(factor, by_output, upper=False))
-        amplitudes.append(size[:3])
-    values = {
-        "rank": loadings.rank,
-        "n_inputs": loadings.n_inputs,
-        "has_bias": loadings.has_bias,
-        "activation": activation,
-        "odd": where.odd,
-        "estimand": "folded" if where.odd else "mean",
-        "width_factor": float(width_factor),
-        "kernels": [list(posterior.grid[i]) for i in used],
-        "summary": {},
-    }
-    tensors = {
-        "location": where.location,
-        "whitening": where.whitening,
-        "gauge": prior.gauge,
-        "centres": where.centres,
-        "linear_weights": prior.linear_weights,
-        "projections": torch.stack([posterior.projections[i] for i in used]),
-        "kernel_index": torch.tensor([used.index(i) for i, _, _ in components]),
-        "weights": torch.tensor([weight for _, _, weight in components], dtype=torch.float64),
-        "amplitudes": torch.stack(amplitudes),
-        "coefficients": torch.stack(coefficients),
-        "roots": torch.stack(roots),
-    }
-    return TrajectoryMean(values, {name: tensor.to(w.device).clone() for name, tensor in tensors.items()})
-
-
-def _summary(model: TrajectoryMean, posterior: Posterior, components, loadings: Loadings) -> dict:
-    rows = loadings.stack()[:500]
-    mean, variance = model.mean(rows), model.variance(rows)
-    error = float(variance.sum() / (variance.sum() + mean.square().sum()).clamp_min(1e-300))
-    determined = function = 0.0
-    for i, log_amplitudes, weight in components:
-        parts = log_amplitudes.exp()[:, None, None] * posterior.parts[i]
-        inverse = torch.linalg.inv(parts.sum(0))
-        determined += weight * float(len(inverse) - (inverse * parts[3]).sum())
-        function += weight * float((inverse * (parts[0] + parts[1])).sum())
-    family, width = posterior.grid[components[0][0]]
-    by_kernel = [sum(w for i, _, w in components if i == j) for j in range(len(posterior.grid))]
-    return {
-        "estimator": "trajectories",
-        "estimand": model.estimand,
-        "kernel": family,
-        "width": width,
-        "kernel_weight": max(by_kernel),
-        "n_kernels": sum(w > 0 for w in by_kernel),
-        "n_components": len(components),
-        "evidence": float(torch.logsumexp(posterior.found.evidence, 0)),
-        "own_variance": float(model.spread.trace()) / model.rank,
-        "n_modes": posterior.prior.v.shape[1],
-        "determined_modes": determined / model.rank,
-        "function_modes": function / model.rank,
-        "predicted_error": error,
-        "odd": model.values["odd"],
-    }
 
 
 def _warnings(rho: float, residual_sd: Tensor, noise: Tensor, spread: Tensor) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from connector.connectivity.nu.kernels import KERNELS, kernel, kernel_diagonal, kernel_pairs
+from connector.connectivity.nu.kernels import KERNELS, kernel, kernel_diagonal, kernel_pairs, tried_families
 
 
 def _randn(*shape, seed=0):
@@ -36,3 +36,31 @@ def test_kernel_of_pairs_is_the_diagonal_of_the_kernel(family, odd):
     x, y = _randn(9, 3), _randn(9, 3, seed=1)
     full = kernel(x, y, family, 0.7, odd)
     assert torch.allclose(kernel_pairs(x, y, family, 0.7, odd), full.diagonal())
+
+
+@pytest.mark.parametrize("family", [f for f in KERNELS if f != "none"])
+@pytest.mark.parametrize("odd", [True, False])
+def test_random_features_have_the_kernel_as_their_covariance(family, odd):
+    x, g = _randn(6, 3), torch.Generator().manual_seed(2)
+    features = KERNELS[family].features(3, 200_000, 0.7, odd, g)(x)
+    products = features[:, None] * features[None]
+    error = (products.mean(2) - kernel(x, x, family, 0.7, odd)) / (products.std(2) / 200_000**0.5)
+    assert error.abs().max() < 4.5
+    if odd:
+        again = KERNELS[family].features(3, 50, 0.7, odd, g)
+        assert torch.allclose(again(-x), -again(x))
+
+
+@pytest.mark.parametrize("width", [0.3, 1.0, 3.0])
+def test_rough_kernels_follow_their_definitions(width):
+    x, y = _randn(5, 3), _randn(4, 3, seed=1)
+    near, far = torch.cdist(x / width, y / width), torch.cdist(x / width, -y / width)
+    assert torch.allclose(kernel(x, y, "matern12", width, odd=False), torch.exp(-near))
+    assert torch.allclose(kernel(x, y, "matern12", width, odd=True), 0.5 * (torch.exp(-near) - torch.exp(-far)))
+    matern, mirrored = ((1 + 3**0.5 * r) * torch.exp(-(3**0.5) * r) for r in (near, far))
+    assert torch.allclose(kernel(x, y, "slope32", width, odd=False), (x @ y.T + 1) / 4 * matern)
+    assert torch.allclose(kernel(x, y, "slope32", width, odd=True), x @ y.T / 3 * 0.5 * (matern + mirrored))
+
+
+def test_rough_families_stand_in_for_the_smooth_one():
+    assert set(tried_families()) == set(KERNELS) - {"rbf"}

@@ -2,7 +2,7 @@
 
 import torch
 
-from connector.connectivity.nu.population import _clouds, bandwidth, extend_pool
+from connector.connectivity.nu.population import bandwidth, clouds, deconvolve, extend_pool
 from connector.types import Loadings
 
 
@@ -39,8 +39,7 @@ def test_deconvolution_finds_the_clusters_behind_the_errors():
     true = torch.cat([_randn(600, 2) * 0.2 + 1, _randn(600, 2, seed=1) * 0.2 - 1])
     errors = (0.6 * torch.rand(1200, 1, 1, generator=g, dtype=torch.float64)) ** 2 * torch.eye(2).double()
     seen = true + errors[:, :1, 0].sqrt() * _randn(1200, 2, seed=2)
-    points, cloud = _clouds(seen, errors, g)
-    points = points.view(1200, cloud, 2)
+    points = clouds(seen, errors, deconvolve(seen, errors, g))
     assert float((points.mean(1) - true).square().mean()) < 0.5 * float((seen - true).square().mean())
     # each cloud's covariance is the loading's remaining uncertainty, and all clouds together scatter as the truth does
     scaled = (points.mean(1) - true).square().mean() / points.var(1, unbiased=False).mean()
