@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from connector.connectivity.diagnosis import Diagnosis, diagnose
 from connector.connectivity.drive_matching import DriveTilt, OutputShift
 from connector.connectivity.flow import Flow
+from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.mean import ConditionalMean, from_state
 from connector.connectivity.projection import project
 from connector.dynamics import ACTIVATIONS, Network
-from connector.errors import UserError
+from connector.errors import UserError, require
 from connector.files import read_saved, refusing_damage, write_saved
 from connector.types import Loadings, States, require_finite_points, require_whole
 
@@ -112,6 +113,7 @@ class ConnectivityDistribution(nn.Module):
         project: bool = False,
         seed: int = 0,
         outputs: str | None = None,
+        posterior: bool = False,
     ) -> Network:
         """A network of ``n_neurons``, float64. One seed, one network; and the same loadings at any sigma.
 
@@ -121,9 +123,12 @@ class ConnectivityDistribution(nn.Module):
             project: restore the observed drive, see :meth:`project`.
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
+            posterior: n about a draw of nu from its posterior in place of nu, of each seed another; a projected network
+                has the drive of that draw. Networks of many seeds show what the data leave open.
 
         Raises:
-            UserError: no neurons, negative sigma, a sigma below the one at which the flow of n was trained.
+            UserError: no neurons, negative sigma, a sigma below the one at which the flow of n was trained; an estimate of
+                nu without draws.
         """
         require_whole(n_neurons, 1, "n_neurons")
         require_whole(seed, -(2**63), "seed")
@@ -133,6 +138,11 @@ class ConnectivityDistribution(nn.Module):
             outputs = self.outputs if sigma > 0 else "conditional_mean"
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
         rows, nu = self._draw_loadings(n_neurons, generator)
+        draw = None
+        if posterior:
+            require(outputs == "conditional_mean", "outputs 'conditional_mean' for a draw of nu", repr(outputs))
+            draw = self.posterior(1, seed)
+            nu = draw[0](rows)
         if self._checked_outputs(outputs) == "conditional_mean":
             n, spread = nu if sigma == 0 else self._shifted(nu, rows), sigma
         else:
@@ -149,7 +159,21 @@ class ConnectivityDistribution(nn.Module):
             n = n + spread * torch.randn(n.shape, generator=generator, dtype=n.dtype, device=n.device)
         loadings = self._unstack(rows)
         net = Network(loadings.m, n, loadings.b, loadings.d, alpha=self.alpha, activation=self.activation)
-        return self.project(net) if project else net
+        if not project:
+            return net
+        return self.project(net) if draw is None else self._project_on(net, draw)
+
+    @torch.no_grad()
+    def posterior(self, n: int, seed: int = 0) -> Draws:
+        """n draws of nu from its posterior, each a function of the loadings, with the drive that goes with it.
+
+        ``draws = run.connectivity.posterior(100)``; ``draws(rows)`` is nu (n, K, R) at stacked loadings (K, R + U + bias),
+        ``draws.vector_field(z)`` (n, T, R).
+
+        Raises:
+            UserError: an estimate without draws: of another estimator, or of an older version.
+        """
+        return Draws(self.mean, n, seed)
 
     def _draw_loadings(self, n_neurons: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Stacked loadings (K, P) and their nu (K, R), float64; with a tilt by rejection of draws of the flow."""
@@ -242,6 +266,12 @@ class ConnectivityDistribution(nn.Module):
         self._check_network(net)
         states = States(self.reference_z, self.reference_u, self.reference_y)
         return project(net, states, self.projection_regularizer)
+
+    def _project_on(self, net: Network, draw: Draws) -> Network:
+        """The network with the drive of a draw at the reference states."""
+        require(self.reference_z is not None, "reference states to project on", "a distribution built without")
+        z, u = self.reference_z, self.reference_u
+        return project(net, States(z, u, draw.drive(z, u)[0]), self.projection_regularizer)
 
     # -- density ------------------------------------------------------------------------------------------------------
 

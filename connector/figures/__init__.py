@@ -2,4 +2,6 @@
 
 from connector.moved import lazily
 
-__getattr__ = lazily(__name__, "figures.fields", "figures.weights", "figures.activity", "figures.style")
+__getattr__ = lazily(
+    __name__, "figures.fields", "figures.uncertain", "figures.weights", "figures.activity", "figures.style"
+)

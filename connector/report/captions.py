@@ -29,6 +29,17 @@ def flow_field(*, cycles: bool, ring: bool, inputs: bool) -> str:
     return said
 
 
+def field_band(*, inputs: bool, counted: bool) -> str:
+    """Whether inputs drive the network, and fixed points were counted."""
+    said = (
+        "What the data determine of the vector field: the mean over draws from its posterior, arrows faded where the draws "
+        "differ in direction (rank 1: the band holds 95 % of the draws)."
+    )
+    if counted:
+        said += " Dots: stable fixed points of the draws within the visited region; a tight cloud is one that the data show."
+    return said + (" Inputs are held at zero." if inputs else "")
+
+
 def loadings(*, faded: bool, coloured: bool) -> str:
     """Whether neurons whose mean is open are faded, and populations of the teacher are coloured."""
     said = (

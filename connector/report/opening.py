@@ -17,6 +17,8 @@ _CLOSE, _LARGE = 0.1, 0.25
 _UNSUPPORTED, _SUPPORTED = 0.2, 0.8
 # sigma over the spread of nu
 _SMALL, _COMPARABLE = 0.2, 0.7
+CERTAIN = 0.8  # probability of a number of attractors below which the data cannot tell it
+_SHOWN = 0.02  # probability of a number of attractors that is worth mentioning
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Findings:
         sigma: stated spread of n about nu; spread: root-mean-square deviation of nu from its mean over neurons.
         odd: only the odd part of nu acts; activation: the name of the nonlinearity.
         truth_settles_on: what the true mean field does; settles_on: what the projected network without inputs does, in words.
+        attractors: within the visited region, kind and number -> probability, the most probable first.
         has_inputs: whether the recording is driven by known inputs.
     """
 
@@ -62,12 +65,24 @@ class Findings:
     activation: str = ""
     truth_settles_on: str | None = None
     settles_on: str | None = None
+    attractors: Mapping[str, float] | None = None
     has_inputs: bool = True
 
 
 def opening(found: Findings) -> list[str]:
-    """Three to nine sentences, each of one thing."""
-    parts = (_fit, _prediction, _baseline, _dynamics, _finite, _determined, _cell_types, _input_weights, _open)
+    """Three to ten sentences, each of one thing."""
+    parts = (
+        _fit,
+        _prediction,
+        _baseline,
+        _dynamics,
+        _attractors,
+        _finite,
+        _determined,
+        _cell_types,
+        _input_weights,
+        _open,
+    )
     return [sentence for part in parts if (sentence := part(found))]
 
 
@@ -144,6 +159,28 @@ def _dynamics(f: Findings) -> str:
             "; that field is how the inferred states move, with whatever noise the states have of their own, which no "
             "connectivity reproduces"
         )
+    return said + "."
+
+
+def _attractors(f: Findings) -> str:
+    if f.attractors is None:
+        return ""
+    listed = ", ".join(
+        f"{kind} with {'probability ' * (i == 0)}{p:.2f}"
+        for i, (kind, p) in enumerate(f.attractors.items())
+        if p >= _SHOWN
+    )
+    if max(f.attractors.values()) >= CERTAIN:
+        said = f"Within the visited region the vector field has {listed}, by draws from its posterior"
+    else:
+        said = (
+            "The data cannot tell how many attractors the visited region holds: draws from the posterior of the vector field "
+            f"have {listed}"
+        )
+    if f.has_inputs:
+        said += " with inputs at zero"
+    if f.diagnosis is not None and (f.diagnosis.warnings or not f.diagnosis.converged):
+        said += "; that too only as far as the fit goes"
     return said + "."
 
 

@@ -97,6 +97,14 @@ def flow_field(results: Results) -> tuple[str, Figure]:
     return caption, figures.flow_field(fields, z, trajectories=trajectories, fixed_points=points, cycles=cycles)
 
 
+@report_figure("field_band", DETERMINED, lambda results: results.draws is not None)
+def field_band(results: Results) -> tuple[str, Figure]:
+    z, counts = results.inputs.latents.samples().z, results.attractor_counts
+    points = z[:0] if counts is None else counts.points.points[counts.points.stable]
+    caption = captions.field_band(inputs=results.inputs.latents.inputs is not None, counted=counts is not None)
+    return caption, figures.uncertain_field(z[even_rows(len(z), N_DRAWN)], results.draws.vector_field, points)
+
+
 def _cycles(results: Results, fields: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
     """The stable limit cycle of each field that has one, from where trials end: one turn (S, R)."""
     latents, trials = results.inputs.latents, results.inputs.fold.test

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis import signs
+from connector.analysis.attractor_probabilities import AttractorCounts, count_attractors
 from connector.analysis.attractors import (
     Attractors,
     attractors_kept,
@@ -23,6 +24,7 @@ from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
 from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
+from connector.connectivity.nu.draws import Draws
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
 from connector.errors import UserError
@@ -39,6 +41,7 @@ from connector.types import Recording
 N_NEURONS = 1000
 N_DRAWN = 20_000  # of the large network whose field is drawn
 N_NETWORKS = 20  # in which the attractors are looked for
+N_POSTERIOR = 100  # draws of nu and of the vector field
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
@@ -90,6 +93,19 @@ class Results:
         in_same_gauge = self.data.teacher is not None or self.data.recording.latents is not None
         return self.data.truth if in_same_gauge else None
 
+    @cached_property
+    def draws(self) -> Draws | None:
+        """Draws from the posterior of nu and of the vector field, where the estimate has one."""
+        with contextlib.suppress(UserError):
+            return self.distribution.posterior(N_POSTERIOR, self.options.seed)
+        return None
+
+    @cached_property
+    def attractor_counts(self) -> AttractorCounts | None:
+        """Attractors in the draws, inputs at zero, where states visit the region that they are looked for in."""
+        z = self.inputs.latents.trials(self.inputs.fold.train).samples().z
+        return None if self.draws is None or z.shape[1] > 3 else count_attractors(self.draws, z)
+
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
         """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread).
 
@@ -112,6 +128,8 @@ class Results:
             steps["distance to the truth"] = self._against_file
         if self.reference is not None:
             steps["attractors"] = self._attractors
+        if self.attractor_counts is not None:
+            steps["attractors of draws"] = self.attractor_counts.metrics
         steps["cell types"] = self._cell_types
         steps["signs of trouble"] = self._signs
         return steps
@@ -171,6 +189,7 @@ class Results:
             activation=self.inputs.activation,
             truth_settles_on=None if self.reference is None else str(self.reference),
             settles_on=self._settles_on(),
+            attractors=None if self.attractor_counts is None else self.attractor_counts.probabilities,
             has_inputs=recording.n_inputs > 0,
         )
 

@@ -1,4 +1,4 @@
-"""The opening of a report says what its numbers say, in three to nine sentences."""
+"""The opening of a report says what its numbers say, in three to ten sentences."""
 
 import re
 from dataclasses import replace
@@ -60,9 +60,9 @@ def rates(**changes):
         spikes(metrics={}, b_different=None, baseline=None, other_baseline=None),
     ],
 )  # fmt: skip
-def test_three_to_nine_sentences(found):
+def test_three_to_ten_sentences(found):
     said = opening(found)
-    assert 3 <= len(said) <= 9
+    assert 3 <= len(said) <= 10
     for sentence in said:
         assert re.fullmatch(r"[A-Z].*\.", sentence)
         assert not re.search(r"\.\s+[A-Z]", sentence), sentence  # one sentence each
@@ -207,3 +207,12 @@ def test_sigma_is_put_beside_the_spread_of_nu(sigma, spread, words):
 )  # fmt: skip
 def test_percent(share, text):
     assert percent(share) == text
+
+
+def test_number_of_attractors_is_told_with_its_probability():
+    sure, open_ = {"2 stable fixed points": 0.93, "1 stable fixed point": 0.07}, {"2 stable fixed points": 0.6, "3": 0.4}
+    said = " ".join(opening(rates(attractors=sure)))
+    assert "has 2 stable fixed points with probability 0.93, 1 stable fixed point with 0.07" in said
+    assert "cannot tell" not in said
+    assert "cannot tell how many attractors" in " ".join(opening(rates(attractors=open_)))
+    assert "attractors the visited region" not in " ".join(opening(rates()))

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from connector.connectivity.distribution import ConnectivityDistribution
+from connector.connectivity.flow import Flow
 from connector.connectivity.nu import kernels
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.mean import from_state
@@ -174,3 +176,26 @@ def test_intervals_at_recorded_loadings_hold_nu_at_the_true_ones():
     assert torch.allclose(tiny[0], model.interval(seen.m[:20], 0.95)[0], atol=0.05)
     with pytest.raises(UserError, match="errors of shape"):
         model.interval(seen.m, 0.95, errors[:3])
+
+
+def test_networks_about_draws_scatter_as_the_posterior_does():
+    model, _, latents = _fit(settings=replace(FAST, families=("arcsine",)))
+    flow = Flow(2, hidden_layers=0).double()
+    for parameter in flow.parameters():
+        parameter.data.zero_()
+    z, u, y = latents.samples()
+    distribution = ConnectivityDistribution(flow, model, alpha=0.1, activation="tanh", reference=(z, u, y))
+    plain = distribution.sample(200, seed=5)
+    assert torch.equal(plain.n, model(plain.m))
+    drawn = distribution.sample(200, seed=5, posterior=True)
+    assert torch.equal(drawn.m, plain.m)
+    assert torch.equal(drawn.n, Draws(model, 1, 5)[0](plain.m))
+    away = [distribution.sample(200, seed=i, posterior=True) for i in range(30)]
+    score = torch.stack([(x.n - model(x.m)).square() / model.variance(x.m) for x in away])
+    assert 0.6 < float(score.mean()) < 1.5
+    projected = distribution.sample(200, seed=5, posterior=True, project=True)
+    of_draw = distribution.posterior(1, 5).drive(z)[0]
+    apart = (projected.drive(z) - of_draw).square().mean()
+    assert float(apart) < 0.05 * float((drawn.drive(z) - of_draw).square().mean())
+    with pytest.raises(UserError, match="outputs 'conditional_mean'"):
+        distribution.sample(5, posterior=True, outputs="flow")
