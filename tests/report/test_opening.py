@@ -210,7 +210,10 @@ def test_percent(share, text):
 
 
 def test_number_of_attractors_is_told_with_its_probability():
-    sure, open_ = {"2 stable fixed points": 0.93, "1 stable fixed point": 0.07}, {"2 stable fixed points": 0.6, "3": 0.4}
+    sure, open_ = (
+        {"2 stable fixed points": 0.93, "1 stable fixed point": 0.07},
+        {"2 stable fixed points": 0.6, "3": 0.4},
+    )
     said = " ".join(opening(rates(attractors=sure)))
     assert "has 2 stable fixed points with probability 0.93, 1 stable fixed point with 0.07" in said
     assert "cannot tell" not in said
