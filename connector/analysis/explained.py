@@ -10,6 +10,9 @@ from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import least_squares
 from connector.types import Latents
 
+_CLEAR = 0.5  # principal components that explain as much do so for a reason
+_SAMPLES_OF_CHANCE = 4000
+
 
 def variance_explained(observed: Tensor, predicted: Tensor, mean: Tensor) -> float:
     """1 - SS_res / SS_tot of all columns together, SS_tot about ``mean``; 0 is no better than that mean, below 0 worse.
@@ -29,6 +32,24 @@ def principal_components(train: Tensor, observed: Tensor, rank: int) -> Tensor:
     return mean + (observed.double() - mean) @ axes @ axes.T
 
 
+def by_chance(train: Tensor, observed: Tensor, rank: int, draws: int = 3) -> float:
+    """What :func:`principal_components` explain of neurons that have nothing in common: of the same rates, each neuron's
+    moved round in time by a random amount of its own; the most of some draws, from 4000 samples at most.
+
+    Args:
+        train: (S, K); observed: (T, K), samples of trials in their order.
+    """
+    generator, explained = torch.Generator().manual_seed(0), []
+    train, observed = (x[:_SAMPLES_OF_CHANCE].double() for x in (train, observed))
+    for _ in range(draws):
+        moved = []
+        for x in (train, observed):
+            by = torch.randint(len(x), (x.shape[1],), generator=generator)
+            moved.append(x.gather(0, (torch.arange(len(x))[:, None] + by) % len(x)))
+        explained.append(variance_explained(moved[1], principal_components(*moved, rank), moved[0].mean(0)))
+    return max(explained)
+
+
 def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = False) -> dict[str, float]:
     """Share of the variance of test trials' rates that latents and loadings explain, and principal components of the same
     rank, each given the activity of the trials that it is scored on.
@@ -38,7 +59,8 @@ def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = F
         given: latents and loadings were not fitted to these rates, and may not belong to them.
 
     Returns:
-        ``lrrnn/rates_r2``, ``lrrnn/rates_r2_pca``; where they were given also ``lrrnn/rates_r2_linear``, of the linear
+        ``lrrnn/rates_r2``, ``lrrnn/rates_r2_pca``; where the latter is small also ``lrrnn/rates_r2_null``
+        (:func:`by_chance`); where they were given also ``lrrnn/rates_r2_linear``, of the linear
         function of the same states and inputs that explains the training trials best.
     """
     latents, rank, fold = inputs.latents, inputs.latents.rank, inputs.fold
@@ -50,6 +72,8 @@ def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = F
         "lrrnn/rates_r2": variance_explained(observed, fitted, mean),
         "lrrnn/rates_r2_pca": variance_explained(observed, principal_components(train, observed, rank), mean),
     }
+    if found["lrrnn/rates_r2_pca"] < max(_CLEAR, 4 * rank / len(mean)):
+        found["lrrnn/rates_r2_null"] = by_chance(train, observed, rank)
     if given:
         states = [_with_constant(latents.trials(part)) for part in (fold.train, fold.test)]
         predicted = states[1] @ least_squares(states[0], train)

@@ -102,7 +102,9 @@ def _standardise(
     values, vectors = torch.linalg.eigh((z - mean).T @ (z - mean) / len(z))
     if not float(values[0]) > 1e-14 * float(values[-1]):
         raise UserError(
-            f"activity that varies in {rank} latent dimensions", "fewer", "lower the rank of the low-rank RNN"
+            f"activity that varies in {rank} latent dimensions",
+            "fewer",
+            "lower lrrnn.rank" if rank > 1 else "do neurons have anything in common? noise alone has no dynamics",
         )
     root = vectors * values.sqrt()
     m = theta[:, :rank] @ root

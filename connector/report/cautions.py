@@ -73,7 +73,7 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
     if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * metrics.get(DRIVE_GAIN_SD, 0.0)):
         said.append(
             f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
-            "off in size by as much: check data.alpha, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
+            "off in size by as much: check data.alpha and lrrnn.rank, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
         )
     said += _of_rates(metrics)
     said += nulls.not_beaten(metrics)
@@ -86,6 +86,11 @@ def _of_rates(metrics: Mapping[str, float]) -> list[str]:
     explained, linear = metrics.get("lrrnn/rates_r2"), metrics.get("lrrnn/rates_r2_pca", 0.0)
     if explained is None:
         return []
+    if nulls.nothing_shared(metrics):
+        return [
+            f"principal components as many as latents explain {percent(linear)} of the variance of the rates, as they do of rates of "
+            f"neurons that have nothing in common ({percent(metrics['lrrnn/rates_r2_null'])}); {nulls.NO_FINDING}"
+        ]
     reading = metrics.get("lrrnn/rates_r2_linear")
     if reading is not None:  # nothing was fitted to the rates
         if explained >= reading - _LESS_THAN_LINEAR and reading >= SHARE_OF_LINEAR * linear:

@@ -55,7 +55,7 @@ def cautions(found: Determined) -> tuple[str, ...]:
     if found.predicted_error > OPEN:
         said.append(
             f"The squared error of nu that the posterior itself expects is {found.predicted_error:.3g} of the mean "
-            "square of nu: the data leave nu open, or data.alpha or data.activation is not that of the network."
+            "square of nu: the data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network."
         )
     return tuple(said)
 

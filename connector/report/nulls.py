@@ -18,6 +18,8 @@ _PREDICTIONS = {
     "lrrnn/co_smoothing": "the fit predicts a neuron's spikes from those of the others",
 }
 _ERRORS = 2.0  # standard errors that tell a gain from none
+_CHANCE = 1.2  # of what principal components explain by chance
+NO_FINDING = "nothing that is said of dynamics and connectivity is a finding"
 _RELATIVE = 0.02  # of the null, where a run has no standard error of its gain
 
 
@@ -52,8 +54,30 @@ def not_beaten(metrics: Mapping[str, float]) -> list[str]:
     """A sentence for each prediction that gains nothing, without the full stop."""
     null = best_null(metrics)[0]
     verb = "does" if null == MEAN_RATE else "do"
-    return [
+    said = [
         f"on test trials {what} no better than {null} alone {verb}; the gain is {amount(metrics, measure)} bits per spike"
         for measure, what in _PREDICTIONS.items()
         if measure in metrics and is_nil(metrics, measure)
     ]
+    if no_spikes_predicted(metrics):
+        said[0] += f"; {NO_FINDING}"
+    return said
+
+
+def no_spikes_predicted(metrics: Mapping[str, float]) -> bool:
+    """Whether no prediction of spikes gains anything."""
+    measured = [measure for measure in _PREDICTIONS if measure in metrics]
+    return bool(measured) and all(is_nil(metrics, measure) for measure in measured)
+
+
+def nothing_shared(metrics: Mapping[str, float]) -> bool:
+    """Whether rates have no more in common than those of neurons that have nothing in common."""
+    null = metrics.get("lrrnn/rates_r2_null")
+    return null is not None and metrics["lrrnn/rates_r2_pca"] <= _CHANCE * null
+
+
+def nothing_found(metrics: Mapping[str, float]) -> str | None:
+    """Why nothing that is said of dynamics and connectivity is a finding; None where something may be."""
+    if no_spikes_predicted(metrics):
+        return f"the fit predicts spikes no better than {best_null(metrics)[0]}"
+    return "the neurons' rates have nothing in common" if nothing_shared(metrics) else None

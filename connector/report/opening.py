@@ -71,6 +71,14 @@ class Findings:
 
 def opening(found: Findings) -> list[str]:
     """Three to ten sentences, each of one thing."""
+    why = nulls.nothing_found(found.metrics)
+    if why is not None:
+        said = [sentence for part in (_fit, _prediction, _baseline) if (sentence := part(found))]
+        return [
+            *said,
+            f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}, neither a vector field nor a sign of nu.",
+            _open(found),
+        ]
     parts = (
         _fit,
         _prediction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from connector.report import determined
+from connector.report import determined, nulls
 from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
 from connector.report.numbers import format_number
 from connector.report.opening import LEVEL, Findings, relative_sigma
@@ -76,7 +76,14 @@ def data_determine(f: Findings) -> str:
     """What the data determine about nu, and what the prior."""
     if f.diagnosis is None:
         return "The published ridge makes no statement about its error."
-    return "\n\n".join(determined.sentences(f.diagnosis))
+    why = nulls.nothing_found(f.metrics)
+    said = determined.sentences(f.diagnosis)
+    if why is not None:
+        said.insert(
+            0,
+            f"Caution: {why}: {nulls.NO_FINDING}. What stands below is what the estimate takes for true of such a fit.",
+        )
+    return "\n\n".join(said)
 
 
 def fit(f: Findings) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from draws import normal
 
-from connector.analysis.explained import principal_components, rates_explained, variance_explained
+from connector.analysis.explained import by_chance, principal_components, rates_explained, variance_explained
 from connector.analysis.spike_nulls import gains_over_nulls
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood
 from connector.data.folds import Fold
@@ -29,6 +29,20 @@ def test_principal_components_of_a_plane_explain_it_and_nothing_beside():
     torch.testing.assert_close(found, observed + 0.7)
     beside = 0.7 + normal(50, 4, seed=3) @ axes[2:]
     torch.testing.assert_close(principal_components(train, beside, 2) - train.mean(0), (0.7 - train.mean(0)).expand(50, -1), atol=1e-9, rtol=0)  # fmt: skip
+
+
+def test_chance_is_what_neurons_with_nothing_in_common_share():
+    """Slow neurons share much of few samples by chance, white ones R / K."""
+    white, slow, common = normal(2000, 20), normal(100, 20, seed=1).repeat_interleave(20, 0), normal(2000, 1, seed=2)
+    for x in (white, slow):
+        train, test = x[:1000], x[1000:]
+        alone = variance_explained(test, principal_components(train, test, 2), train.mean(0))
+        shared = test + common[1000:]
+        together = variance_explained(shared, principal_components(train + common[:1000], shared, 2), train.mean(0))
+        chance = by_chance(train, test, 2)
+        assert alone < 1.2 * chance < 0.2
+        assert together > 2 * by_chance(train + common[:1000], shared, 2)
+    assert chance == pytest.approx(alone, rel=0.3)
 
 
 def test_rates_are_scored_on_test_trials_about_the_mean_of_training_trials():

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from connector.connectivity.diagnosis import Diagnosis
+from connector.report import nulls
+from connector.report.cautions import of_signs
 from connector.report.glossary import BASELINES
 from connector.report.numbers import counted, percent
 from connector.report.opening import Findings, opening, relative_sigma
-from connector.report.sections import fit
+from connector.report.sections import data_determine, fit
 
 
 def diagnosis(signs, certainty, calibrated=True):
@@ -58,6 +60,7 @@ def rates(**changes):
     [
         spikes(), rates(), rates(diagnosis=None), rates(given=True, metrics={"dynamics/field_error": 0.02}),
         spikes(metrics={}, b_different=None, baseline=None, other_baseline=None),
+        spikes(metrics={"lrrnn/bits_per_spike": -0.01}), rates(metrics={"lrrnn/rates_r2_pca": 0.04, "lrrnn/rates_r2_null": 0.04}),
     ],
 )  # fmt: skip
 def test_three_to_ten_sentences(found):
@@ -102,6 +105,24 @@ def test_in_short_says_what_is_gained_over_the_best_null(metrics, words):
     metrics = {**spikes().metrics, NULL: 0.03, f"{NULL}_psth": 0.04, **metrics}
     said = " ".join(opening(spikes(metrics={key: value for key, value in metrics.items() if value is not None})))
     assert all(part in said for part in words), said
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (spikes, {"lrrnn/bits_per_spike": 0.001, "lrrnn/bits_per_spike_prior": -0.002, "lrrnn/co_smoothing": -0.01}),
+        (rates, {"lrrnn/rates_r2": 0.05, "lrrnn/rates_r2_pca": 0.045, "lrrnn/rates_r2_null": 0.041}),
+    ],
+)
+def test_nothing_is_told_of_connectivity_where_nothing_was_found(found, why):
+    found = found()
+    assert nulls.nothing_found(found.metrics) is None
+    found = replace(found, metrics={**found.metrics, **why})
+    said = " ".join(opening(found))
+    assert said.count(nulls.NO_FINDING) == 1
+    assert not re.search(r"positive or negative|combinations|population|vector field at", said), said
+    assert data_determine(found).startswith("Caution: ")
+    assert sum(nulls.NO_FINDING in sign for sign in of_signs(found.metrics)) == 1
 
 
 def test_a_model_worse_than_mean_rates_is_called_worse():
