@@ -116,6 +116,7 @@ SOURCES = {
     "lrrnn/val_loss": "connector.stages.lrrnn",
     "lrrnn/loadings_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/latents_r2": "connector.stages.lrrnn.in_true_gauge",
+    "lrrnn/origin_distance": "connector.stages.lrrnn.origin_distance",
     "lrrnn/rates_r2": "connector.analysis.explained.rates_explained",
     "lrrnn/bits_per_spike_null": "connector.analysis.spike_nulls",
     "loadings/": "connector.stages.loadings",

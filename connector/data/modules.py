@@ -14,12 +14,14 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
 from connector.data.folds import Fold, fold, names_of, without_constant
-from connector.data.preprocessing import repeated_trials, silent_spells
+from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_spells
 from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.types import DataSizes, Recording, TrialBatch
+
+_SLOWEST_HZ, _FASTEST_HZ = 0.1, 2000.0  # of the busiest of many neurons: beyond, bins are in other units
 
 
 class InMemoryBatches:
@@ -354,6 +356,12 @@ def _doubts(recording: Recording) -> list[str]:
                 f"{len(lost)} neurons ({names_of(recording, lost)}) fire no spike in successive trials where 30 or more would be "
                 "expected: were they lost, or not recorded there? It is taken as silence"
             )
+        if recording.bin_s is not None:
+            busiest = float(mean_rates_hz(recording.activity, recording.lengths, recording.bin_s).max())
+            if not _SLOWEST_HZ <= busiest <= _FASTEST_HZ:
+                said.append(
+                    f"the busiest neuron fires at {busiest:.2g} Hz: is the width of bins, data.bin_s, in seconds?"
+                )
     repeated = repeated_trials(activity, lengths)
     if repeated:
         said.append(

@@ -12,6 +12,7 @@ NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assum
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
 _LESS_THAN_LINEAR = 0.05  # variance explained by known loadings, below what a linear reading of known latents explains
+_FAR_ORIGIN = 0.5  # standard deviations of given latents
 SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
@@ -74,6 +75,12 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
         said.append(
             f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
             "off in size by as much: check data.alpha and lrrnn.rank, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
+        )
+    distance = metrics.get("lrrnn/origin_distance", 0.0)
+    if distance > _FAR_ORIGIN:
+        said.append(
+            f"nu would be most plausible about an origin {distance:.2g} standard deviations of the given latents away from theirs; "
+            "another origin has another nu: were the latents centred, or moved? Add lrrnn to `stages` to have the origin chosen"
         )
     said += _of_rates(metrics)
     said += nulls.not_beaten(metrics)

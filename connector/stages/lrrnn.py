@@ -22,6 +22,7 @@ from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_tim
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
+from connector.numerics import whitening_of
 from connector.report.glossary import NO_TIMES
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
@@ -148,9 +149,16 @@ def in_true_gauge(fit: FittedDynamics, recording: Recording) -> tuple[FittedDyna
 def with_plausible_origin(fit: FittedDynamics) -> FittedDynamics:
     """The fit, whose loadings have a bias, about the origin for which n is the most plausible: data leave it open
     (:func:`drive_offset`)."""
-    z, u, y = fit.latents.trials(fit.fold.train).samples()
-    shift = drive_offset(z, u, y, fit.loadings, activation=fit.activation)
+    shift = drive_offset(*fit.latents.trials(fit.fold.train).samples(), fit.loadings, activation=fit.activation)
     return fit.moved(Gauge(torch.eye(len(shift), dtype=shift.dtype), shift))
+
+
+def origin_distance(fit: FittedDynamics, max_states: int = 500) -> float:
+    """How far the latents' origin lies from the one for which n is the most plausible (:func:`drive_offset`), in standard
+    deviations of the states; for loadings with a bias."""
+    states = fit.latents.trials(fit.fold.train).samples()
+    shift = drive_offset(*states, fit.loadings, activation=fit.activation, max_states=max_states)
+    return float((shift @ whitening_of(states.z.double() - states.z.double().mean(0))).norm())
 
 
 def _arguments(sizes: DataSizes) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
 from connector.runs.options import Options
 from connector.runs.store import RunStore
+from connector.stages.lrrnn import origin_distance
 from connector.types import Recording
 
 N_NEURONS = 1000
@@ -54,7 +55,8 @@ def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
         return {}
     inputs, known = store.read_stage_inputs(), recording.loadings
     given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
-    return rates_explained(inputs, recording.activity, given=given)
+    found = rates_explained(inputs, recording.activity, given=given)
+    return found | ({"lrrnn/origin_distance": origin_distance(inputs)} if given and known.has_bias else {})
 
 
 class Results:

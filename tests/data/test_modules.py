@@ -219,3 +219,24 @@ def test_fewer_trials_than_folds(tmp_path):
     three = FileDataModule(str(tmp_path / "a.npz"), n_folds=3)
     three.setup()
     assert len(three.fold.train)
+
+
+@pytest.mark.parametrize(("unit", "doubted"), [(1.0, False), (1e3, True), (1e-3, True)])
+def test_bins_in_other_units_than_seconds_are_doubted_and_change_nothing_but_hertz(tmp_path, unit, doubted):
+    """Bins and time constant in milliseconds, and in thousands of seconds: the model of counts has the same step."""
+    np.savez(tmp_path / "a.npz", spikes=np.random.default_rng(0).poisson(0.1, size=(8, 50, 3)))
+    data = FileDataModule(str(tmp_path / "a.npz"), reading={"bin_s": 0.01 * unit, "tau": 0.1 * unit})
+    data.setup()
+    assert data.recording.alpha == pytest.approx(0.1)
+    assert any("data.bin_s, in seconds?" in note for note in data.recording.notes) == doubted
+
+
+def test_lost_neurons_and_repeated_trials_of_a_file_are_named(tmp_path):
+    counts = np.random.default_rng(0).poisson(0.3, size=(30, 40, 4))
+    counts[12:, :, 2] = 0
+    np.savez(tmp_path / "a.npz", spikes=np.concatenate([counts, counts[:2]]), times=np.r_[0:30, 40, 41])
+    data = FileDataModule(str(tmp_path / "a.npz"))
+    data.setup()
+    said = " ".join(data.recording.notes)
+    assert "1 neurons (2, counted from 0) fire no spike" in said
+    assert "2 of 32 trials are the same as another" in said

@@ -35,6 +35,7 @@ from connector.report.glossary import METRICS
             {},
             "the order of neurons and trials",
         ),
+        ({"lrrnn/origin_distance": 2.0}, {}, "an origin 2 standard deviations of the given latents away"),
         ({}, {"finite": False}, "not finite"),
         ({"lrrnn/bits_per_spike": -0.01}, {}, "each neuron's mean rate"),
         ({"lrrnn/bits_per_spike": 0.01, "lrrnn/bits_per_spike_null_drift": 0.02}, {}, "drift across the session"),
