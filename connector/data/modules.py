@@ -14,7 +14,7 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
 from connector.data.folds import Fold, fold, names_of, without_constant
-from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_spells
+from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
 from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
@@ -356,6 +356,12 @@ def _doubts(recording: Recording) -> list[str]:
                 f"{len(lost)} neurons ({names_of(recording, lost)}) fire no spike in successive trials where 30 or more would be "
                 "expected: were they lost, or not recorded there? It is taken as silence"
             )
+        said += [
+            f"in {number} trials no neuron fires in the {end} samples, where 30 spikes or more would be expected: were they recorded? "
+            "It is taken as silence"
+            for number, end in zip(silent_ends(activity, lengths), ("first", "last"))
+            if number
+        ]
         if recording.bin_s is not None:
             busiest = float(mean_rates_hz(recording.activity, recording.lengths, recording.bin_s).max())
             if not _SLOWEST_HZ <= busiest <= _FASTEST_HZ:

@@ -69,7 +69,7 @@ def load_nlb(
     import torch
 
     from connector.dynamics import activation as activation_named
-    from connector.types import Recording
+    from connector.types import Recording, span
 
     path = Path(path)
     require_format(path, "nlb")
@@ -87,9 +87,14 @@ def load_nlb(
     require_counts(inside)
     if not inside.any():
         raise UserError("spikes", "none in the whole file")
-    empty = int((recorded_lengths(counts.sum(2), lengths) == 0).sum())
+    recorded = recorded_lengths(counts.sum(2), lengths)
+    empty = int((recorded < 2).sum())
     if empty:
         raise UserError("spikes in every trial", f"{empty} trials of zeros throughout", "leave them out of the file")
+    if (recorded < lengths).any():
+        padded = int((recorded < lengths).sum())
+        notes.append(f"every neuron is zero at the end of {padded} trials: taken as padding, {span(recorded)} bins")
+        counts, lengths = counts[:, : recorded.max()], recorded
     silent = int((inside.sum(0) == 0).sum())
     if silent:
         notes.append(f"{silent} of {counts.shape[2]} neurons never fire")

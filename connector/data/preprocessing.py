@@ -183,6 +183,16 @@ def silent_spells(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def silent_ends(counts: np.ndarray, lengths: np.ndarray) -> tuple[int, int]:
+    """Number of trials in whose first, and in whose last samples no neuron fires, though ``_SURE`` spikes or more are
+    expected there (:func:`recorded_lengths`); counts (trials, time, K), lengths (trials,)."""
+    pooled, place = counts.sum(2), np.arange(counts.shape[1])
+    back = np.take_along_axis(pooled, (lengths[:, None] - 1 - place) % counts.shape[1], axis=1)
+    ends = (np.where(place < lengths[:, None], x, 0) for x in (back, pooled))
+    first, last = (int((recorded_lengths(x, lengths) < lengths).sum()) for x in ends)
+    return first, last
+
+
 def repeated_trials(activity: np.ndarray, lengths: np.ndarray) -> int:
     """Number of trials (trials, time, K) that are another one to the last digit, but those of fewer than ``_SURE`` numbers
     other than 0."""

@@ -160,3 +160,13 @@ def test_what_is_refused(tmp_path, arrays, options, words):
     with pytest.raises(UserError, match=f"(?s){words}") as refused:
         load_nlb(write(tmp_path / "a.h5", arrays), **options)
     assert len(str(refused.value).splitlines()) <= 2
+
+
+def test_trials_padded_with_zeros_end_where_their_spikes_do(tmp_path):
+    lengths = np.array([80, 30, 40, 80])
+    counts = np.random.default_rng(0).poisson(0.5, size=(4, 80, 6)).astype(np.float32)
+    counts[:, :, 0] = 1
+    counts[np.arange(80)[None, :] >= lengths[:, None]] = 0
+    recording = load_nlb(write(tmp_path / "a.h5", {"train_spikes_heldin": counts}))
+    assert recording.lengths.tolist() == lengths.tolist()
+    assert any("at the end of 2 trials: taken as padding, 30 to 80 bins" in note for note in recording.notes)

@@ -14,6 +14,7 @@ from connector.data.preprocessing import (
     pad_trials,
     range_excess,
     repeated_trials,
+    silent_ends,
     silent_spells,
 )
 from connector.errors import UserError
@@ -113,3 +114,15 @@ def test_trials_that_are_another_one_are_counted():
     counts[4, 18:] = 0  # past the end
     counts[5] = counts[6] = 0  # silent, which is no copy
     assert repeated_trials(counts, lengths) == 2
+
+
+def test_ends_of_trials_without_any_spike_are_told_from_silence():
+    counts = np.random.default_rng(0).poisson(0.3, size=(12, 60, 8))
+    lengths = np.full(12, 60)
+    lengths[:4] = 50
+    counts[:4, 50:] = 0
+    assert silent_ends(counts, lengths) == (0, 0)
+    counts[[1, 6, 7], :25] = 0
+    counts[2, 30:] = counts[11, 35:] = 0
+    assert silent_ends(counts, lengths) == (3, 2)
+    assert silent_ends(counts[:, :, :1], lengths) == (0, 0)  # one neuron may be silent as long
