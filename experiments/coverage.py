@@ -375,7 +375,7 @@ def infer(latents: Latents, rows: Tensor, population: Population, task: Task, sh
     return replace(latents, z=found.latents.z), found.loadings.stack(), found.loadings_covariance, found.readings
 
 
-def judged(model, rows: Tensor, truth: Tensor, errors: Tensor | None = None) -> dict:
+def judged(model, joint: Draws, rows: Tensor, truth: Tensor, errors: Tensor | None = None) -> dict:
     """Intervals and joint draws of nu at rows (K, P), known up to ``errors`` (K, P, P), beside the true nu (K, R).
 
     predicted_low: the share of joint draws that the 95 % intervals would hold in less than ``LOW`` of the loadings.
@@ -386,7 +386,7 @@ def judged(model, rows: Tensor, truth: Tensor, errors: Tensor | None = None) -> 
         low, high = model.interval(rows, level) if errors is None else model.interval(rows, level, errors)
         inside[str(level)] = float(((low <= truth) & (truth <= high)).double().mean())
     claimed = (low > 0) | (high < 0)
-    draws = Draws(model, N_DRAWS, seed=1)(rows)
+    draws = joint(rows)
     held = ((low <= draws) & (draws <= high)).double().mean((1, 2))
     scale = (draws - estimate).square().mean(0).sqrt().clamp_min(1e-12)
     direction = randn(torch.Generator().manual_seed(0), *truth.shape) / scale
@@ -441,11 +441,11 @@ def run(task: Task) -> dict:
     )
     seconds = time.process_time() - start
     fresh, _ = population.sample(N_FRESH, g)
-    some = slice(0, None, max(1, len(recorded) // N_FRESH))
+    some, joint = slice(0, None, max(1, len(recorded) // N_FRESH)), Draws(model, N_DRAWS, seed=1)
     errors = None if covariance is None else covariance[some]
     return {
-        **judged(model, fresh, population.estimand(fresh)),
-        "recorded": judged(model, recorded[some], population.estimand(true_rows[some]), errors),
+        **judged(model, joint, fresh, population.estimand(fresh)),
+        "recorded": judged(model, joint, recorded[some], population.estimand(true_rows[some]), errors),
         "kind": task.kind,
         "seed": task.seed,
         "loadings_noise": task.loadings_noise,

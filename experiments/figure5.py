@@ -67,6 +67,7 @@ from connector.analysis.predictions import (
 )
 from connector.analysis.spike_scores import choice_conditions, psths, sign_conditions
 from connector.connectivity.diagnosis import Diagnosis
+from connector.connectivity.nu.draws import has_draws
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.figures.fields import draw_contrast_field
@@ -182,9 +183,11 @@ def evidence_of(recording: Recording) -> Tensor:
 
 
 def networks_of(run: SpikeRun, count: int) -> list[Network]:
-    """Networks sampled from the distribution and projected, with the run's sigma."""
+    """Networks sampled from the distribution and projected, with the run's sigma; of an estimate with draws each about a
+    draw of nu and with the drive of that draw, so that they differ by what the data leave open."""
     sigma = float(run.config.connectivity.sigma)
-    return [run.connectivity.sample(N_NEURONS, sigma, project=True, seed=seed) for seed in range(count)]
+    draws = {"project": True, "posterior": has_draws(run.connectivity.mean) and run.connectivity.outputs != "flow"}
+    return [run.connectivity.sample(N_NEURONS, sigma, seed=seed, **draws) for seed in range(count)]
 
 
 @dataclass
@@ -323,12 +326,15 @@ def silencing(run: SpikeRun, networks: list[Network], labels: list[Tensor], n_ra
     return trials, found
 
 
+_OUTSIDE = Effect._fields.index("outside")
+
+
 def predictions_of(found: list[SilencingEffects]) -> list[dict[str, Prediction]]:
     """Type -> effect -> prediction."""
     types, random = torch.stack([f.types for f in found]), torch.stack([f.random for f in found])
     return [
         {
-            name: predict(types[:, c, i], random[:, c, :, i], getattr(NO_EFFECT, name))
+            name: predict(types[:, c, i], random[:, c, :, i], getattr(NO_EFFECT, name), outside=types[:, c, _OUTSIDE])
             for i, name in enumerate(Effect._fields)
         }
         for c in range(types.shape[1])
@@ -516,9 +522,9 @@ def show(run: SpikeRun, found: dict, console: Console) -> None:
             table.add_row(title, label, *_cells(effects[name], sign_matters=name not in ("rate_hz", "outside")))
     console.print(table)
     console.print(
-        "Remaining selectivity: 1 all, 0 none, negative reversed. Trials that leave end farther out than any intact one: there "
+        "Remaining selectivity: 1 all, 0 none, negative reversed. Trials that leave go where no intact one goes: there "
         "the prediction is extrapolated. Robust: all but 5 % of the networks agree on the direction and random neurons "
-        "do not do the same (p <= .05, outside of their band); no correction for the number of rows.",
+        "do not do the same (p <= .05, outside of their band), and no more than 1 % of the trials leave; no correction for the number of rows.",
         highlight=False,
     )
     console.print(
@@ -864,7 +870,7 @@ def prediction_note(found: dict) -> str:
     if not types.supported:
         said += f"The loadings do not support cell types (p = {types.deciding.p_value:.2g}): these are exploratory. "
     leave = ", ".join(percent(float(effects["outside"].value)) for effects in found["predictions"])
-    said += f"Trials that end outside of where intact ones go, by type: {leave}; there the prediction is extrapolated. "
+    said += f"Trials that go where no intact one goes, by type: {leave}; there the prediction is extrapolated. "
     return said + ("Robust: " + "; ".join(robust) + "." if robust else "No effect is robust.")
 
 

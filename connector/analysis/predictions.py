@@ -11,15 +11,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from connector.analysis.fields import normalised_difference
 from connector.analysis.spike_scores import fit_choice_axis, psths, sign_conditions
 from connector.dynamics import Network, activation, potentials, simulate
 from connector.errors import UserError
+from connector.numerics import even_rows
 from connector.types import Loadings, last_states, valid_mask
 
 LEVEL = 0.05
+_NEAR, _MOST_VISITED = 0.15, 5000  # of the visited states' rms distance from their mean; states that mark the region
+_LEFT = 0.01  # share of the trials that leave the visited region above which nothing is called robust
 
 
 # --- after the trials ------------------------------------------------------------------------------------------------
@@ -207,8 +211,8 @@ class Effect(NamedTuple):
         rate_hz: root-mean-square change of the PSTHs, over neurons, time and sides of the evidence.
         selectivity: what is left of the neurons' differences between the sides: 1 all, 0 none, negative reversed
             (slope of the differences of the silenced network on those of the intact one).
-        outside: share of the trials that end farther from the origin than any intact one does: there the readouts are
-            extrapolated, and so is the dynamics.
+        outside: share of the trials that leave the region which the intact ones visit (their states, and what is nearer to
+            one than ``_NEAR`` of their spread): there readouts and dynamics are extrapolated.
     """
 
     right: float
@@ -228,15 +232,25 @@ def effect(intact: Responses, silenced: Responses, trials: Trials) -> Effect:
     both = (intact.valid & silenced.valid).all(0)
     change = (silenced.psths - intact.psths)[:, both]
     before, after = ((r.psths[1] - r.psths[0])[both] for r in (intact, silenced))
-    reach = intact.z[valid_mask(trials.lengths, intact.z.shape[1])].norm(dim=-1).max()
-    ends = last_states(silenced.z, trials.lengths).norm(dim=-1)
     return Effect(
         right=float((silenced.right - intact.right).mean()),
         correct=float(towards[sides >= 0].mean()),
         rate_hz=float(change.square().mean().sqrt()),
         selectivity=float((before * after).sum() / before.square().sum().clamp_min(1e-12)),
-        outside=float((ends > 1.0001 * reach).double().mean()),
+        outside=float(_leaves(intact.z, silenced.z, trials.lengths).double().mean()),
     )
+
+
+def _leaves(intact: Tensor, silenced: Tensor, lengths: Tensor) -> Tensor:
+    """(B,) whether a trial's states come to where no state (B, time, R) of the intact network is near."""
+    valid = valid_mask(lengths, intact.shape[1])
+    visited = intact[valid]
+    spread = float((visited - visited.mean(0)).square().sum(1).mean().sqrt())
+    some = visited[even_rows(len(visited), _MOST_VISITED)]
+    near, _ = cKDTree(some.numpy()).query(silenced[valid].numpy(), distance_upper_bound=max(_NEAR * spread, 1e-9))
+    away = torch.zeros_like(valid)
+    away[valid] = torch.from_numpy(near).isinf()
+    return away.any(1)
 
 
 class SilencingEffects(NamedTuple):
@@ -293,6 +307,7 @@ class Prediction(NamedTuple):
         null_low, null_high: 95 % of the medians over networks lie between where each network loses random neurons.
         p_value: how often random neurons give a median at least as far from their usual one (two-sided).
         no_effect: the value that says that nothing changes.
+        outside: share of the trials that leave the visited region, mean over networks.
     """
 
     value: float
@@ -302,6 +317,7 @@ class Prediction(NamedTuple):
     null_high: float
     p_value: float
     no_effect: float = 0.0
+    outside: float = 0.0
 
     @property
     def one_sign(self) -> bool:
@@ -310,22 +326,30 @@ class Prediction(NamedTuple):
 
     @property
     def robust(self) -> bool:
-        """The networks agree on the direction, and random neurons do not do the same."""
+        """The networks agree on the direction, random neurons do not do the same, and trials stay where trials were."""
         return self.one_sign and self.beyond_random
 
     @property
     def beyond_random(self) -> bool:
-        """Random neurons do not do the same."""
-        return self.p_value <= LEVEL and not self.null_low <= self.value <= self.null_high
+        """Random neurons do not do the same, and trials stay where trials were."""
+        return self.outside <= _LEFT and self.p_value <= LEVEL and not self.null_low <= self.value <= self.null_high
 
 
-def predict(effects: Tensor, random: Tensor, no_effect: float = 0.0, n_draws: int = 1999, seed: int = 0) -> Prediction:
+def predict(
+    effects: Tensor,
+    random: Tensor,
+    no_effect: float = 0.0,
+    n_draws: int = 1999,
+    seed: int = 0,
+    outside: Tensor | None = None,
+) -> Prediction:
     """Summary of one effect over networks.
 
     Args:
         effects: (N,) of silencing a cell type in each network.
         random: (N, J) of silencing random groups of as many neurons in each.
         n_draws: draws of one random group from each network; their medians are the null distribution.
+        outside: (N,) share of the trials that leave the visited region; None: none does.
     """
     generator = torch.Generator().manual_seed(seed)
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -336,7 +360,8 @@ def predict(effects: Tensor, random: Tensor, no_effect: float = 0.0, n_draws: in
     p_value = (1 + int(((medians - usual).abs() >= (value - usual).abs()).sum())) / (1 + n_draws)
     low, high = torch.quantile(effects.double(), ends).tolist()
     null_low, null_high = torch.quantile(medians, ends).tolist()
-    return Prediction(value, low, high, null_low, null_high, p_value, no_effect)
+    left = 0.0 if outside is None else float(outside.double().mean())
+    return Prediction(value, low, high, null_low, null_high, p_value, no_effect, left)
 
 
 def _median(values: Tensor) -> Tensor:

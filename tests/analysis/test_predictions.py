@@ -76,6 +76,16 @@ def test_a_network_without_bounds_is_said_to_leave(trials, readouts):
     assert predictions.effect(predictions.respond(leaky(), trials, readouts), found, trials).outside == 1
 
 
+def test_states_inside_a_ring_that_trials_run_on_have_left_it(trials, readouts):
+    angle = torch.linspace(0, 6.2, 30, dtype=torch.float64)
+    ring = torch.stack([angle.cos(), angle.sin()], 1).expand(len(trials.lengths), -1, -1)
+    found = predictions.respond(leaky(), trials, readouts)
+    lengths = torch.full((len(ring),), 30)
+    intact, still = found._replace(z=ring), found._replace(z=0 * ring)
+    assert predictions.effect(intact, intact, replace(trials, lengths=lengths)).outside == 0
+    assert predictions.effect(intact, still, replace(trials, lengths=lengths)).outside == 1
+
+
 def test_the_choice_readout_is_calibrated():
     ends = normal(4000, 2)
     truth = ChoiceReadout(torch.tensor([1.5, -0.5]).double(), 0.7)
@@ -139,6 +149,12 @@ def test_predictions_of_given_effects():
     split = predictions.predict(torch.tensor([-5.0, 5.0] * 10), random)
     assert not split.one_sign
     assert not split.robust
+    left = predictions.predict(
+        torch.full((20,), 5.0) + 0.1 * normal(20, seed=1), random, outside=torch.full((20,), 0.2)
+    )
+    assert left.one_sign
+    assert not left.robust
+    assert not left.beyond_random
     kept = predictions.predict(torch.full((20,), 1.0), 1 + random, no_effect=1.0)
     assert not kept.one_sign
 

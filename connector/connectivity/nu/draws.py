@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from connector.connectivity.nu.kernels import KERNELS, kernel
-from connector.connectivity.nu.mean import TrajectoryMean
+from connector.connectivity.nu.mean import ConditionalMean, TrajectoryMean
 from connector.connectivity.nu.prior import in_data
 from connector.dynamics import activation
 from connector.errors import UserError, require
@@ -30,6 +30,11 @@ from connector.shooting import Field
 from connector.types import Loadings, require_whole
 
 _FEATURES = 512  # of each draw of a Gaussian process
+
+
+def has_draws(model: ConditionalMean) -> bool:
+    """Whether an estimate of nu holds what draws are made of: one of trajectories, and not of an older version."""
+    return isinstance(model, TrajectoryMean) and hasattr(model, "data_weights")
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Draws:
         """Raises UserError for n below 1, and for an estimate without what draws are made of."""
         require_whole(n, 1, "n")
         require_whole(seed, -(2**63), "seed")
-        if not isinstance(model, TrajectoryMean) or not hasattr(model, "data_weights"):
+        if not has_draws(model):
             raise UserError(
                 "a posterior with draws (connectivity.estimator=trajectories)",
                 f"the estimator {model.estimator}" if not isinstance(model, TrajectoryMean) else "an older fit",
