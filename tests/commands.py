@@ -30,7 +30,7 @@ NETWORKS = 2
 
 def measure_little(patch):
     """Fewer networks, neurons and states than users get, for what a run in this process measures and draws."""
-    sizes = {"N_NETWORKS": NETWORKS, "N_DRAWN": 4000, "N_STATES_LARGE": 200, "_N_DRAWS": 2}
+    sizes = {"N_NETWORKS": NETWORKS, "N_POSTERIOR": 10, "N_DRAWN": 4000, "N_STATES_LARGE": 200, "_N_DRAWS": 2}
     for name, value in sizes.items():
         patch.setattr(results, name, value)
 

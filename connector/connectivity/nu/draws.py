@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -158,8 +157,19 @@ class _Conditioning:
 
     def __init__(self, model: TrajectoryMean):
         self.model, self.rank = model, model.rank
-        self.of_kernel = lru_cache(maxsize=None)(self._of_kernel)
-        self.of_component = lru_cache(maxsize=None)(self._of_component)
+        self._kernels: dict[int, tuple[Tensor, Tensor]] = {}
+        self._components: dict[int, _Component] = {}
+
+    def of_kernel(self, i: int) -> tuple[Tensor, Tensor]:
+        """:meth:`_of_kernel`, computed once."""
+        if i not in self._kernels:
+            self._kernels[i] = self._of_kernel(i)
+        return self._kernels[i]
+
+    def of_component(self, j: int) -> _Component:
+        if j not in self._components:
+            self._components[j] = self._of_component(j)
+        return self._components[j]
 
     def _of_kernel(self, i: int) -> tuple[Tensor, Tensor]:
         """Of kernel i: at the centres (C, C); and what it adds to Cov(c') beyond the functions there, (p, p)."""
