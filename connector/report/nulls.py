@@ -65,9 +65,11 @@ def not_beaten(metrics: Mapping[str, float]) -> list[str]:
 
 
 def no_spikes_predicted(metrics: Mapping[str, float]) -> bool:
-    """Whether no prediction of spikes gains anything."""
+    """Whether no prediction of spikes gains anything over mean rates and drift: not even mean responses were found."""
     measured = [measure for measure in _PREDICTIONS if measure in metrics]
-    return bool(measured) and all(is_nil(metrics, measure) for measure in measured)
+    drift = max(0.0, metrics.get(f"{BITS}_null_drift", 0.0))
+    chance = {m: metrics.get(f"{m}_gain_error", _RELATIVE * drift / _ERRORS) for m in measured}
+    return bool(measured) and all(metrics[m] - drift <= _ERRORS * chance[m] for m in measured)
 
 
 def nothing_shared(metrics: Mapping[str, float]) -> bool:
@@ -79,5 +81,5 @@ def nothing_shared(metrics: Mapping[str, float]) -> bool:
 def nothing_found(metrics: Mapping[str, float]) -> str | None:
     """Why nothing that is said of dynamics and connectivity is a finding; None where something may be."""
     if no_spikes_predicted(metrics):
-        return f"the fit predicts spikes no better than {best_null(metrics)[0]}"
+        return f"the fit predicts spikes no better than {MEAN_RATE} and drift"
     return "the neurons' rates have nothing in common" if nothing_shared(metrics) else None

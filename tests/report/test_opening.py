@@ -110,13 +110,22 @@ def test_in_short_says_what_is_gained_over_the_best_null(metrics, words):
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (spikes, {"lrrnn/bits_per_spike": 0.001, "lrrnn/bits_per_spike_prior": -0.002, "lrrnn/co_smoothing": -0.01}),
+        (
+            spikes,
+            {
+                "lrrnn/bits_per_spike": 0.003,
+                "lrrnn/bits_per_spike_gain_error": 0.002,
+                "lrrnn/bits_per_spike_prior": -0.002,
+            },
+        ),
         (rates, {"lrrnn/rates_r2": 0.05, "lrrnn/rates_r2_pca": 0.045, "lrrnn/rates_r2_null": 0.041}),
     ],
 )
 def test_nothing_is_told_of_connectivity_where_nothing_was_found(found, why):
     found = found()
     assert nulls.nothing_found(found.metrics) is None
+    as_mean_responses = {**found.metrics, f"{NULL}_psth": 0.2, f"{NULL}_evidence_psth": 0.2}
+    assert nulls.nothing_found(as_mean_responses) is None  # which latent states may well make
     found = replace(found, metrics={**found.metrics, **why})
     said = " ".join(opening(found))
     assert said.count(nulls.NO_FINDING) == 1
