@@ -45,10 +45,6 @@ class LeastSquares(NamedTuple):
     normal: Tensor
     error: float
 
-    def trials(self, index: Tensor) -> LeastSquares:
-        """Those of some trials; ``error`` stays that of all."""
-        return LeastSquares(self.z[index], self.normal[index], self.error)
-
 
 class RateModel(nn.Module):
     """A low-rank RNN fitted to recorded rates, or to counts over their scale, through its dynamics.
@@ -289,13 +285,21 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
     rates are so clean that the latents are known. ``offset``: as in :meth:`RateModel.initialise`, of all trials.
     """
     mask, train = recording.mask, fold.train
-    found = model.least_squares(recording.activity, mask, recording.inputs, offset)  # the dear part, once
-    model.calibrate(recording.trials(train), found.trials(train), None if offset is None else offset[train])
-    posterior = model.posterior_from(found, mask, recording.inputs)
+    rest = torch.ones(recording.n_trials, dtype=torch.bool).index_fill_(0, train, False).nonzero()[:, 0]
+    parts = [train, rest] if len(rest) else [train]
+    found = []  # the dear part, once; part by part, so that nothing of training trials depends on others
+    for part in parts:
+        inputs, known = (None if x is None else x[part] for x in (recording.inputs, offset))
+        found.append(model.least_squares(recording.activity[part], mask[part], inputs, known))
+    model.calibrate(recording.trials(train), found[0], None if offset is None else offset[train])
+    order, noisy = torch.cat(parts).argsort(), model.is_noisy(found[0], mask[train])
+    z, normal = (torch.cat([getattr(x, name) for x in found])[order] for name in ("z", "normal"))
+    whole = LeastSquares(z, normal, found[0].error)
+    posterior = model.posterior_from(whole, mask, recording.inputs, smooth=noisy)
     z = posterior.z * mask[..., None]
     loadings = model.loadings().map(Tensor.double)
     readings = None
-    if model.is_noisy(found, mask):
+    if noisy:
         readings = read_states(
             recording.activity, mask, z, loadings, model.observation, model.dispersion, recording.inputs, offset
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from draws import normal
 from rate_networks import make_network, record, unexplained
 
 from connector.data.attractors import teacher
@@ -30,6 +33,31 @@ def test_rate_model_starts_at_the_closed_form_and_infers_held_out_trials():
     torch.testing.assert_close(model.infer(batch), model.infer(held_out))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_nothing_of_training_trials_depends_on_others(noise):
+    """Whatever the test trials hold: latents, noise levels, readings and covariances of training trials stay."""
+    recording = record(make_network(k=40), trials=12, steps=30)
+    recording = replace(recording, activity=recording.activity + noise * normal(*recording.activity.shape).float())
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    part, found = Fold(order[:8], order[8:10], order[10:]), []
+    for other in (
+        recording.activity[part.test],
+        torch.tanh(normal(*recording.activity[part.test].shape, seed=1)).float(),
+    ):
+        activity = recording.activity.clone()
+        activity[part.test] = other
+        model = RateModel(recording.n_neurons, 2)
+        model.initialise(recording.trials(part.train))
+        found.append(fitted_dynamics(model, replace(recording, activity=activity), part))
+        assert (found[-1].readings is not None) == (noise > 0)
+    first, second = found
+    assert torch.equal(first.latents.z[part.train], second.latents.z[part.train])
+    if noise:
+        assert all(torch.equal(a[part.train], b[part.train]) for a, b in zip(first.readings, second.readings))
+    assert torch.equal(first.loadings_covariance, second.loadings_covariance)
+    assert not torch.equal(first.latents.z[part.test], second.latents.z[part.test])
 
 
 def test_weight_penalty_is_the_sum_of_parameter_norms():
