@@ -104,6 +104,8 @@ def read_run(path: Path) -> FoundRun:
         problem = cut_short
     elif problem == DONE and not options:
         problem = f"no config.yaml: {cut_short}"
+    elif problem == DONE and not store.has_config():
+        problem = "config.yaml is not as the job wrote it"
     elif problem == DONE and not (path / "metrics.json").exists():
         problem = f"no metrics.json: {cut_short}"
     elif problem == DONE and _is_stale(path, manifest["stages"], metrics):

@@ -376,6 +376,8 @@ def _run(job: _Job) -> float | None:
     ranks, logger, begun, failed = launch.rank_variables(), NoRun(), is_child_rank(), True
     # A job that is refused leaves the directory as it was.
     _require_own_name(store, job.name)
+    if not begun:
+        store.require_own(getattr(job.options.data, "path", None))
     stale = [] if begun else of_other_options(store, job.options, job.schedule)
     require_earlier(store, job.schedule)
     try:

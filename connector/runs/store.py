@@ -52,6 +52,18 @@ RESULTS = "results"  # the last of a job: what is measured and drawn of its stag
 _CHECKPOINT = re.compile(r"(best|last)-\d+-[0-9a-f]{16}\.ckpt|\.(best|last)\.part")
 _LEFTOVER = re.compile(r"\..+\.\d+\.part|\.(lrrnn|loadings|outputs)\.ckpt\.part")
 
+_RESULTS_FILES = ("metrics.json", "network.npz", "report.html")
+_WRITTEN = ("latents.npz", "responses.npz", *_RESULTS_FILES)
+_OPTIONS = ("seed", "stages", "data", "lrrnn", "connectivity", "trainer")  # keys of every config.yaml
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a file is the config.yaml of a run, by its keys."""
+    with contextlib.suppress(OSError, ValueError):
+        keys = {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()}
+        return keys.issuperset(_OPTIONS)
+    return False
+
 
 def _canonical(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
@@ -184,6 +196,27 @@ class RunStore:
         elif stale:
             (self.path / "config.yaml").unlink(missing_ok=True)
 
+    def require_own(self, data: str | Path | None = None) -> None:
+        """Refuses a directory in which files of others lie under the names of a run's, and a data file that the run would
+        write to: raises UserError before anything is replaced."""
+        files = [self.path / name for name in _WRITTEN] + [self.path / "config.yaml"]
+        remedy = "choose another directory with hydra.run.dir=DIR"
+        if data is not None:
+            same = [file.name for file in files if file.exists() and file.samefile(data)]
+            if same:
+                raise UserError(
+                    "a data file that the run does not write to", f"{same[0]} in its directory {self.path}", remedy
+                )
+        if any((self.path / name).exists() for name in ("manifest.json", "stages.json")):
+            return
+        there = [file.name for file in files if file.exists()]
+        if there and not _is_config(self.path / "config.yaml"):
+            raise UserError(
+                "a directory of runs, or one without files under the names that a run writes",
+                f"{self.path} with {', '.join(there)} of something else",
+                remedy,
+            )
+
     def has_config(self) -> bool:
         """Whether config.yaml is there as the last job wrote it."""
         file, known = self.path / "config.yaml", self.manifest().get("config")
@@ -196,7 +229,7 @@ class RunStore:
             "lrrnn": [self.latents_file, self.path / "responses.npz"],
             "loadings": [self.loadings_flow_file],
             "outputs": [self.connectivity_file],
-            RESULTS: [self.path / name for name in ("metrics.json", "network.npz", "report.html")],
+            RESULTS: [self.path / name for name in _RESULTS_FILES],
         }.get(stage, [])
         if stage == RESULTS:
             files += [self.figures / f"{name}.png" for name in manifest.get("figures", [])]
@@ -228,6 +261,11 @@ class RunStore:
             UserError: its content is not what the stage wrote, or what that was made from is no longer there.
         """
         manifest, name = self.manifest(), file.relative_to(self.path).as_posix()
+        if not self.has_config() and (self.path / "config.yaml").exists():
+            got = "other content: the results beside it need not be of these options"
+            raise UserError(
+                f"config.yaml in {self.path} as the job wrote it", got, "run the command that made the run again"
+            )
         records = {stage: record for stage, record in manifest["stages"].items() if name in record.get("files", {})}
         again = "run the command that made the run: it makes the file again"
         if "planned" in manifest and file.exists() and not records:

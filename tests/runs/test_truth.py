@@ -6,11 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from commands import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from connector import interruption, load_run
+from connector.compare.runs import read_run
 from connector.errors import UserError
 from connector.files import content_checksum, file_checksum, linked_files
 from connector.launch import job as job_module
@@ -321,3 +323,49 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path):
     np.savez(path, rates=np.tanh(np.random.default_rng(1).normal(size=(12, 30, 20))))
     with pytest.raises(UserError, match="which has changed"):
         plan(options, data)
+
+
+@pytest.mark.parametrize("name", ["latents.npz", "config.yaml", "metrics.json", "report.html"])
+def test_files_of_others_under_the_names_of_a_run_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} of something else(?s:.*)hydra.run.dir"):
+        ran(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert {file.name for file in tmp_path.iterdir()} <= {name, "train.log", ".lock"}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_data_file_in_the_run_directory_is_not_written_over(tmp_path, whole, begun):
+    directory = tmp_path / "run"
+    if begun:  # a run's own latents as data of a run in the same place
+        shutil.copytree(whole, directory)
+    else:
+        directory.mkdir()
+        np.savez(directory / "latents.npz", rates=np.tanh(np.random.default_rng(0).normal(size=(6, 9, 4))))
+    before = file_checksum(directory / "latents.npz")
+    config = compose_file(directory / "latents.npz")
+    with pytest.raises(
+        UserError, match="a data file that the run does not write to; got latents.npz" if not begun else "."
+    ):
+        run(checked(config), config, directory, None)
+    assert file_checksum(directory / "latents.npz") == before
+
+
+def compose_file(path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["data=npz", f"data.path={path}", "trainer.progress=false", "experiment_name=test"])
+
+
+def test_results_beside_options_that_were_edited_are_not_read(tmp_path, whole):
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    file = directory / "config.yaml"
+    file.write_text(file.read_text().replace("seed: 1", "seed: 7", 1))
+    edited = load_run(directory)
+    for what in ("latents", "connectivity", "network"):
+        with pytest.raises(UserError, match=r"config.yaml in .* as the job wrote it"):
+            getattr(edited, what)
+    assert read_run(directory).problem == "config.yaml is not as the job wrote it"
+    ran(directory)
+    assert torch.equal(load_run(directory).network.n, load_run(whole).network.n)
+    assert not read_run(directory).problem
