@@ -275,11 +275,19 @@ class _Arrays:
         values = self.activity.reshape(-1, self.activity.shape[2]) if self.keep.all() else self.activity[self.keep]
         low, high = values.min(axis=0), values.max(axis=0)  # NaN and infinities reach one of them
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            bad = int((~np.isfinite(values)).sum())
+            bad = ~np.isfinite(values)
+            where = bad.any(0).nonzero()[0]
+            of = (
+                f", in neurons {', '.join(map(str, where))} alone (counted from 0)"
+                if 2 * len(where) <= min(20, bad.shape[1])
+                else ""
+            )
             raise UserError(
                 f"finite {kind}",
-                f"{bad} NaN or infinite entries within the trials' lengths",
-                "mend the file, or give `lengths` so that missing samples lie past a trial's end",
+                f"{int(bad.sum())} NaN or infinite entries within the trials' lengths{of}",
+                "leave out these neurons, or mend the file"
+                if of
+                else "mend the file, or give `lengths` so that missing samples lie past a trial's end",
             )
         if np.array_equal(low, high):
             raise UserError(f"{kind} that vary", "activity that never varies", "check what was saved under this key")

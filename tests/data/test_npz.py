@@ -380,3 +380,10 @@ def test_trials_at_rest_throughout_or_while_inputs_change_are_activity(tmp_path,
         arrays = {"externalinputs": np.random.default_rng(0).normal(size=(TRIALS, STEPS, 1))}
     recording = load_npz(_save(tmp_path / "a.npz", rates=rates, **arrays))
     assert recording.lengths.tolist() == [STEPS] * TRIALS
+
+
+def test_neurons_that_are_nan_while_others_are_not_are_named(tmp_path):
+    rates = _rates()
+    rates[2:, :, 3] = np.nan
+    with pytest.raises(UserError, match=r"36 NaN .* in neurons 3 alone(?s:.*)eave out these neurons"):
+        load_npz(_save(tmp_path / "a.npz", rates=rates))
