@@ -24,6 +24,8 @@ _KEYS = (
     "rates", "spikes", "potentials", "latents", "MBD", "N", "externalinputs", "lengths", "choices", "times",
 )  # fmt: skip
 
+_LEAST_SPAN = 1e-9  # of the activation's range: beyond single precision
+
 
 @dataclass
 class NpzOptions:
@@ -246,17 +248,11 @@ class _Arrays:
 
     def _without_repeated(self, lengths: np.ndarray) -> np.ndarray:
         """Lengths less the samples at a trial's end in which every neuron stays the same to the last digit."""
-        moved = np.diff(self.activity, axis=1, prepend=np.nan) != 0
-        driven = self.values.get("externalinputs")
-        if (
-            driven is not None
-            and driven.ndim == 3
-            and driven.shape[:2] == moved.shape[:2]
-            and driven.dtype.kind in "biuf"
-        ):
-            moved = np.concatenate([moved, np.diff(driven.astype(float), axis=1, prepend=0) != 0], axis=2)
+        moved, driven = _changes(self.activity), self.values.get("externalinputs")
+        if driven is not None and driven.ndim == 3 and driven.shape[:2] == moved.shape:
+            moved |= _changes(driven)
         inside = np.arange(moved.shape[1])[None, :] < lengths[:, None]
-        recorded = recorded_lengths((inside & moved.any(2)) * 1.0, lengths, sure=2)
+        recorded = recorded_lengths((inside & moved) * 1.0, lengths, sure=2)
         ends = self.activity[np.arange(len(lengths)), recorded - 1]
         filled = (np.ptp(ends, axis=1) == 0) & (ends.shape[1] > 1)  # by one value of all neurons, not by their last
         recorded = np.where(recorded == 1, lengths, recorded - (filled & (recorded < lengths)))
@@ -329,6 +325,12 @@ class _Arrays:
             )
 
 
+def _changes(x: np.ndarray) -> np.ndarray:
+    """(trials, time) whether any channel of x (trials, time, channels) is another than a sample before; the first is."""
+    changed = (x[:, 1:] != x[:, :-1]).any(2)
+    return np.concatenate([np.ones_like(changed[:, :1]), changed], axis=1)
+
+
 def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
     if low.min() < 0:
         raise UserError("spike counts of 0 or more", f"a smallest value of {low.min():g}")
@@ -344,6 +346,13 @@ def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
     from connector.dynamics import activation as activation_named
 
     rates = torch.from_numpy(values)
+    least = _LEAST_SPAN * (activation_named(activation).high - activation_named(activation).low)
+    if least < float("inf") and np.ptp(values) < least:
+        raise UserError(
+            f"rates of neurons whose activation is {activation}",
+            f"a span of {np.ptp(values):.2g}, all but nothing of its range",
+            "rescale the rates, or set data.activation=relu, for which units do not matter",
+        )
     if not goes_with(rates, activation, tolerance):
         phi, excess = activation_named(activation), range_excess(rates, activation)
         raise UserError(

@@ -387,3 +387,14 @@ def test_neurons_that_are_nan_while_others_are_not_are_named(tmp_path):
     rates[2:, :, 3] = np.nan
     with pytest.raises(UserError, match=r"36 NaN .* in neurons 3 alone(?s:.*)eave out these neurons"):
         load_npz(_save(tmp_path / "a.npz", rates=rates))
+
+
+def test_rates_that_are_nothing_of_the_range_are_refused_and_no_warning_is_printed(tmp_path, recwarn):
+    with pytest.raises(UserError, match=r"activation is tanh; got a span of .*e-30(?s:.*)escale the rates"):
+        load_npz(_save(tmp_path / "a.npz", rates=1e-30 * _rates()))
+    assert load_npz(_save(tmp_path / "b.npz", rates=1e-30 * abs(_rates())), activation="relu").n_neurons == NEURONS
+    rates = _rates()
+    rates[:, -3:, 1] = np.inf
+    with pytest.raises(UserError, match="finite rates"):
+        load_npz(_save(tmp_path / "c.npz", rates=rates))
+    assert not recwarn.list
