@@ -24,6 +24,7 @@ _KEYS = (
     "rates", "spikes", "potentials", "latents", "MBD", "N", "externalinputs", "lengths", "choices", "times",
 )  # fmt: skip
 
+_FARTHEST = 1e15  # rates are no larger, and the largest no smaller than its inverse
 _LEAST_SPAN = 1e-9  # of the activation's range: beyond single precision
 
 
@@ -352,6 +353,11 @@ def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
             f"rates of neurons whose activation is {activation}",
             f"a span of {np.ptp(values):.2g}, all but nothing of its range",
             "rescale the rates, or set data.activation=relu, for which units do not matter",
+        )
+    largest = float(np.abs(values).max())
+    if not 1 / _FARTHEST < largest < _FARTHEST:  # whose squares single precision does not hold
+        raise UserError(
+            f"rates from {1 / _FARTHEST:g} to {_FARTHEST:g}", f"a largest of {largest:.2g}", "rescale the rates"
         )
     if not goes_with(rates, activation, tolerance):
         phi, excess = activation_named(activation), range_excess(rates, activation)

@@ -392,7 +392,10 @@ def test_neurons_that_are_nan_while_others_are_not_are_named(tmp_path):
 def test_rates_that_are_nothing_of_the_range_are_refused_and_no_warning_is_printed(tmp_path, recwarn):
     with pytest.raises(UserError, match=r"activation is tanh; got a span of .*e-30(?s:.*)escale the rates"):
         load_npz(_save(tmp_path / "a.npz", rates=1e-30 * _rates()))
-    assert load_npz(_save(tmp_path / "b.npz", rates=1e-30 * abs(_rates())), activation="relu").n_neurons == NEURONS
+    for scale in (1e-30, 1e30):
+        with pytest.raises(UserError, match=r"[Rr]escale the rates"):
+            load_npz(_save(tmp_path / "b.npz", rates=scale * abs(_rates())), activation="relu")
+    assert load_npz(_save(tmp_path / "b.npz", rates=1e-9 * abs(_rates())), activation="relu").n_neurons == NEURONS
     rates = _rates()
     rates[:, -3:, 1] = np.inf
     with pytest.raises(UserError, match="finite rates"):
