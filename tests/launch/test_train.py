@@ -45,11 +45,13 @@ def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
     page = (directory / "report.html").read_text()
     metrics = json.loads((directory / "metrics.json").read_text())
     said = re.findall(r"<li>(.*?)</li>", re.search(r"In short</h2><ul>(.*?)</ul>", page)[1])
-    assert 3 <= len(said) <= 9
+    assert 3 <= len(said) <= 10
     assert "rates of 200 neurons in 64 trials" in said[0]
     assert f"error {percent(metrics['dynamics/field_error'])} of" in said[1]
-    assert f"{round(NETWORKS * metrics['dynamics/attractors_kept'])} of {NETWORKS} projected networks" in said[2]
-    assert f"{metrics['connectivity/determined_modes']:.3g} combinations" in said[3]
+    probability = f"probability {metrics['dynamics/stable_points_probability']:.2f}"
+    assert f"{metrics['dynamics/stable_points']:g} stable fixed points with {probability}" in said[2]
+    assert f"{round(NETWORKS * metrics['dynamics/attractors_kept'])} of {NETWORKS} projected networks" in said[3]
+    assert f"{metrics['connectivity/determined_modes']:.3g} combinations" in said[4]
     network = load_run(directory).network  # at sigma 0: nu itself
     spread = float((network.n - network.n.mean(0)).square().mean().sqrt())
     assert f"sigma = 1 is a choice, {percent(1 / spread)} of the spread" in said[-1]
