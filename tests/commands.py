@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SMALL = [
     "data.n_neurons=200", "data.n_grid=8", "data.n_steps=60", "connectivity.loadings_epochs=40",
-    "connectivity.outputs_epochs=4", "connectivity.outputs_loadings=2048", "lrrnn.max_epochs=1",
+    "connectivity.outputs_epochs=4", "connectivity.outputs_loadings=2048", "lrrnn.max_epochs=1", "lrrnn.posterior_sweeps=4",
     "trainer.threads=1",  # one thread: sums in one order, whatever else the machine does
 ]  # fmt: skip
 

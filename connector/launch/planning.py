@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,11 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
             source = (options.seed, file_checksum(teachers), simulated)
     if data.left_out:  # version 0.1 kept constant neurons
         source = (source, data.left_out)
-    marks = stage_marks(options, source, machine or check_trainer(options.trainer), given_latents)
-    earlier = {} if data.left_out else earlier_marks(options, source, given_latents)
+    counted = options
+    if data.recording.kind == "rates":  # nothing is sampled, whatever the number of sweeps
+        counted = replace(options, lrrnn=replace(options.lrrnn, posterior_sweeps=0))
+    marks = stage_marks(counted, source, machine or check_trainer(options.trainer), given_latents)
+    earlier = {} if data.left_out else earlier_marks(counted, source, given_latents)
     return Plan(requested, marks, given_latents, about, earlier)
 
 

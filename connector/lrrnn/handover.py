@@ -12,6 +12,7 @@ from torch import Tensor
 
 from connector.data.folds import Fold
 from connector.dynamics import Network, activation
+from connector.lrrnn.field_posterior import FieldPosterior
 from connector.lrrnn.gauge import Gauge
 from connector.types import Latents, Loadings
 
@@ -30,6 +31,7 @@ class FittedDynamics:
             samples say too little by themselves.
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
+        field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
     """
 
     latents: Latents
@@ -39,6 +41,7 @@ class FittedDynamics:
     loadings_covariance: Tensor | None = None
     readings: tuple[Tensor, Tensor] | None = None
     n: Tensor | None = None
+    field: FieldPosterior | None = None
 
     @property
     def network(self) -> Network:
@@ -70,6 +73,7 @@ class FittedDynamics:
             loadings_covariance=spread,
             readings=readings,
             n=n,
+            field=None if self.field is None else self.field.moved(gauge),
         )
 
     def without_bias(self) -> FittedDynamics:
@@ -107,6 +111,7 @@ class FittedDynamics:
             "train": fold.train,
             "validation": fold.validation,
             "test": fold.test,
+            **({} if self.field is None else self.field.arrays()),
         }
 
     @staticmethod
@@ -126,6 +131,7 @@ class FittedDynamics:
             loadings_covariance=tensors.get("loadings_covariance"),
             readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
             n=tensors.get("n"),
+            field=FieldPosterior.of_arrays(tensors, str(arrays.get("field_activation"))),
         )
         _check(found)
         return found

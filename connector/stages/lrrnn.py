@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis.explained import variance_explained
+from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
@@ -20,10 +21,12 @@ from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
 from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.numerics import whitening_of
 from connector.report.glossary import NO_TIMES
+from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import DataSizes, Latents, Recording, TrialBatch
@@ -236,13 +239,34 @@ def _train_on_spikes(
             return found
     with one_thread(options):
         model, baseline, loss = fit_spike_model(context, data, mark)
-        found = fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty)
-        scores = score_on_test_trials(context, model, recording, fold, baseline)
-    if found.readings is None:
-        context.say(
-            "lrrnn: single bins say little of the latent states; connectivity is estimated from the fitted drive"
+        scores = {"lrrnn/val_loss": loss} | score_on_test_trials(context, model, recording, fold, baseline)
+        if choice.posterior_sweeps and not is_child_rank():
+            found, mixing = _sample_dynamics(context, data, model, baseline)
+            return found, scores | mixing
+        return fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty), scores
+
+
+def _sample_dynamics(
+    context: StageContext, data: RecordingDataModule, model: SpikeModel, baseline: Baseline
+) -> tuple[FittedDynamics, dict[str, float]]:
+    """The posterior of the dynamics given the training trials' counts, and how well it was sampled."""
+    options, recording, fold = context.options, data.recording, data.fold
+    sweeps, seed = options.lrrnn.posterior_sweeps, options.seed
+    context.say(f"lrrnn: sampling the posterior of the dynamics, {sweeps} sweeps")
+    basis = sampled_basis(recording.activation, recording.alpha, seed)
+    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
+        progress.expect(sweeps)
+        start = Start.of_model(model, recording, fold, baseline, b_penalty=options.lrrnn.b_penalty)
+        found, mixing = sample_posterior(
+            start, recording, fold, basis, sweeps=sweeps, seed=seed, progress=lambda i: progress.start(f"sweep {i + 1}")
         )
-    return found, {"lrrnn/val_loss": loss} | scores
+    noise = found.field.noise.diagonal().sqrt()
+    return found, {
+        "lrrnn/posterior_ess": mixing.ess,
+        "lrrnn/posterior_halves": mixing.halves,
+        "lrrnn/posterior_accepted": mixing.accepted,
+        "lrrnn/process_noise": float(noise.mean()),
+    }
 
 
 def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str) -> tuple[SpikeModel, Baseline, float]:

@@ -19,6 +19,7 @@ from connector.connectivity.drive_matching import (
 )
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.design import Design
+from connector.connectivity.nu.field import fit_field
 from connector.connectivity.nu.mean import ConditionalMean
 from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean, published_to_lambda
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
@@ -42,8 +43,11 @@ _REFERENCE_STATES = 4000  # at most, at which a projected network has the record
 def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Flow) -> ConditionalMean:
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
-    if connectivity.estimator == "trajectories" and connectivity.regularizer is None and inputs.latents.drive is None:
-        return _from_trajectories(options, inputs)
+    if connectivity.estimator == "trajectories" and connectivity.regularizer is None:
+        if inputs.field is not None:
+            return _from_field(options, inputs)
+        if inputs.latents.drive is None:
+            return _from_trajectories(options, inputs)
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
     pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
     # A drive that comes from a fitted model is free of noise, so evidence cannot set the regulariser: validation does.
@@ -69,22 +73,47 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
     )
 
 
+def _noticeable_errors(inputs: FittedDynamics) -> Tensor | None:
+    """Covariance of the loadings' errors; None where they are far below the spread of the loadings: they only cost time."""
+    covariance = inputs.loadings_covariance
+    if covariance is None:
+        return None
+    error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
+    return covariance if float(error.max()) > _NOTICEABLE_ERROR else None
+
+
+def _recorded_fraction(options: Options) -> float | None:
+    fraction = options.connectivity.recorded_fraction
+    return getattr(options.data, "recorded_fraction", None) if fraction is None else fraction
+
+
+def _from_field(options: Options, inputs: FittedDynamics) -> ConditionalMean:
+    """The estimate from the sampled posterior of the drive, with the uncertainty of the loadings."""
+    z, u, _ = inputs.latents.trials(inputs.fold.train).samples()
+    return fit_field(
+        inputs.field,
+        z,
+        u,
+        inputs.loadings,
+        activation=inputs.activation,
+        alpha=inputs.latents.alpha,
+        recorded_fraction=_recorded_fraction(options),
+        loadings_covariance=_noticeable_errors(inputs),
+        settings=TrajectorySettings(seed=options.seed),
+    )
+
+
 def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalMean:
     """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
-    latents, covariance = inputs.latents.trials(inputs.fold.train), inputs.loadings_covariance
+    latents = inputs.latents.trials(inputs.fold.train)
     readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
-    if covariance is not None:
-        # Errors far below the spread of the loadings only cost time.
-        error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
-        covariance = covariance if float(error.max()) > _NOTICEABLE_ERROR else None
-    fraction = options.connectivity.recorded_fraction
     return fit_trajectories(
         latents,
         inputs.loadings,
         activation=inputs.activation,
         stride=getattr(options.data, "stride", 1),
-        recorded_fraction=getattr(options.data, "recorded_fraction", None) if fraction is None else fraction,
-        loadings_covariance=covariance,
+        recorded_fraction=_recorded_fraction(options),
+        loadings_covariance=_noticeable_errors(inputs),
         observed=readings,
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )

@@ -119,20 +119,27 @@ def _pivots(columns: Tensor, most: int = 300, tolerance: float = 1e-12) -> tuple
 
 
 def build_field(
-    design: Design, alpha: float, stride: int, cutoff: float, max_modes: int, generator: torch.Generator
+    design: Design,
+    alpha: float,
+    stride: int,
+    cutoff: float,
+    max_modes: int,
+    generator: torch.Generator,
+    carried: float = 1e-12,
 ) -> tuple[Field, Tensor]:
     """Singular functions B over the design's states, carried by pivoted columns of X (an interpolative decomposition), and
     v (K, p) with phi(h_q) / K = B v_q for each of the pool's K neurons.
 
     All functions phi(l_q.(z, u, 1)) lie, within 1e-6 of the largest, in the span of a few dozen of them. With X = Q R,
-    Q from those columns, the singular values of X are those of R.
+    Q from those columns, the singular values of X are those of R. ``carried``: square of a function, against the largest,
+    that those columns may leave; fewer columns cost less in every evaluation.
 
     Raises:
         UserError: where no rate is above zero.
     """
     size = design.pool.n_neurons
     subset = torch.randperm(size, generator=generator)[:4000].to(design.z.device)
-    q, picked = _pivots(design.rates(neurons=subset) / size)
+    q, picked = _pivots(design.rates(neurons=subset) / size, tolerance=carried)
     if not picked:
         raise UserError("neurons whose rates vary over the states", "rates that are zero at every state")
     r, anchors = design.transposed_times(q).T, subset[picked]  # r (anchors, Q)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -14,10 +12,6 @@ from connector.lrrnn.observation import Observation
 from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
 from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import Latents, Loadings, Recording, TrialBatch
-
-# Largest standard deviation of the states read from single bins, relative to the spread of the latents, at which
-# trajectories are compared with them. Above, single trials are known through the model's own noise process only.
-INFORMATIVE = 0.6
 
 
 def refit_loadings(
@@ -64,18 +58,13 @@ def fitted_dynamics(
 ) -> FittedDynamics:
     """What a fitted model hands over, float64: posterior means of all trials, and loadings (:func:`refit_loadings`).
 
-    ``readings`` are those of :func:`read_counts`. Where single bins say too little for them (:data:`INFORMATIVE`) there
-    are none, and the latents carry the ``drive`` of the fitted latent network instead.
+    ``readings`` are those of :func:`read_counts`, however little single bins say: the drive of the fitted latent network
+    has errors that nothing tells.
     """
     batch = TrialBatch.of(recording, None, baseline.argument)
     latents = Latents.of(recording, model.infer(batch).double())
     loadings, covariance = refit_loadings(model, recording, fold.train, baseline, **penalties)
-    z, inside = latents.z, batch.mask
-    readings = read_counts(batch, z, loadings, model.scale, model.baseline_mean)
-    error = readings[1][inside].diagonal(dim1=1, dim2=2).median(0).values.sqrt()
-    if not float((error / z[inside].std(0)).max()) < INFORMATIVE:
-        drive = model.rnn.network().double().drive(z, latents.inputs) * inside[..., None]
-        latents, readings = replace(latents, drive=drive), None
+    readings = read_counts(batch, latents.z, loadings, model.scale, model.baseline_mean)
     return FittedDynamics(latents, loadings, fold, recording.activation, covariance, readings)
 
 

@@ -1,0 +1,252 @@
+"""Latent paths given spike counts and the dynamics: their most likely course, the curvature about it, and exact draws.
+
+    z[0]   ~ N(mu, S),      z[t+1] = (1 - alpha) z[t] + alpha B(z[t], u[t]) c + N(0, Q)
+    y[t,k] ~ Poisson(s softplus(m_k.z[t] + b_k.u[t] + d_k + offset[t,k]))
+
+Sums over neurons are in single precision, in pieces that stay in the cache; everything else is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from connector.dynamics import value_and_slope
+from connector.lrrnn.spikes.tridiagonal import Factor, factorise
+from connector.shooting import Field
+
+_PIECE = 1 << 17  # numbers in a temporary
+LEAST_RATE = 1e-7
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Spikes of some trials, their recorded samples in one row each (V rows, trial after trial).
+
+    Attributes:
+        mask: (B, T). y: (V, K) float32. u: (V, U) float64 or None. offset: (V, K) float32 or None.
+    """
+
+    mask: Tensor
+    y: Tensor
+    u: Tensor | None
+    offset: Tensor | None
+
+    @cached_property
+    def pieces(self) -> list[slice]:
+        """Of the rows, such that numbers for all neurons stay in the cache."""
+        size = max(1, _PIECE // self.y.shape[1])
+        return [slice(i, i + size) for i in range(0, len(self.y), size)]
+
+    @cached_property
+    def spikes(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each piece, where counts are not zero: row within the piece, neuron, count."""
+        found = []
+        for at in self.pieces:
+            row, neuron = self.y[at].nonzero(as_tuple=True)
+            found.append((row, neuron, self.y[at][row, neuron]))
+        return found
+
+    @staticmethod
+    def of(activity: Tensor, mask: Tensor, u: Tensor | None = None, offset: Tensor | None = None) -> Counts:
+        """From padded arrays (B, T, ...)."""
+        return Counts(
+            mask,
+            activity[mask].float(),
+            None if u is None else u[mask].double(),
+            None if offset is None else offset[mask].float(),
+        )
+
+    def padded(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """(V, ...) -> (B, T, ...)."""
+        out = rows.new_full((*self.mask.shape, *rows.shape[1:]), fill)
+        out[self.mask] = rows
+        return out
+
+    def per_trial(self, rows: Tensor) -> Tensor:
+        """Sums (B,) of numbers (V,)."""
+        return self.padded(rows).sum(1)
+
+    @property
+    def n_transitions(self) -> int:
+        return int(self.mask.sum()) - len(self.mask)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All but the paths.
+
+    Attributes:
+        loadings: (K, R + U + 1) columns m, b, d, float64. log_scale: log s.
+        c: (p, R). q: (R, R) covariance of a step's noise. start_mean (R,), start_covariance (R, R).
+    """
+
+    loadings: Tensor
+    log_scale: float
+    c: Tensor
+    q: Tensor
+    start_mean: Tensor
+    start_covariance: Tensor
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What the counts say about each sample's state: nats (V,), score (V, R), information (V, R, R)."""
+
+    nats: Tensor
+    score: Tensor
+    information: Tensor
+
+
+def potentials_of(loadings: Tensor, z: Tensor, counts: Counts, at: slice) -> Tensor:
+    """m.z + b.u + d + offset (rows, K) float32 of some rows; z (V, R)."""
+    parts = [z[at]] if counts.u is None else [z[at], counts.u[at]]
+    x = torch.cat(parts, 1).float() @ loadings[:, :-1].float().T
+    x += loadings[:, -1].float()
+    if counts.offset is not None:
+        x += counts.offset[at]
+    return x
+
+
+def _log_terms(counts: Counts, at: int, value: Tensor, p: Parameters) -> Tensor:
+    """Poisson log likelihood of each row of a piece, less log y!; value: softplus (rows, K)."""
+    row, neuron, y = counts.spikes[at]
+    total = value.sum(1).mul_(-math.exp(p.log_scale))
+    return total.index_add_(0, row, y * (value[row, neuron].log() + p.log_scale))
+
+
+def nats(counts: Counts, p: Parameters, z: Tensor) -> Tensor:
+    """Poisson log likelihood (V,) less the sum of log y!; z (V, R)."""
+    found = []
+    for i, at in enumerate(counts.pieces):
+        value = F.softplus(potentials_of(p.loadings, z, counts, at)).clamp_min_(LEAST_RATE)
+        found.append(_log_terms(counts, i, value, p))
+    return torch.cat(found).double()
+
+
+def curvature(counts: Counts, p: Parameters, z: Tensor) -> Curvature:
+    """:func:`nats` with its gradient by the states and the Fisher information about them."""
+    rank, scale = z.shape[1], math.exp(p.log_scale)
+    m = p.loadings[:, :rank].float()
+    squares = (m[:, :, None] * m[:, None, :]).flatten(1)
+    values, scores, information = [], [], []
+    for i, at in enumerate(counts.pieces):
+        x = potentials_of(p.loadings, z, counts, at)
+        value = F.softplus(x).clamp_min_(LEAST_RATE)
+        values.append(_log_terms(counts, i, value, p))
+        slope = x.sigmoid_()
+        row, neuron, y = counts.spikes[i]
+        information.append((scale * slope.square() / value) @ squares)
+        seen = y * slope[row, neuron] / value[row, neuron]
+        slope.mul_(-scale)
+        slope[row, neuron] += seen
+        scores.append(slope @ m)
+    information = torch.cat(information).double().view(-1, rank, rank)
+    return Curvature(torch.cat(values).double(), torch.cat(scores).double(), information)
+
+
+def step_of(field: Field, c: Tensor, z: Tensor, u: Tensor | None, slopes: bool) -> tuple[Tensor, Tensor | None]:
+    """Next states (V, R) without noise and, on demand, their derivatives by the states (V, R, R)."""
+    rank, alpha = z.shape[1], field.alpha
+    m, b, d = (None if x is None else x.float() for x in (field.neurons.m, field.neurons.b, field.neurons.d))
+    weights = field.mixing @ c
+    pairs = (weights[:, :, None] * field.neurons.m[:, None, :]).flatten(1).float()
+    weights, following, jacobian = weights.float(), [], []
+    size = max(1, _PIECE // len(m))
+    for i in range(0, len(z), size):
+        h = z[i : i + size].float() @ m.T
+        if b is not None:
+            h += u[i : i + size].float() @ b.T
+        if d is not None:
+            h += d
+        if slopes:
+            value, slope = value_and_slope(field.phi, h)
+            jacobian.append(slope @ pairs)
+        else:
+            value = field.phi(h)
+        following.append(value @ weights)
+    following = (1 - alpha) * z + alpha * torch.cat(following).double()
+    if not slopes:
+        return following, None
+    eye = torch.eye(rank, dtype=torch.float64)
+    return following, (1 - alpha) * eye + alpha * torch.cat(jacobian).double().view(-1, rank, rank)
+
+
+def log_target(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor:
+    """log p(y, paths) of each trial (B,), up to constants; z (B, T, R)."""
+    rows = z[counts.mask]
+    following, _ = step_of(field, p.c, rows, counts.u, False)
+    error = _errors(counts, z, counts.padded(following))
+    return counts.per_trial(nats(counts, p, rows)) + _log_prior(counts, p, z, error)
+
+
+def _errors(counts: Counts, z: Tensor, following: Tensor) -> Tensor:
+    pair = counts.mask[:, 1:, None]
+    return torch.where(pair, z[:, 1:] - following[:, :-1], 0.0)
+
+
+def _log_prior(counts: Counts, p: Parameters, z: Tensor, error: Tensor) -> Tensor:
+    steps = counts.mask.sum(1) - 1
+    precision = torch.linalg.inv(p.q)
+    first = z[:, 0] - p.start_mean
+    own = torch.linalg.inv(p.start_covariance)
+    value = -0.5 * torch.einsum("bti,ij,btj->b", error, precision, error) - 0.5 * steps * torch.logdet(p.q)
+    return value - 0.5 * torch.einsum("bi,ij,bj->b", first, own, first) - 0.5 * torch.logdet(p.start_covariance)
+
+
+def newton(counts: Counts, field: Field, p: Parameters, z: Tensor) -> tuple[Tensor, Factor, Tensor]:
+    """Gauss-Newton step (B, T, R) of the paths from z, the factor of the curvature there, and the target (B,) there."""
+    mask, rank = counts.mask, z.shape[2]
+    rows = z[mask]
+    seen = curvature(counts, p, rows)
+    following, jacobian = step_of(field, p.c, rows, counts.u, True)
+    eye = torch.eye(rank, dtype=torch.float64)
+    error = _errors(counts, z, counts.padded(following))
+    pair = mask[:, 1:, None, None]
+    a = torch.where(pair, counts.padded(jacobian)[:, :-1], 0.0)
+    precision, own = torch.linalg.inv(p.q), torch.linalg.inv(p.start_covariance)
+    weighted = _apply(precision, a)  # Q^-1 A
+    diagonal = counts.padded(seen.information)
+    diagonal[:, 0] += own
+    diagonal[:, 1:] += pair * precision
+    diagonal[:, :-1] += (a[..., :, :, None] * weighted[..., :, None, :]).sum(-3)  # A^T Q^-1 A
+    diagonal[~mask] = eye
+    gradient = counts.padded(seen.score)
+    first = z[:, 0] - p.start_mean
+    gradient[:, 0] -= first @ own
+    pull = error @ precision
+    gradient[:, 1:] -= pull
+    gradient[:, :-1] += (a * pull[..., :, None]).sum(-2)
+    factor = factorise(diagonal, -weighted)
+    target = counts.per_trial(seen.nats) + _log_prior(counts, p, z, error)
+    return factor.solve(gradient * mask[..., None]), factor, target
+
+
+def _apply(matrix: Tensor, blocks: Tensor) -> Tensor:
+    """matrix (R, R) times blocks (..., R, R)."""
+    return (matrix[:, :, None] * blocks[..., None, :, :]).sum(-2)
+
+
+def most_likely(
+    counts: Counts, field: Field, p: Parameters, z: Tensor, steps: int, guarded: bool = False
+) -> tuple[Tensor, Factor]:
+    """Paths after some Gauss-Newton steps, and the factor of the curvature one step before.
+
+    guarded: a trial's step that lowers its target is halved; needed far from the mode.
+    """
+    factor = None
+    for _ in range(steps):
+        move, factor, before = newton(counts, field, p, z)
+        if guarded:
+            for _ in range(6):
+                worse = ~(log_target(counts, field, p, z + move) >= before - 1e-9 * before.abs())
+                if not bool(worse.any()):
+                    break
+                move = torch.where(worse[:, None, None], 0.5 * move, move)
+        z = z + move
+    return z, factor

@@ -1,0 +1,197 @@
+"""The posterior of a spike model's dynamics, from the counts themselves: run, judged, and handed over.
+
+:class:`connector.lrrnn.spikes.sampler.PathSampler` starts from a fitted model's latents and draws on training trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from connector.data.folds import Fold
+from connector.lrrnn.field_posterior import FieldPosterior, likelihood_of
+from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.paths import Counts, most_likely
+from connector.lrrnn.spikes.readout import refit_loadings
+from connector.lrrnn.spikes.sampler import Draws, MakeBasis, PathSampler
+from connector.lrrnn.spikes.state_space import SpikeStateSpace
+from connector.numerics import even_rows, least_squares
+from connector.types import Latents, Loadings, Recording, TrialBatch
+
+BURN = 0.4  # share of the sweeps that are not kept
+_KEPT_DRAWS = 200
+_STEPS = 10  # of Gauss-Newton, to the paths of trials that were not sampled
+_JUDGED_STATES, _JUDGED_AXES = 200, 5
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How well the draws stand for the posterior.
+
+    Attributes:
+        ess: effective sample size of the worst of the field's leading axes, the scale and the noise.
+        halves: largest difference of a quantity's means over the first and second half, in posterior sds.
+        accepted: share of trials' paths accepted in a sweep.
+    """
+
+    ess: float
+    halves: float
+    accepted: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where sampling begins: a fit, or a guess.
+
+    Attributes:
+        z: (trials, time, R) latents of all trials. loadings: of the recorded neurons, d at the mean baseline.
+        scale: expected count where softplus is 1. offset: (trials, time, K) baseline about its mean, or None.
+    """
+
+    z: Tensor
+    loadings: Loadings
+    scale: float
+    offset: Tensor | None
+
+    @staticmethod
+    def of_model(
+        model: SpikeStateSpace, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
+    ) -> Start:
+        """Of a fitted model; penalties: of :func:`refit_loadings`."""
+        z = model.infer(TrialBatch.of(recording, None, baseline.argument)).double()
+        loadings, _ = refit_loadings(model, recording, fold.train, baseline, **penalties)
+        offset = baseline.argument.double() - model.baseline_mean.double()
+        varies = bool((offset - offset[:1, :1]).abs().max() > 1e-6)
+        return Start(z, loadings, model.scale, offset if varies else None)
+
+
+def sample_posterior(
+    start: Start,
+    recording: Recording,
+    fold: Fold,
+    make_basis: MakeBasis,
+    *,
+    sweeps: int,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[FittedDynamics, Mixing]:
+    """Latents of all trials, loadings with their covariance, and the posterior of the drive; float64.
+
+    Latents of training trials are posterior means; of the others the most likely paths under the posterior means of all
+    else. In their gauge the training trials' drawn paths have mean zero and unit covariance, turned towards the start's.
+
+    Args:
+        make_basis: of the field, with the prior of its coefficients.
+        sweeps: of the sampler, of which the first :data:`BURN` are not kept.
+        progress: called with the number of each sweep.
+    """
+    train = torch.as_tensor(fold.train, dtype=torch.int64)
+    inputs = None if start.loadings.b is None else recording.inputs
+
+    def counts_of(trials: Tensor) -> Counts:
+        of = (None if x is None else x[trials] for x in (inputs, start.offset))
+        return Counts.of(recording.activity[trials], recording.mask[trials], *of)
+
+    loadings = start.loadings.stack().double()
+    sampler = PathSampler(counts_of(train), make_basis, loadings, math.log(start.scale), start.z[train].double(), seed)
+    draws = sampler.run(sweeps, int(BURN * sweeps), progress)
+    paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
+    return _packed(sampler, draws, paths, recording, fold), judge(sampler, draws)
+
+
+def _all_paths(
+    sampler: PathSampler, draws: Draws, guide: Tensor, train: Tensor, mask: Tensor, counts_of: Callable
+) -> Tensor:
+    """Posterior means of the training trials, most likely paths of the others; (trials, time, R)."""
+    inside = mask[train]
+    design = torch.cat([guide[train][inside], torch.ones(int(inside.sum()), 1, dtype=torch.float64)], 1)
+    move = least_squares(design, draws.paths[inside])
+    paths = (guide @ move[:-1] + move[-1]) * mask[..., None]
+    others = torch.ones(len(guide), dtype=torch.bool)
+    others[train] = False
+    others = others.nonzero()[:, 0]
+    if len(others):
+        typical = replace(
+            sampler.p,
+            loadings=torch.stack(draws.loadings).mean(0),
+            log_scale=float(torch.tensor(draws.log_scale).mean()),
+            c=torch.stack(draws.c).mean(0),
+            q=torch.stack(draws.q).mean(0),
+        )
+        found, _ = most_likely(counts_of(others), sampler.field, typical, paths[others], _STEPS, guarded=True)
+        paths[others] = found * mask[others][..., None]
+    paths[train] = draws.paths
+    return paths
+
+
+def _packed(sampler: PathSampler, draws: Draws, paths: Tensor, recording: Recording, fold: Fold) -> FittedDynamics:
+    drawn, c, size = torch.stack(draws.loadings), torch.stack(draws.c), draws.c[0].numel()
+    centred = drawn - drawn.mean(0)
+    spread = torch.einsum("dki,dkj->kij", centred, centred) / max(1, len(drawn) - 1)
+    conditional = torch.stack(draws.mean)
+    mean = conditional.mean(0)
+    covariance = torch.stack(draws.covariance).mean(0) + torch.cov(conditional.T).reshape(size, size)
+    prior = torch.stack(draws.prior).mean(0)
+    gauge = sampler.prior.gauge
+    precision, gradient = likelihood_of(mean, covariance, torch.kron(prior, gauge @ gauge))
+    field, rank = sampler.field, sampler.rank
+    posterior = FieldPosterior(
+        recording.activation,
+        field.neurons.map(Tensor.double),
+        field.mixing,
+        mean.view(-1, rank),
+        precision,
+        gradient,
+        c[even_rows(len(c), _KEPT_DRAWS)],
+        torch.zeros(rank, dtype=torch.float64),
+        torch.stack(draws.q).mean(0),
+    )
+    loadings = Loadings.unstack(drawn.mean(0), rank, sampler.n_inputs, has_bias=True)
+    latents = Latents.of(recording, paths)
+    u = None if latents.inputs is None or not sampler.n_inputs else latents.inputs.reshape(-1, sampler.n_inputs)
+    drive = posterior.drive(paths.reshape(-1, rank), u).view_as(paths) * latents.mask[..., None]
+    latents = replace(latents, drive=drive)
+    return FittedDynamics(latents, loadings, fold, recording.activation, spread, field=posterior)
+
+
+def judge(sampler: PathSampler, draws: Draws) -> Mixing:
+    """Effective sample sizes and agreement of halves, over the kept sweeps."""
+    rows = sampler.z[sampler.counts.mask]
+    pick = even_rows(len(rows), _JUDGED_STATES)
+    basis = sampler.field(rows[pick], None if sampler.counts.u is None else sampler.counts.u[pick])
+    fields = torch.stack([(basis @ c).reshape(-1) for c in draws.c[:: sampler.draws_of_c]])
+    centred = fields - fields.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    series = [*(u * s)[:, :_JUDGED_AXES].T, torch.tensor(draws.log_scale, dtype=torch.float64)]
+    series.append(torch.stack([torch.logdet(q) for q in draws.q]))
+    return Mixing(
+        min(effective_size(x) for x in series),
+        max(_halves(x) for x in series),
+        sum(draws.accepted) / len(draws.accepted),
+    )
+
+
+def effective_size(x: Tensor) -> float:
+    """Number of independent draws that would give the mean of the series x (n,) its precision (Geyer 1992)."""
+    n = len(x)
+    centred = x - x.mean()
+    variance = float(centred.square().mean())
+    if n < 4 or variance <= 0:
+        return float(n)
+    total = 1.0
+    for lag in range(1, n - 2, 2):
+        pair = [float((centred[k:] * centred[: n - k]).sum()) / n / variance for k in (lag, lag + 1)]
+        if sum(pair) <= 0:
+            break
+        total += 2 * sum(pair)
+    return n / max(total, 1e-3)
+
+
+def _halves(x: Tensor) -> float:
+    half = len(x) // 2
+    return float((x[:half].mean() - x[half:].mean()).abs() / x.std().clamp_min(1e-300))

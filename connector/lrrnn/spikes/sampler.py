@@ -1,0 +1,424 @@
+"""Draws from the posterior of a network's dynamics given spike counts, with the latent paths integrated out.
+
+The model is that of :mod:`connector.lrrnn.spikes.paths`; unknown are the paths, the field's coefficients c, the process
+noise Q, the counts' scale s, every neuron's loadings, and the hyper-parameters of their priors. Blocked Gibbs sweeps: whole
+paths by independence Metropolis about their mode; Q and the time scale together with the paths that they carry along; all
+else from its conditional. The latents are kept at zero mean and unit covariance, turned towards a reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from connector.lrrnn.spikes.paths import (
+    LEAST_RATE,
+    Counts,
+    Parameters,
+    log_target,
+    most_likely,
+    potentials_of,
+)
+from connector.lrrnn.spikes.tridiagonal import Factor
+from connector.numerics import inverse_root
+from connector.shooting import Field
+from connector.types import Loadings
+
+_SCALE_SD = 1.0  # of the prior of log s about the scale that was assumed
+_LEAST_Q = 1e-6  # of the latents' variance, as if seen once
+_FIRST_Q = 0.02  # share of the latents' covariance that the process noise starts from: from below it would not rise
+_SETTLING = 8  # Gauss-Newton steps to the first mode
+_TRIES = 12  # of kernel and amplitudes, a sweep
+_CARRIES, _EAGER = 3, 60  # moves of noise and time scale a sweep, in the first sweeps
+_WANTED = 0.4  # share of these moves accepted
+_VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
+
+
+class CoefficientPrior(Protocol):
+    """Of the field's coefficients: c = x gauge, x normal with the same covariance (p, p) in every dimension.
+
+    Attributes:
+        parts: (F, ...) one for each kernel. log_weights: (F,) their prior. centre, width: (F, A) normal prior of the log
+        amplitudes; a width of 0 keeps one there. gauge: (R, R) symmetric.
+    """
+
+    parts: Tensor
+    log_weights: Tensor
+    centre: Tensor
+    width: Tensor
+    gauge: Tensor
+
+    def covariance(self, f: int, theta: Tensor) -> Tensor: ...
+
+    def log_density(self, f: int, theta: Tensor) -> float: ...
+
+
+MakeBasis = Callable[[Loadings, Tensor, Tensor | None], tuple[Field, CoefficientPrior]]
+
+
+@dataclass
+class Draws:
+    """What is kept of each sweep after the burn-in, in one gauge and one basis.
+
+    Attributes:
+        c: (p, R) of each draw, several a sweep.
+        mean, covariance, prior: of each sweep, (pR,) and (pR, pR) of c given the paths, and (p, p) of x beforehand.
+        q, loadings, log_scale, accepted: of each sweep.
+        paths: (B, T, R) mean.
+    """
+
+    c: list[Tensor] = field(default_factory=list)
+    mean: list[Tensor] = field(default_factory=list)
+    covariance: list[Tensor] = field(default_factory=list)
+    prior: list[Tensor] = field(default_factory=list)
+    q: list[Tensor] = field(default_factory=list)
+    loadings: list[Tensor] = field(default_factory=list)
+    log_scale: list[float] = field(default_factory=list)
+    accepted: list[float] = field(default_factory=list)
+    paths: Tensor | None = None
+
+
+class PathSampler:
+    """Gibbs sampler; :meth:`sweep` moves everything once.
+
+    Args:
+        make_basis: field and prior of its coefficients for loadings and states (and inputs) as they are.
+        loadings (K, R + U + 1), log_scale, z (B, T, R): where to start; the scale's prior is about its start.
+    """
+
+    draws_of_c = 4  # kept of each sweep
+
+    def __init__(
+        self, counts: Counts, make_basis: MakeBasis, loadings: Tensor, log_scale: float, z: Tensor, seed: int = 0
+    ):
+        self.counts, self.make_basis = counts, make_basis
+        self.g = torch.Generator().manual_seed(seed)
+        self.rank = z.shape[2]
+        self.n_inputs = 0 if counts.u is None else counts.u.shape[1]
+        self.scale0 = log_scale
+        self.mode = self.z = z
+        rows = z[counts.mask]
+        self.reference = rows
+        first, eye = z[:, 0], torch.eye(self.rank, dtype=torch.float64)
+        start_cov = torch.cov(first.T).reshape(self.rank, self.rank) + 0.05 * eye
+        self.theta, self.family = None, 0
+        q = _FIRST_Q * torch.cov(rows.T).reshape(self.rank, self.rank)
+        self.p = Parameters(loadings, log_scale, torch.zeros(1, self.rank), q, first.mean(0), start_cov)
+        self.hyper = _hyper(loadings)
+        self.rebuild()
+        self.p = replace(self.p, c=self.identity)
+        self.rho = torch.zeros(len(z), dtype=torch.float64)
+        self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
+        self.step, self.moved = 0.05, 0.4
+        self.accepted = 0.5
+        self.factor: Factor | None = None
+
+    # -- basis -----------------------------------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        rank, u = self.rank, self.n_inputs
+        loadings = Loadings.unstack(self.p.loadings, rank, u, has_bias=True)
+        rows = self.z[self.counts.mask]
+        old = getattr(self, "field", None)
+        self.field, self.prior = self.make_basis(loadings, rows, self.counts.u)
+        pick = torch.randperm(len(rows), generator=self.g)[:4000]
+        z, inputs = rows[pick], None if self.counts.u is None else self.counts.u[pick]
+        b = self.field(z, inputs)
+        gram = b.T @ b
+        gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        self.identity = torch.linalg.solve(gram, b.T @ z)
+        if old is not None:
+            self.p = replace(self.p, c=torch.linalg.solve(gram, b.T @ (old(z, inputs) @ self.p.c)))
+        if self.theta is None:
+            self.family = int(self.prior.log_weights.argmax())
+            self.theta = self.prior.centre[self.family].clone()
+
+    # -- moves -----------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Paths to their mode, for the first time."""
+        self.mode, _ = most_likely(self.counts, self.field, self.p, self.z, _SETTLING, guarded=True)
+        self.z = self.mode
+
+    def paths(self) -> None:
+        """Mode and curvature for the parameters as they are, then a Metropolis step of each trial."""
+        self.mode, self.factor = most_likely(self.counts, self.field, self.p, self.mode, 1)
+        white = self.factor.transposed_times(self.z - self.mode)
+        now = log_target(self.counts, self.field, self.p, self.z)
+        keep = self.rho[:, None, None]
+        eps = keep * white + (1 - keep**2).sqrt() * self._normal(white.shape)
+        eps = eps * self.counts.mask[..., None]
+        trial = self.mode + self.factor.backward(eps)
+        new = log_target(self.counts, self.field, self.p, trial)
+        ratio = new + 0.5 * eps.square().sum((1, 2)) - now - 0.5 * white.square().sum((1, 2))
+        take = self._uniform(len(ratio)).log() < ratio
+        self.z = torch.where(take[:, None, None], trial, self.z)
+        self.target = torch.where(take, new, now)
+        self.accepted = float(take.double().mean())
+        self.rate = 0.9 * self.rate + 0.1 * take.double()
+        if self.adapting:
+            self.rho = torch.where(self.rate < 0.15, 0.95, torch.where(self.rate < 0.3, 0.8, self.rho))
+
+    def carry(self) -> None:
+        """Process noise along one axis, half the time with the drift, moved with the paths as the noise explains them."""
+        p, r = self.p, int(torch.randint(self.rank, (1,), generator=self.g))
+        delta = self.step * float(self._normal((1,)))
+        scale = torch.ones(self.rank, dtype=torch.float64)
+        scale[r] = math.exp(delta / 2)
+        new = replace(p, q=scale[:, None] * p.q * scale)
+        log_ratio = 0.0
+        if float(self._uniform(1)) < 0.5:
+            c = p.c.clone()
+            c[:, r] = self.identity[:, r] + math.exp(delta) * (c[:, r] - self.identity[:, r])
+            new = replace(new, c=c)
+            log_ratio = self._log_prior(c) - self._log_prior(p.c) + len(c) * delta
+        mode, factor = most_likely(self.counts, self.field, new, self.mode, 2)
+        z = mode + factor.backward(self.factor.transposed_times(self.z - self.mode))
+        target = log_target(self.counts, self.field, new, z)
+        log_ratio += float((target - self.target + self.factor.log_det - factor.log_det).sum())
+        take = math.log(max(float(self._uniform(1)), 1e-300)) < log_ratio
+        if take:
+            self.p, self.z, self.mode, self.factor, self.target = new, z, mode, factor, target
+        self.moved = 0.9 * self.moved + 0.1 * take
+        if self.adapting:
+            self.step = min(1.0, max(1e-3, self.step * math.exp(0.15 * (take - _WANTED))))
+
+    def _log_prior(self, c: Tensor) -> float:
+        cov = self.prior.covariance(self.family, self.theta)
+        x = c @ torch.linalg.inv(self.prior.gauge)
+        return -0.5 * float((x * torch.cholesky_solve(x, torch.linalg.cholesky(cov))).sum())
+
+    def fix_gauge(self) -> None:
+        """Latents of zero mean and unit covariance, turned towards the reference; loadings and noise follow."""
+        rows, p, rank = self.z[self.counts.mask], self.p, self.rank
+        mean = rows.mean(0)
+        a = inverse_root(rows - mean)
+        # nearest rotation of the whitened states to the reference
+        u, _, vh = torch.linalg.svd(((rows - mean) @ a).T @ self.reference)
+        a = (a @ (u @ vh)).T  # new = a (old - mean)
+        inverse = torch.linalg.inv(a)
+        mask = self.counts.mask[..., None]
+        self.z = ((self.z - mean) @ a.T) * mask
+        self.mode = ((self.mode - mean) @ a.T) * mask
+        loadings = p.loadings.clone()
+        loadings[:, -1] += loadings[:, :rank] @ mean
+        loadings[:, :rank] = loadings[:, :rank] @ inverse
+        self.p = replace(
+            p,
+            loadings=loadings,
+            q=a @ p.q @ a.T,
+            start_mean=a @ (p.start_mean - mean),
+            start_covariance=a @ p.start_covariance @ a.T,
+        )
+
+    def loadings_and_scale(self) -> None:
+        """Loadings of all neurons and the scale by a Fisher step and a draw; hyper-parameters of the loadings first."""
+        p = self.p
+        mu, precision = self.hyper = _draw_hyper(p.loadings, self.g)
+        z = self.z[self.counts.mask]
+        parts = [z] if self.counts.u is None else [z, self.counts.u]
+        design = torch.cat([*parts, torch.ones(len(z), 1, dtype=torch.float64)], 1)
+        k, width = p.loadings.shape
+        low = design.float()
+        products = (low[:, :, None] * low[:, None, :]).flatten(1)
+        h, score = torch.zeros(k, width * width), torch.zeros(k, width)
+        cross, total, excess = torch.zeros(k, width), 0.0, 0.0
+        scale = math.exp(p.log_scale)
+        kept = []
+        for i, at in enumerate(self.counts.pieces):
+            x = potentials_of(p.loadings, z, self.counts, at)
+            value = torch.nn.functional.softplus(x).clamp_min_(LEAST_RATE)
+            slope = x.sigmoid_()
+            row, neuron, y = self.counts.spikes[i]
+            fisher = slope.square().div_(value)
+            h += fisher.T @ products[at]
+            flat = low[at]
+            both = slope.T @ flat
+            cross += both
+            score -= scale * both
+            seen = y * slope[row, neuron] / value[row, neuron]
+            score.index_add_(0, neuron, seen[:, None] * flat[row])
+            rate = scale * float(value.double().sum())
+            total, excess = total + rate, excess + float(y.sum()) - rate
+            if len(kept) < _VOLUME_PIECES:
+                kept.append((at, value, slope))
+        h, cross = scale * h, scale * cross
+        h = h.double().view(k, width, width) + precision
+        score = score.double() - (p.loadings - mu) @ precision
+        cross = cross.double()
+        factor = torch.linalg.cholesky(h)
+        inverse = torch.cholesky_inverse(factor)
+        along = -(inverse @ cross[..., None])[..., 0]  # change of the loadings with log s
+        volume = -0.5 * self._volume(kept, low, products, inverse, along, scale)
+        information = total + (cross * along).sum() + 1 / _SCALE_SD**2
+        gradient = excess + (along * score).sum() + volume - (p.log_scale - self.scale0) / _SCALE_SD**2
+        information = max(float(information), 1e-6)
+        change = float(gradient) / information + float(self._normal((1,))) / math.sqrt(information)
+        change = max(-0.3, min(0.3, change))
+        own = (inverse @ score[..., None])[..., 0]
+        noise = torch.linalg.solve_triangular(factor.mT, self._normal((k, width, 1)), upper=True)[..., 0]
+        self.p = replace(p, loadings=p.loadings + own + change * along + noise, log_scale=p.log_scale + change)
+
+    def _volume(self, kept, low: Tensor, products: Tensor, inverse: Tensor, along: Tensor, scale: float) -> float:
+        """d/dlog s of sum_k log det H_k, loadings following; from some of the samples."""
+        flat, towards = inverse.flatten(1).float(), along.float()
+        total, rows = 0.0, 0
+        for at, value, slope in kept:
+            curve = slope * (1 - slope)
+            w = slope.square() / value
+            change = scale * (w + (2 * slope * curve / value - slope**3 / value**2) * (low[at] @ towards.T))
+            total += float((change * (products[at] @ flat.T)).double().sum())
+            rows += len(value)
+        return total * len(low) / rows
+
+    def coefficients(self, draws: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Kernel and amplitudes with c integrated out, then c; some draws, its mean and covariance given the paths."""
+        z, alpha, p = self.z, self.field.alpha, self.p
+        pair = self.counts.mask.clone()
+        pair[:, :-1] &= self.counts.mask[:, 1:]
+        pair[:, -1] = False
+        inside = pair[self.counts.mask]
+        now = z[pair]
+        shifted = torch.zeros_like(pair)
+        shifted[:, 1:] = pair[:, :-1]
+        y = (z[shifted] - (1 - alpha) * now) / alpha
+        u = None if self.counts.u is None else self.counts.u[inside]
+        b = torch.cat(
+            [self.field(now[i : i + 8192], None if u is None else u[i : i + 8192]) for i in range(0, len(now), 8192)]
+        )
+        gram, rhs = b.T @ b, b.T @ y
+        noise = torch.linalg.inv(p.q / alpha**2)
+        gauge = self.prior.gauge
+        self.regression = (gram, rhs, y.T @ y)
+        own = gauge.T @ noise @ gauge
+        q_values, q_vectors = torch.linalg.eigh(own)
+        target = rhs @ noise @ gauge @ q_vectors  # (p, R)
+
+        def solved(f: int, theta: Tensor):
+            root = torch.linalg.cholesky(self.prior.covariance(f, theta))
+            values, vectors = torch.linalg.eigh(root.T @ gram @ root)
+            values = values.clamp_min(0)
+            turned = vectors.T @ root.T @ target
+            precision = 1 + values[:, None] * q_values
+            evidence = 0.5 * float((turned.square() / precision).sum()) - 0.5 * float(precision.log().sum())
+            return evidence + self.prior.log_density(f, theta), root, vectors, turned, precision
+
+        best = solved(self.family, self.theta)
+        for _ in range(_TRIES):
+            f, theta = self._proposal()
+            try:
+                new = solved(f, theta)
+            except torch.linalg.LinAlgError:
+                continue
+            if math.log(max(float(self._uniform(1)), 1e-300)) < new[0] - best[0]:
+                best, self.family, self.theta = new, f, theta
+        _, root, vectors, turned, precision = best
+        left, right = root @ vectors, gauge @ q_vectors
+        mean = left @ (turned / precision) @ right.T
+        found = []
+        for _ in range(draws):
+            x = self._normal(turned.shape) / precision.sqrt()
+            found.append(mean + left @ x @ right.T)
+        self.p = replace(p, c=found[0])
+        both = torch.kron(left, right)
+        covariance = (both / precision.reshape(-1)) @ both.T
+        return found, mean, covariance
+
+    def _proposal(self) -> tuple[int, Tensor]:
+        if float(self._uniform(1)) < 0.3:
+            f = int(torch.randint(len(self.prior.parts), (1,), generator=self.g))
+            theta = torch.where(self.prior.width[f] > 0, self.theta, self.prior.centre[f])
+            return f, theta
+        free = (self.prior.width[self.family] > 0).double()
+        return self.family, self.theta + 0.6 * free * self._normal((3,))
+
+    def noise(self) -> None:
+        """Q, and mean and covariance of the first states, from their conditionals."""
+        gram, rhs, squares = self.regression
+        c, alpha, p = self.p.c, self.field.alpha, self.p
+        scatter = alpha**2 * (squares - c.T @ rhs - rhs.T @ c + c.T @ gram @ c)
+        eye = torch.eye(self.rank, dtype=torch.float64)
+        scatter = 0.5 * (scatter + scatter.T) + _LEAST_Q * eye
+        n = self.counts.n_transitions
+        self.p = replace(p, q=_inverse_wishart(scatter, n, self.g))
+        first = self.z[:, 0]
+        centred = first - first.mean(0)
+        trials = len(first)
+        cov = _inverse_wishart(centred.T @ centred + 0.1 * eye, trials + self.rank + 1, self.g)
+        mean = first.mean(0) + torch.linalg.cholesky(cov / trials) @ self._normal((self.rank,))
+        self.p = replace(self.p, start_mean=mean, start_covariance=cov)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, sweeps: int, burn: int, progress: Callable[[int], None] | None = None) -> Draws:
+        """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each."""
+        draws, rebuilds = Draws(), {burn // 6, burn // 2, burn}
+        self.adapting = True
+        self.settle()
+        for i in range(sweeps):
+            self.adapting = i < burn
+            if i in rebuilds and i:
+                self.rebuild()
+            self.paths()
+            for _ in range(_CARRIES if i < min(_EAGER, burn) else 1):
+                self.carry()
+            self.fix_gauge()
+            self.loadings_and_scale()
+            found, mean, covariance = self.coefficients(self.draws_of_c)
+            self.noise()
+            if i >= burn:
+                self._keep(draws, found, mean, covariance)
+            if progress is not None:
+                progress(i)
+        draws.paths = draws.paths / len(draws.q)
+        return draws
+
+    def _keep(self, draws: Draws, found: list[Tensor], mean: Tensor, covariance: Tensor) -> None:
+        draws.c += found
+        draws.mean.append(mean.reshape(-1))
+        draws.covariance.append(covariance)
+        draws.prior.append(self.prior.covariance(self.family, self.theta))
+        draws.q.append(self.p.q)
+        draws.loadings.append(self.p.loadings)
+        draws.log_scale.append(self.p.log_scale)
+        draws.accepted.append(self.accepted)
+        draws.paths = self.z.clone() if draws.paths is None else draws.paths + self.z
+
+    def _normal(self, shape) -> Tensor:
+        return torch.randn(shape, generator=self.g, dtype=torch.float64)
+
+    def _uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.g, dtype=torch.float64)
+
+
+def _hyper(loadings: Tensor) -> tuple[Tensor, Tensor]:
+    return loadings.mean(0), torch.eye(loadings.shape[1], dtype=torch.float64)
+
+
+def _draw_hyper(loadings: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean and precision of the loadings' normal distribution, given them."""
+    k, width = loadings.shape
+    mean = loadings.mean(0)
+    centred = loadings - mean
+    scatter = centred.T @ centred + 0.1 * torch.eye(width, dtype=torch.float64)
+    cov = _inverse_wishart(scatter, k + width + 1, g)
+    mean = mean + torch.linalg.cholesky(cov / k) @ torch.randn(width, generator=g, dtype=torch.float64)
+    return mean, torch.linalg.inv(cov)
+
+
+def _inverse_wishart(scatter: Tensor, dof: float, g: torch.Generator) -> Tensor:
+    """A draw of covariance ~ |C|^-((dof + R + 1) / 2) exp(-tr(scatter C^-1) / 2), by Bartlett's decomposition."""
+    rank = len(scatter)
+    root = torch.linalg.cholesky(torch.linalg.inv(scatter))
+    a = torch.zeros(rank, rank, dtype=torch.float64)
+    for i in range(rank):
+        half = torch.tensor((dof - i) / 2, dtype=torch.float64)
+        a[i, i] = (2 * torch._standard_gamma(half, generator=g)).sqrt()
+        a[i, :i] = torch.randn(i, generator=g, dtype=torch.float64)
+    half = root @ a
+    return torch.linalg.inv(half @ half.T)

@@ -1,0 +1,208 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from connector.connectivity.nu.field import sampled_basis
+from connector.data.folds import Fold
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.spikes import sampler as module
+from connector.lrrnn.spikes.paths import Counts, log_target
+from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
+from connector.lrrnn.spikes.sampler import PathSampler, _inverse_wishart
+from connector.types import Loadings, Recording
+
+ALPHA, SCALE = 0.1, 0.5
+
+
+def simulated(trials=40, steps=40, neurons=30, noise=0.15, seed=0):
+    """Spikes of softplus neurons whose latent states are drawn to a ring."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def drift(z):
+        return z * (1 - z.square().sum(1, keepdim=True) / 2)
+
+    z = [1.2 * normal(trials, 2)]
+    for _ in range(steps - 1):
+        z.append(z[-1] + ALPHA * drift(z[-1]) + noise * normal(trials, 2))
+    z = torch.stack(z, 1)
+    loadings = Loadings(normal(neurons, 2), None, 0.5 + 0.3 * normal(neurons))
+    rate = SCALE * torch.nn.functional.softplus(z @ loadings.m.T + loadings.d)
+    counts = torch.poisson(rate.float(), generator=g)
+    return SimpleNamespace(z=z, loadings=loadings, counts=counts, drift=drift, noise=noise, trials=trials, steps=steps)
+
+
+def sampler_of(truth, seed=0):
+    mask = torch.ones(truth.trials, truth.steps, dtype=torch.bool)
+    counts = Counts.of(truth.counts, mask)
+    sampler = PathSampler(
+        counts, sampled_basis("softplus", ALPHA, 0), truth.loadings.stack(), math.log(SCALE), truth.z, seed
+    )
+    sampler.adapting = False
+    return sampler
+
+
+def test_inverse_wishart_has_its_mean():
+    g = torch.Generator().manual_seed(0)
+    scatter = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    mean = torch.stack([_inverse_wishart(scatter, 12, g) for _ in range(1500)]).mean(0)
+    assert_close(mean, scatter / (12 - 2 - 1), rtol=0.06, atol=0.015)
+
+
+def test_coefficients_given_paths_are_those_of_bayesian_regression(monkeypatch):
+    sampler = sampler_of(simulated())
+    sampler.settle()
+    z, p = sampler.z, sampler.p
+    monkeypatch.setattr(module, "_TRIES", 0)  # kernel and amplitudes stay
+    draws, mean, covariance = sampler.coefficients(400)
+    b = sampler.field(z[:, :-1].reshape(-1, 2), None)
+    y = ((z[:, 1:] - (1 - ALPHA) * z[:, :-1]) / ALPHA).reshape(-1, 2)
+    gauge = sampler.prior.gauge
+    prior = torch.kron(sampler.prior.covariance(sampler.family, sampler.theta), gauge @ gauge)
+    noise = torch.linalg.inv(p.q / ALPHA**2).contiguous()
+    information = torch.kron((b.T @ b).contiguous(), noise)
+    expected = torch.linalg.inv(torch.linalg.inv(prior) + information)
+    assert_close(covariance, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
+    assert_close(
+        mean.reshape(-1), expected @ (b.T @ y @ noise).reshape(-1), rtol=1e-3, atol=1e-3 * float(mean.abs().max())
+    )
+    drives = torch.stack([(b[:50] @ c).reshape(-1) for c in draws])
+    basis = torch.kron(b[:50].contiguous(), torch.eye(2, dtype=torch.float64))
+    sd = (basis @ expected @ basis.T).diagonal().sqrt()
+    scores = (drives.mean(0) - (b[:50] @ mean).reshape(-1)) / sd * 400**0.5
+    assert float(scores.abs().max()) < 4.5
+    assert 0.85 < float((drives.std(0) / sd).mean()) < 1.15
+
+
+def test_the_gauge_leaves_every_rate():
+    sampler = sampler_of(simulated())
+    rows = sampler.z.reshape(-1, 2)
+    before = rows @ sampler.p.loadings[:, :2].T + sampler.p.loadings[:, 2]
+    shift = torch.tensor([0.3, -0.8], dtype=torch.float64)
+    turn = torch.tensor([[1.5, 0.2], [-0.4, 0.7]], dtype=torch.float64)
+    sampler.z = sampler.z @ turn.T + shift
+    sampler.mode = sampler.z
+    loadings = sampler.p.loadings.clone()
+    loadings[:, :2] = loadings[:, :2] @ torch.linalg.inv(turn)
+    loadings[:, 2] -= loadings[:, :2] @ shift
+    sampler.p = module.replace(sampler.p, loadings=loadings)
+    sampler.fix_gauge()
+    rows = sampler.z.reshape(-1, 2)
+    assert_close(rows @ sampler.p.loadings[:, :2].T + sampler.p.loadings[:, 2], before)
+    assert_close(rows.mean(0), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert_close(torch.cov(rows.T), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-3)
+    agreement = rows.T @ sampler.reference
+    assert_close(agreement, agreement.T)  # no rotation brings it nearer to the reference
+
+
+def test_paths_keep_their_distribution():
+    """With all else known the sweeps of the paths have to leave their posterior as it is: of many trials whose paths are
+    drawn from the prior together with their counts, true states keep uniform ranks."""
+    truth = simulated(trials=60, steps=12)
+    sampler = sampler_of(truth)
+    sampler.settle()
+    sampler.coefficients(1)
+    p = module.replace(
+        sampler.p,
+        q=0.15**2 * torch.eye(2).double(),
+        start_mean=torch.zeros(2).double(),
+        start_covariance=torch.eye(2).double(),
+    )
+    g = torch.Generator().manual_seed(3)
+    ranks = []
+    for _ in range(4):
+        z = [torch.randn(60, 2, generator=g, dtype=torch.float64)]
+        for _ in range(11):
+            step = 0.9 * z[-1] + 0.1 * sampler.field(z[-1], None) @ p.c
+            z.append(step + 0.15 * torch.randn(60, 2, generator=g, dtype=torch.float64))
+        z = torch.stack(z, 1)
+        rate = math.exp(p.log_scale) * torch.nn.functional.softplus(z @ p.loadings[:, :2].T + p.loadings[:, 2])
+        counts = Counts.of(torch.poisson(rate.float(), generator=g), torch.ones(60, 12, dtype=torch.bool))
+        one = sampler_of(truth, seed=int(torch.randint(1000, (1,), generator=g)))
+        one.counts, one.p, one.field, one.mode, one.z = counts, p, sampler.field, 0 * z, 0 * z
+        one.rho, one.rate = torch.zeros(60).double(), torch.ones(60).double()
+        one.settle()
+        drawn = []
+        for _ in range(24):
+            one.paths()
+            drawn.append(one.z)
+        below = (torch.stack(drawn[4:])[:, :, [2, 9]] < z[:, [2, 9]]).double().mean(0)
+        ranks.append(below.reshape(-1))
+    ranks = torch.cat(ranks)
+    share = torch.histc(ranks, 4, 0, 1) / len(ranks)
+    assert float((share - 0.25).abs().max()) < 0.06, share
+
+
+def test_effective_size_of_a_known_process():
+    g = torch.Generator().manual_seed(0)
+    x, rho = [0.0], 0.8
+    for _ in range(40_000):
+        x.append(rho * x[-1] + float(torch.randn(1, generator=g)))
+    expected = 40_000 * (1 - rho) / (1 + rho)
+    assert abs(effective_size(torch.tensor(x)) / expected - 1) < 0.15
+
+
+def start_of(truth):
+    """Not the truth: another gauge, noisy latents."""
+    gauge = Gauge(torch.tensor([[0.8, 0.1], [0.0, 1.1]], dtype=torch.float64), torch.tensor([0.2, -0.1]).double())
+    noisy = truth.z + 0.3 * torch.randn(truth.z.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return Start(gauge.latents(noisy), gauge.loadings(truth.loadings), 1.3 * SCALE, None)
+
+
+def recording_of(truth, activation="softplus"):
+    lengths = torch.full((truth.trials,), truth.steps)
+    return Recording(truth.counts, "spikes", lengths, ALPHA, activation, bin_s=0.01)
+
+
+def test_hand_over_is_complete_and_one_seed_gives_one_result():
+    truth = simulated(trials=24, steps=20)
+    fold = Fold(torch.arange(16), torch.arange(16, 20), torch.arange(20, 24))
+    basis = sampled_basis("softplus", ALPHA, 0)
+    found, mixing = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=6)
+    again, _ = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=6)
+    assert_close(found.latents.z, again.latents.z, rtol=0, atol=0)
+    assert found.field.draws.shape[0] == 4 * 4
+    assert_close(found.latents.drive, found.field.drive(found.latents.z.reshape(-1, 2)).view_as(found.latents.z))
+    # held-out trials are read in the same gauge
+    design = torch.cat([found.latents.z.reshape(-1, 2), torch.ones(24 * 20, 1, dtype=torch.float64)], 1)
+    truth_rows, train = truth.z.reshape(-1, 2), torch.arange(16 * 20)
+    map_ = torch.linalg.lstsq(design[train], truth_rows[train]).solution
+    left = (truth_rows - design @ map_)[16 * 20 :].square().mean() / truth_rows[16 * 20 :].var()
+    assert float(left) < 0.3
+    assert 0 < mixing.accepted <= 1
+    assert mixing.ess > 0
+
+
+@pytest.mark.slow
+def test_field_noise_and_scale_are_within_their_bands():
+    truth = simulated(trials=300, steps=60, neurons=60, noise=0.1)
+    fold = Fold(torch.arange(300), torch.arange(0), torch.arange(0))
+    basis = sampled_basis("softplus", ALPHA, 0)
+    found, mixing = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=150)
+    moved = found.moved(Gauge.fit(found.latents.z, truth.z, found.latents.lengths, affine=True))
+    z = truth.z.reshape(-1, 2)[::20]
+    drift, drives = truth.drift(z), moved.field.drives(z) - z
+    error = (drives.mean(0) - drift).square().sum().sqrt() / drift.square().sum().sqrt()
+    predicted = drives.var(0).sum().sqrt() / drift.square().sum().sqrt()
+    assert float(error) < 0.15
+    assert 0.4 < float(predicted / error) < 2.5
+    low, high = torch.quantile(drives, 0.025, 0), torch.quantile(drives, 0.975, 0)
+    assert float(((low <= drift) & (drift <= high)).double().mean()) > 0.75
+    assert_close(moved.field.noise.diagonal().sqrt(), torch.full((2,), 0.1).double(), rtol=0.2, atol=0)
+    assert mixing.ess > 10
+
+
+def test_target_of_the_sampler_is_the_models():
+    """What the moves compare is the density of counts and paths: it rises towards the truth."""
+    truth = simulated()
+    sampler = sampler_of(truth)
+    sampler.coefficients(1)
+    sampler.p = module.replace(sampler.p, q=truth.noise**2 * torch.eye(2).double())
+    near = log_target(sampler.counts, sampler.field, sampler.p, truth.z).sum()
+    far = log_target(sampler.counts, sampler.field, sampler.p, truth.z + 0.5).sum()
+    assert near > far
