@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from connector.connectivity.nu.assembly import assemble, summary
 from connector.connectivity.nu.design import Design, build_field
 from connector.connectivity.nu.evidence import amplitude_prior
 from connector.connectivity.nu.kernels import kernel_grid
 from connector.connectivity.nu.mean import TrajectoryMean
 from connector.connectivity.nu.population import build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
-from connector.connectivity.nu.trajectories import TrajectorySettings, _assemble, _summary
+from connector.connectivity.nu.trajectories import TrajectorySettings
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.field_posterior import FieldPosterior
 from connector.numerics import inverse_root, least_squares, random_rows
@@ -133,8 +134,8 @@ def fit_field(
     grid = kernel_grid(settings.families, settings.widths)
     found = Posterior(prior, grid, likelihood, reference, settings.max_directions, 0.0)
     components = found.mixture(settings.draws, generator)
-    model = _assemble(found, components, loadings, activation, settings.width_factor)
-    model.summary.update(_summary(model, found, components, loadings))
+    model = assemble(found, components, field, loadings, activation, settings.width_factor)
+    model.summary.update(summary(model, found, components, loadings))
     model.summary.update({"estimator": "field_posterior", "warnings": []})
     return model
 

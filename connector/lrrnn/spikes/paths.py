@@ -199,11 +199,16 @@ def _log_prior(counts: Counts, p: Parameters, z: Tensor, error: Tensor) -> Tenso
     return value - 0.5 * torch.einsum("bi,ij,bj->b", first, own, first) - 0.5 * torch.logdet(p.start_covariance)
 
 
-def newton(counts: Counts, field: Field, p: Parameters, z: Tensor) -> tuple[Tensor, Factor, Tensor]:
-    """Gauss-Newton step (B, T, R) of the paths from z, the factor of the curvature there, and the target (B,) there."""
+def newton(
+    counts: Counts, field: Field, p: Parameters, z: Tensor, known: tuple[Tensor, Curvature] | None = None
+) -> tuple[Tensor, Factor, Tensor]:
+    """Gauss-Newton step (B, T, R) of the paths from z, the factor of the curvature there, and the target (B,) there.
+
+    known: paths (B, T, R) and what the counts say there; they are then taken to say so, to second order, at z as well.
+    """
     mask, rank = counts.mask, z.shape[2]
     rows = z[mask]
-    seen = curvature(counts, p, rows)
+    seen = curvature(counts, p, rows) if known is None else _carried_over(known[1], rows - known[0][mask])
     following, jacobian = step_of(field, p.c, rows, counts.u, True)
     eye = torch.eye(rank, dtype=torch.float64)
     error = _errors(counts, z, counts.padded(following))
@@ -227,21 +232,33 @@ def newton(counts: Counts, field: Field, p: Parameters, z: Tensor) -> tuple[Tens
     return factor.solve(gradient * mask[..., None]), factor, target
 
 
+def _carried_over(seen: Curvature, away: Tensor) -> Curvature:
+    """To states that lie ``away`` (V, R), by the quadratic."""
+    pull = (seen.information * away[:, None, :]).sum(-1)
+    return Curvature(seen.nats + ((seen.score - 0.5 * pull) * away).sum(1), seen.score - pull, seen.information)
+
+
 def _apply(matrix: Tensor, blocks: Tensor) -> Tensor:
     """matrix (R, R) times blocks (..., R, R)."""
     return (matrix[:, :, None] * blocks[..., None, :, :]).sum(-2)
 
 
 def most_likely(
-    counts: Counts, field: Field, p: Parameters, z: Tensor, steps: int, guarded: bool = False
+    counts: Counts,
+    field: Field,
+    p: Parameters,
+    z: Tensor,
+    steps: int,
+    guarded: bool = False,
+    known: tuple[Tensor, Curvature] | None = None,
 ) -> tuple[Tensor, Factor]:
     """Paths after some Gauss-Newton steps, and the factor of the curvature one step before.
 
-    guarded: a trial's step that lowers its target is halved; needed far from the mode.
+    guarded: a trial's step that lowers its target is halved; needed far from the mode. known: as in :func:`newton`.
     """
     factor = None
     for _ in range(steps):
-        move, factor, before = newton(counts, field, p, z)
+        move, factor, before = newton(counts, field, p, z, known)
         if guarded:
             for _ in range(6):
                 worse = ~(log_target(counts, field, p, z + move) >= before - 1e-9 * before.abs())

@@ -20,6 +20,7 @@ from connector.lrrnn.spikes.paths import (
     LEAST_RATE,
     Counts,
     Parameters,
+    curvature,
     log_target,
     most_likely,
     potentials_of,
@@ -148,6 +149,7 @@ class PathSampler:
     def paths(self) -> None:
         """Mode and curvature for the parameters as they are, then a Metropolis step of each trial."""
         self.mode, self.factor = most_likely(self.counts, self.field, self.p, self.mode, 1)
+        self.seen = None  # what the counts say along the mode, until the loadings change
         white = self.factor.transposed_times(self.z - self.mode)
         now = log_target(self.counts, self.field, self.p, self.z)
         keep = self.rho[:, None, None]
@@ -177,7 +179,9 @@ class PathSampler:
             c[:, r] = self.identity[:, r] + math.exp(delta) * (c[:, r] - self.identity[:, r])
             new = replace(new, c=c)
             log_ratio = self._log_prior(c) - self._log_prior(p.c) + len(c) * delta
-        mode, factor = most_likely(self.counts, self.field, new, self.mode, 2)
+        if self.seen is None:
+            self.seen = self.mode, curvature(self.counts, p, self.mode[self.counts.mask])
+        mode, factor = most_likely(self.counts, self.field, new, self.mode, 2, known=self.seen)
         z = mode + factor.backward(self.factor.transposed_times(self.z - self.mode))
         target = log_target(self.counts, self.field, new, z)
         log_ratio += float((target - self.target + self.factor.log_det - factor.log_det).sum())
