@@ -117,6 +117,8 @@ SOURCES = {
     "lrrnn/loadings_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/latents_r2": "connector.stages.lrrnn.in_true_gauge",
     "lrrnn/origin_distance": "connector.stages.lrrnn.origin_distance",
+    "lrrnn/posterior_": "connector.lrrnn.spikes.posterior.judge",
+    "lrrnn/process_noise": "connector.lrrnn.spikes.posterior.sample_posterior",
     "lrrnn/rates_r2": "connector.analysis.explained.rates_explained",
     "lrrnn/bits_per_spike_null": "connector.analysis.spike_nulls",
     "loadings/": "connector.stages.loadings",

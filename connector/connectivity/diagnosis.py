@@ -88,8 +88,9 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
             these are estimates. The quick estimates leave the errors out.
     """
     rows = rows.double()
-    calibrated = isinstance(mean, TrajectoryMean)
-    if calibrated:
+    whole = isinstance(mean, TrajectoryMean)
+    sampled = mean.summary.get("estimator") == "field_posterior"  # its warnings are of the sampling
+    if whole:
         nu, variance = mean.mean(rows, errors), mean.variance(rows, errors)
         low, high = mean.interval(rows, level, errors)
     else:
@@ -106,8 +107,8 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         level=level,
         determined_modes=float(mean.determined_modes),
         predicted_error=float(variance.sum() / (variance.sum() + nu.square().sum()).clamp_min(1e-300)),
-        calibrated=calibrated,
-        estimand=mean.estimand if calibrated else ("folded" if mean.summary.get("odd") else "mean"),
+        calibrated=whole and not (sampled and mean.summary["warnings"]),
+        estimand=mean.estimand if whole else ("folded" if mean.summary.get("odd") else "mean"),
         activation=mean.values["activation"],
         has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),

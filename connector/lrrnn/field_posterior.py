@@ -20,7 +20,7 @@ from connector.lrrnn.gauge import Gauge
 from connector.numerics import pieces
 from connector.types import Loadings
 
-_PARTS = ("mixing", "mean", "precision", "gradient", "draws", "constant", "noise")
+_PARTS = ("mixing", "mean", "precision", "gradient", "draws", "constant", "noise", "effective")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class FieldPosterior:
         draws: (D, p, R) from the posterior of c, in the order they were sampled.
         constant: (R,), which a shift of the latents' origin adds to the drive.
         noise: (R, R) posterior mean of the covariance of the process noise of one step.
+        effective: (1,) number of independent draws that these are worth.
     """
 
     activation: str
@@ -45,6 +46,7 @@ class FieldPosterior:
     draws: Tensor
     constant: Tensor
     noise: Tensor
+    effective: Tensor
 
     def basis(self, z: Tensor, u: Tensor | None = None) -> Tensor:
         """B (N, p) at states z (N, R) and inputs u (N, U)."""
@@ -103,6 +105,7 @@ class FieldPosterior:
             "gradient": (size,),
             "constant": (rank,),
             "noise": (rank, rank),
+            "effective": (1,),
         }
         for name, shape in shapes.items():
             if tuple(getattr(found, name).shape) != shape:

@@ -103,7 +103,7 @@ def sentences(found: Determined) -> list[str]:
     if found.has_bias:
         said.append(
             "Neurons with a bias leave the origin of the latent states open: the drive can make up for a shift. The "
-            "origin is a choice, where nu is the most plausible; about another one nu is another function."
+            "origin is a choice; about another one nu is another function."
         )
     said.append("The spread of n around nu is never determined by dynamics; sigma is a choice.")
     if not found.calibrated:

@@ -23,6 +23,7 @@ def posterior(p=4, rank=2, neurons=6, n_inputs=1):
         normal(7, 3, p, rank),
         torch.zeros(rank, dtype=torch.float64),
         torch.eye(rank, dtype=torch.float64),
+        torch.full((1,), 50.0, dtype=torch.float64),
     )
 
 

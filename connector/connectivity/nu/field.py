@@ -31,6 +31,7 @@ _STATES = 1500  # over which a basis is built
 _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
+ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval is called calibrated
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 
 
@@ -136,8 +137,17 @@ def fit_field(
     components = found.mixture(settings.draws, generator)
     model = assemble(found, components, field, loadings, activation, settings.width_factor)
     model.summary.update(summary(model, found, components, loadings))
-    model.summary.update({"estimator": "field_posterior", "warnings": []})
+    model.summary.update({"estimator": "field_posterior", "warnings": _warnings(float(posterior.effective))})
     return model
+
+
+def _warnings(effective: float) -> list[str]:
+    if effective >= ENOUGH_DRAWS:
+        return []
+    return [
+        f"The posterior of the dynamics rests on {effective:.2g} independent draws (ask for {ENOUGH_DRAWS} or more): its bands, and "
+        "the intervals of nu, are too narrow by an unknown amount; raise lrrnn.posterior_sweeps."
+    ]
 
 
 def _in_basis(posterior: FieldPosterior, field: Field, gauge: Tensor, z: Tensor, u: Tensor | None) -> Quadratic:

@@ -101,7 +101,8 @@ def sample_posterior(
     sampler = PathSampler(counts_of(train), make_basis, loadings, math.log(start.scale), start.z[train].double(), seed)
     draws = sampler.run(sweeps, int(BURN * sweeps), progress)
     paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
-    return _packed(sampler, draws, paths, recording, fold), judge(sampler, draws)
+    mixing = judge(sampler, draws)
+    return _packed(sampler, draws, paths, recording, fold, mixing), mixing
 
 
 def _all_paths(
@@ -129,7 +130,9 @@ def _all_paths(
     return paths
 
 
-def _packed(sampler: PathSampler, draws: Draws, paths: Tensor, recording: Recording, fold: Fold) -> FittedDynamics:
+def _packed(
+    sampler: PathSampler, draws: Draws, paths: Tensor, recording: Recording, fold: Fold, mixing: Mixing
+) -> FittedDynamics:
     drawn, c, size = torch.stack(draws.loadings), torch.stack(draws.c), draws.c[0].numel()
     centred = drawn - drawn.mean(0)
     spread = torch.einsum("dki,dkj->kij", centred, centred) / max(1, len(drawn) - 1)
@@ -150,6 +153,7 @@ def _packed(sampler: PathSampler, draws: Draws, paths: Tensor, recording: Record
         c[even_rows(len(c), _KEPT_DRAWS)],
         torch.zeros(rank, dtype=torch.float64),
         torch.stack(draws.q).mean(0),
+        torch.tensor([mixing.ess], dtype=torch.float64),
     )
     loadings = Loadings.unstack(drawn.mean(0), rank, sampler.n_inputs, has_bias=True)
     latents = Latents.of(recording, paths)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch.testing import assert_close
 
+from connector.connectivity.diagnosis import diagnose
 from connector.connectivity.nu.field import _in_basis, fit_field, sampled_basis
 from connector.connectivity.nu.trajectories import TrajectorySettings
 from connector.dynamics import Network, activation
@@ -19,7 +20,7 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def known_drive(precision=1e8):
+def known_drive(precision=1e8, effective=50):
     """A large softplus network with n linear in m, and its drive known to one part in sqrt(precision)."""
     m, d = normal(0, 400, 2), 0.5 + 0.5 * normal(1, 400)
     size = torch.tensor([[1.5, -0.5], [0.4, 1.2]], dtype=torch.float64)
@@ -33,6 +34,7 @@ def known_drive(precision=1e8):
     posterior = FieldPosterior(
         "softplus", basis.neurons, basis.mixing, c, information, torch.zeros_like(c).reshape(-1), c[None],
         torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64),
+        torch.full((1,), float(effective), dtype=torch.float64),
     )  # fmt: skip
     return SimpleNamespace(net=net, nu=nu, z=z, posterior=posterior)
 
@@ -86,3 +88,12 @@ def test_one_result_in_every_linear_gauge():
     there = fitted(truth, gauge.latents(truth.z), truth.posterior.moved(gauge), moved)
     expected = gauge.latents(here.mean(rows))
     assert float((there.mean(moved.stack()[:100]) - expected).norm() / expected.norm()) < 0.02
+
+
+def test_few_draws_are_told_and_make_no_claim_of_coverage():
+    many, few = (fitted(known_drive(1e4, effective)) for effective in (50, 5))
+    assert not many.summary["warnings"]
+    assert "5 independent draws" in few.summary["warnings"][0]
+    rows = known_drive().net.loadings.stack()[:20]
+    assert diagnose(many, rows).calibrated
+    assert not diagnose(few, rows).calibrated
