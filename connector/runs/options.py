@@ -180,8 +180,8 @@ class ConnectivityOptions:
     name: str = option(_LABEL, stages=())
     estimator: str = option(
         "of nu = E[n | m, b, d]: trajectories (likelihood of whole trajectories, calibrated intervals), gaussian_process "
-        "(quick closed form on differences, tuned by evidence) or ridge (as published). Where `regularizer` is given or "
-        "the latents carry the drive of a fitted model (spikes), trajectories gives way to gaussian_process",
+        "(quick closed form on differences, tuned by evidence) or ridge (as published). Where `regularizer` is given, "
+        "trajectories gives way to gaussian_process; where the dynamics were sampled (spikes), it is made from their draws",
         stages=_OUTPUTS, choices=("trajectories", "gaussian_process", "ridge"),
     )  # fmt: skip
     pool: str = option(
