@@ -1,10 +1,16 @@
-"""How often does the test for cell types fire? On populations without any, and on a mixture of four.
+"""How often do the verdicts on cell types fire? On single populations of many shapes, and on groups.
 
-    python experiments/cell_types.py --datasets 100 --out cell_types.json
+    python experiments/cell_types.py --populations 200 --out figures/cell_types.json
+    python experiments/cell_types.py --which groups --neurons 300
+    python experiments/cell_types.py --detectable
 
-Without cell types: bistable, limit_cycle, ring and heavy_tailed in turn. With: quadstable. Each data set is a fresh draw
-of neurons; the test is :func:`connector.analysis.cell_types.cell_type_test` as a run makes it, on the loadings alone. Printed are
-the share with p <= .05 and its 95 % interval (Wilson). Seeds of the populations count up from --seed.
+Printed is the share of populations called "separated groups" by
+:func:`connector.analysis.separated_groups.separated_groups`, beside the share with p <= .05 in the test of shape,
+:func:`connector.analysis.cell_types.cell_type_test` (--shape; on the first 20 populations of each kind). Every population
+is drawn afresh and turned by a random linear map, where it has no atoms. --fitted draws groups, gives each neuron errors
+like those of a fit (a tenth to a half of a standard deviation within the groups, another for each neuron), and tests with
+the errors' covariance. --detectable prints the separation of two groups that is shown with probability .8, the table
+that :mod:`connector.analysis.detectable` holds. Finished cells are added to --out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,71 +18,273 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from scipy.stats import binomtest
 
 from connector.analysis.cell_types import cell_type_test
-from connector.data.attractors import teacher
+from connector.analysis.separated_groups import LEVEL, separated_groups
 
-LEVEL = 0.05
-WITHOUT = ("bistable", "limit_cycle", "ring", "heavy_tailed")
-WITH = ("quadstable",)
-
-
-def p_values(names: tuple[str, ...], count: int, n_neurons: int, seed: int, advance) -> dict[str, list[float]]:
-    """p-values of ``count`` fresh populations, the teachers of ``names`` in turn, by teacher."""
-    found = {name: [] for name in names}
-    for i in range(count):
-        name = names[i % len(names)]
-        generator = torch.Generator().manual_seed(seed + i)
-        loadings = teacher(name).sample(n_neurons, generator).loadings
-        found[name].append(cell_type_test(loadings, seed=seed + i).p_value)
-        advance()
-    return found
+NEURONS, COLUMNS = (100, 300, 1000), (2, 3, 5)
+SINGLE: dict[str, Callable] = {}
+GROUPS: dict[str, Callable] = {}
+ATOMS = ("zeros in one column", "zeros in all columns")  # stay in their coordinates
 
 
-def share(p: list[float]) -> tuple[int, float, float]:
-    """Number of p <= LEVEL, and the Wilson interval of its share."""
-    fired = sum(value <= LEVEL for value in p)
-    interval = binomtest(fired, len(p)).proportion_ci(0.95, method="wilson")
-    return fired, interval.low, interval.high
+def population(name: str, of: dict[str, Callable]) -> Callable:
+    """Registers a function (neurons, columns, rng) -> (neurons, columns)."""
+
+    def register(draw: Callable) -> Callable:
+        of[name] = draw
+        return draw
+
+    return register
+
+
+def widened(plane: np.ndarray, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """A population in the plane with Gaussian columns beside it, as wide."""
+    more = plane.std() * rng.normal(size=(len(plane), columns - plane.shape[1]))
+    return np.concatenate([plane, more], axis=1)
+
+
+def sphere(n: int, p: int, rng: np.random.Generator) -> np.ndarray:
+    x = rng.normal(size=(n, p))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def curve(x: np.ndarray, y: np.ndarray, noise: float, columns: int, rng: np.random.Generator) -> np.ndarray:
+    plane = np.stack([x, y], axis=1)
+    return widened(plane + noise * rng.normal(size=plane.shape), columns, rng)
+
+
+@population("Gaussian", SINGLE)
+def gaussian(n, p, rng):
+    return rng.normal(size=(n, p))
+
+
+@population("disc or ball", SINGLE)
+def disc(n, p, rng):
+    return sphere(n, p, rng) * rng.uniform(size=(n, 1)) ** (1 / p)
+
+
+@population("square or cube", SINGLE)
+def square(n, p, rng):
+    return rng.uniform(size=(n, p))
+
+
+@population("triangle or simplex", SINGLE)
+def triangle(n, p, rng):
+    return rng.dirichlet(np.ones(p + 1), size=n)[:, :p]
+
+
+@population("ring", SINGLE)
+def ring(n, p, rng):
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return curve(np.cos(angle), np.sin(angle), 0.1, p, rng)
+
+
+@population("shell", SINGLE)
+def shell(n, p, rng):
+    return sphere(n, p, rng) * (1 + 0.08 * rng.normal(size=(n, 1)))
+
+
+@population("spiral", SINGLE)
+def spiral(n, p, rng):
+    angle = 3 * np.pi * np.sqrt(rng.uniform(0.05, 1, n))
+    return curve(angle * np.cos(angle), angle * np.sin(angle), 0.12 * np.pi, p, rng)
+
+
+@population("banana", SINGLE)
+def banana(n, p, rng):
+    x = rng.normal(size=n)
+    return widened(np.stack([x, x**2 - 1 + 0.3 * rng.normal(size=n)], axis=1), p, rng)
+
+
+@population("arc", SINGLE)
+def arc(n, p, rng):
+    angle = rng.uniform(0, 1.2 * np.pi, n)
+    return curve(np.cos(angle), np.sin(angle), 0.12, p, rng)
+
+
+@population("S", SINGLE)
+def s_shape(n, p, rng):
+    angle = rng.uniform(-1.5 * np.pi, 1.5 * np.pi, n)
+    return curve(np.sin(angle), np.sign(angle) * (np.cos(angle) - 1), 0.15, p, rng)
+
+
+@population("dumbbell, bridge a third as wide", SINGLE)
+def dumbbell(n, p, rng):
+    x = rng.uniform(size=(20 * n, 2)) * [6, 2] - [3, 1]
+    inside = (np.hypot(np.abs(x[:, 0]) - 2, x[:, 1]) < 1) | ((np.abs(x[:, 1]) < 1 / 3) & (np.abs(x[:, 0]) < 2))
+    return widened(x[inside][:n], p, rng)
+
+
+@population("Laplace", SINGLE)
+def laplace(n, p, rng):
+    return rng.laplace(size=(n, p))
+
+
+@population("Student t, 1.5 degrees of freedom", SINGLE)
+def student(n, p, rng):
+    return rng.normal(size=(n, p)) / np.sqrt(rng.chisquare(1.5, size=(n, 1)) / 1.5)
+
+
+@population("gamma, shape 2", SINGLE)
+def gamma(n, p, rng):
+    return rng.gamma(2.0, size=(n, p))
+
+
+@population("gamma, shape .5", SINGLE)
+def steep_gamma(n, p, rng):
+    return rng.gamma(0.5, size=(n, p))
+
+
+@population("log-normal", SINGLE)
+def log_normal(n, p, rng):
+    return np.exp(rng.normal(size=(n, p)))
+
+
+@population("skewed rates", SINGLE)
+def skewed_rates(n, p, rng):
+    bias = np.log(np.expm1(np.exp(0.8 * rng.normal(size=n))))
+    return np.concatenate([rng.normal(size=(n, p - 1)), bias[:, None]], axis=1)
+
+
+@population("zeros in one column", SINGLE)
+def zeros(n, p, rng):
+    x = rng.normal(size=(n, p))
+    x[rng.uniform(size=n) < 0.4, 0] = 0
+    return x
+
+
+@population("zeros in all columns", SINGLE)
+def sparse(n, p, rng):
+    return rng.normal(size=(n, p)) * (rng.uniform(size=(n, p)) < 0.5)
+
+
+@population("errors that differ", SINGLE)
+def errors_differ(n, p, rng):
+    return rng.normal(size=(n, p)) + np.exp(rng.normal(size=(n, 1))) * rng.normal(size=(n, p))
+
+
+@population("duplicates", SINGLE)
+def duplicates(n, p, rng):
+    return rng.normal(size=(n, p))[rng.integers(0, 2 * n // 3, n)]
+
+
+def apart(sd: float, share: float = 0.5) -> Callable:
+    def draw(n, p, rng):
+        x = rng.normal(size=(n, p))
+        x[:, 0] += sd * (rng.uniform(size=n) < share)
+        return x
+
+    return draw
+
+
+for _sd in (3, 4, 5):
+    GROUPS[f"two, {_sd} sd apart"] = apart(_sd)
+GROUPS["80/20, 5 sd apart"] = apart(5, 0.2)
+
+
+@population("three, 4 sd apart", GROUPS)
+def three(n, p, rng):
+    x = rng.normal(size=(n, p))
+    x[:, :2] += 4 * np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])[rng.integers(0, 3, n)]
+    return x
+
+
+@population("quadstable", GROUPS)
+def quadstable(n, p, rng):
+    x = 0.5 * rng.normal(size=(n, p))
+    x[:, :2] += 0.87 * rng.choice([-1, 1], size=(n, 2))
+    return x
+
+
+def fires(name: str, n: int, p: int, number: int, fitted: bool) -> tuple[bool, np.ndarray]:
+    """Whether population ``number`` of a kind is called separated groups; and the population."""
+    rng = np.random.default_rng([number, n, p, zlib.crc32(name.encode())])
+    x, covariance = (SINGLE | GROUPS)[name](n, p, rng), None
+    if fitted:
+        root = rng.uniform(0.1, 0.5, size=(n, 1, 1)) * rng.normal(size=(n, p, p)) / p**0.5
+        x = x + (root @ rng.normal(size=(n, p, 1)))[..., 0]
+        covariance = torch.from_numpy(root @ root.transpose(0, 2, 1))
+    elif name not in ATOMS:
+        x = x @ rng.normal(size=(p, p))
+    return separated_groups(torch.from_numpy(x), covariance, count=False, seed=number).p_value <= LEVEL, x
+
+
+def measure(name: str, n: int, p: int, options: argparse.Namespace) -> dict:
+    """One cell of the table: plain numbers."""
+    began, fired, shape = time.process_time(), 0, 0
+    for number in range(options.seed, options.seed + options.populations):
+        found, x = fires(name, n, p, number, options.fitted)
+        fired += found
+        if options.shape and number < options.seed + 20:
+            shape += cell_type_test(torch.from_numpy(x), seed=number).p_value <= LEVEL
+    cell = {"fired": int(fired), "cpu_seconds": round(time.process_time() - began, 1)}
+    return cell | ({"shape": int(shape)} if options.shape else {})
+
+
+def detectable(options: argparse.Namespace, console: Console) -> None:
+    """Smallest separation that is shown with probability .8: a straight line through the shares on a grid."""
+    grid = np.arange(3.0, 9.01, 0.5)
+    for p in options.columns:
+        for n in options.neurons:
+            shares = []
+            for sd in grid:
+                GROUPS["two"] = apart(sd)
+                shares.append(np.mean([fires("two", n, p, i, False)[0] for i in range(options.populations)]))
+                if len(shares) > 1 and min(shares[-2:]) >= 0.85:
+                    break
+            at = float(np.interp(0.8, np.maximum.accumulate(shares), grid[: len(shares)]))
+            console.print(f"{n} neurons, {p} columns: {at:.2f} sd", highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", type=int, default=100, help="with and without cell types, each")
-    parser.add_argument("--neurons", type=int, default=1000, help="of each population")
-    parser.add_argument("--seed", type=int, default=0, help="of the first population")
+    parser.add_argument("--populations", type=int, default=200, help="of each kind and size (default: 200)")
+    parser.add_argument("--neurons", type=int, nargs="+", default=NEURONS)
+    parser.add_argument("--columns", type=int, nargs="+", default=COLUMNS)
+    parser.add_argument("--which", choices=("single", "groups", "both"), default="both")
+    parser.add_argument("--names", nargs="+", metavar="KIND", help="some kinds only")
+    parser.add_argument("--seed", type=int, default=0, help="of the first population (default: 0)")
+    parser.add_argument("--fitted", action="store_true", help="loadings with errors, and their covariance")
+    parser.add_argument("--shape", action="store_true", help="the test of shape beside it (slow)")
+    parser.add_argument("--detectable", action="store_true", help="the separation shown with probability .8")
     parser.add_argument("--out", default="cell_types.json")
     options = parser.parse_args(arguments)
-    console = Console()
-    started = time.process_time()
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        bar = progress.add_task("", total=2 * options.datasets)
-        found = {
-            title: p_values(names, options.datasets, options.neurons, options.seed, lambda: progress.advance(bar))
-            for title, names in (("without", WITHOUT), ("with", WITH))
-        }
-    table = Table(title=f"Test for cell types on the loadings of {options.neurons} neurons, level {LEVEL}")
-    for head in ("cell types", "population", "data sets", "test fires", "95 % interval of the share"):
+    console = Console(width=140)
+    if options.detectable:
+        return detectable(options, console)
+    kinds = {"single": SINGLE, "groups": GROUPS, "both": SINGLE | GROUPS}[options.which]
+    path = Path(options.out)
+    cells = json.loads(path.read_text()) if path.exists() else {}
+    for n in options.neurons:
+        for p in options.columns:
+            for name in options.names or kinds:
+                key = f"{name} | {n} | {p} | {options.populations} from {options.seed}{' | fitted' * options.fitted}"
+                if key not in cells or (options.shape and "shape" not in cells[key]):
+                    cells[key] = measure(name, n, p, options)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(cells, indent=1))
+    table = Table(title=f'"Separated groups", of {options.populations} populations each')
+    for head in ("population", "neurons", "columns", "share", "95 % interval", *(["shape test"] * options.shape)):
         table.add_column(head)
-    for title, by_name in found.items():
-        groups = {"all": [p for values in by_name.values() for p in values]} | (by_name if len(by_name) > 1 else {})
-        for name, values in groups.items():
-            if not values:
-                continue
-            fired, low, high = share(values)
-            table.add_row(title, name, str(len(values)), str(fired), f"{low:.3f} to {high:.3f}")
+    for key, cell in cells.items():
+        name, n, p, *rest = key.split(" | ")
+        if rest[0] != f"{options.populations} from {options.seed}" or (len(rest) > 1) != options.fitted:
+            continue
+        interval = binomtest(cell["fired"], options.populations).proportion_ci(0.95, method="wilson")
+        shape = [f"{cell.get('shape')} of {min(20, options.populations)}"] * options.shape
+        share = f"{cell['fired'] / options.populations:.3f}"
+        table.add_row(name, n, p, share, f"{interval.low:.3f} to {interval.high:.3f}", *shape)
     console.print(table)
-    console.print(f"{time.process_time() - started:.0f} CPU seconds")
-    Path(options.out).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ CERTAIN = 0.8  # probability of a number of attractors below which the data cann
 _SHOWN = 0.02  # probability of a number of attractors that is worth mentioning
 
 
+FEW_FOR_GROUPS = 60  # neurons, below which single populations of some shapes look separated too often
+
+
 @dataclass(frozen=True)
 class Findings:
     """What a report speaks of; None where a run does not have it.
@@ -243,18 +246,32 @@ def _determined(f: Findings) -> str:
 
 
 def _cell_types(f: Findings) -> str:
-    p = f.metrics.get("connectivity/cell_types_p")
-    if p is None:
+    """Graded: groups with gaps between them, else the shape alone, which is no evidence for types."""
+    gap, shape = (f.metrics.get(f"connectivity/{name}") for name in ("groups_p", "cell_types_p"))
+    if gap is None and shape is None:
         return ""
-    verdict = (
-        "The loadings support more than one population of neurons"
-        if p < LEVEL
-        else "The loadings give no evidence for more than one population of neurons"
-    )
-    said = f"{verdict} (test for cell types: p = {format_number(p)})"
-    if f.kind == "spikes" and p < LEVEL:
-        said += ", if the fitted loadings are right: an input that was left out, or few neurons, can make them look clustered"
+    other = "" if shape is None else _shape(shape)
+    if gap is None:
+        return f"The loadings{other}."
+    if gap > LEVEL:
+        said = f"Separated groups of neurons (cell types) are not shown (p = {format_number(gap)})"
+        return said + (f"; the loadings{other}." if other else ".")
+    count = round(f.metrics.get("connectivity/groups", 2))
+    said = f"The loadings form {count} groups with gaps between them (p = {format_number(gap)})"
+    stability = f.metrics.get("connectivity/groups_stability")
+    if stability is not None:
+        said += f", as many as {percent(stability)} of half-samples show"
+    if f.n_neurons < FEW_FOR_GROUPS:
+        said += f"; with fewer than {FEW_FOR_GROUPS} neurons this is suggestive at most"
+    if f.kind == "spikes":
+        said += "; if the fitted loadings are right: an input that was left out, or few neurons, can make them look clustered"
     return said + "."
+
+
+def _shape(p: float) -> str:
+    if p < LEVEL:
+        return f" are not one Gaussian or Student-t population (p = {format_number(p)}), which is a matter of shape and no evidence for types"
+    return f" look like one Gaussian or Student-t population (p = {format_number(p)})"
 
 
 def _input_weights(f: Findings) -> str:

@@ -48,13 +48,13 @@ def connectivity(f: Findings) -> str:
     p = f.metrics.get("connectivity/cell_types_p")
     if p is not None:
         verdict = (
-            "the loadings, if they are right, are not those of one Gaussian or Student-t population: there is evidence for "
-            "cell types"
+            "the loadings, if they are right, are not those of one Gaussian or Student-t population, which is a matter of their "
+            "shape and no evidence for cell types by itself"
             if p < LEVEL
-            else "the loadings give no evidence for more than one population"
+            else "the loadings have the shape of one such population"
         )
         said.append(
-            f"Test for cell types on the recorded neurons' loadings, against re-simulated single populations: "
+            "Shape of the recorded neurons' loadings, against re-simulated single populations: "
             f"p = {format_number(p)}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
         )
     return "\n\n".join(said)

@@ -24,6 +24,7 @@ from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
 from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
+from connector.analysis.separated_groups import separated_groups
 from connector.connectivity.nu.draws import Draws
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
@@ -156,9 +157,15 @@ class Results:
         return found
 
     def _cell_types(self) -> dict[str, float]:
+        loadings, seed, found = self.inputs.loadings, self.options.seed, {}
         with contextlib.suppress(UserError):  # too few neurons for a test
-            return {"connectivity/cell_types_p": cell_type_test(self.inputs.loadings, seed=self.options.seed).p_value}
-        return {}
+            found["connectivity/cell_types_p"] = cell_type_test(loadings, seed=seed).p_value
+        with contextlib.suppress(UserError):
+            groups = separated_groups(loadings, self.inputs.loadings_covariance, seed=seed)
+            found |= {"connectivity/groups_p": groups.p_value, "connectivity/groups": groups.n_groups}
+            if groups.stability is not None:
+                found["connectivity/groups_stability"] = groups.stability
+        return found
 
     def findings(self, metrics: Mapping[str, float]) -> Findings:
         """What the report's opening speaks of; ``metrics`` of the stages and of :meth:`measures`."""

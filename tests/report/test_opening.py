@@ -78,7 +78,7 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
         "spikes of 76 neurons in 664 trials", "0.090 bits per spike better", "0.078 bits per spike better from the inputs alone", "local baseline",
         "mean responses by evidence alone predict them 0.071 bits per spike better", BASELINES["local"], "standard one in its place it predicts spikes 0.084 bits per spike better", "R² of 0.56", "poorly (error 28 %", "250 % as drawn at sigma = 1",
         "17 % after projection", "2.54 combinations", "nu_1 at 80 %", "jointly and not neuron by neuron",
-        "coverage has not been measured", "no evidence for more than one population", "p = 0.4",
+        "coverage has not been measured", "look like one Gaussian or Student-t population", "p = 0.4",
         "input weights b are not supported", "7.9 %", "2.7 % of the spread of nu",
     ):  # fmt: skip
         assert part in text, part
@@ -143,9 +143,20 @@ def test_a_model_worse_than_mean_rates_is_called_worse():
 def test_what_is_no_error_of_the_connectivity_or_hangs_on_the_fit_is_told():
     assert "noise" not in " ".join(opening(rates()))  # a simulated network's field has none
     assert "whatever noise the states have" in " ".join(opening(rates(drawn_from_teacher=None)))
-    p = "connectivity/cell_types_p"
-    assert "if the fitted loadings are right" in " ".join(opening(spikes(metrics={**spikes().metrics, p: 0.01})))
-    assert "if the fitted loadings are right" not in " ".join(opening(spikes(metrics={**spikes().metrics, p: 0.4})))
+
+
+def test_groups_are_told_by_grade():
+    def told(kind=rates, **more):
+        metrics = {**kind().metrics, **{f"connectivity/{name}": value for name, value in more.items()}}
+        return " ".join(opening(kind(metrics=metrics)))
+
+    shown = told(groups_p=0.01, groups=3, groups_stability=0.9)
+    assert "form 3 groups with gaps between them (p = 0.01), as many as 90 % of half-samples show" in shown
+    assert "if the fitted loadings are right" not in shown
+    assert "if the fitted loadings are right" in told(spikes, groups_p=0.01, groups=2)
+    hidden = told(groups_p=0.4, groups=1, cell_types_p=0.01)
+    assert "are not shown (p = 0.4); the loadings are not one Gaussian or Student-t population" in hidden
+    assert "no evidence for types" in hidden
 
 
 def test_signs_of_misfit_qualify_what_is_supported():
@@ -198,7 +209,7 @@ def test_a_simulated_recording_is_told_with_its_truth():
     text = " ".join(opening(rates()))
     for part in (
         "more than 99.9 % of the variance", "means over training trials, principal components of the same rank 92 %", "closely (error 1 %", "20 % as drawn at sigma = 1 (as many neurons drawn from the true distribution miss theirs by 18 %)", "19 of 20 projected networks",
-        "support more than one population", "p = 0.01", "46 % of the spread", "even part of nu",
+        "are not one Gaussian or Student-t population", "p = 0.01", "no evidence for types", "46 % of the spread", "even part of nu",
     ):  # fmt: skip
         assert part in text, part
     for absent in ("coverage has not been measured", "input weights", "bits per spike", "baseline"):

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from connector.analysis.separated_groups import separated_groups, verdict_of
+from connector.errors import UserError
+
+
+def two(distance, n=300, seed=0, share=0.5):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    side = rng.uniform(size=n) < share
+    x[:, 0] += distance * side
+    return torch.from_numpy(x), torch.from_numpy(side)
+
+
+def ring(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], 1) + 0.1 * rng.normal(size=(n, 2)))
+
+
+def test_two_groups_are_found_with_their_members():
+    x, side = two(6)
+    found = separated_groups(x)
+    assert (found.verdict, found.n_groups) == ("separated groups", 2)
+    assert found.stability > 0.8
+    agreement = float((found.labels.bool() == side).double().mean())
+    assert max(agreement, 1 - agreement) > 0.99
+
+
+def test_four_groups_are_counted():
+    rng = np.random.default_rng(1)
+    x = 0.3 * rng.normal(size=(400, 2)) + 0.87 * np.sign(rng.normal(size=(400, 2)))
+    found = separated_groups(torch.from_numpy(x))
+    assert found.n_groups == 4
+    assert torch.bincount(found.labels).min() > 60
+
+
+@pytest.mark.parametrize("shape", ["gauss", "ring", "gamma", "uniform"])
+def test_single_populations_show_no_groups(shape):
+    rng = np.random.default_rng(2)
+    x = {
+        "gauss": lambda: torch.from_numpy(rng.normal(size=(300, 3))),
+        "ring": ring,
+        "gamma": lambda: torch.from_numpy(rng.gamma(1.0, size=(300, 2))),
+        "uniform": lambda: torch.from_numpy(rng.uniform(size=(300, 2))),
+    }[shape]()
+    found = separated_groups(x, count=False)
+    assert (found.verdict, found.n_groups, found.stability) == ("not shown", 1, None)
+
+
+def test_neither_coordinates_nor_order_nor_copies_matter():
+    x, _ = two(5, seed=3)
+    plain = separated_groups(x, count=False)
+    turned = separated_groups(3 * x @ torch.tensor([[1.0, 0.4], [-2.0, 0.7]]).double() + 5, count=False)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    shuffled = separated_groups(x[order], count=False)
+    copied = separated_groups(torch.cat([x, x[:100]]), count=False)
+    for other in (turned, shuffled, copied):
+        assert other.p_value == pytest.approx(plain.p_value)
+    same = shuffled.labels == plain.labels[order]
+    assert bool(same.all()) or not bool(same.any())
+
+
+def test_gaps_within_the_errors_do_not_count():
+    x, _ = two(5, seed=4)
+    assert (
+        separated_groups(x, 1e-4 * torch.eye(2).double().expand(300, 2, 2), count=False).verdict == "separated groups"
+    )
+    assert separated_groups(x, 25 * torch.eye(2).double().expand(300, 2, 2), count=False).verdict == "not shown"
+
+
+def test_few_neurons_are_suggestive_at_most_and_too_few_are_refused():
+    assert [verdict_of(0.01, n) for n in (59, 60)] == ["suggestive", "separated groups"]
+    assert verdict_of(0.06, 500) == "not shown"
+    with pytest.raises(UserError, match="25 or more neurons"):
+        separated_groups(torch.randn(20, 2))
+    with pytest.raises(UserError, match="covariance"):
+        separated_groups(torch.randn(80, 2), torch.eye(2).expand(3, 2, 2))
+
+
+@pytest.mark.slow
+def test_size_and_power_are_within_binomial_limits():
+    """60 fresh populations each, level .05: at most 8 false findings (binomial limit); power .9 at 4.5 sd, 300 neurons."""
+    rng = np.random.default_rng(77)
+    shapes = {
+        "gauss": lambda: rng.normal(size=(200, 2)),
+        "uniform": lambda: rng.uniform(size=(200, 2)),
+        "ring": lambda: ring(200, int(rng.integers(1 << 30))).numpy(),
+        "gamma": lambda: rng.gamma(0.7, size=(200, 2)),
+        "laplace": lambda: rng.laplace(size=(200, 3)),
+    }
+    for name, draw in shapes.items():
+        fired = sum(separated_groups(torch.from_numpy(draw()), count=False).p_value <= 0.05 for _ in range(60))
+        assert fired <= 8, name
+    found = sum(separated_groups(two(4.5, seed=i)[0], count=False).p_value <= 0.05 for i in range(60))
+    assert found >= 50
