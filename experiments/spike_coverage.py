@@ -1,0 +1,268 @@
+"""How often do the bands of vector field and nu hold the truth, from spikes? Simulated networks, sampled, compared.
+
+    python experiments/spike_coverage.py --datasets 12 --out figures/spike_coverage.json
+    python experiments/spike_coverage.py --kinds ring cycle --seed 700 --sweeps 400
+
+Each data set draws a kind of dynamics, a form of nu, 50 to 120 recorded neurons of ten times as many, 6 to 20 Hz, 200 to 400
+trials of 80 bins of 10 ms, process noise of 0 to .2 a step, and drift in half of the cases. Sampling starts from principal
+components of smoothed counts. Compared in the true gauge: the vector field at visited states with that of the network itself,
+and nu at fresh loadings. Finished data sets are added to --out, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from connector.connectivity.nu.field import fit_field, sampled_basis
+from connector.data.folds import Fold
+from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.spikes.baselines import poisson_regression
+from connector.lrrnn.spikes.posterior import Start, sample_posterior
+from connector.numerics import gaussian_window
+from connector.types import Loadings, Recording
+
+LEVELS = (0.5, 0.8, 0.95)
+ALPHA, STEPS, BIN_S, ASSUMED_SCALE = 0.1, 80, 0.01, 0.1
+SMOOTHING_BINS, OWN_SPREAD, UNRECORDED = 5.0, 0.5, 10
+
+
+def normal(g: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+def uniform(g: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(1, generator=g))
+
+
+def turn(angle: float) -> Tensor:
+    return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+
+
+def along(g: torch.Generator, first: tuple[float, float], second: tuple[float, float]) -> Tensor:
+    """A linear drive with these gains along two orthogonal axes."""
+    axes = turn(uniform(g, 0, math.pi))
+    return axes @ torch.diag(torch.tensor([uniform(g, *first), uniform(g, *second)], dtype=torch.float64)) @ axes.T
+
+
+KINDS = {  # the drive near the origin, as a matrix: gains above 1 leave it
+    "ring": lambda g: uniform(g, 1.5, 1.9) * torch.eye(2, dtype=torch.float64),
+    "cycle": lambda g: uniform(g, 1.6, 2.0) * turn(uniform(g, 0.2, 0.5)),
+    "bistable": lambda g: along(g, (1.6, 2.0), (0.3, 0.8)),
+    "line": lambda g: along(g, (1.0, 1.1), (0.0, 0.5)),
+    "slow": lambda g: along(g, (0.85, 0.95), (0.5, 0.8)),
+    "decision": lambda g: along(g, (1.4, 1.8), (0.2, 0.6)),  # with an input
+}
+FORMS = {  # nu as a function of m, before it is scaled to the kind
+    "linear": lambda m: m,
+    "cubic": lambda m: m + 0.25 * m**3,
+    "step": lambda m: torch.tanh(3 * m),
+    "ramp": lambda m: torch.relu(m - 0.2) - torch.relu(-m - 0.2) + 0.2 * m,
+    "quadratic": lambda m: m + 0.3 * (m[:, :1] ** 2 - 1.4) * torch.tensor([[1.0, -0.5]], dtype=torch.float64),
+}
+
+
+def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
+    """A network of softplus neurons, its latent states, spikes of a tenth of it, and what is true of it."""
+    g = torch.Generator().manual_seed(seed)
+    neurons, trials = round(uniform(g, 50, 120)), round(uniform(g, 200, 400))
+    noise = (0.0, 0.05, 0.1, 0.2)[int(torch.randint(4, (1,), generator=g))]
+    scale, drifts = uniform(g, 5, 11) * BIN_S, bool(torch.rand(1, generator=g) < 0.5)
+
+    def loadings(k: int) -> tuple[Tensor, Tensor]:
+        sign = torch.where(torch.rand(k, generator=g) < 0.5, 1.0, -1.0).double()
+        return 1.2 * normal(g, k, 2), 1.2 * sign + 0.2 * normal(g, k)
+
+    gains = KINDS[kind](g)
+    m, d = loadings(100_000)
+    shape = (d.sign()[:, None] * FORMS[form](m) * torch.sigmoid(d)[:, None]).T @ m / len(m)
+    size = gains @ torch.linalg.inv(shape)
+
+    def nu(m: Tensor, d: Tensor) -> Tensor:
+        return d.sign()[:, None] * FORMS[form](m) @ size.T
+
+    m, d = loadings(UNRECORDED * neurons)
+    n = nu(m, d) + OWN_SPREAD * normal(g, len(m), 2)
+    b = (
+        (m @ torch.tensor([[0.8], [0.24]], dtype=torch.float64) + 0.2 * normal(g, len(m), 1))
+        if kind == "decision"
+        else None
+    )
+    u = None
+    if b is not None:
+        mean = torch.linspace(-1, 1, 9, dtype=torch.float64)[torch.randint(9, (trials,), generator=g)]
+        u = (mean[:, None] + 0.7 * normal(g, trials, STEPS))[..., None]
+
+    def drive(z: Tensor, u: Tensor | None) -> Tensor:
+        return softplus(z @ m.T + d + (0 if u is None else u @ b.T)) @ n / len(m)
+
+    z = [(0.3 if u is not None else 1.2) * normal(g, trials, 2)]
+    for t in range(STEPS - 1):
+        step = z[-1] + ALPHA * (drive(z[-1], None if u is None else u[:, t]) - z[-1])
+        z.append(step + noise * normal(g, trials, 2))
+    z = torch.stack(z, 1)
+    potential = z @ m[:neurons].T + d[:neurons] + (0 if u is None else u @ b[:neurons].T)
+    offset = None
+    if drifts:
+        phase = 6 * torch.rand(neurons, generator=g, dtype=torch.float64)
+        course = (
+            torch.cos(6 * torch.linspace(0, 1, trials, dtype=torch.float64)[:, None] + phase) * 0.6 * normal(g, neurons)
+        )
+        offset = (course - course.mean(0))[:, None].expand(trials, STEPS, neurons)
+        potential = potential + offset
+    counts = torch.poisson((scale * softplus(potential)).float(), generator=g)
+    about = {"neurons": neurons, "trials": trials, "noise": noise, "drift": drifts, "hz": float(counts.mean()) / BIN_S}
+    fresh = Loadings(*(x[-200:] if x is not None else None for x in (m, b, d)))
+    return SimpleNamespace(
+        z=z, u=u, counts=counts, offset=offset, drive=drive, fresh=fresh, nu=nu(fresh.m, fresh.d), about=about
+    )
+
+
+def crude_start(truth: SimpleNamespace) -> Start:
+    """Principal components of smoothed counts, and loadings by Poisson regression on them."""
+    counts, u = truth.counts.double(), truth.u
+    mean = counts.mean((0, 1))
+    smooth = torch.einsum("st,btk->bsk", gaussian_window(STEPS, SMOOTHING_BINS).double(), counts)
+    evident = (smooth / gaussian_window(STEPS, SMOOTHING_BINS).sum(1)[:, None] - mean) / (mean + 0.02).sqrt()
+    if truth.offset is not None:  # drift moves whole trials
+        evident = evident - evident.mean(1, keepdim=True) + evident.mean()
+    flat = evident.flatten(0, 1)
+    axes = torch.linalg.eigh(flat.T @ flat)[1][:, -2:].flip(1)
+    z = flat @ axes
+    z = ((z - z.mean(0)) / z.std(0)).view(*counts.shape[:2], 2)
+    parts = [z, *([] if u is None else [u]), torch.ones(*counts.shape[:2], 1, dtype=torch.float64)]
+    offset = 0.0 if truth.offset is None else truth.offset.flatten(0, 1)
+    fit = poisson_regression(
+        torch.cat(parts, 2).flatten(0, 1), truth.counts.flatten(0, 1), offset=offset, penalty=0.1, scale=ASSUMED_SCALE
+    )
+    rows = Loadings.unstack(fit.coefficients, 2, 0 if u is None else u.shape[2], has_bias=True)
+    return Start(z, rows, ASSUMED_SCALE, truth.offset)
+
+
+def shares(draws_low_high, truth: Tensor) -> list[float]:
+    """Of the truth within the interval of each level."""
+    return [float(((low <= truth) & (truth <= high)).double().mean()) for low, high in map(draws_low_high, LEVELS)]
+
+
+def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
+    """One data set: plain numbers."""
+    truth, began = simulate(kind, form, seed), time.process_time()
+    trials = len(truth.z)
+    lengths = torch.full((trials,), STEPS)
+    u = None if truth.u is None else truth.u.float()
+    recording = Recording(truth.counts, "spikes", lengths, ALPHA, "softplus", bin_s=BIN_S, inputs=u)
+    fold, basis = Fold(torch.arange(trials), torch.arange(0), torch.arange(0)), sampled_basis("softplus", ALPHA, seed)
+    fit, mixing = sample_posterior(crude_start(truth), recording, fold, basis, sweeps=sweeps, seed=seed)
+    sampled = time.process_time() - began
+    fit = fit.moved(Gauge.fit(fit.latents.z, truth.z, lengths, affine=True))
+    pick = torch.randperm(trials * STEPS, generator=torch.Generator().manual_seed(seed))[:1500]
+    z, v = truth.z.flatten(0, 1)[pick], None if truth.u is None else truth.u.flatten(0, 1)[pick]
+    field, drives = truth.drive(z, v) - z, fit.field.drives(z, v) - z
+    size = field.square().sum().sqrt()
+
+    def tail(level: float) -> tuple[Tensor, Tensor]:
+        return torch.quantile(drives, (1 - level) / 2, 0), torch.quantile(drives, (1 + level) / 2, 0)
+
+    states = fit.latents.z.flatten(0, 1)[pick]
+    model = fit_field(
+        fit.field,
+        states,
+        v,
+        fit.loadings,
+        activation="softplus",
+        alpha=ALPHA,
+        loadings_covariance=fit.loadings_covariance,
+    )
+    rows, nu = truth.fresh.stack(), truth.nu
+    low, high = model.interval(rows, 0.95)
+    claimed = (low > 0) | (high < 0)
+    return {
+        "kind": kind,
+        "form": form,
+        "seed": seed,
+        **truth.about,
+        "field_error": float((drives.mean(0) - field).square().sum().sqrt() / size),
+        "field_predicted": float(drives.var(0).sum().sqrt() / size),
+        "field_inside": shares(tail, field),
+        "nu_error": float((model.mean(rows) - nu).square().sum() / nu.square().sum()),
+        "nu_inside": shares(lambda level: model.interval(rows, level), nu),
+        "signs_claimed": int(claimed.sum()),
+        "signs_wrong": int((claimed & (model.mean(rows).sign() != nu.sign())).sum()),
+        "draws": mixing.ess,
+        "noise_found": float(fit.field.noise.diagonal().sqrt().mean()),
+        "cpu_seconds": round(sampled, 1),
+    }
+
+
+def shown(found: list[dict]) -> Table:
+    table = Table(title="From spikes")
+    columns = (
+        "set",
+        "Hz",
+        "noise",
+        "field: error (predicted)",
+        "50/80/95 %",
+        "nu: error",
+        "50/80/95 %",
+        "signs wrong",
+        "draws",
+        "CPU s",
+    )
+    for head in columns:
+        table.add_column(head)
+    for one in found:
+        inside, of_nu = ("/".join(f"{x:.2f}" for x in one[key]) for key in ("field_inside", "nu_inside"))
+        table.add_row(
+            f"{one['kind']}, {one['form']}", f"{one['hz']:.0f}", f"{one['noise']:g}",
+            f"{one['field_error']:.3f} ({one['field_predicted']:.3f})", inside, f"{one['nu_error']:.2f}", of_nu,
+            f"{one['signs_wrong']} of {one['signs_claimed']}", f"{one['draws']:.0f}", f"{one['cpu_seconds']:.0f}",
+        )  # fmt: skip
+    inside, of_nu = (
+        "/".join(f"{statistics.fmean(x):.2f}" for x in zip(*(one[key] for one in found)))
+        for key in ("field_inside", "nu_inside")
+    )
+    error, nu_error = (statistics.median(one[key] for one in found) for key in ("field_error", "nu_error"))
+    wrong, claimed = (sum(one[key] for one in found) for key in ("signs_wrong", "signs_claimed"))
+    table.add_row(
+        "all: median, mean", "", "", f"{error:.3f}", inside, f"{nu_error:.2f}", of_nu, f"{wrong} of {claimed}", "", ""
+    )
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", type=int, default=12)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=100, help="of the first data set (default: 100)")
+    parser.add_argument("--sweeps", type=int, default=200, help="of the sampler (default: 200, as a run has)")
+    parser.add_argument("--out", default="spike_coverage.json")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    path, console = Path(options.out), Console(width=150)
+    found = json.loads(path.read_text()) if path.exists() else []
+    for seed in range(options.seed, options.seed + options.datasets):
+        if all(one["seed"] != seed for one in found):
+            kind, form = options.kinds[seed % len(options.kinds)], list(FORMS)[seed % len(FORMS)]
+            found.append(run(kind, form, seed, options.sweeps))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1))
+            console.print(f"{kind}, {form}: field error {found[-1]['field_error']:.3f}", highlight=False)
+    console.print(shown(found))
+
+
+if __name__ == "__main__":
+    main()
