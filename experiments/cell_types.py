@@ -9,8 +9,8 @@ Printed is the share of populations called "separated groups" by
 :func:`connector.analysis.cell_types.cell_type_test` (--shape; on the first 20 populations of each kind). Every population
 is drawn afresh and turned by a random linear map, where it has no atoms. --fitted draws groups, gives each neuron errors
 like those of a fit (a tenth to a half of a standard deviation within the groups, another for each neuron), and tests with
-the errors' covariance. --detectable prints the separation of two groups that is shown with probability .8, the table
-that :mod:`connector.analysis.detectable` holds. Finished cells are added to --out, and the same command goes on.
+the errors' covariance. --detectable prints the separation of two groups that is shown with probability .8. "half a shell"
+and "figure of eight" took no part in any choice. Finished cells are added to --out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -176,6 +176,19 @@ def errors_differ(n, p, rng):
 @population("duplicates", SINGLE)
 def duplicates(n, p, rng):
     return rng.normal(size=(n, p))[rng.integers(0, 2 * n // 3, n)]
+
+
+@population("half a shell", SINGLE)
+def half_shell(n, p, rng):
+    x = sphere(n, p, rng)
+    x[:, 0] = np.abs(x[:, 0])
+    return x * (1 + 0.08 * rng.normal(size=(n, 1)))
+
+
+@population("figure of eight", SINGLE)
+def eight(n, p, rng):
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return curve(np.sin(angle), np.sin(angle) * np.cos(angle), 0.08, p, rng)
 
 
 def apart(sd: float, share: float = 0.5) -> Callable:

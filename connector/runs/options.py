@@ -155,6 +155,15 @@ class LowRankRNNOptions:
         "ridge penalty on the neurons' input weights, for spikes; chosen for conditioning", stages=_LRRNN, at_least=0
     )
 
+    def check(self) -> None:
+        few = "of 4 or more, or 0 for none"
+        require(
+            self.posterior_sweeps == 0 or self.posterior_sweeps >= 4,
+            "lrrnn.posterior_sweeps",
+            few,
+            self.posterior_sweeps,
+        )
+
 
 @dataclass
 class FlowOptions:

@@ -13,7 +13,7 @@ from connector.analysis.explained import variance_explained
 from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
-from connector.errors import UserError
+from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
@@ -257,9 +257,19 @@ def _sample_dynamics(
     with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
         progress.expect(sweeps)
         start = Start.of_model(model, recording, fold, baseline, b_penalty=options.lrrnn.b_penalty)
-        found, mixing = sample_posterior(
-            start, recording, fold, basis, sweeps=sweeps, seed=seed, progress=lambda i: progress.start(f"sweep {i + 1}")
-        )
+        try:
+            found, mixing = sample_posterior(
+                start,
+                recording,
+                fold,
+                basis,
+                sweeps=sweeps,
+                seed=seed,
+                progress=lambda i: progress.start(f"sweep {i + 1}"),
+            )
+        except torch.linalg.LinAlgError:
+            what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"
+            raise numerical_failure("lrrnn", f"{what}; lower lrrnn.rank, or set lrrnn.posterior_sweeps=0") from None
     noise = found.field.noise.diagonal().sqrt()
     return found, {
         "lrrnn/posterior_ess": mixing.ess,
