@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from connector import ConnectivityDistribution, Network
 from connector.data.folds import Fold
 from connector.files import read_npz
+from connector.lrrnn.field_posterior import FieldPosterior
 from connector.lrrnn.handover import FittedDynamics
 from connector.runs.naming import register_resolvers
 from connector.runs.store import RunStore, write_network
@@ -124,8 +125,13 @@ def test_keys_of_the_files_are_those_written(tmp_path):
     loadings = Loadings(zeros(5, 2), zeros(5, 1), zeros(5))
     fold = Fold(torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3]))
     readings = zeros(4, 3, 2), zeros(4, 3, 2, 2)
-    store = RunStore(tmp_path)
-    store.write_stage_inputs(FittedDynamics(latents, loadings, fold, "tanh", zeros(5, 4, 4), readings, zeros(5, 2)))
+    store, p = RunStore(tmp_path), zeros(3, 2)
+    field = FieldPosterior(
+        "tanh", loadings, zeros(5, 3), p, zeros(6, 6), zeros(6), p[None], zeros(2), zeros(2, 2), zeros(1)
+    )
+    store.write_stage_inputs(
+        FittedDynamics(latents, loadings, fold, "tanh", zeros(5, 4, 4), readings, zeros(5, 2), field)
+    )
     assert set(read_npz(store.latents_file)) == documented("latents.npz")
     write_network(tmp_path / "network.npz", Network(zeros(5, 2), zeros(5, 2)), 0.0)
     assert set(read_npz(tmp_path / "network.npz")) == documented("network.npz")
