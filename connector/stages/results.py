@@ -26,6 +26,7 @@ from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.analysis.separated_groups import separated_groups
 from connector.connectivity.nu.draws import Draws
+from connector.connectivity.nu.field import ENOUGH_DRAWS
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
 from connector.errors import UserError
@@ -105,9 +106,12 @@ class Results:
 
     @cached_property
     def attractor_counts(self) -> AttractorCounts | None:
-        """Attractors in the draws, inputs at zero, where states visit the region that they are looked for in."""
-        z = self.inputs.latents.trials(self.inputs.fold.train).samples().z
-        return None if self.draws is None or z.shape[1] > 3 else count_attractors(self.draws, z)
+        """Attractors in the draws, inputs at zero, where states visit the region that they are looked for in; None where too
+        few draws of the dynamics are independent for a probability."""
+        z, field = self.inputs.latents.trials(self.inputs.fold.train).samples().z, self.inputs.field
+        if self.draws is None or z.shape[1] > 3 or (field is not None and float(field.effective) < ENOUGH_DRAWS):
+            return None
+        return count_attractors(self.draws, z)
 
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
         """States, inputs and drive of the test trials (``n_states`` of them at most, evenly spread).
