@@ -270,7 +270,9 @@ def _sample_dynamics(
         except torch.linalg.LinAlgError:
             what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"
             raise numerical_failure("lrrnn", f"{what}; lower lrrnn.rank, or set lrrnn.posterior_sweeps=0") from None
-    noise = found.field.noise.diagonal().sqrt()
+    # The model's gauge is the reproducible one, with signs by the choices; scripts compare the two.
+    found = found.moved(Gauge.fit(found.latents.z, start.z, recording.lengths, fold.train, affine=True))
+    noise = (found.field.noise.diagonal() / found.latents.trials(fold.train).samples().z.double().var(0)).sqrt()
     return found, {
         "lrrnn/posterior_ess": mixing.ess,
         "lrrnn/posterior_halves": mixing.halves,

@@ -19,7 +19,7 @@ from connector.connectivity.drive_matching import (
 )
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.design import Design
-from connector.connectivity.nu.field import fit_field
+from connector.connectivity.nu.field import ENOUGH_DRAWS, fit_field, too_few_draws
 from connector.connectivity.nu.mean import ConditionalMean
 from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean, published_to_lambda
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
@@ -44,9 +44,9 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
     if connectivity.estimator == "trajectories" and connectivity.regularizer is None:
-        if inputs.field is not None:
+        if inputs.field is not None and float(inputs.field.effective) >= ENOUGH_DRAWS:
             return _from_field(options, inputs)
-        if inputs.latents.drive is None:
+        if inputs.latents.drive is None or inputs.field is not None:
             return _from_trajectories(options, inputs)
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
     pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
@@ -107,7 +107,7 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
     """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
     latents = inputs.latents.trials(inputs.fold.train)
     readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
-    return fit_trajectories(
+    found = fit_trajectories(
         latents,
         inputs.loadings,
         activation=inputs.activation,
@@ -117,6 +117,9 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         observed=readings,
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
+    if inputs.field is not None:
+        found.summary["warnings"] = [*found.summary["warnings"], too_few_draws(float(inputs.field.effective))]
+    return found
 
 
 def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:

@@ -137,17 +137,19 @@ def fit_field(
     components = found.mixture(settings.draws, generator)
     model = assemble(found, components, field, loadings, activation, settings.width_factor)
     model.summary.update(summary(model, found, components, loadings))
-    model.summary.update({"estimator": "field_posterior", "warnings": _warnings(float(posterior.effective))})
+    effective = float(posterior.effective)
+    warned = [] if effective >= ENOUGH_DRAWS else [too_few_draws(effective)]
+    model.summary.update({"estimator": "field_posterior", "warnings": warned})
     return model
 
 
-def _warnings(effective: float) -> list[str]:
-    if effective >= ENOUGH_DRAWS:
-        return []
-    return [
-        f"The posterior of the dynamics rests on {effective:.2g} independent draws (ask for {ENOUGH_DRAWS} or more): its bands, and "
-        "the intervals of nu, are too narrow by an unknown amount; raise lrrnn.posterior_sweeps."
-    ]
+def too_few_draws(effective: float) -> str:
+    """What to say of a posterior of which few draws are independent."""
+    return (
+        f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} or more are asked for): its bands are "
+        "too narrow by an unknown amount, no attractors are counted in it, and a run takes nu from states read bin by bin instead, "
+        "with wide intervals. Raise lrrnn.posterior_sweeps."
+    )
 
 
 def _in_basis(posterior: FieldPosterior, field: Field, gauge: Tensor, z: Tensor, u: Tensor | None) -> Quadratic:

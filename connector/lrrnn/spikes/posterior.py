@@ -15,6 +15,8 @@ from torch import Tensor
 from connector.data.folds import Fold
 from connector.lrrnn.field_posterior import FieldPosterior, likelihood_of
 from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.latents import read_states
+from connector.lrrnn.observation import Observation
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.paths import Counts, most_likely
 from connector.lrrnn.spikes.readout import refit_loadings
@@ -102,7 +104,7 @@ def sample_posterior(
     draws = sampler.run(sweeps, int(BURN * sweeps), progress)
     paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
     mixing = judge(sampler, draws)
-    return _packed(sampler, draws, paths, recording, fold, mixing), mixing
+    return _packed(sampler, draws, paths, (recording, start.offset), fold, mixing), mixing
 
 
 def _all_paths(
@@ -131,8 +133,10 @@ def _all_paths(
 
 
 def _packed(
-    sampler: PathSampler, draws: Draws, paths: Tensor, recording: Recording, fold: Fold, mixing: Mixing
+    sampler: PathSampler, draws: Draws, paths: Tensor, seen: tuple[Recording, Tensor | None], fold: Fold, mixing: Mixing
 ) -> FittedDynamics:
+    """``seen``: the recording, and the baseline about its mean."""
+    recording, offset = seen
     drawn, c, size = torch.stack(draws.loadings), torch.stack(draws.c), draws.c[0].numel()
     centred = drawn - drawn.mean(0)
     spread = torch.einsum("dki,dkj->kij", centred, centred) / max(1, len(drawn) - 1)
@@ -159,8 +163,17 @@ def _packed(
     latents = Latents.of(recording, paths)
     u = None if latents.inputs is None or not sampler.n_inputs else latents.inputs.reshape(-1, sampler.n_inputs)
     drive = posterior.drive(paths.reshape(-1, rank), u).view_as(paths) * latents.mask[..., None]
-    latents = replace(latents, drive=drive)
-    return FittedDynamics(latents, loadings, fold, recording.activation, spread, field=posterior)
+    latents, scale = replace(latents, drive=drive), math.exp(sum(draws.log_scale) / len(draws.log_scale))
+    readings = read_states(
+        recording.activity / scale,
+        latents.mask,
+        paths,
+        loadings,
+        Observation.of("softplus", "poisson", scale),
+        inputs=None if loadings.b is None else recording.inputs,
+        offset=offset,
+    )
+    return FittedDynamics(latents, loadings, fold, recording.activation, spread, readings, field=posterior)
 
 
 def judge(sampler: PathSampler, draws: Draws) -> Mixing:
