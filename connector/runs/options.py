@@ -165,6 +165,10 @@ class LowRankRNNOptions:
         )
 
 
+# Groups that a run cannot be without, GROUP=[] takes one away; and a file of each.
+_USUAL = {"data": "quadstable", "lrrnn": "default", "connectivity": "default", "trainer": "cpu", "logger": "csv"}
+
+
 @dataclass
 class FlowOptions:
     """The flows of the loadings and of n."""
@@ -460,7 +464,10 @@ def checked(config: DictConfig) -> Options:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"a value for {missing[0]}", "none", f"give one with {missing[0]}=VALUE")
-        plain["trainer"] = _with_extra(plain.get("trainer"))
+        for group, usual in _USUAL.items():
+            if plain.get(group) is None:
+                raise UserError(f"a file of the group {group}, such as {group}={usual}", "none")
+        plain["trainer"] = _with_extra(plain["trainer"])
         plain["callbacks"] = plain.get("callbacks") or {}
         data, logger = checked_data(plain.pop("data")), _checked_logger(plain.pop("logger"))
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
