@@ -166,7 +166,7 @@ class LowRankRNNOptions:
 
 
 # Groups that a run cannot be without, GROUP=[] takes one away; and a file of each.
-_USUAL = {"data": "quadstable", "lrrnn": "default", "connectivity": "default", "trainer": "cpu", "logger": "csv"}
+_USUAL = {"lrrnn": "default", "connectivity": "default", "trainer": "cpu", "logger": "csv"}
 
 
 @dataclass
