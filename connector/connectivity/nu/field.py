@@ -7,9 +7,6 @@ c = T x + t, where T is the least-squares map of one basis on the other over the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
 from connector.connectivity.nu.trajectories import TrajectorySettings
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.field_posterior import FieldPosterior
+from connector.lrrnn.spikes.sampler import CoefficientPrior, MakeBasis
 from connector.numerics import inverse_root, least_squares, random_rows
 from connector.shooting import Field
 from connector.types import Loadings
@@ -35,37 +33,7 @@ ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval 
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 
 
-@dataclass(frozen=True)
-class CoefficientPrior:
-    """c = x gauge with Cov(x) = sum_k exp(theta_k) parts[f, k] in every dimension; f is one of F kernels.
-
-    Attributes:
-        parts: (F, 3, p, p) linear, curved, white. log_weights: (F,) prior of the kernels.
-        centre, width: (F, 3) normal prior of theta; a width of 0 keeps theta there.
-        gauge: (R, R).
-    """
-
-    parts: Tensor
-    log_weights: Tensor
-    centre: Tensor
-    width: Tensor
-    gauge: Tensor
-
-    def covariance(self, f: int, theta: Tensor) -> Tensor:
-        """Cov(x) (p, p)."""
-        cov = torch.einsum("k,kij->ij", theta.exp(), self.parts[f])
-        return cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-
-    def log_density(self, f: int, theta: Tensor) -> float:
-        """Of kernel and log amplitudes, up to a constant."""
-        free = self.width[f] > 0
-        off = (theta - self.centre[f])[free] / self.width[f][free]
-        return float(self.log_weights[f] - 0.5 * off.square().sum())
-
-
-def sampled_basis(
-    activation: str, alpha: float, seed: int
-) -> Callable[[Loadings, Tensor, Tensor | None], tuple[Field, CoefficientPrior]]:
+def sampled_basis(activation: str, alpha: float, seed: int) -> MakeBasis:
     """What :class:`connector.lrrnn.spikes.sampler.PathSampler` builds its field with, from loadings and visited states."""
 
     def build(loadings: Loadings, z: Tensor, u: Tensor | None) -> tuple[Field, CoefficientPrior]:

@@ -62,9 +62,9 @@ class Counts:
             None if offset is None else offset[mask].float(),
         )
 
-    def padded(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """(V, ...) -> (B, T, ...)."""
-        out = rows.new_full((*self.mask.shape, *rows.shape[1:]), fill)
+    def padded(self, rows: Tensor) -> Tensor:
+        """(V, ...) -> (B, T, ...), zero past a trial's end."""
+        out = rows.new_zeros((*self.mask.shape, *rows.shape[1:]))
         out[self.mask] = rows
         return out
 

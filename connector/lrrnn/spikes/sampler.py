@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from connector.lrrnn.spikes.paths import (
     potentials_of,
 )
 from connector.lrrnn.spikes.tridiagonal import Factor
-from connector.numerics import inverse_root
+from connector.numerics import inverse_root, pieces
 from connector.shooting import Field
 from connector.types import Loadings
 
@@ -40,12 +39,14 @@ _WANTED = 0.4  # share of these moves accepted
 _VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
 
 
-class CoefficientPrior(Protocol):
-    """Of the field's coefficients: c = x gauge, x normal with the same covariance (p, p) in every dimension.
+@dataclass(frozen=True)
+class CoefficientPrior:
+    """c = x gauge with Cov(x) = sum_k exp(theta_k) parts[f, k] in every dimension; f is one of F kernels.
 
     Attributes:
-        parts: (F, ...) one for each kernel. log_weights: (F,) their prior. centre, width: (F, A) normal prior of the log
-        amplitudes; a width of 0 keeps one there. gauge: (R, R) symmetric.
+        parts: (F, 3, p, p) linear, curved, white. log_weights: (F,) prior of the kernels.
+        centre, width: (F, 3) normal prior of theta; a width of 0 keeps theta there.
+        gauge: (R, R).
     """
 
     parts: Tensor
@@ -54,9 +55,16 @@ class CoefficientPrior(Protocol):
     width: Tensor
     gauge: Tensor
 
-    def covariance(self, f: int, theta: Tensor) -> Tensor: ...
+    def covariance(self, f: int, theta: Tensor) -> Tensor:
+        """Cov(x) (p, p)."""
+        cov = torch.einsum("k,kij->ij", theta.exp(), self.parts[f])
+        return cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
 
-    def log_density(self, f: int, theta: Tensor) -> float: ...
+    def log_density(self, f: int, theta: Tensor) -> float:
+        """Of kernel and log amplitudes, up to a constant."""
+        free = self.width[f] > 0
+        off = (theta - self.centre[f])[free] / self.width[f][free]
+        return float(self.log_weights[f] - 0.5 * off.square().sum())
 
 
 MakeBasis = Callable[[Loadings, Tensor, Tensor | None], tuple[Field, CoefficientPrior]]
@@ -85,7 +93,7 @@ class Draws:
 
 
 class PathSampler:
-    """Gibbs sampler; :meth:`sweep` moves everything once.
+    """Gibbs sampler; :meth:`run` sweeps through all moves.
 
     Args:
         make_basis: field and prior of its coefficients for loadings and states (and inputs) as they are.
@@ -110,12 +118,11 @@ class PathSampler:
         self.theta, self.family = None, 0
         q = _FIRST_Q * torch.cov(rows.T).reshape(self.rank, self.rank)
         self.p = Parameters(loadings, log_scale, torch.zeros(1, self.rank), q, first.mean(0), start_cov)
-        self.hyper = _hyper(loadings)
         self.rebuild()
         self.p = replace(self.p, c=self.identity)
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
-        self.step, self.moved = 0.05, 0.4
+        self.step = 0.05
         self.accepted = 0.5
         self.factor: Factor | None = None
 
@@ -188,7 +195,6 @@ class PathSampler:
         take = math.log(max(float(self._uniform(1)), 1e-300)) < log_ratio
         if take:
             self.p, self.z, self.mode, self.factor, self.target = new, z, mode, factor, target
-        self.moved = 0.9 * self.moved + 0.1 * take
         if self.adapting:
             self.step = min(1.0, max(1e-3, self.step * math.exp(0.15 * (take - _WANTED))))
 
@@ -223,7 +229,7 @@ class PathSampler:
     def loadings_and_scale(self) -> None:
         """Loadings of all neurons and the scale by a Fisher step and a draw; hyper-parameters of the loadings first."""
         p = self.p
-        mu, precision = self.hyper = _draw_hyper(p.loadings, self.g)
+        mu, precision = _draw_hyper(p.loadings, self.g)
         z = self.z[self.counts.mask]
         parts = [z] if self.counts.u is None else [z, self.counts.u]
         design = torch.cat([*parts, torch.ones(len(z), 1, dtype=torch.float64)], 1)
@@ -292,9 +298,8 @@ class PathSampler:
         shifted[:, 1:] = pair[:, :-1]
         y = (z[shifted] - (1 - alpha) * now) / alpha
         u = None if self.counts.u is None else self.counts.u[inside]
-        b = torch.cat(
-            [self.field(now[i : i + 8192], None if u is None else u[i : i + 8192]) for i in range(0, len(now), 8192)]
-        )
+        rows = pieces(len(now), self.field.neurons.n_neurons)
+        b = torch.cat([self.field(now[at], None if u is None else u[at]) for at in rows])
         gram, rhs = b.T @ b, b.T @ y
         noise = torch.linalg.inv(p.q / alpha**2)
         gauge = self.prior.gauge
@@ -398,10 +403,6 @@ class PathSampler:
 
     def _uniform(self, n: int) -> Tensor:
         return torch.rand(n, generator=self.g, dtype=torch.float64)
-
-
-def _hyper(loadings: Tensor) -> tuple[Tensor, Tensor]:
-    return loadings.mean(0), torch.eye(loadings.shape[1], dtype=torch.float64)
 
 
 def _draw_hyper(loadings: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
