@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from connector.report import determined, nulls
+from connector.report import causes, determined, nulls
 from connector.report.determined import Determined
 from connector.report.numbers import percent
 
@@ -18,11 +18,14 @@ SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has m
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
 
 
-def cautions(n_neurons: int, n_columns: int, found: Determined | None, signs: list[str]) -> list[str]:
+def cautions(
+    n_neurons: int, n_columns: int, found: Determined | None, signs: list[str], *, cause_named: bool = False
+) -> list[str]:
     """All cautions of a run.
 
     Args:
         n_neurons, n_columns: recorded neurons, loadings of each; found: what the data determine; signs: :func:`of_signs`.
+        cause_named: signs say which assumption of the model is wrong.
     """
     said = []
     if n_neurons < NEURONS_PER_COLUMN * n_columns:
@@ -31,7 +34,7 @@ def cautions(n_neurons: int, n_columns: int, found: Determined | None, signs: li
             f"(ask for {NEURONS_PER_COLUMN * n_columns} or more). The distribution of the loadings, and so every "
             "sampled network, is then mostly assumption; no test for cell types is made."
         )
-    of_nu = () if found is None else determined.cautions(found)
+    of_nu = () if found is None else determined.cautions(found, cause_named=cause_named)
     return [*said, *(f"Caution: {caution}" for caution in of_nu), *warnings(signs)]
 
 
@@ -82,11 +85,20 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
             f"nu would be most plausible about an origin {distance:.2g} standard deviations of the given latents away from theirs; "
             "another origin has another nu: were the latents centred, or moved? Add lrrnn to `stages` to have the origin chosen"
         )
-    said += _of_rates(metrics)
+    said += _of_model(metrics)
     said += nulls.not_beaten(metrics)
     if metrics.get("dynamics/field_error", 0.0) >= 1:
         said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
     return said
+
+
+def _of_model(metrics: Mapping[str, float]) -> list[str]:
+    """Causes where they are known; else what only says that something is wrong. Latents and loadings that were given and do
+    not belong to the rates, or rates that share nothing, have no causes among the model's assumptions."""
+    of_rates = _of_rates(metrics)
+    if of_rates and (nulls.nothing_shared(metrics) or "lrrnn/rates_r2_linear" in metrics):
+        return of_rates
+    return causes.of_causes(metrics) or of_rates
 
 
 def _of_rates(metrics: Mapping[str, float]) -> list[str]:

@@ -47,15 +47,23 @@ def signs(found: Determined) -> str:
     return ", ".join(f"nu_{i + 1} at {percent(share) if share else 'none'}" for i, share in enumerate(shares))
 
 
-def cautions(found: Determined) -> tuple[str, ...]:
-    """What a reader should know before believing the rest: the signs of misfit, and what is no misfit."""
-    said = list(found.warnings)
+def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]:
+    """What a reader should know before believing the rest: the signs of misfit, and what is no misfit.
+
+    ``cause_named``: it is said elsewhere which assumption of the model is wrong, so that signs that leave it open are not.
+    """
+    said = [] if cause_named else list(found.warnings)
     if not found.converged:
         said.append("The fit of nu to the trajectories did not converge.")
     if found.predicted_error > OPEN:
+        why = (
+            "nu stays open until what is named below is mended"
+            if cause_named
+            else "the data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network"
+        )
         said.append(
             f"The squared error of nu that the posterior itself expects is {found.predicted_error:.3g} of the mean "
-            "square of nu: the data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network."
+            f"square of nu: {why}."
         )
     return tuple(said)
 

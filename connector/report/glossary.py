@@ -99,3 +99,38 @@ for _key in ("bits_per_spike", "bits_per_spike_prior", "co_smoothing"):
     METRICS[f"lrrnn/{_key}_gain_error"] = Metric(
         f"{_label}: standard error of the gain over the best null", "bits per spike", _GAIN_ERROR
     )
+
+# Checks of the model (connector.analysis.model_checks): other activations, standard errors, and what was found.
+_OTHER = (
+    "Share of the squared error of held-out rates, of neurons that the states were not read from, that {} in place of the stated "
+    "activation removes. Negative where the stated one fits better; the report warns where it is clearly above 0."
+)
+_NAMES = {
+    "rank": "the rank is too low",
+    "input": "an input is not recorded",
+    "drift": "loadings change over the session",
+    "smoothing": "rates were smoothed",
+    "process_noise": "states carry noise",
+    "time_step": "the time step is wrong",
+} | {f"activation_{name}": f"the activation is {name}" for name in ("tanh", "relu", "softplus", "sigmoid")}
+for _name in ("tanh", "relu", "softplus", "sigmoid"):
+    METRICS[f"lrrnn/check_activation_{_name}"] = Metric(
+        f"Model check: {_name} as the activation", "share of the held-out squared error", _OTHER.format(_name)
+    )
+for _key in [
+    *(f"activation_{name}" for name in ("tanh", "relu", "softplus", "sigmoid")),
+    "rank",
+    "drift",
+    "residual_correlation",
+]:
+    _metric = METRICS[f"lrrnn/check_{_key}"]
+    METRICS[f"lrrnn/check_{_key}_error"] = Metric(
+        f"{_metric.label}: standard error", _metric.unit, "Standard error over held-out trials."
+    )
+for _key, _text in _NAMES.items():
+    METRICS[f"lrrnn/cause_{_key}"] = Metric(
+        f"Found: {_text}",
+        "number",
+        "Present where the checks of the model found this cause: 1, or how many dimensions are missing. "
+        "The report says what to do.",
+    )

@@ -24,6 +24,7 @@ from connector.analysis.cell_types import cell_type_test
 from connector.analysis.distances import dissimilarity, distance_of_n, valente_dissimilarity
 from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
+from connector.analysis.model_checks import checks_of
 from connector.analysis.separated_groups import separated_groups
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.field import ENOUGH_DRAWS
@@ -33,7 +34,7 @@ from connector.errors import UserError
 from connector.files import read_npz
 from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import even_rows, moments, symmetric_root
-from connector.report import cautions
+from connector.report import causes, cautions
 from connector.report.glossary import BASELINES
 from connector.report.opening import Findings
 from connector.runs.options import Options
@@ -57,7 +58,7 @@ def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
         return {}
     inputs, known = store.read_stage_inputs(), recording.loadings
     given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
-    found = rates_explained(inputs, recording.activity, given=given)
+    found = rates_explained(inputs, recording.activity, given=given) | checks_of(recording, inputs)
     return found | ({"lrrnn/origin_distance": origin_distance(inputs)} if given and known.has_bias else {})
 
 
@@ -82,6 +83,7 @@ class Results:
         has_posterior = options.connectivity.estimator != "ridge"
         self.diagnosis = self.distribution.diagnose(self.network.loadings) if has_posterior else None
         self.signs: list[str] = []
+        self.cause_named = False
         self.reference: Attractors | None = None
         if data.teacher is not None and data.teacher.attractor_kind != "none":
             self.reference = reference_attractors(data.teacher)
@@ -262,7 +264,7 @@ class Results:
     def cautions(self) -> list[str]:
         """What a reader should know before believing the rest; plain sentences."""
         rows = self.inputs.loadings.stack()
-        return cautions.cautions(*rows.shape, self.diagnosis, self.signs)
+        return cautions.cautions(*rows.shape, self.diagnosis, self.signs, cause_named=self.cause_named)
 
     def _signs(self) -> dict[str, float]:
         """Shares of :mod:`connector.analysis.signs`, and the gain of nu at the recorded loadings."""
@@ -290,6 +292,7 @@ class Results:
     def note_signs(self, metrics: Mapping[str, float]) -> None:
         """Find the sentences to warn with, from the metrics of the stages and of :meth:`measures`."""
         self.signs = cautions.of_signs(metrics, finite=signs.is_finite(self.network))
+        self.cause_named = causes.named(metrics)
 
     def _field_errors(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher

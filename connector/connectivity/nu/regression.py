@@ -16,7 +16,7 @@ Everything is float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,6 +42,7 @@ from connector.types import Loadings
 
 ESTIMATORS = ("gaussian_process", "ridge")
 _OFFSET_TURNS, _OFFSET_CUTOFF = 5, 1e-4
+_EVIDENCE_FAMILIES, _EVIDENCE_CUTOFF = ("none", "arcsine", "matern32"), 1e-3
 _STATE_ENTRIES = 80_000_000  # states times loadings of which modes are found, at most: 640 MB
 _VALIDATION_ENTRIES = 10_000_000  # held-out states times loadings, at most, by which the regularizer is chosen: 80 MB
 _CANDIDATES = tuple(10 ** (0.5 * e) for e in range(2, -27, -1))  # of lambda, for the choice by validation
@@ -149,6 +150,35 @@ def fit_conditional_mean(
     if regularizer == "validation":
         return _by_validation(solve, design.phi, pool, validation, settings.target_r2)
     return solve(None if regularizer is None else float(regularizer))
+
+
+def log_evidence(
+    z: Tensor, u: Tensor | None, following: Tensor, pool: Loadings, *, activation: str, alphas: Sequence[float]
+) -> list[float]:
+    """log p(following | z, u, alpha) of some time steps up to a constant that they share, n having the Gaussian process prior.
+
+    With y = (following - (1 - alpha) z) / alpha, p(following) = p(y) alpha^(-T R). All is in the coefficients of the modes
+    that the pool can drive; the noise beyond these is taken to be the same for all.
+
+    Args:
+        z, u, pool, activation: as for :func:`fit_conditional_mean`. following: (T, R) the states one sample later.
+        alphas: time steps, each in (0, 1].
+
+    Raises:
+        UserError: as :func:`fit_conditional_mean`.
+    """
+    design, following = _checked(z, u, following, pool, activation)
+    pool, grid, found = design.pool, kernel_grid(_EVIDENCE_FAMILIES, (0.8,)), []
+    odd = design.phi.odd and not pool.has_bias and pool.n_inputs == 0
+    whitened = WhitenedPool.of(pool.stack(), odd, 400, torch.Generator().manual_seed(0))
+    seen = observed_modes(design, following - design.z, _EVIDENCE_CUTOFF, 150)
+    for alpha in alphas:
+        y = (following - (1 - alpha) * design.z) / alpha
+        modes = replace(Modes.of(seen.v, seen.singular, seen.left, y), residual=seen.residual / alpha**2)
+        problem = _GaussianProcess(pool, modes, whitened, grid, own_deviations=True)
+        amplitudes = maximise_posterior(problem.parts, problem.a, problem.centre, problem.width)
+        found.append(float(torch.logsumexp(amplitudes.evidence, 0)) - modes.a.numel() * math.log(alpha))
+    return found
 
 
 def drive_offset(
