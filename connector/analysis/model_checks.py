@@ -22,7 +22,10 @@ from connector.types import Recording
 
 INPUT = "input"
 _MOST_SAMPLES = 6000  # of training trials, from which steps are judged
-LEAST_EVIDENCE = 10.0  # log evidence that another time step has to gain
+LEAST_EVIDENCE, _NOISY = (
+    10.0,
+    3.0,
+)  # log evidence that another time step has to gain; times that where states carry noise
 LEAST_SD, LEAST_RATIO, LEAST_SHARE = (
     0.03,
     4.0,
@@ -70,7 +73,8 @@ class ModelChecks:
             found.append("smoothing")
         if not found and is_clear(self.innovations):
             found.append("process_noise")
-        if self.steps and max(self.steps.values()) > LEAST_EVIDENCE:
+        least = LEAST_EVIDENCE * (_NOISY if "process_noise" in found else 1.0)
+        if self.steps and max(self.steps.values()) > least:
             found.append("time_step")
         return tuple(found)
 
