@@ -14,9 +14,8 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -26,6 +25,9 @@ from connector.report.glossary import METRICS
 from connector.report.page import TableData
 from connector.runs.options import STAGES, LoggerOptions
 
+if TYPE_CHECKING:
+    import wandb  # else imported where it is used: it takes half a second, and most runs do without
+
 ID_FILE = "wandb_run_id.txt"
 _LONGEST_TAG = 64  # characters
 
@@ -34,6 +36,8 @@ def _has_account() -> bool:
     """True where an API key is set up, so that logging online can work."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    import wandb
+
     try:
         return bool(wandb.Api().api_key)
     except Exception:  # the call raises where there is no key; which error depends on the version
@@ -59,6 +63,8 @@ def _known_id(directory: Path) -> str | None:
 @contextlib.contextmanager
 def _refused(options: LoggerOptions) -> Iterator[None]:
     """What W&B refuses of options and of its variables in the environment is a mistake, said in two lines."""
+    import wandb
+
     try:
         yield
     except (wandb.errors.Error, ValueError, OSError) as error:
@@ -118,6 +124,8 @@ class WandbRun:
         anew: bool = False,
         of_sweep: bool = False,
     ):
+        import wandb
+
         mode = options.mode
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
@@ -191,6 +199,8 @@ class WandbRun:
     ) -> None:
         """Final metrics into the summary, under their names in metrics.json, and the report's cautions beside them, a
         sentence a line; figures as images; tables as tables."""
+        import wandb
+
         self.run.summary.update({**metrics, "cautions": "\n".join(cautions)})
         shown: dict[str, Any] = {f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()}
         for name, table in tables.items():
@@ -200,6 +210,8 @@ class WandbRun:
 
     def log_data(self, data: Mapping[str, Any], name: str) -> None:
         """The data set as an artifact that this run uses: of a file a reference and its checksum, no copy."""
+        import wandb
+
         path = data.get("path")
         artifact = wandb.Artifact(_artifact_name(f"data-{name}"), type="dataset", metadata={"options": dict(data)})
         if path:
@@ -218,6 +230,8 @@ class WandbRun:
             kind: its type; made_from: types of artifacts of this run that it came from.
             used: whether the run goes on to use it, so that it stands between data and result in the lineage.
         """
+        import wandb
+
         there = [file for file in files if file.exists()]
         if not there:
             return
