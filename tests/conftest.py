@@ -36,6 +36,14 @@ def few_measures(monkeypatch):
     measure_little(monkeypatch)
 
 
+@pytest.fixture
+def no_measures(monkeypatch):
+    """For runs in this process of which a test reads the stages and the sampled network alone."""
+    from connector.stages.results import Results
+
+    monkeypatch.setattr(Results, "measures", lambda results: {})
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A small run of the main experiment: a directory of this process's own, and what the command said.

@@ -21,7 +21,7 @@ def ring(n=300, seed=0):
 
 
 def test_two_groups_are_found_with_their_members():
-    x, side = two(6)
+    x, side = two(6, n=150)
     found = separated_groups(x)
     assert (found.verdict, found.n_groups) == ("separated groups", 2)
     assert found.stability > 0.8
@@ -31,10 +31,10 @@ def test_two_groups_are_found_with_their_members():
 
 def test_four_groups_are_counted():
     rng = np.random.default_rng(1)
-    x = 0.3 * rng.normal(size=(400, 2)) + 0.87 * np.sign(rng.normal(size=(400, 2)))
+    x = 0.3 * rng.normal(size=(240, 2)) + 0.87 * np.sign(rng.normal(size=(240, 2)))
     found = separated_groups(torch.from_numpy(x))
     assert found.n_groups == 4
-    assert torch.bincount(found.labels).min() > 60
+    assert torch.bincount(found.labels).min() > 36
 
 
 @pytest.mark.parametrize("shape", ["gauss", "ring", "gamma", "uniform"])

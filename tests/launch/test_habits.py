@@ -146,7 +146,7 @@ def test_an_option_without_its_plus_is_refused_with_the_right_place(override, wo
     assert all(word in said for word in words), said
 
 
-def test_callbacks_of_ones_own_watch_all_stages_or_those_that_they_name(tmp_path, few_measures):
+def test_callbacks_of_ones_own_watch_all_stages_or_those_that_they_name(tmp_path, no_measures):
     mine = ["+callbacks.mine._target_=mine.Mine", f"+callbacks.mine.file={tmp_path / 'seen'}"]
     ran(tmp_path / "run", *mine, "+callbacks.mine.stages=[lrrnn,outputs]", stages="auto")
     assert (tmp_path / "seen").read_text().split() == ["lrrnn"] * 3 + ["outputs"] * 2

@@ -93,7 +93,7 @@ def test_the_manifest_names_the_files_of_each_stage_and_what_they_were_made_with
     assert all(file_checksum(directory / file) == checksum for file, checksum in files.items())
 
 
-def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, few_measures, tmp_path):
+def test_a_damaged_hand_over_is_made_anew_and_never_built_on(finished, no_measures, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     flow = copy / "checkpoints" / "loadings_flow.pt"
     content = bytearray(flow.read_bytes())
@@ -130,7 +130,7 @@ def test_the_same_command_finds_all_done_and_says_the_same(finished):
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_repeats_from_its_own_directory(finished, few_measures, tmp_path):
+def test_a_run_repeats_from_its_own_directory(finished, no_measures, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     (copy / "network.npz").unlink()
     done = typed("--config-dir", finished[0], "--config-name", "config", f"hydra.run.dir={copy}", "report=false")
@@ -139,7 +139,7 @@ def test_a_run_repeats_from_its_own_directory(finished, few_measures, tmp_path):
     assert (copy / "network.npz").read_bytes() == (finished[0] / "network.npz").read_bytes()
 
 
-def test_one_seed_gives_one_network(finished, few_measures, tmp_path):
+def test_one_seed_gives_one_network(finished, no_measures, tmp_path):
     done = typed(*SMALL, "report=false", f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     names = ("latents.npz", "network.npz")  # in the order in which they are made

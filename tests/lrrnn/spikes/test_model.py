@@ -378,6 +378,7 @@ def constant_states(n_trials, n_neurons, n_steps=40, gain=1.5):
     return recording, grid, rates
 
 
+@pytest.mark.slow
 def test_hidden_neurons_are_predicted_from_the_others_as_well_as_they_can_be():
     """The best prediction, E[rate | spikes of the others] under the true parameters, by quadrature over z."""
     recording, grid, rates = constant_states(n_trials=260, n_neurons=30)
