@@ -12,12 +12,13 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from connector.dynamics import value_and_slope
-from connector.lrrnn.spikes.tridiagonal import Factor, factorise
+from connector.lrrnn.spikes.tridiagonal import Factor, factorise_blocks, time_first
 from connector.shooting import Field
 
 _PIECE = 1 << 17  # numbers in a temporary
@@ -181,11 +182,12 @@ def log_target(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor
     """log p(y, paths) of each trial (B,), up to constants; z (B, T, R)."""
     rows = z[counts.mask]
     following, _ = step_of(field, p.c, rows, counts.u, False)
-    error = _errors(counts, z, counts.padded(following))
+    error = step_errors(counts, z, counts.padded(following))
     return counts.per_trial(nats(counts, p, rows)) + _log_prior(counts, p, z, error)
 
 
-def _errors(counts: Counts, z: Tensor, following: Tensor) -> Tensor:
+def step_errors(counts: Counts, z: Tensor, following: Tensor) -> Tensor:
+    """z[t + 1] less what followed from z[t] (B, T - 1, R), zero past a trial's end."""
     pair = counts.mask[:, 1:, None]
     return torch.where(pair, z[:, 1:] - following[:, :-1], 0.0)
 
@@ -206,41 +208,37 @@ def newton(
 
     known: paths (B, T, R) and what the counts say there; they are then taken to say so, to second order, at z as well.
     """
-    mask, rank = counts.mask, z.shape[2]
+    mask = counts.mask
     rows = z[mask]
     seen = curvature(counts, p, rows) if known is None else _carried_over(known[1], rows - known[0][mask])
     following, jacobian = step_of(field, p.c, rows, counts.u, True)
-    eye = torch.eye(rank, dtype=torch.float64)
-    error = _errors(counts, z, counts.padded(following))
-    pair = mask[:, 1:, None, None]
-    a = torch.where(pair, counts.padded(jacobian)[:, :-1], 0.0)
+    error = step_errors(counts, z, counts.padded(following))
     precision, own = torch.linalg.inv(p.q), torch.linalg.inv(p.start_covariance)
-    weighted = _apply(precision, a)  # Q^-1 A
-    diagonal = counts.padded(seen.information)
-    diagonal[:, 0] += own
-    diagonal[:, 1:] += pair * precision
-    diagonal[:, :-1] += (a[..., :, :, None] * weighted[..., :, None, :]).sum(-3)  # A^T Q^-1 A
-    diagonal[~mask] = eye
-    gradient = counts.padded(seen.score)
-    first = z[:, 0] - p.start_mean
-    gradient[:, 0] -= first @ own
-    pull = error @ precision
-    gradient[:, 1:] -= pull
-    gradient[:, :-1] += (a * pull[..., :, None]).sum(-2)
-    factor = factorise(diagonal, -weighted)
+    pull, first = time_first(error @ precision), ((z[:, 0] - p.start_mean) @ own).T.numpy()
+    # from here on (time, component, trial): a component of all trials at a time lies together
+    inside = time_first(mask)
+    pair = inside[1:, None, None]
+    a = time_first(counts.padded(jacobian))[:-1] * pair
+    weighted = np.einsum("ik,tkjb->tijb", precision.numpy(), a)  # Q^-1 A
+    diagonal = time_first(counts.padded(seen.information))
+    diagonal[0] += own.numpy()[..., None]
+    diagonal[1:] += pair * precision.numpy()[..., None]
+    gradient = time_first(counts.padded(seen.score))
+    gradient[0] -= first
+    gradient[1:] -= pull
+    for k in range(len(precision)):
+        diagonal[:-1] += a[:, k, :, None] * weighted[:, k, None]  # A^T Q^-1 A
+        gradient[:-1] += a[:, k] * pull[:, k, None]
+    diagonal.transpose(0, 3, 1, 2)[~inside] = np.eye(len(precision))
+    factor = factorise_blocks(diagonal, -weighted)
     target = counts.per_trial(seen.nats) + _log_prior(counts, p, z, error)
-    return factor.solve(gradient * mask[..., None]), factor, target
+    return factor.solve(torch.from_numpy(gradient * inside[:, None]).movedim(-1, 0)), factor, target
 
 
 def _carried_over(seen: Curvature, away: Tensor) -> Curvature:
     """To states that lie ``away`` (V, R), by the quadratic."""
     pull = (seen.information * away[:, None, :]).sum(-1)
     return Curvature(seen.nats + ((seen.score - 0.5 * pull) * away).sum(1), seen.score - pull, seen.information)
-
-
-def _apply(matrix: Tensor, blocks: Tensor) -> Tensor:
-    """matrix (R, R) times blocks (..., R, R)."""
-    return (matrix[:, :, None] * blocks[..., None, :, :]).sum(-2)
 
 
 def most_likely(

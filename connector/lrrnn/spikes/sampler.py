@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from connector.lrrnn.spikes import marginal
 from connector.lrrnn.spikes.paths import (
     LEAST_RATE,
     Counts,
@@ -22,6 +23,7 @@ from connector.lrrnn.spikes.paths import (
     curvature,
     log_target,
     most_likely,
+    newton,
     potentials_of,
 )
 from connector.lrrnn.spikes.tridiagonal import Factor
@@ -36,6 +38,7 @@ _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
 _CARRIES, _EAGER = 3, 60  # moves of noise and time scale a sweep, in the first sweeps
 _WANTED = 0.4  # share of these moves accepted
+_LOOSE = 10  # sweeps until the coefficients' joint moves begin
 _VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
 
 
@@ -123,6 +126,7 @@ class PathSampler:
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
         self.step = 0.05
+        self.known, self.drifted = None, 0.0
         self.accepted = 0.5
         self.factor: Factor | None = None
 
@@ -167,36 +171,70 @@ class PathSampler:
         ratio = new + 0.5 * eps.square().sum((1, 2)) - now - 0.5 * white.square().sum((1, 2))
         take = self._uniform(len(ratio)).log() < ratio
         self.z = torch.where(take[:, None, None], trial, self.z)
-        self.target = torch.where(take, new, now)
         self.accepted = float(take.double().mean())
         self.rate = 0.9 * self.rate + 0.1 * take.double()
         if self.adapting:
             self.rho = torch.where(self.rate < 0.15, 0.95, torch.where(self.rate < 0.3, 0.8, self.rho))
 
     def carry(self) -> None:
-        """Process noise along one axis, half the time with the drift, moved with the paths as the noise explains them."""
-        p, r = self.p, int(torch.randint(self.rank, (1,), generator=self.g))
+        """Process noise in some direction, half the time with the drift's pace, moved with the paths as it explains them."""
+        p = self.p
         delta = self.step * float(self._normal((1,)))
-        scale = torch.ones(self.rank, dtype=torch.float64)
-        scale[r] = math.exp(delta / 2)
-        new = replace(p, q=scale[:, None] * p.q * scale)
+        way = self._normal((self.rank, self.rank))
+        turn = torch.linalg.matrix_exp(0.5 * delta * way / way.norm())
+        new = replace(p, q=turn @ p.q @ turn.T)
         log_ratio = 0.0
         if float(self._uniform(1)) < 0.5:
+            r = int(torch.randint(self.rank, (1,), generator=self.g))
             c = p.c.clone()
             c[:, r] = self.identity[:, r] + math.exp(delta) * (c[:, r] - self.identity[:, r])
             new = replace(new, c=c)
             log_ratio = self._log_prior(c) - self._log_prior(p.c) + len(c) * delta
-        if self.seen is None:
-            self.seen = self.mode, curvature(self.counts, p, self.mode[self.counts.mask])
-        mode, factor = most_likely(self.counts, self.field, new, self.mode, 2, known=self.seen)
-        z = mode + factor.backward(self.factor.transposed_times(self.z - self.mode))
-        target = log_target(self.counts, self.field, new, z)
-        log_ratio += float((target - self.target + self.factor.log_det - factor.log_det).sum())
-        take = math.log(max(float(self._uniform(1)), 1e-300)) < log_ratio
-        if take:
-            self.p, self.z, self.mode, self.factor, self.target = new, z, mode, factor, target
+        take = self._carried(new, self._at_mode(new, 2), log_ratio)
         if self.adapting:
             self.step = min(1.0, max(1e-3, self.step * math.exp(0.15 * (take - _WANTED))))
+
+    def drift(self) -> None:
+        """Coefficients drawn about where their posterior's gradient points, the paths carried along."""
+        p = self.p
+        inside = self.prior.covariance(self.family, self.theta)
+        gauge = torch.linalg.inv(self.prior.gauge @ self.prior.gauge)
+        prior = torch.kron(torch.linalg.inv(inside).contiguous(), gauge.contiguous())
+        if self.known is None:
+            self.known = marginal.information(self.counts, self.field, p, self.mode, self.factor)
+        whole = prior + self.known
+        root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
+
+        def pull(c: Tensor, mode: Tensor, factor: Factor) -> Tensor:
+            up = marginal.gradient(self.counts, self.field, replace(p, c=c), mode, factor).reshape(-1, 1)
+            return torch.cholesky_solve(up - prior @ c.reshape(-1, 1), root).view_as(c)
+
+        noise = torch.linalg.solve_triangular(root.T, self._normal((len(root), 1)), upper=True).view_as(p.c)
+        c = p.c + pull(p.c, self.mode, self.factor) + noise
+        new = replace(p, c=c)
+        there = self._at_mode(new, 3)
+        back, forth = ((root.T @ x.reshape(-1, 1)).square().sum() for x in (p.c - c - pull(c, *there[:2]), noise))
+        log_ratio = self._log_prior(c) - self._log_prior(p.c) + 0.5 * float(forth - back)
+        self.drifted = 0.9 * self.drifted + 0.1 * self._carried(new, there, log_ratio)
+
+    def _at_mode(self, p: Parameters, steps: int) -> tuple[Tensor, Factor, Tensor]:
+        """Most likely paths, the curvature's factor and the target (B,) there; counts to second order about the last mode."""
+        if self.seen is None:
+            self.seen = self.mode, curvature(self.counts, self.p, self.mode[self.counts.mask])
+            _, self.factor, self.peak = newton(self.counts, self.field, self.p, self.mode, self.seen)
+        mode, _ = most_likely(self.counts, self.field, p, self.mode, steps - 1, known=self.seen)
+        move, factor, before = newton(self.counts, self.field, p, mode, self.seen)
+        return mode + move, factor, before + 0.5 * factor.transposed_times(move).square().sum((1, 2))
+
+    def _carried(self, new: Parameters, there: tuple[Tensor, Factor, Tensor], log_ratio: float) -> bool:
+        """Metropolis step to other parameters by their evidence (Laplace); paths keep their place about the mode."""
+        mode, factor, peak = there
+        log_ratio += float((peak - self.peak + self.factor.log_det - factor.log_det).sum())
+        take = math.log(max(float(self._uniform(1)), 1e-300)) < log_ratio
+        if take:
+            self.z = mode + factor.backward(self.factor.transposed_times(self.z - self.mode))
+            self.p, self.mode, self.factor, self.peak = new, mode, factor, peak
+        return take
 
     def _log_prior(self, c: Tensor) -> float:
         cov = self.prior.covariance(self.family, self.theta)
@@ -373,9 +411,14 @@ class PathSampler:
             self.adapting = i < burn
             if i in rebuilds and i:
                 self.rebuild()
+                self.known = None
             self.paths()
             for _ in range(_CARRIES if i < min(_EAGER, burn) else 1):
                 self.carry()
+            if i >= _LOOSE:
+                if self.adapting and i % 5 == 0:
+                    self.known = None
+                self.drift()
             self.fix_gauge()
             self.loadings_and_scale()
             found, mean, covariance = self.coefficients(self.draws_of_c)

@@ -23,6 +23,27 @@ class Factor:
     lower: np.ndarray
     log_det: Tensor
 
+    def of(self, trials: slice) -> Factor:
+        """Of some of the matrices."""
+        return Factor(self.inverse[..., trials], self.lower[..., trials], self.log_det[trials])
+
+    def forward(self, g: Tensor) -> Tensor:
+        """C^-1 g; g (B, T, R, N), N right-hand sides."""
+        right = np.ascontiguousarray(g.permute(1, 2, 3, 0).numpy())
+        return torch.from_numpy(self._forward(right)).permute(3, 0, 1, 2)
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """Blocks (t, t) (B, T, R, R) and (t, t + 1) (B, T - 1, R, R) of H^-1."""
+        own, following = np.empty_like(self.inverse), np.empty_like(self.lower)
+        for t in range(len(own) - 1, -1, -1):
+            root = self.inverse[t]  # L^-1
+            own[t] = np.einsum("kib,kjb->ijb", root, root)
+            if t + 1 < len(own):
+                gain = np.einsum("kib,jkb->ijb", root, self.lower[t])  # L^-T W^T
+                following[t] = -np.einsum("ikb,kjb->ijb", gain, own[t + 1])
+                own[t] -= np.einsum("ikb,jkb->ijb", following[t], gain)
+        return torch.from_numpy(own).permute(3, 0, 1, 2), torch.from_numpy(following).permute(3, 0, 1, 2)
+
     def _forward(self, g: np.ndarray) -> np.ndarray:
         found = np.empty_like(g)
         for t in range(len(g)):
@@ -39,15 +60,15 @@ class Factor:
 
     def backward(self, y: Tensor) -> Tensor:
         """C^-T y; y (B, T, R). Of standard normal y: a draw of the Gaussian of precision H."""
-        return _back(self._backward(_time_first(y)))
+        return _back(self._backward(time_first(y)))
 
     def solve(self, g: Tensor) -> Tensor:
         """H^-1 g; g (B, T, R)."""
-        return _back(self._backward(self._forward(_time_first(g))))
+        return _back(self._backward(self._forward(time_first(g))))
 
     def transposed_times(self, x: Tensor) -> Tensor:
         """C^T x, the inverse of :meth:`backward`; x (B, T, R)."""
-        x = _time_first(x)
+        x = time_first(x)
         rank, out = x.shape[1], np.empty_like(x)
         for i in range(rank - 1, -1, -1):  # L^T v = x by substitution: L^-T is upper triangular
             total = x[:, i].copy()
@@ -62,7 +83,11 @@ class Factor:
 
 def factorise(diagonal: Tensor, below: Tensor) -> Factor:
     """diagonal (B, T, R, R) blocks D, below (B, T - 1, R, R) blocks E; float64."""
-    diagonal, below = (np.ascontiguousarray(x.permute(1, 2, 3, 0).numpy()) for x in (diagonal, below))
+    return factorise_blocks(*(np.ascontiguousarray(x.permute(1, 2, 3, 0).numpy()) for x in (diagonal, below)))
+
+
+def factorise_blocks(diagonal: np.ndarray, below: np.ndarray) -> Factor:
+    """:func:`factorise` of blocks in the order of a factor's: (T, R, R, B) and (T - 1, R, R, B)."""
     steps, rank = len(diagonal), diagonal.shape[1]
     inverse, lower = np.zeros_like(diagonal), np.empty_like(below)
     log_det = np.zeros(diagonal.shape[-1])
@@ -114,7 +139,9 @@ def _invert_factor(block: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """(R, R, B) (R, B) -> (R, B)."""
+    """(R, R, B) (R, [N,] B) -> (R, [N,] B)."""
+    if vector.ndim == 3:
+        matrix = matrix[:, :, None]
     out = matrix[:, 0] * vector[0]
     for j in range(1, len(vector)):
         out += matrix[:, j] * vector[j]
@@ -128,9 +155,9 @@ def _transposed_times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return out
 
 
-def _time_first(x: Tensor) -> np.ndarray:
-    """(B, T, R) -> (T, R, B)."""
-    return np.ascontiguousarray(x.permute(1, 2, 0).numpy())
+def time_first(x: Tensor) -> np.ndarray:
+    """(B, T, ...) -> (T, ..., B)."""
+    return np.ascontiguousarray(x.movedim(0, -1).numpy())
 
 
 def _back(x: np.ndarray) -> Tensor:

@@ -1,0 +1,79 @@
+"""What the counts say about the field's coefficients c with the latent paths integrated out, by Laplace's method.
+
+    log p(y | c) ~ log p(y, zh) - log det C,        zh(c) the most likely paths, C C^T the curvature about them
+
+Its gradient and its information lead the sampler's joint moves of coefficients and paths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from connector.dynamics import potentials, value_and_slope
+from connector.lrrnn.spikes.paths import Counts, Parameters, step_errors, step_of
+from connector.lrrnn.spikes.tridiagonal import Factor
+from connector.numerics import pieces
+from connector.shooting import Field
+
+_TRIALS = 64  # eliminated side by side
+
+
+def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:
+    """d log p(y | c) / dc (p, R), about the most likely paths (B, T, R) and their curvature there.
+
+    The curvature's share is alpha sum_t grad B(z_t) Cov(z_t, e_t) Q^-1, with e_t the error of step t.
+    """
+    rows = mode[counts.mask]
+    following, jacobian = step_of(field, p.c, rows, counts.u, True)
+    precision = torch.linalg.inv(p.q)
+    rank = len(precision)
+    pair = counts.mask[:, 1:, None, None]
+    own, next_ = factor.covariances()
+    a = counts.padded(jacobian)[:, :-1]
+    with_error = (next_ - own[:, :-1] @ a.mT) * pair
+    padded = torch.zeros(*counts.mask.shape, rank, rank, dtype=torch.float64)
+    padded[:, :-1] = with_error @ precision
+    pull = torch.zeros_like(mode)
+    pull[:, :-1] = step_errors(counts, mode, counts.padded(following)) @ precision
+    pull, padded = pull[counts.mask].float(), padded[counts.mask].flatten(1).float()
+    m = field.neurons.m
+    by_value = torch.zeros(len(m), rank, dtype=torch.float64)
+    by_slope = torch.zeros(len(m), rank * rank, dtype=torch.float64)
+    low = field.neurons.map(Tensor.float)
+    for at in pieces(len(rows), len(m)):
+        h = potentials(low, rows[at].float(), None if counts.u is None else counts.u[at].float())
+        value, slope = value_and_slope(field.phi, h)
+        by_value += value.T @ pull[at]
+        by_slope += slope.T @ padded[at]
+    through_slope = (m.double()[:, :, None] * by_slope.view(-1, rank, rank)).sum(1)
+    return field.alpha * field.mixing.T @ (by_value + through_slope)
+
+
+def information(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:
+    """Of c with the paths eliminated, (pR, pR); c is flattened as (mode, dimension)."""
+    _, jacobian = step_of(field, p.c, mode[counts.mask], counts.u, True)
+    precision, rank, size = torch.linalg.inv(p.q), len(p.q), field.mixing.shape[1]
+    jacobian = counts.padded(jacobian)
+    u = None if counts.u is None else counts.padded(counts.u)
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    lost = torch.zeros(size * rank, size * rank, dtype=torch.float64)
+    for first in range(0, len(mode), _TRIALS):
+        at = slice(first, first + _TRIALS)
+        mask = counts.mask[at]
+        pair = mask[:, 1:]
+        z = mode[at][:, :-1]
+        basis = torch.zeros(*pair.shape, size, dtype=torch.float64)
+        basis[pair] = field(z[pair], None if u is None else u[at][:, :-1][pair])
+        flat = basis.flatten(0, 1)
+        gram += flat.T @ flat
+        weighted = field.alpha * precision
+        cross = torch.zeros(*mask.shape, rank, size, rank, dtype=torch.float64)  # d2 / dz dc, of the energy
+        cross[:, 1:] -= torch.einsum("ir,btj->btijr", weighted, basis)
+        cross[:, :-1] += torch.einsum("btki,kr,btj->btijr", jacobian[at][:, :-1], weighted, basis)
+        white = factor.of(at).forward(cross.flatten(3))
+        white = white.reshape(-1, size * rank)
+        lost += white.T @ white
+    full = torch.kron(field.alpha**2 * gram, precision.contiguous())
+    found = full - lost
+    return 0.5 * (found + found.T)
