@@ -36,8 +36,8 @@ class Mixing:
     """How well the draws stand for the posterior.
 
     Attributes:
-        ess: effective sample size of the worst of the field's leading axes, the scale and the noise.
-        halves: largest difference of a quantity's means over the first and second half, in posterior sds.
+        ess: effective sample size of the worst of the field's leading axes.
+        halves: largest difference of the means over the first and second half, in posterior sds.
         accepted: share of trials' paths accepted in a sweep.
     """
 
@@ -181,16 +181,17 @@ def judge(sampler: PathSampler, draws: Draws) -> Mixing:
     rows = sampler.z[sampler.counts.mask]
     pick = even_rows(len(rows), _JUDGED_STATES)
     basis = sampler.field(rows[pick], None if sampler.counts.u is None else sampler.counts.u[pick])
-    fields = torch.stack([(basis @ c).reshape(-1) for c in draws.c[:: sampler.draws_of_c]])
-    centred = fields - fields.mean(0)
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    series = [*(u * s)[:, :_JUDGED_AXES].T, torch.tensor(draws.log_scale, dtype=torch.float64)]
-    series.append(torch.stack([torch.logdet(q) for q in draws.q]))
-    return Mixing(
-        min(effective_size(x) for x in series),
-        max(_halves(x) for x in series),
-        sum(draws.accepted) / len(draws.accepted),
+    fields, means = (
+        torch.stack([(basis @ c.view(-1, sampler.rank)).reshape(-1) for c in x]) for x in (draws.c, draws.mean)
     )
+    axes = torch.linalg.svd(fields - fields.mean(0), full_matrices=False)[2][:_JUDGED_AXES]
+    sizes, halves = [], []
+    for axis in axes:
+        total, series = (fields @ axis).var(), means @ axis
+        # what is drawn independently about the means adds to the variance and not to the error of the whole
+        sizes.append(float(total / series.var().clamp_min(1e-300 + 1e-9 * total)) * effective_size(series))
+        halves.append(_halves(series) * float((series.var() / total).sqrt()))
+    return Mixing(min(sizes), max(halves), sum(draws.accepted) / len(draws.accepted))
 
 
 def effective_size(x: Tensor) -> float:

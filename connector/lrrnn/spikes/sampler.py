@@ -36,9 +36,13 @@ _LEAST_Q = 1e-6  # of the latents' variance, as if seen once
 _FIRST_Q = 0.02  # share of the latents' covariance that the process noise starts from: from below it would not rise
 _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
-_CARRIES, _EAGER = 3, 60  # moves of noise and time scale a sweep, in the first sweeps
 _WANTED = 0.4  # share of these moves accepted
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
+_LEARN_EVERY, _LEARNT = (
+    4,
+    5,
+)  # sweeps of the burn-in between estimates of the coefficients' information, averaged over so many
+_LEARNING = 24  # sweeps of the burn-in after the basis was last built
 _VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
 
 
@@ -78,8 +82,9 @@ class Draws:
     """What is kept of each sweep after the burn-in, in one gauge and one basis.
 
     Attributes:
-        c: (p, R) of each draw, several a sweep.
-        mean, covariance, prior: of each sweep, (pR,) and (pR, pR) of c given the paths, and (p, p) of x beforehand.
+        c: (p, R) of each draw, several from each of the next.
+        mean, covariance, prior: of each sweep, (pR,) and (pR, pR) of c given noise, scale and loadings, the paths
+            integrated out, and (p, p) of x beforehand.
         q, loadings, log_scale, accepted: of each sweep.
         paths: (B, T, R) mean.
     """
@@ -126,7 +131,7 @@ class PathSampler:
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
         self.step = 0.05
-        self.known, self.drifted = None, 0.0
+        self.angle, self.known, self.learnt, self.guided = 1.0, None, 0, None
         self.accepted = 0.5
         self.factor: Factor | None = None
 
@@ -177,13 +182,11 @@ class PathSampler:
             self.rho = torch.where(self.rate < 0.15, 0.95, torch.where(self.rate < 0.3, 0.8, self.rho))
 
     def carry(self) -> None:
-        """Process noise in some direction, half the time with the drift's pace, moved with the paths as it explains them."""
+        """Process noise in some direction, half the time with the drift's pace."""
         p = self.p
-        delta = self.step * float(self._normal((1,)))
-        way = self._normal((self.rank, self.rank))
+        delta, way = self.step * float(self._normal((1,))), self._normal((self.rank, self.rank))
         turn = torch.linalg.matrix_exp(0.5 * delta * way / way.norm())
-        new = replace(p, q=turn @ p.q @ turn.T)
-        log_ratio = 0.0
+        new, log_ratio = replace(p, q=turn @ p.q @ turn.T), 0.0
         if float(self._uniform(1)) < 0.5:
             r = int(torch.randint(self.rank, (1,), generator=self.g))
             c = p.c.clone()
@@ -191,37 +194,59 @@ class PathSampler:
             new = replace(new, c=c)
             log_ratio = self._log_prior(c) - self._log_prior(p.c) + len(c) * delta
         take = self._carried(new, self._at_mode(new, 2), log_ratio)
-        if self.adapting:
-            self.step = min(1.0, max(1e-3, self.step * math.exp(0.15 * (take - _WANTED))))
+        self.step = self._adapted(self.step, take, 1.0)
 
     def drift(self) -> None:
-        """Coefficients drawn about where their posterior's gradient points, the paths carried along."""
-        p = self.p
-        inside = self.prior.covariance(self.family, self.theta)
-        gauge = torch.linalg.inv(self.prior.gauge @ self.prior.gauge)
-        prior = torch.kron(torch.linalg.inv(inside).contiguous(), gauge.contiguous())
+        """Coefficients with the paths integrated out: a Crank-Nicolson step about where their evidence points.
+
+        ``self.guided``: mean and factor of the precision of their Gaussian given all but the paths.
+        """
         if self.known is None:
-            self.known = marginal.information(self.counts, self.field, p, self.mode, self.factor)
-        whole = prior + self.known
-        root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
-
-        def pull(c: Tensor, mode: Tensor, factor: Factor) -> Tensor:
-            up = marginal.gradient(self.counts, self.field, replace(p, c=c), mode, factor).reshape(-1, 1)
-            return torch.cholesky_solve(up - prior @ c.reshape(-1, 1), root).view_as(c)
-
-        noise = torch.linalg.solve_triangular(root.T, self._normal((len(root), 1)), upper=True).view_as(p.c)
-        c = p.c + pull(p.c, self.mode, self.factor) + noise
+            self._learn()
+        p, keep = self.p, math.cos(self.angle)
+        spread = math.sin(self.angle)
+        self._see()
+        ahead, root = self._lead(p, self.mode, self.factor)
+        self.guided = p.c + ahead, root
+        white = self._normal((len(root), 1))
+        c = p.c + (1 - keep) * ahead + spread * torch.linalg.solve_triangular(root.T, white, upper=True).view_as(p.c)
         new = replace(p, c=c)
         there = self._at_mode(new, 3)
-        back, forth = ((root.T @ x.reshape(-1, 1)).square().sum() for x in (p.c - c - pull(c, *there[:2]), noise))
-        log_ratio = self._log_prior(c) - self._log_prior(p.c) + 0.5 * float(forth - back)
-        self.drifted = 0.9 * self.drifted + 0.1 * self._carried(new, there, log_ratio)
+        back, _ = self._lead(new, *there[:2])
+        off = root.T @ (p.c - c - (1 - keep) * back).reshape(-1, 1) / spread
+        log_ratio = self._log_prior(c) - self._log_prior(p.c) + 0.5 * float(white.square().sum() - off.square().sum())
+        self.angle = self._adapted(self.angle, self._carried(new, there, log_ratio), math.pi / 2)
 
-    def _at_mode(self, p: Parameters, steps: int) -> tuple[Tensor, Factor, Tensor]:
-        """Most likely paths, the curvature's factor and the target (B,) there; counts to second order about the last mode."""
+    def _adapted(self, size: float, taken: bool, most: float) -> float:
+        return min(most, max(1e-3, size * math.exp(0.15 * (taken - _WANTED)))) if self.adapting else size
+
+    def _learn(self) -> None:
+        """What the counts say about the coefficients, in units of the process noise."""
+        found = marginal.information(self.counts, self.field, self.p, self.mode, self.factor)
+        unit = torch.kron(torch.eye(len(self.p.c), dtype=torch.float64), torch.linalg.cholesky(self.p.q).contiguous())
+        found, self.learnt = unit.T @ found @ unit, min(self.learnt, _LEARNT) + 1
+        self.known = found if self.known is None else self.known + (found - self.known) / self.learnt
+
+    def _lead(self, p: Parameters, mode: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+        """Newton step (p, R) of the coefficients towards their most likely values, and the factor of their precision."""
+        eye = torch.eye(len(p.c), dtype=torch.float64)
+        unit = torch.kron(eye, torch.linalg.inv(torch.linalg.cholesky(p.q)).contiguous())
+        inside = torch.linalg.inv(self.prior.covariance(self.family, self.theta))
+        prior = torch.kron(inside.contiguous(), torch.linalg.inv(self.prior.gauge @ self.prior.gauge).contiguous())
+        whole = prior + unit.T @ self.known @ unit
+        root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
+        up = marginal.gradient(self.counts, self.field, p, mode, factor).reshape(-1, 1)
+        return torch.cholesky_solve(up - prior @ p.c.reshape(-1, 1), root).view_as(p.c), root
+
+    def _see(self) -> None:
+        """What the counts say along the mode, once after it has moved."""
         if self.seen is None:
             self.seen = self.mode, curvature(self.counts, self.p, self.mode[self.counts.mask])
             _, self.factor, self.peak = newton(self.counts, self.field, self.p, self.mode, self.seen)
+
+    def _at_mode(self, p: Parameters, steps: int) -> tuple[Tensor, Factor, Tensor]:
+        """Most likely paths, the curvature's factor and the target (B,) there; counts to second order about the last mode."""
+        self._see()
         mode, _ = most_likely(self.counts, self.field, p, self.mode, steps - 1, known=self.seen)
         move, factor, before = newton(self.counts, self.field, p, mode, self.seen)
         return mode + move, factor, before + 0.5 * factor.transposed_times(move).square().sum((1, 2))
@@ -324,7 +349,7 @@ class PathSampler:
             rows += len(value)
         return total * len(low) / rows
 
-    def coefficients(self, draws: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    def coefficients(self, draws: int = 1) -> tuple[list[Tensor], Tensor, Tensor]:
         """Kernel and amplitudes with c integrated out, then c; some draws, its mean and covariance given the paths."""
         z, alpha, p = self.z, self.field.alpha, self.p
         pair = self.counts.mask.clone()
@@ -404,37 +429,43 @@ class PathSampler:
 
     def run(self, sweeps: int, burn: int, progress: Callable[[int], None] | None = None) -> Draws:
         """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each."""
-        draws, rebuilds = Draws(), {burn // 6, burn // 2, burn}
+        draws, rebuilds = Draws(), {burn // 6, burn // 2, max(burn - _LEARNING, 3 * burn // 4)}
         self.adapting = True
         self.settle()
         for i in range(sweeps):
             self.adapting = i < burn
             if i in rebuilds and i:
                 self.rebuild()
-                self.known = None
+                self.known, self.learnt = None, 0
             self.paths()
-            for _ in range(_CARRIES if i < min(_EAGER, burn) else 1):
-                self.carry()
-            if i >= _LOOSE:
-                if self.adapting and i % 5 == 0:
-                    self.known = None
+            self.carry()
+            if i >= min(_LOOSE, burn):
+                if self.adapting and i % _LEARN_EVERY == 0:
+                    self._learn()
                 self.drift()
+                if i >= burn:
+                    self._keep_coefficients(draws)
             self.fix_gauge()
             self.loadings_and_scale()
-            found, mean, covariance = self.coefficients(self.draws_of_c)
+            self.coefficients()
             self.noise()
             if i >= burn:
-                self._keep(draws, found, mean, covariance)
+                self._keep(draws)
             if progress is not None:
                 progress(i)
         draws.paths = draws.paths / len(draws.q)
         return draws
 
-    def _keep(self, draws: Draws, found: list[Tensor], mean: Tensor, covariance: Tensor) -> None:
-        draws.c += found
+    def _keep_coefficients(self, draws: Draws) -> None:
+        mean, root = self.guided
+        white = self._normal((len(root), self.draws_of_c))
+        found = torch.linalg.solve_triangular(root.T, white, upper=True)
+        draws.c += [mean + x.view_as(mean) for x in found.T]
         draws.mean.append(mean.reshape(-1))
-        draws.covariance.append(covariance)
+        draws.covariance.append(torch.cholesky_inverse(root))
         draws.prior.append(self.prior.covariance(self.family, self.theta))
+
+    def _keep(self, draws: Draws) -> None:
         draws.q.append(self.p.q)
         draws.loadings.append(self.p.loadings)
         draws.log_scale.append(self.p.log_scale)

@@ -138,6 +138,37 @@ def test_paths_keep_their_distribution():
     assert float((share - 0.25).abs().max()) < 0.06, share
 
 
+def test_coefficients_scatter_about_the_maximum_of_their_evidence():
+    """From anywhere, with their information: of whitened distances the mean is 0 and the variance 1."""
+    sampler = sampler_of(simulated(trials=60, steps=30))
+    sampler.p = module.replace(sampler.p, q=0.15**2 * torch.eye(2).double())
+    sampler.settle()
+    sampler.coefficients()
+    sampler.paths()
+    sampler._see()
+    best = sampler.p
+    for _ in range(6):
+        there = sampler._at_mode(best, 3)
+        if sampler.known is None:
+            sampler._learn()
+        best = module.replace(best, c=best.c + sampler._lead(best, *there[:2])[0])
+    sampler.known, sampler.learnt = None, 0
+    sampler.p, (sampler.mode, sampler.factor, sampler.peak) = best, sampler._at_mode(best, 3)
+    sampler._learn()
+    _, root = sampler._lead(best, sampler.mode, sampler.factor)
+    away = torch.linalg.solve_triangular(root.T, 3 * torch.ones(len(root), 1).double() / len(root) ** 0.5, upper=True)
+    sampler.p = module.replace(best, c=best.c + away.view_as(best.c))
+    sampler.mode, sampler.factor, sampler.peak = sampler._at_mode(sampler.p, 3)
+    found = []
+    for _ in range(80):
+        sampler.drift()
+        found.append((root.T @ (sampler.p.c - best.c).reshape(-1, 1))[:, 0])
+    found = torch.stack(found[10:])
+    assert len({tuple(x.tolist()) for x in found}) > 25  # accepted
+    assert float(found.mean(0).square().mean()) < 0.25
+    assert 0.6 < float(found.square().mean()) < 1.5
+
+
 def test_effective_size_of_a_known_process():
     g = torch.Generator().manual_seed(0)
     x, rho = [0.0], 0.8
@@ -166,7 +197,7 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     found, mixing = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=6)
     again, _ = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=6)
     assert_close(found.latents.z, again.latents.z, rtol=0, atol=0)
-    assert found.field.draws.shape[0] == 4 * 4
+    assert found.field.draws.shape[0] == 4 * module.PathSampler.draws_of_c
     assert_close(found.latents.drive, found.field.drive(found.latents.z.reshape(-1, 2)).view_as(found.latents.z))
     # held-out trials are read in the same gauge
     design = torch.cat([found.latents.z.reshape(-1, 2), torch.ones(24 * 20, 1, dtype=torch.float64)], 1)
