@@ -6,7 +6,7 @@
 Each data set draws a kind of dynamics, a form of nu, 50 to 120 recorded neurons of ten times as many, 6 to 20 Hz, 200 to 400
 trials of 80 bins of 10 ms, process noise of 0 to .2 a step, and drift in half of the cases. Sampling starts from principal
 components of smoothed counts. Compared in the true gauge: the vector field at visited states with that of the network itself,
-and nu at fresh loadings. Finished data sets are added to --out, and the same command goes on.
+nu at fresh loadings, and the number of stable points. Finished data sets are added to --out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import os
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,14 +29,21 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from connector.connectivity.nu.field import fit_field, sampled_basis
+from connector.analysis.attractor_probabilities import count_attractors
+from connector.analysis.fixed_points import count_fixed_points
+from connector.connectivity.nu.draws import Draws
+from connector.connectivity.nu.field import ENOUGH_DRAWS, fit_field, sampled_basis
+from connector.connectivity.nu.mean import TrajectoryMean
+from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.folds import Fold
 from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.spikes.baselines import poisson_regression
 from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.numerics import gaussian_window
 from connector.types import Loadings, Recording
 
+COUNTED = 50  # draws of the field in which stable points are counted
 LEVELS = (0.5, 0.8, 0.95)
 ALPHA, STEPS, BIN_S, ASSUMED_SCALE = 0.1, 80, 0.01, 0.1
 SMOOTHING_BINS, OWN_SPREAD, UNRECORDED = 5.0, 0.5, 10
@@ -158,6 +166,21 @@ def shares(draws_low_high, truth: Tensor) -> list[float]:
     return [float(((low <= truth) & (truth <= high)).double().mean()) for low, high in map(draws_low_high, LEVELS)]
 
 
+def fitted_to_field(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
+    """nu from the sampled field, at the states of these rows."""
+    u = None if fit.loadings.b is None else fit.latents.inputs.flatten(0, 1)[pick]
+    more = {"activation": "softplus", "alpha": ALPHA, "loadings_covariance": fit.loadings_covariance}
+    return fit_field(fit.field, fit.latents.z.flatten(0, 1)[pick], u, fit.loadings, **more)
+
+
+def nu_of(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
+    """nu as a run takes it: of few independent draws from the states read bin by bin."""
+    if float(fit.field.effective) >= ENOUGH_DRAWS:
+        return fitted_to_field(fit, pick)
+    more = {"activation": "softplus", "loadings_covariance": fit.loadings_covariance, "observed": fit.readings}
+    return fit_trajectories(fit.latents, fit.loadings, **more)
+
+
 def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     """One data set: plain numbers."""
     truth, began = simulate(kind, form, seed), time.process_time()
@@ -177,16 +200,14 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     def tail(level: float) -> tuple[Tensor, Tensor]:
         return torch.quantile(drives, (1 - level) / 2, 0), torch.quantile(drives, (1 + level) / 2, 0)
 
-    states = fit.latents.z.flatten(0, 1)[pick]
-    model = fit_field(
-        fit.field,
-        states,
-        v,
-        fit.loadings,
-        activation="softplus",
-        alpha=ALPHA,
-        loadings_covariance=fit.loadings_covariance,
-    )
+    model = nu_of(fit, pick)
+    counted = count_attractors(Draws(fitted_to_field(fit, pick), COUNTED, seed=1), fit.latents.z.flatten(0, 1)[pick])
+    still = None if truth.u is None else torch.zeros(1, truth.u.shape[2], dtype=torch.float64)
+
+    def own(z: Tensor, u: Tensor | None = None) -> Tensor:
+        return truth.drive(z, None if still is None else still.expand(len(z), -1))
+
+    stable = count_fixed_points(own, torch.eye(2).double(), counted.region).counts()
     rows, nu = truth.fresh.stack(), truth.nu
     low, high = model.interval(rows, 0.95)
     claimed = (low > 0) | (high < 0)
@@ -202,6 +223,8 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
         "nu_inside": shares(lambda level: model.interval(rows, level), nu),
         "signs_claimed": int(claimed.sum()),
         "signs_wrong": int((claimed & (model.mean(rows).sign() != nu.sign())).sum()),
+        "stable_points": int(stable[0]),
+        "stable_points_drawn": dict(Counter(str(x) for x in counted.stable.tolist())),
         "draws": mixing.ess,
         "noise_found": float(fit.field.noise.diagonal().sqrt().mean()),
         "cpu_seconds": round(sampled, 1),
@@ -220,6 +243,7 @@ def shown(found: list[dict]) -> Table:
         "50/80/95 %",
         "signs wrong",
         "draws",
+        "stable points, p",
         "CPU s",
     )
     for head in columns:
@@ -229,7 +253,9 @@ def shown(found: list[dict]) -> Table:
         table.add_row(
             f"{one['kind']}, {one['form']}", f"{one['hz']:.0f}", f"{one['noise']:g}",
             f"{one['field_error']:.3f} ({one['field_predicted']:.3f})", inside, f"{one['nu_error']:.2f}", of_nu,
-            f"{one['signs_wrong']} of {one['signs_claimed']}", f"{one['draws']:.0f}", f"{one['cpu_seconds']:.0f}",
+            f"{one['signs_wrong']} of {one['signs_claimed']}", f"{one['draws']:.0f}",
+            f"{one['stable_points']}, {one['stable_points_drawn'].get(str(one['stable_points']), 0) / COUNTED:.2f}",
+            f"{one['cpu_seconds']:.0f}",
         )  # fmt: skip
     inside, of_nu = (
         "/".join(f"{statistics.fmean(x):.2f}" for x in zip(*(one[key] for one in found)))
@@ -238,7 +264,17 @@ def shown(found: list[dict]) -> Table:
     error, nu_error = (statistics.median(one[key] for one in found) for key in ("field_error", "nu_error"))
     wrong, claimed = (sum(one[key] for one in found) for key in ("signs_wrong", "signs_claimed"))
     table.add_row(
-        "all: median, mean", "", "", f"{error:.3f}", inside, f"{nu_error:.2f}", of_nu, f"{wrong} of {claimed}", "", ""
+        "all: median, mean",
+        "",
+        "",
+        f"{error:.3f}",
+        inside,
+        f"{nu_error:.2f}",
+        of_nu,
+        f"{wrong} of {claimed}",
+        "",
+        "",
+        "",
     )
     return table
 
@@ -248,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--datasets", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=100, help="of the first data set (default: 100)")
-    parser.add_argument("--sweeps", type=int, default=200, help="of the sampler (default: 200, as a run has)")
+    parser.add_argument("--sweeps", type=int, default=160, help="of the sampler (default: 160, as a run has)")
     parser.add_argument("--out", default="spike_coverage.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

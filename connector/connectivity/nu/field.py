@@ -7,13 +7,15 @@ c = T x + t, where T is the least-squares map of one basis on the other over the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from connector.connectivity.nu.assembly import assemble, summary
 from connector.connectivity.nu.design import Design, build_field
 from connector.connectivity.nu.evidence import amplitude_prior
-from connector.connectivity.nu.kernels import kernel_grid
+from connector.connectivity.nu.kernels import KERNELS, kernel_grid
 from connector.connectivity.nu.mean import TrajectoryMean
 from connector.connectivity.nu.population import build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
@@ -80,6 +82,10 @@ def fit_field(
         recorded_fraction: recorded share of the network; None: unknown, taken as very large.
     """
     settings, phi = settings or TrajectorySettings(), get_activation(activation)
+    # Spikes say little about nu. Smooth families would turn a law that holds on average into signs of single neurons.
+    settings = replace(
+        settings, families=tuple(name for name in settings.families if KERNELS[name].rough) or settings.families
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     loadings, rank = loadings.map(Tensor.double), loadings.rank
     pool = build_pool(

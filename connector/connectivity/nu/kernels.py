@@ -40,9 +40,10 @@ class Kernel:
     """Covariance of unit order between loadings in units of the width, from their inner product and squared norms.
 
     Matrix, matching pairs and diagonal all come from :meth:`of`; draws of functions from :meth:`features`.
+    ``rough``: what its functions do at some loadings says little of what they do at others.
     """
 
-    tried = True
+    tried, rough = True, False
 
     def of(self, xy: Tensor, xx: Tensor, yy: Tensor, odd: bool) -> Tensor:
         """k from x.y, x.x and y.y, which broadcast; ``odd``: of functions g(-x) = -g(x)."""
@@ -143,7 +144,7 @@ class SquaredExponential(Matern):
 
 @register_kernel("matern32")
 class Matern32(Matern):
-    dof = 3
+    dof, rough = 3, True
 
     def profile(self, squared: Tensor) -> Tensor:
         distance = (3 * squared.clamp_min(0)).sqrt()
@@ -154,7 +155,7 @@ class Matern32(Matern):
 class Matern12(Matern):
     """Of functions without a slope."""
 
-    dof = 1
+    dof, rough = 1, True
 
     def profile(self, squared: Tensor) -> Tensor:
         return torch.exp(-squared.clamp_min(0).sqrt())

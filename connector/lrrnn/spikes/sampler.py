@@ -37,6 +37,7 @@ _FIRST_Q = 0.02  # share of the latents' covariance that the process noise start
 _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
 _WANTED = 0.4  # share of these moves accepted
+_EAGER = 3, 40  # moves of the process noise a sweep, in the first sweeps
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
 _LEARN_EVERY, _LEARNT = (
     4,
@@ -438,7 +439,8 @@ class PathSampler:
                 self.rebuild()
                 self.known, self.learnt = None, 0
             self.paths()
-            self.carry()
+            for _ in range(_EAGER[0] if i < min(_EAGER[1], burn) else 1):
+                self.carry()
             if i >= min(_LOOSE, burn):
                 if self.adapting and i % _LEARN_EVERY == 0:
                     self._learn()
