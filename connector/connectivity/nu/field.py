@@ -22,7 +22,8 @@ from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
 from connector.connectivity.nu.trajectories import TrajectorySettings
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.field_posterior import FieldPosterior
-from connector.lrrnn.spikes.sampler import CoefficientPrior, MakeBasis
+from connector.lrrnn.spikes.coefficients import CoefficientPrior
+from connector.lrrnn.spikes.sampler import MakeBasis
 from connector.numerics import inverse_root, least_squares, random_rows
 from connector.shooting import Field
 from connector.types import Loadings

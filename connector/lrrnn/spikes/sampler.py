@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from connector.lrrnn.spikes import marginal
+from connector.lrrnn.spikes.coefficients import CoefficientPrior
 from connector.lrrnn.spikes.paths import (
     LEAST_RATE,
     Counts,
@@ -45,34 +46,6 @@ _LEARN_EVERY, _LEARNT = (
 )  # sweeps of the burn-in between estimates of the coefficients' information, averaged over so many
 _LEARNING = 24  # sweeps of the burn-in after the basis was last built
 _VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
-
-
-@dataclass(frozen=True)
-class CoefficientPrior:
-    """c = x gauge with Cov(x) = sum_k exp(theta_k) parts[f, k] in every dimension; f is one of F kernels.
-
-    Attributes:
-        parts: (F, 3, p, p) linear, curved, white. log_weights: (F,) prior of the kernels.
-        centre, width: (F, 3) normal prior of theta; a width of 0 keeps theta there.
-        gauge: (R, R).
-    """
-
-    parts: Tensor
-    log_weights: Tensor
-    centre: Tensor
-    width: Tensor
-    gauge: Tensor
-
-    def covariance(self, f: int, theta: Tensor) -> Tensor:
-        """Cov(x) (p, p)."""
-        cov = torch.einsum("k,kij->ij", theta.exp(), self.parts[f])
-        return cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-
-    def log_density(self, f: int, theta: Tensor) -> float:
-        """Of kernel and log amplitudes, up to a constant."""
-        free = self.width[f] > 0
-        off = (theta - self.centre[f])[free] / self.width[f][free]
-        return float(self.log_weights[f] - 0.5 * off.square().sum())
 
 
 MakeBasis = Callable[[Loadings, Tensor, Tensor | None], tuple[Field, CoefficientPrior]]
@@ -193,7 +166,7 @@ class PathSampler:
             c = p.c.clone()
             c[:, r] = self.identity[:, r] + math.exp(delta) * (c[:, r] - self.identity[:, r])
             new = replace(new, c=c)
-            log_ratio = self._log_prior(c) - self._log_prior(p.c) + len(c) * delta
+            log_ratio = self._prior_ratio(c) + len(c) * delta
         take = self._carried(new, self._at_mode(new, 2), log_ratio)
         self.step = self._adapted(self.step, take, 1.0)
 
@@ -215,7 +188,7 @@ class PathSampler:
         there = self._at_mode(new, 3)
         back, _ = self._lead(new, *there[:2])
         off = root.T @ (p.c - c - (1 - keep) * back).reshape(-1, 1) / spread
-        log_ratio = self._log_prior(c) - self._log_prior(p.c) + 0.5 * float(white.square().sum() - off.square().sum())
+        log_ratio = self._prior_ratio(c) + 0.5 * float(white.square().sum() - off.square().sum())
         self.angle = self._adapted(self.angle, self._carried(new, there, log_ratio), math.pi / 2)
 
     def _adapted(self, size: float, taken: bool, most: float) -> float:
@@ -232,8 +205,7 @@ class PathSampler:
         """Newton step (p, R) of the coefficients towards their most likely values, and the factor of their precision."""
         eye = torch.eye(len(p.c), dtype=torch.float64)
         unit = torch.kron(eye, torch.linalg.inv(torch.linalg.cholesky(p.q)).contiguous())
-        inside = torch.linalg.inv(self.prior.covariance(self.family, self.theta))
-        prior = torch.kron(inside.contiguous(), torch.linalg.inv(self.prior.gauge @ self.prior.gauge).contiguous())
+        prior = self.prior.precision(self.family, self.theta)
         whole = prior + unit.T @ self.known @ unit
         root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
         up = marginal.gradient(self.counts, self.field, p, mode, factor).reshape(-1, 1)
@@ -262,10 +234,9 @@ class PathSampler:
             self.p, self.mode, self.factor, self.peak = new, mode, factor, peak
         return take
 
-    def _log_prior(self, c: Tensor) -> float:
-        cov = self.prior.covariance(self.family, self.theta)
-        x = c @ torch.linalg.inv(self.prior.gauge)
-        return -0.5 * float((x * torch.cholesky_solve(x, torch.linalg.cholesky(cov))).sum())
+    def _prior_ratio(self, c: Tensor) -> float:
+        ahead, now = (self.prior.log_prior(x, self.family, self.theta) for x in (c, self.p.c))
+        return ahead - now
 
     def fix_gauge(self) -> None:
         """Latents of zero mean and unit covariance, turned towards the reference; loadings and noise follow."""
