@@ -38,15 +38,14 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.folds import Fold
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
-from connector.lrrnn.spikes.baselines import poisson_regression
+from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.posterior import Start, sample_posterior
-from connector.numerics import gaussian_window
 from connector.types import Loadings, Recording
 
 COUNTED = 50  # draws of the field in which stable points are counted
 LEVELS = (0.5, 0.8, 0.95)
-ALPHA, STEPS, BIN_S, ASSUMED_SCALE = 0.1, 80, 0.01, 0.1
-SMOOTHING_BINS, OWN_SPREAD, UNRECORDED = 5.0, 0.5, 10
+ALPHA, STEPS, BIN_S = 0.1, 80, 0.01
+OWN_SPREAD, UNRECORDED = 0.5, 10
 
 
 def normal(g: torch.Generator, *shape: int) -> Tensor:
@@ -140,27 +139,6 @@ def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
     )
 
 
-def crude_start(truth: SimpleNamespace) -> Start:
-    """Principal components of smoothed counts, and loadings by Poisson regression on them."""
-    counts, u = truth.counts.double(), truth.u
-    mean = counts.mean((0, 1))
-    smooth = torch.einsum("st,btk->bsk", gaussian_window(STEPS, SMOOTHING_BINS).double(), counts)
-    evident = (smooth / gaussian_window(STEPS, SMOOTHING_BINS).sum(1)[:, None] - mean) / (mean + 0.02).sqrt()
-    if truth.offset is not None:  # drift moves whole trials
-        evident = evident - evident.mean(1, keepdim=True) + evident.mean()
-    flat = evident.flatten(0, 1)
-    axes = torch.linalg.eigh(flat.T @ flat)[1][:, -2:].flip(1)
-    z = flat @ axes
-    z = ((z - z.mean(0)) / z.std(0)).view(*counts.shape[:2], 2)
-    parts = [z, *([] if u is None else [u]), torch.ones(*counts.shape[:2], 1, dtype=torch.float64)]
-    offset = 0.0 if truth.offset is None else truth.offset.flatten(0, 1)
-    fit = poisson_regression(
-        torch.cat(parts, 2).flatten(0, 1), truth.counts.flatten(0, 1), offset=offset, penalty=0.1, scale=ASSUMED_SCALE
-    )
-    rows = Loadings.unstack(fit.coefficients, 2, 0 if u is None else u.shape[2], has_bias=True)
-    return Start(z, rows, ASSUMED_SCALE, truth.offset)
-
-
 def shares(draws_low_high, truth: Tensor) -> list[float]:
     """Of the truth within the interval of each level."""
     return [float(((low <= truth) & (truth <= high)).double().mean()) for low, high in map(draws_low_high, LEVELS)]
@@ -187,9 +165,12 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     trials = len(truth.z)
     lengths = torch.full((trials,), STEPS)
     u = None if truth.u is None else truth.u.float()
-    recording = Recording(truth.counts, "spikes", lengths, ALPHA, "softplus", bin_s=BIN_S, inputs=u)
+    times = torch.arange(trials, dtype=torch.float64) if truth.about["drift"] else None
+    more = {"bin_s": BIN_S, "inputs": u, "trial_times_s": times}
+    recording = Recording(truth.counts, "spikes", lengths, ALPHA, "softplus", **more)
     fold, basis = Fold(torch.arange(trials), torch.arange(0), torch.arange(0)), sampled_basis("softplus", ALPHA, seed)
-    fit, mixing = sample_posterior(crude_start(truth), recording, fold, basis, sweeps=sweeps, seed=seed)
+    start = Start.of_counts(recording, fold, 2, fit_baseline(recording, fold.train, "local"))
+    fit, mixing = sample_posterior(start, recording, fold, basis, sweeps=sweeps, seed=seed)
     sampled = time.process_time() - began
     fit = fit.moved(Gauge.fit(fit.latents.z, truth.z, lengths, affine=True))
     pick = torch.randperm(trials * STEPS, generator=torch.Generator().manual_seed(seed))[:1500]

@@ -11,7 +11,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.lrrnn.output_weights import ridge_output_weights
 from connector.lrrnn.samples import _SUBSET_SAMPLES
-from connector.numerics import least_squares, random_rows
+from connector.numerics import inverse_root, least_squares, random_rows
 from connector.types import Loadings, valid_mask
 
 
@@ -62,6 +62,15 @@ class Gauge:
                 "check the rank and that the trials visit more than one point",
             )
         return Gauge(matrix, shift)
+
+    @staticmethod
+    def nearest(z: Tensor, other: Tensor) -> Gauge:
+        """To the mean and covariance of other states, turned so that they agree best; both (N, R). Never singular, however
+        little the two have in common."""
+        means, roots = zip(*((x.mean(0), inverse_root(x - x.mean(0))) for x in (z.double(), other.double())))
+        u, _, vh = torch.linalg.svd(((other - means[1]) @ roots[1]).T @ ((z - means[0]) @ roots[0]))
+        matrix = torch.linalg.inv(roots[1]) @ u @ vh @ roots[0]
+        return Gauge(matrix, means[1] - matrix @ means[0])
 
     @property
     def inverse(self) -> Gauge:

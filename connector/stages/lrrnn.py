@@ -256,7 +256,7 @@ def _sample_dynamics(
     basis = sampled_basis(recording.activation, recording.alpha, seed)
     with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
         progress.expect(sweeps)
-        start = Start.of_model(model, recording, fold, baseline, b_penalty=options.lrrnn.b_penalty)
+        start = Start.of_counts(recording, fold, data.sizes.rank, baseline)
         try:
             found, mixing = sample_posterior(
                 start,
@@ -271,7 +271,10 @@ def _sample_dynamics(
             what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"
             raise numerical_failure("lrrnn", f"{what}; lower lrrnn.rank, or set lrrnn.posterior_sweeps=0") from None
     # The model's gauge is the reproducible one, with signs by the choices; scripts compare the two.
-    found = found.moved(Gauge.fit(found.latents.z, start.z, recording.lengths, fold.train, affine=True))
+    guide = model.infer(TrialBatch.of(recording, None, baseline.argument))
+    found = found.moved(
+        Gauge.nearest(*(z[fold.train][recording.mask[fold.train]].double() for z in (found.latents.z, guide)))
+    )
     noise = (found.field.noise.diagonal() / found.latents.trials(fold.train).samples().z.double().var(0)).sqrt()
     return found, {
         "lrrnn/posterior_ess": mixing.ess,

@@ -54,3 +54,15 @@ def test_gauge_moves_covariances_as_it_moves_loadings():
     gauge = Gauge(torch.tensor([[1.0, 0.4], [-0.5, 0.7]]).double(), torch.tensor([0.5, -1.0]).double())
     moved = gauge.loadings(Loadings.unstack(draws, 2, 1, True)).stack()
     torch.testing.assert_close(gauge.loadings_covariance(draws.T.cov()[None], 1)[0], moved.T.cov())
+
+
+def test_nearest_gauge_has_the_mean_and_covariance_of_the_other_and_finds_a_turn():
+    g = torch.Generator().manual_seed(0)
+    other = torch.randn(400, 2, generator=g, dtype=torch.float64) @ torch.tensor([[2.0, 0.3], [0.1, 0.6]]).double() + 1
+    a = torch.tensor([[0.4, -1.0], [0.7, 0.2]], dtype=torch.float64)
+    gauge = Gauge.nearest(other @ a.T - 3, other)
+    torch.testing.assert_close(gauge.latents(other @ a.T - 3), other, rtol=1e-4, atol=1e-4)
+    unrelated = torch.randn(400, 2, generator=g, dtype=torch.float64)
+    moved = Gauge.nearest(unrelated, other).latents(unrelated)
+    torch.testing.assert_close(moved.mean(0), other.mean(0))
+    torch.testing.assert_close(torch.cov(moved.T), torch.cov(other.T), rtol=1e-3, atol=1e-3)

@@ -205,6 +205,7 @@ class Baseline:
     Attributes:
         argument: (trials, time, K) float32, for all trials of the recording, in units of the softplus's argument;
             zero past a trial's length.
+        drift: (trials, K) float32, what of it is the same throughout a trial: all but the course within the trial.
         kind: what it holds: "local", "standard" or "constant".
         scale: expected count per bin where softplus is 1.
         null_counts: (K,) mean count per bin over the training trials: the null of bits per spike.
@@ -212,6 +213,7 @@ class Baseline:
     """
 
     argument: Tensor
+    drift: Tensor
     kind: str
     scale: float
     null_counts: Tensor
@@ -301,4 +303,5 @@ def fit_baseline(
         argument = _SOFTPLUS.inverse((expected * factor[:, None] / scale).clamp_min(1e-6))
         said.append(f"local factor (sd {local_sd_trials:g} trials)")
     argument = torch.where(mask[..., None], argument.expand(-1, recording.n_steps, -1), 0.0)
-    return Baseline(argument.float(), kind, scale, mean.float(), f"{name}: " + ", ".join(said))
+    drift = ((argument - course) * mask[..., None]).sum(1) / recording.lengths[:, None]
+    return Baseline(argument.float(), drift.float(), kind, scale, mean.float(), f"{name}: " + ", ".join(said))

@@ -1,6 +1,6 @@
 """The posterior of a spike model's dynamics, from the counts themselves: run, judged, and handed over.
 
-:class:`connector.lrrnn.spikes.sampler.PathSampler` starts from a fitted model's latents and draws on training trials.
+:class:`connector.lrrnn.spikes.sampler.PathSampler` starts from components of the smoothed counts and draws on training trials.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from connector.data.folds import Fold
 from connector.lrrnn.field_posterior import FieldPosterior, likelihood_of
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
-from connector.lrrnn.spikes.baselines import Baseline
+from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
 from connector.lrrnn.spikes.paths import Counts, most_likely
-from connector.lrrnn.spikes.readout import refit_loadings
 from connector.lrrnn.spikes.sampler import Draws, MakeBasis, PathSampler
-from connector.lrrnn.spikes.state_space import SpikeStateSpace
+from connector.lrrnn.spikes.start import smoothed
 from connector.numerics import even_rows, least_squares
-from connector.types import Latents, Loadings, Recording, TrialBatch
+from connector.types import Latents, Loadings, Recording
 
 BURN = 0.4  # share of the sweeps that are not kept
 _KEPT_DRAWS = 200
+_SMOOTHING, _LEAST_VARIANCE = 5.0, 0.02  # bins; of counts, so that silent neurons do not stand out
+_PENALTY = 0.1  # precision of the prior of the first loadings
 _STEPS = 10  # of Gauss-Newton, to the paths of trials that were not sampled
 _JUDGED_STATES, _JUDGED_AXES = 200, 5
 
@@ -61,15 +63,32 @@ class Start:
     offset: Tensor | None
 
     @staticmethod
-    def of_model(
-        model: SpikeStateSpace, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
-    ) -> Start:
-        """Of a fitted model; penalties: of :func:`refit_loadings`."""
-        z = model.infer(TrialBatch.of(recording, None, baseline.argument)).double()
-        loadings, _ = refit_loadings(model, recording, fold.train, baseline, **penalties)
-        offset = baseline.argument.double() - model.baseline_mean.double()
-        varies = bool((offset - offset[:1, :1]).abs().max() > 1e-6)
-        return Start(z, loadings, model.scale, offset if varies else None)
+    def of_counts(recording: Recording, fold: Fold, rank: int, baseline: Baseline) -> Start:
+        """Principal components of smoothed counts, and loadings by Poisson regression on them.
+
+        Of the baseline only what drifts from trial to trial: a course that all trials share may be the dynamics' own.
+        """
+        mask, train = recording.mask, torch.as_tensor(fold.train, dtype=torch.int64)
+        drift = baseline.drift.double()
+        expected = baseline.scale * softplus(drift)[:, None]
+        evident = (recording.activity.double() - expected) / (expected + _LEAST_VARIANCE).sqrt()
+        smooth, _ = smoothed(evident * mask[..., None], mask.double(), _SMOOTHING)
+        rows = smooth[train][mask[train]]
+        centre = rows.mean(0)
+        axes = torch.linalg.eigh((rows - centre).T @ (rows - centre))[1][:, -rank:].flip(1)
+        z = (smooth - centre) @ axes / ((rows - centre) @ axes).std(0).clamp_min(1e-9) * mask[..., None]
+        drift = drift - drift[train].mean(0)
+        inside = mask[train]
+        parts = [z[train], *([] if recording.inputs is None else [recording.inputs[train].double()])]
+        design = torch.cat([*parts, torch.ones(*inside.shape, 1, dtype=torch.float64)], 2)[inside]
+        offset = drift[train][:, None].expand(-1, mask.shape[1], -1)[inside]
+        counts = recording.activity[train][inside]
+        fit = poisson_regression(design, counts, offset=offset, penalty=_PENALTY, scale=baseline.scale)
+        n_inputs = 0 if recording.inputs is None else recording.inputs.shape[2]
+        loadings = Loadings.unstack(fit.coefficients, rank, n_inputs, has_bias=True)
+        varies = bool(drift.abs().max() > 1e-6)
+        offset = (drift[:, None] * mask[..., None]).float() if varies else None
+        return Start(z, loadings, baseline.scale, offset)
 
 
 def sample_posterior(

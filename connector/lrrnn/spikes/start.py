@@ -57,7 +57,7 @@ def from_inputs(part: Recording, evident: Tensor, rank: int) -> InputStart:
         member = F.one_hot(conditions).double().T  # (conditions, trials)
         trials = member @ mask.double()
         mean = torch.einsum("cn,ntk->ctk", member, evident) / trials.clamp_min(1)[..., None]
-        explained, weight = _smooth(mean, trials, sd=8.0)
+        explained, weight = smoothed(mean, trials, sd=8.0)
     else:  # what leaky sums of the inputs, of three time constants, predict linearly
         sums = torch.cat([total] + [_accumulated(inputs, k) for k in (0.03, 0.1)], -1)
         explained, weight = sums @ _regress(sums, evident, mask), mask.double()
@@ -73,7 +73,7 @@ def from_inputs(part: Recording, evident: Tensor, rank: int) -> InputStart:
 
 def from_trials(evident: Tensor, mask: Tensor, rank: int, sd: float) -> TrialStart:
     """Readout along the principal axes of trials smoothed by a Gaussian of ``sd`` samples; evident: (trials, time, K)."""
-    smooth, _ = _smooth(evident, mask.double(), sd)
+    smooth, _ = smoothed(evident, mask.double(), sd)
     flat = smooth[mask]
     centre = flat.mean(0)
     _, _, vh = torch.linalg.svd((flat - centre).T @ (flat - centre))
@@ -119,7 +119,7 @@ def _block_sums(x: Tensor, window: int) -> Tensor:
     return x[:, :steps].unflatten(1, (-1, window)).sum(2)
 
 
-def _smooth(x: Tensor, weight: Tensor, sd: float) -> tuple[Tensor, Tensor]:
+def smoothed(x: Tensor, weight: Tensor, sd: float) -> tuple[Tensor, Tensor]:
     """Gaussian smoothing along time with weights (0 = missing): x (B, time, K), weight (B, time); sd in samples."""
     window = gaussian_window(x.shape[1], sd)
     total = weight @ window

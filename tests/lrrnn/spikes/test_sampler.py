@@ -9,6 +9,7 @@ from connector.connectivity.nu.field import sampled_basis
 from connector.data.folds import Fold
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.spikes import sampler as module
+from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
 from connector.lrrnn.spikes.sampler import PathSampler, _inverse_wishart
@@ -237,3 +238,23 @@ def test_target_of_the_sampler_is_the_models():
     near = log_target(sampler.counts, sampler.field, sampler.p, truth.z).sum()
     far = log_target(sampler.counts, sampler.field, sampler.p, truth.z + 0.5).sum()
     assert near > far
+
+
+def test_start_does_not_take_the_course_that_all_trials_share():
+    """All trials begin at one state: what their neurons have in common over time is the dynamics', not the baseline's."""
+    truth = simulated(trials=80, steps=40)
+    g = torch.Generator().manual_seed(1)
+    z = [torch.tensor([[2.0, 0.0]]).double() + 0.2 * torch.randn(80, 2, generator=g, dtype=torch.float64)]
+    turn = torch.tensor([[0.98, 0.15], [-0.15, 0.98]]).double()
+    for _ in range(39):
+        z.append(z[-1] @ turn)
+    z = torch.stack(z, 1)
+    rate = SCALE * torch.nn.functional.softplus(z @ truth.loadings.m.T + truth.loadings.d)
+    truth.counts = torch.poisson(rate.float(), generator=g)
+    recording = recording_of(truth)
+    fold = Fold(torch.arange(70), torch.arange(70, 75), torch.arange(75, 80))
+    start = Start.of_counts(recording, fold, 2, fit_baseline(recording, fold.train, "standard"))
+    assert start.offset is None  # no drift is known of
+    design = torch.cat([start.z.reshape(-1, 2), torch.ones(80 * 40, 1, dtype=torch.float64)], 1)
+    left = z.reshape(-1, 2) - design @ torch.linalg.lstsq(design, z.reshape(-1, 2)).solution
+    assert float(left.square().mean() / z.reshape(-1, 2).var()) < 0.1
