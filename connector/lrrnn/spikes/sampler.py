@@ -198,7 +198,9 @@ class PathSampler:
         """What the counts say about the coefficients, in units of the process noise."""
         found = marginal.information(self.counts, self.field, self.p, self.mode, self.factor)
         unit = torch.kron(torch.eye(len(self.p.c), dtype=torch.float64), torch.linalg.cholesky(self.p.q).contiguous())
-        found, self.learnt = unit.T @ found @ unit, min(self.learnt, _LEARNT) + 1
+        values, vectors = torch.linalg.eigh(unit.T @ found @ unit)
+        # Where the paths explain all that the counts say of a coefficient, rounding leaves less than nothing.
+        found, self.learnt = (vectors * values.clamp_min(0)) @ vectors.T, min(self.learnt, _LEARNT) + 1
         self.known = found if self.known is None else self.known + (found - self.known) / self.learnt
 
     def _lead(self, p: Parameters, mode: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,14 @@ def test_baselines_see_training_trials_only():
         torch.testing.assert_close(a, b)
 
 
+def test_drift_is_the_baseline_without_the_course_that_trials_share():
+    recording, train = drifting(60, 20, 3)[0], torch.arange(50)
+    constant, standard = (fit_baseline(recording, train, kind) for kind in ("constant", "standard"))
+    torch.testing.assert_close(constant.drift[:, None].expand_as(constant.argument), constant.argument)
+    course = (standard.argument - standard.drift[:, None])[recording.lengths == recording.n_steps]
+    torch.testing.assert_close(course, course[:1].expand_as(course), rtol=0, atol=1e-4)
+
+
 def test_local_factor_leaves_the_trial_itself_out_and_follows_its_neighbours():
     recording, _ = drifting(60, 20, 3)
     train = torch.arange(60)
