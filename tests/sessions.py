@@ -3,7 +3,9 @@
 import numpy as np
 from scipy.io import savemat
 
-QUICK = ["stages=[lrrnn]", "lrrnn.max_epochs=2", "lrrnn.n_units=8", "trainer.threads=1"]
+QUICK = [
+    "stages=[lrrnn]", "lrrnn.max_epochs=2", "lrrnn.n_units=8", "lrrnn.posterior_sweeps=4", "trainer.threads=1",
+]  # fmt: skip
 
 
 def session(path, seed: int):

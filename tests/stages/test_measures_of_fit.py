@@ -8,7 +8,10 @@ from commands import typed
 
 from connector.lrrnn.spikes.model import SpikeModel
 
-SMALL = ["data=npz", "stages=[lrrnn]", "lrrnn.max_epochs=1", "trainer.threads=1", "trainer.progress=false"]
+SMALL = [
+    "data=npz", "stages=[lrrnn]", "lrrnn.max_epochs=1", "lrrnn.posterior_sweeps=4", "trainer.threads=1",
+    "trainer.progress=false",
+]  # fmt: skip
 
 
 def run(tmp_path, *options, **arrays):
