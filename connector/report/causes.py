@@ -43,7 +43,10 @@ def _rank(metrics: Mapping[str, float], name: str) -> str:
     )
     if f"{CHECK}added_noise" not in metrics:
         return f"{said}: lrrnn.rank is too low, or an input that drives the neurons is not recorded, which cannot be told apart here"
-    return f"{said}, and the next state follows from the last: lrrnn.rank is too low; raise it by {number}"
+    return (
+        f"{said}, and the next state follows from the last: lrrnn.rank is too low; raise it by {number}. An activation that is not "
+        "among those of data.activation can look like this too"
+    )
 
 
 def _input(metrics: Mapping[str, float], name: str) -> str:
@@ -103,7 +106,8 @@ def _time_step(metrics: Mapping[str, float], name: str) -> str:
     return (
         f"output weights are more plausible by a log evidence of {metrics[CHECK + 'time_step_evidence']:.3g} if the time step is "
         f"{metrics[CHECK + 'time_step']:g} times the stated one: data.alpha = dt / tau is wrong; set it to "
-        "that many times its value. Where the activation is a guess, another data.activation may be the cause instead"
+        "that many times its value. Where the activation is a guess, another data.activation may be the cause instead; so may "
+        "smoothing of rates that had no noise"
     )
 
 

@@ -22,6 +22,21 @@ def run(tmp_path, *options, **arrays):
     return metrics, [line for line in done.stdout.splitlines() if line.startswith("Warning")]
 
 
+def test_a_rank_that_is_too_low_is_named(tmp_path):
+    rng = np.random.default_rng(3)
+    m = rng.normal(size=(30, 2))
+    n = m @ np.array([[1.6, -0.8], [0.8, 1.6]]).T
+    z, states = rng.uniform(-2, 2, size=(50, 2)), []
+    for _ in range(25):
+        states.append(z)
+        z = 0.9 * z + 0.1 * np.tanh(z @ m.T) @ n / 30
+    rates = np.tanh(np.stack(states, 1) @ m.T) + 0.05 * rng.normal(size=(50, 25, 30))
+    metrics, warnings = run(tmp_path, "lrrnn.rank=1", "lrrnn.bias=false", rates=rates)
+    assert metrics["lrrnn/cause_rank"] == 1
+    (said,) = warnings
+    assert "lrrnn.rank is too low; raise it by 1" in said
+
+
 @pytest.fixture(scope="module")
 def rotating():
     """Rates (trials, time, neurons) of a plane in which trials rotate slowly, each about an offset of its own."""
