@@ -2,8 +2,9 @@
 
 The model is that of :mod:`connector.lrrnn.spikes.paths`; unknown are the paths, the field's coefficients c, the process
 noise Q, the counts' scale s, every neuron's loadings, and the hyper-parameters of their priors. Blocked Gibbs sweeps: whole
-paths by independence Metropolis about their mode; Q and the time scale together with the paths that they carry along; all
-else from its conditional. The latents are kept at zero mean and unit covariance, turned towards a reference.
+paths by independence Metropolis about their mode; Q, and c, by what the counts say of them with the paths integrated out
+(Laplace), which they carry along; all else from its conditional. The latents are kept at zero mean and unit covariance,
+turned towards a reference.
 """
 
 from __future__ import annotations
@@ -40,10 +41,7 @@ _TRIES = 12  # of kernel and amplitudes, a sweep
 _WANTED = 0.4  # share of these moves accepted
 _EAGER = 3, 40  # moves of the process noise a sweep, in the first sweeps
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
-_LEARN_EVERY, _LEARNT = (
-    4,
-    5,
-)  # sweeps of the burn-in between estimates of the coefficients' information, averaged over so many
+_LEARN_EVERY, _LEARNT = 4, 5  # sweeps of the burn-in between estimates of c's information, averaged over so many
 _LEARNING = 24  # sweeps of the burn-in after the basis was last built
 _VOLUME_PIECES = 3  # of the samples, from which the volume's change with the scale is taken
 
@@ -157,6 +155,7 @@ class PathSampler:
 
     def carry(self) -> None:
         """Process noise in some direction, half the time with the drift's pace."""
+        self._see()
         p = self.p
         delta, way = self.step * float(self._normal((1,))), self._normal((self.rank, self.rank))
         turn = torch.linalg.matrix_exp(0.5 * delta * way / way.norm())
@@ -175,11 +174,10 @@ class PathSampler:
 
         ``self.guided``: mean and factor of the precision of their Gaussian given all but the paths.
         """
+        self._see()
         if self.known is None:
             self._learn()
-        p, keep = self.p, math.cos(self.angle)
-        spread = math.sin(self.angle)
-        self._see()
+        p, keep, spread = self.p, math.cos(self.angle), math.sin(self.angle)
         ahead, root = self._lead(p, self.mode, self.factor)
         self.guided = p.c + ahead, root
         white = self._normal((len(root), 1))
@@ -217,11 +215,10 @@ class PathSampler:
         """What the counts say along the mode, once after it has moved."""
         if self.seen is None:
             self.seen = self.mode, curvature(self.counts, self.p, self.mode[self.counts.mask])
-            _, self.factor, self.peak = newton(self.counts, self.field, self.p, self.mode, self.seen)
+            self.mode, self.factor, self.peak = self._at_mode(self.p, 1)
 
     def _at_mode(self, p: Parameters, steps: int) -> tuple[Tensor, Factor, Tensor]:
-        """Most likely paths, the curvature's factor and the target (B,) there; counts to second order about the last mode."""
-        self._see()
+        """Most likely paths, the curvature's factor and the target (B,) there; counts to second order about those seen."""
         mode, _ = most_likely(self.counts, self.field, p, self.mode, steps - 1, known=self.seen)
         move, factor, before = newton(self.counts, self.field, p, mode, self.seen)
         return mode + move, factor, before + 0.5 * factor.transposed_times(move).square().sum((1, 2))
