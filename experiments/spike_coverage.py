@@ -15,7 +15,9 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import kstest
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -159,6 +162,17 @@ def nu_of(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
     return fit_trajectories(fit.latents, fit.loadings, **more)
 
 
+def expected_of(drives: Tensor, field: Tensor, outer: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Of draws (D, N, R) taken for the truth in turn, the share of which the outer intervals hold less than 80 %; and the
+    share of draws that lie nearer to their mean than the truth does."""
+    inside = ((outer[0] <= drives) & (drives <= outer[1])).double().mean((1, 2))
+    away, of_truth = ((x - drives.mean(0)).square().sum((-2, -1)) for x in (drives, field))
+    return {
+        "field_below_predicted": float((inside < 0.8).double().mean()),
+        "field_rank": float((away < of_truth).double().mean()),
+    }
+
+
 def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     """One data set: plain numbers."""
     truth, began = simulate(kind, form, seed), time.process_time()
@@ -200,6 +214,7 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
         "field_error": float((drives.mean(0) - field).square().sum().sqrt() / size),
         "field_predicted": float(drives.var(0).sum().sqrt() / size),
         "field_inside": shares(tail, field),
+        **expected_of(drives, field, tail(LEVELS[-1])),
         "nu_error": float((model.mean(rows) - nu).square().sum() / nu.square().sum()),
         "nu_inside": shares(lambda level: model.interval(rows, level), nu),
         "signs_claimed": int(claimed.sum()),
@@ -212,52 +227,57 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     }
 
 
-def shown(found: list[dict]) -> Table:
-    table = Table(title="From spikes")
-    columns = (
-        "set",
-        "Hz",
-        "noise",
-        "field: error (predicted)",
-        "50/80/95 %",
-        "nu: error",
-        "50/80/95 %",
-        "signs wrong",
-        "draws",
-        "stable points, p",
-        "CPU s",
-    )
-    for head in columns:
-        table.add_column(head)
-    for one in found:
-        inside, of_nu = ("/".join(f"{x:.2f}" for x in one[key]) for key in ("field_inside", "nu_inside"))
-        table.add_row(
-            f"{one['kind']}, {one['form']}", f"{one['hz']:.0f}", f"{one['noise']:g}",
-            f"{one['field_error']:.3f} ({one['field_predicted']:.3f})", inside, f"{one['nu_error']:.2f}", of_nu,
-            f"{one['signs_wrong']} of {one['signs_claimed']}", f"{one['draws']:.0f}",
-            f"{one['stable_points']}, {one['stable_points_drawn'].get(str(one['stable_points']), 0) / COUNTED:.2f}",
-            f"{one['cpu_seconds']:.0f}",
-        )  # fmt: skip
+HEADS = ("", "sets", "field: error (predicted), median", "50/80/95 %", "below 80 %: sets (predicted)", "ranks, p",
+         "nu: error, median", "50/80/95 %", "signs wrong / claimed", "stable points: given p >= .8", "draws, median",
+         "CPU s, median")  # fmt: skip
+MARKS = "<!-- spikes -->", "<!-- end of spikes -->"
+
+
+def cells(name: str, found: list[dict]) -> list[str]:
+    """A row of the table for some data sets."""
+
+    def median(key: str) -> float:
+        return statistics.median(one[key] for one in found)
+
     inside, of_nu = (
         "/".join(f"{statistics.fmean(x):.2f}" for x in zip(*(one[key] for one in found)))
         for key in ("field_inside", "nu_inside")
     )
-    error, nu_error = (statistics.median(one[key] for one in found) for key in ("field_error", "nu_error"))
     wrong, claimed = (sum(one[key] for one in found) for key in ("signs_wrong", "signs_claimed"))
-    table.add_row(
-        "all: median, mean",
-        "",
-        "",
-        f"{error:.3f}",
-        inside,
-        f"{nu_error:.2f}",
-        of_nu,
-        f"{wrong} of {claimed}",
-        "",
-        "",
-        "",
-    )
+    below = sum(one["field_inside"][-1] < 0.8 for one in found)
+    sure = sum(one["stable_points_drawn"].get(str(one["stable_points"]), 0) >= 0.8 * COUNTED for one in found)
+    return [
+        name, str(len(found)), f"{median('field_error'):.3f} ({median('field_predicted'):.3f})", inside,
+        f"{below} ({sum(one['field_below_predicted'] for one in found):.1f})",
+        f"{kstest([one['field_rank'] for one in found], 'uniform').pvalue:.2f}",
+        f"{median('nu_error'):.2f}", of_nu, f"{wrong} / {claimed}", f"{sure}", f"{median('draws'):.0f}",
+        f"{median('cpu_seconds'):.0f}",
+    ]  # fmt: skip
+
+
+def rows_of(found: list[dict]) -> list[list[str]]:
+    """All data sets, by process noise, by kind and by form of nu."""
+    rows = [cells("all", found)]
+    for key, said in (("noise", "noise of {} a step"), ("kind", "{}"), ("form", "nu {}")):
+        for value in sorted({one[key] for one in found}):
+            rows.append(cells(said.format(value), [one for one in found if one[key] == value]))
+    return rows
+
+
+def shown(found: list[dict]) -> Table:
+    table = Table(title="From spikes")
+    for head in HEADS:
+        table.add_column(head)
+    for row in rows_of(found):
+        table.add_row(*row)
     return table
+
+
+def write_page(path: Path, found: list[dict], command: str) -> None:
+    """Put the table between the marks of a page."""
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in [HEADS, ["---"] * len(HEADS), *rows_of(found)])
+    before, rest = path.read_text().split(MARKS[0])
+    path.write_text(f"{before}{MARKS[0]}\n`{command}`\n\n{lines}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -267,9 +287,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=100, help="of the first data set (default: 100)")
     parser.add_argument("--sweeps", type=int, default=160, help="of the sampler (default: 160, as a run has)")
     parser.add_argument("--out", default="spike_coverage.json")
+    parser.add_argument("--page", type=Path, help="Markdown file whose table of spikes to replace")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    path, console = Path(options.out), Console(width=150)
+    path, console = Path(options.out), Console(width=170)
     found = json.loads(path.read_text()) if path.exists() else []
     for seed in range(options.seed, options.seed + options.datasets):
         if all(one["seed"] != seed for one in found):
@@ -279,6 +300,10 @@ def main(arguments: list[str] | None = None) -> None:
             path.write_text(json.dumps(found, indent=1))
             console.print(f"{kind}, {form}: field error {found[-1]['field_error']:.3f}", highlight=False)
     console.print(shown(found))
+    if options.page:
+        write_page(
+            options.page, found, shlex.join(["python", "experiments/spike_coverage.py", *(arguments or sys.argv[1:])])
+        )
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def spike_run(tmp_path_factory):
         overrides = ["data=npz", f"data.path={directory / 'clicks.npz'}", "experiment_name=clicks", "lrrnn.max_epochs=2",
                      "lrrnn.inference=encoder", "connectivity.loadings_epochs=20", "connectivity.outputs_epochs=2",
                      "connectivity.outputs_loadings=512", "connectivity.max_states=800",
-                     "connectivity.regularizer=0.01", "trainer.threads=1"]  # fmt: skip
+                     "connectivity.regularizer=0.01", "lrrnn.posterior_sweeps=12", "trainer.threads=1"]  # fmt: skip
         config = compose("train", overrides=overrides)
     connector.launch.job.run(checked(config), config, directory / "run")
     patch.undo()
