@@ -50,6 +50,20 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
     return field.alpha * field.mixing.T @ (by_value + through_slope)
 
 
+def gradient_of_path(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor:
+    """d log p(paths | c) / dc (p, R). Over paths z (B, T, R) from their posterior its mean is d log p(y | c) / dc, exactly
+    (Fisher's identity)."""
+    rows = z[counts.mask]
+    following, _ = step_of(field, p.c, rows, counts.u, False)
+    pull = torch.zeros_like(z)
+    pull[:, :-1] = step_errors(counts, z, counts.padded(following)) @ torch.linalg.inv(p.q)
+    pull = pull[counts.mask]
+    total = torch.zeros(field.mixing.shape[1], len(p.q), dtype=torch.float64)
+    for at in pieces(len(rows), len(field.mixing)):
+        total += field(rows[at], None if counts.u is None else counts.u[at]).T @ pull[at]
+    return field.alpha * total
+
+
 def information(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:
     """Of c with the paths eliminated, (pR, pR); c is flattened as (mode, dimension)."""
     _, jacobian = step_of(field, p.c, mode[counts.mask], counts.u, True)

@@ -161,7 +161,9 @@ def _packed(
     spread = torch.einsum("dki,dkj->kij", centred, centred) / max(1, len(drawn) - 1)
     conditional = torch.stack(draws.mean)
     mean = conditional.mean(0)
-    covariance = torch.stack(draws.covariance).mean(0) + torch.cov(conditional.T).reshape(size, size)
+    covariance = torch.stack([torch.cholesky_inverse(root) for root in draws.root]).mean(0) + torch.cov(
+        conditional.T
+    ).reshape(size, size)
     prior = torch.stack(draws.prior).mean(0)
     gauge = sampler.prior.gauge
     precision, gradient = likelihood_of(mean, covariance, torch.kron(prior, gauge @ gauge))

@@ -55,15 +55,17 @@ class Draws:
 
     Attributes:
         c: (p, R) of each draw, several from each of the next.
-        mean, covariance, prior: of each sweep, (pR,) and (pR, pR) of c given noise, scale and loadings, the paths
-            integrated out, and (p, p) of x beforehand.
+        mean, root, prior: of each sweep, (pR,) and Cholesky factor (pR, pR) of the precision of c given noise, scale and
+            loadings, the paths integrated out, and covariance (p, p) of x beforehand.
+        beyond: of each sweep, (pR, 1), see :meth:`PathSampler._beyond`.
         q, loadings, log_scale, accepted: of each sweep.
         paths: (B, T, R) mean.
     """
 
     c: list[Tensor] = field(default_factory=list)
     mean: list[Tensor] = field(default_factory=list)
-    covariance: list[Tensor] = field(default_factory=list)
+    root: list[Tensor] = field(default_factory=list)
+    beyond: list[Tensor] = field(default_factory=list)
     prior: list[Tensor] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
     loadings: list[Tensor] = field(default_factory=list)
@@ -179,7 +181,7 @@ class PathSampler:
             self._learn()
         p, keep, spread = self.p, math.cos(self.angle), math.sin(self.angle)
         ahead, root = self._lead(p, self.mode, self.factor)
-        self.guided = p.c + ahead, root
+        self.guided = p.c + ahead, root, self._beyond(p, root)
         white = self._normal((len(root), 1))
         c = p.c + (1 - keep) * ahead + spread * torch.linalg.solve_triangular(root.T, white, upper=True).view_as(p.c)
         new = replace(p, c=c)
@@ -210,6 +212,12 @@ class PathSampler:
         root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
         up = marginal.gradient(self.counts, self.field, p, mode, factor).reshape(-1, 1)
         return torch.cholesky_solve(up - prior @ p.c.reshape(-1, 1), root).view_as(p.c), root
+
+    def _beyond(self, p: Parameters, root: Tensor) -> Tensor:
+        """What the paths as drawn pull the coefficients by beyond Laplace's evidence, in standard deviations (pR, 1)."""
+        more = marginal.gradient_of_path(self.counts, self.field, p, self.z)
+        more = more - marginal.gradient(self.counts, self.field, p, self.mode, self.factor)
+        return torch.linalg.solve_triangular(root, more.reshape(-1, 1), upper=False)
 
     def _see(self) -> None:
         """What the counts say along the mode, once after it has moved."""
@@ -409,14 +417,15 @@ class PathSampler:
                 self.rebuild()
                 self.known, self.learnt = None, 0
             self.paths()
-            for _ in range(_EAGER[0] if i < min(_EAGER[1], burn) else 1):
-                self.carry()
             if i >= min(_LOOSE, burn):
                 if self.adapting and i % _LEARN_EVERY == 0:
+                    self._see()
                     self._learn()
                 self.drift()
                 if i >= burn:
                     self._keep_coefficients(draws)
+            for _ in range(_EAGER[0] if i < min(_EAGER[1], burn) else 1):
+                self.carry()
             self.fix_gauge()
             self.loadings_and_scale()
             self.coefficients()
@@ -426,15 +435,28 @@ class PathSampler:
             if progress is not None:
                 progress(i)
         draws.paths = draws.paths / len(draws.q)
+        draws.c = self._drawn(draws)
         return draws
 
+    def _drawn(self, draws: Draws) -> list[Tensor]:
+        """Draws of c about the means, which are moved by what drawn paths pull beyond Laplace's evidence on average."""
+        seen = torch.stack(draws.beyond)
+        beyond = seen.mean(0)
+        error = seen.var(0).sum() / len(seen)
+        beyond = beyond * float((1 - error / beyond.square().sum().clamp_min(1e-300)).clamp_min(0))
+        found = []
+        for i, root in enumerate(draws.root):
+            draws.mean[i] = draws.mean[i] + torch.linalg.solve_triangular(root.T, beyond, upper=True)[:, 0]
+            white = self._normal((len(root), self.draws_of_c))
+            around = torch.linalg.solve_triangular(root.T, white, upper=True).T
+            found += [x.view_as(self.p.c) for x in draws.mean[i] + around]
+        return found
+
     def _keep_coefficients(self, draws: Draws) -> None:
-        mean, root = self.guided
-        white = self._normal((len(root), self.draws_of_c))
-        found = torch.linalg.solve_triangular(root.T, white, upper=True)
-        draws.c += [mean + x.view_as(mean) for x in found.T]
+        mean, root, beyond = self.guided
         draws.mean.append(mean.reshape(-1))
-        draws.covariance.append(torch.cholesky_inverse(root))
+        draws.root.append(root)
+        draws.beyond.append(beyond)
         draws.prior.append(self.prior.covariance(self.family, self.theta))
 
     def _keep(self, draws: Draws) -> None:

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from connector.lrrnn.spikes import marginal
 from connector.lrrnn.spikes.paths import curvature, most_likely, newton
-from tests.lrrnn.spikes.test_paths import small
+from tests.lrrnn.spikes.test_paths import exact_target, small
 
 
 def laplace(counts, field, p, known):
@@ -56,3 +56,10 @@ def test_information_is_that_with_the_paths_eliminated():
     hzz = a.T @ a + torch.block_diag(*seen[counts.mask])
     hzc, hcc = a.T @ b, b.T @ b
     assert_close(found, hcc - hzc.T @ torch.linalg.solve(hzz, hzc), rtol=1e-4, atol=1e-4 * float(hcc.abs().max()))
+
+
+def test_gradient_of_a_path_is_that_of_its_density():
+    counts, field, p, z = small()
+    c = p.c.clone().requires_grad_()
+    exact_target(counts, field, replace(p, c=c), z).sum().backward()
+    assert_close(marginal.gradient_of_path(counts, field, p, z), c.grad, rtol=1e-4, atol=1e-4)
