@@ -32,6 +32,7 @@ class Diagnosis:
         activation: name of phi. has_bias: whether neurons have a bias d.
         warnings: sentences on signs of misfit, where one of the detectors has fired.
         converged: whether the fit settled.
+        signs_told: whether the recorded neurons back nu enough for its signs to be told.
     """
 
     loadings: Tensor
@@ -48,11 +49,12 @@ class Diagnosis:
     has_bias: bool
     warnings: tuple[str, ...]
     converged: bool = True
+    signs_told: bool = True
 
     @property
     def sign_determined(self) -> Tensor:
-        """(K, R) whether the interval excludes zero."""
-        return (self.low > 0) | (self.high < 0)
+        """(K, R) whether the interval excludes zero; nowhere where signs are not told."""
+        return ((self.low > 0) | (self.high < 0)) & self.signs_told
 
     @property
     def open_share(self) -> float:
@@ -113,4 +115,5 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),
         converged=bool(mean.summary.get("converged", True)),
+        signs_told=not mean.summary.get("unbacked", False),
     )

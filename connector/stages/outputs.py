@@ -74,12 +74,16 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
 
 
 def _noticeable_errors(inputs: FittedDynamics) -> Tensor | None:
-    """Covariance of the loadings' errors; None where they are far below the spread of the loadings: they only cost time."""
+    """Covariance of the loadings' errors; None where they are far below the spread of the loadings: they only cost time.
+
+    Without the columns whose errors exceed their spread: of those nothing is known that errors could spoil.
+    """
     covariance = inputs.loadings_covariance
     if covariance is None:
         return None
     error = covariance.diagonal(dim1=1, dim2=2).mean(0) / inputs.loadings.stack().double().var(0).clamp_min(1e-300)
-    return covariance if float(error.max()) > _NOTICEABLE_ERROR else None
+    known = (error < 1).to(covariance)
+    return covariance * known[:, None] * known if float((error * known).max()) > _NOTICEABLE_ERROR else None
 
 
 def _recorded_fraction(options: Options) -> float | None:

@@ -20,6 +20,7 @@ from connector.connectivity.nu.mean import TrajectoryMean
 from connector.connectivity.nu.population import build_pool
 from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
 from connector.connectivity.nu.trajectories import TrajectorySettings
+from connector.dynamics import Activation, potentials
 from connector.dynamics import activation as get_activation
 from connector.lrrnn.field_posterior import FieldPosterior
 from connector.lrrnn.spikes.coefficients import CoefficientPrior
@@ -33,6 +34,7 @@ _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
 ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval is called calibrated
+_BACKED = 0.5  # of the drive's size that the recorded neurons may miss with n = nu
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 
 
@@ -114,8 +116,23 @@ def fit_field(
     model.summary.update(summary(model, found, components, loadings))
     effective = float(posterior.effective)
     warned = [] if effective >= ENOUGH_DRAWS else [too_few_draws(effective)]
-    model.summary.update({"estimator": "field_posterior", "warnings": warned})
+    missed = _missed(model, posterior, loadings, z, u, phi)
+    if missed > _BACKED:
+        warned.append(
+            f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size: nu is so steep in the "
+            "loadings that it rests on neurons nobody recorded, and none of its signs is told."
+        )
+    model.summary.update({"estimator": "field_posterior", "warnings": warned, "unbacked": missed > _BACKED})
     return model
+
+
+def _missed(
+    model: TrajectoryMean, posterior: FieldPosterior, loadings: Loadings, z: Tensor, u: Tensor | None, phi: Activation
+) -> float:
+    """How far the drive of nu at the recorded loadings is from the posterior's, relative to its spread over the states."""
+    drive = posterior.drive(z, u)
+    own = phi(potentials(loadings, z, u)) @ model.mean(loadings.stack()) / loadings.n_neurons
+    return float((own - drive).norm() / (drive - drive.mean(0)).norm().clamp_min(1e-300))
 
 
 def too_few_draws(effective: float) -> str:

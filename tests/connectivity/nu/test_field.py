@@ -1,5 +1,6 @@
 """nu from a sampled posterior of the drive: closed forms, and the same answer in any gauge and basis."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -97,3 +98,20 @@ def test_few_draws_are_told_and_make_no_claim_of_coverage():
     rows = known_drive().net.loadings.stack()[:20]
     assert diagnose(many, rows).calibrated
     assert not diagnose(few, rows).calibrated
+
+
+def test_no_sign_is_told_of_nu_that_the_recorded_neurons_do_not_back():
+    """Neurons whose own output weights give another drive: nu of the unrecorded rest is not theirs to tell."""
+    truth = known_drive()
+    diagnosis = diagnose(fitted(truth), truth.net.loadings.stack())
+    assert diagnosis.sign_determined.any() and not diagnosis.warnings
+    odd = truth.net.loadings.m[:, 0].argsort()[-12:]  # of one side only
+    few = truth.net.loadings.map(lambda x: x[odd])
+    model = fit_field(truth.posterior, truth.z, None, few, activation="softplus", alpha=0.1, settings=FAST)
+    own = activation("softplus")(truth.z @ few.m.T + few.d) @ model.mean(few.stack()) / 12
+    drive = truth.net.drive(truth.z)
+    assert float((own - drive).norm() / (drive - drive.mean(0)).norm()) > 0.5
+    found = diagnose(model, few.stack())
+    assert not found.sign_determined.any() and "none of its signs is told" in " ".join(found.cautions)
+    narrow = replace(found, low=torch.ones_like(found.low))
+    assert not narrow.sign_determined.any() and replace(narrow, signs_told=True).sign_determined.all()
