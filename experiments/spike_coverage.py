@@ -205,7 +205,7 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     stable = count_fixed_points(own, torch.eye(2).double(), counted.region).counts()
     rows, nu = truth.fresh.stack(), truth.nu
     low, high = model.interval(rows, 0.95)
-    claimed = (low > 0) | (high < 0)
+    claimed = ((low > 0) | (high < 0)) & (not model.summary.get("unbacked", False))
     return {
         "kind": kind,
         "form": form,
