@@ -48,7 +48,7 @@ from connector.types import Loadings, Recording
 COUNTED = 50  # draws of the field in which stable points are counted
 LEVELS = (0.5, 0.8, 0.95)
 ALPHA, STEPS, BIN_S = 0.1, 80, 0.01
-OWN_SPREAD, UNRECORDED = 0.5, 10
+OWN_SPREAD, UNRECORDED, FASTEST = 0.5, 10, 30.0  # Hz
 
 
 def normal(g: torch.Generator, *shape: int) -> Tensor:
@@ -136,6 +136,8 @@ def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
         potential = potential + offset
     counts = torch.poisson((scale * softplus(potential)).float(), generator=g)
     about = {"neurons": neurons, "trials": trials, "noise": noise, "drift": drifts, "hz": float(counts.mean()) / BIN_S}
+    if about["hz"] > FASTEST:  # states that run away: another network
+        return simulate(kind, form, seed + 1_000_000)
     fresh = Loadings(*(x[-200:] if x is not None else None for x in (m, b, d)))
     return SimpleNamespace(
         z=z, u=u, counts=counts, offset=offset, drive=drive, fresh=fresh, nu=nu(fresh.m, fresh.d), about=about
