@@ -38,7 +38,7 @@ def test_two_processes_reach_the_flow_of_loadings_that_one_reaches(tmp_path):
         done = run(
             *SMALL,
             *more,
-            "connectivity.loadings_epochs=30",
+            "connectivity.loadings_epochs=60",
             "stages=[lrrnn,loadings]",
             f"hydra.run.dir={tmp_path / name}",
         )
