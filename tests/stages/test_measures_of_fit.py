@@ -22,15 +22,20 @@ def run(tmp_path, *options, **arrays):
     return metrics, [line for line in done.stdout.splitlines() if line.startswith("Warning")]
 
 
+def rates_of(m, n, z):
+    """Of 25 samples (trials, time, neurons) from first states z."""
+    states = []
+    for _ in range(25):
+        states.append(z)
+        z = 0.9 * z + 0.1 * np.tanh(z @ m.T) @ n / len(m)
+    return np.tanh(np.stack(states, 1) @ m.T)
+
+
 def test_a_rank_that_is_too_low_is_named(tmp_path):
     rng = np.random.default_rng(3)
     m = rng.normal(size=(30, 2))
     n = m @ np.array([[1.6, -0.8], [0.8, 1.6]]).T
-    z, states = rng.uniform(-2, 2, size=(50, 2)), []
-    for _ in range(25):
-        states.append(z)
-        z = 0.9 * z + 0.1 * np.tanh(z @ m.T) @ n / 30
-    rates = np.tanh(np.stack(states, 1) @ m.T) + 0.05 * rng.normal(size=(50, 25, 30))
+    rates = rates_of(m, n, rng.uniform(-2, 2, size=(50, 2))) + 0.05 * rng.normal(size=(50, 25, 30))
     metrics, warnings = run(tmp_path, "lrrnn.rank=1", "lrrnn.bias=false", rates=rates)
     assert metrics["lrrnn/cause_rank"] == 1
     (said,) = warnings
@@ -43,11 +48,7 @@ def rotating():
     rng = np.random.default_rng(8)
     m = rng.normal(size=(30, 2))
     n = m @ np.array([[1.6, -0.3], [0.3, 1.6]]).T
-    z, states = rng.uniform(-2, 2, size=(10, 2)), []
-    for _ in range(25):
-        states.append(z)
-        z = 0.9 * z + 0.1 * np.tanh(z @ m.T) @ n / 30
-    return np.tanh(np.stack(states, 1) @ m.T) + 0.2 * rng.normal(size=(10, 1, 30))
+    return rates_of(m, n, rng.uniform(-2, 2, size=(10, 2))) + 0.2 * rng.normal(size=(10, 1, 30))
 
 
 def test_rates_of_few_trials_are_scored_beside_principal_components(tmp_path, rotating):

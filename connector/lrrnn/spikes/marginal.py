@@ -34,9 +34,7 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
     with_error = (next_ - own[:, :-1] @ a.mT) * pair
     padded = torch.zeros(*counts.mask.shape, rank, rank, dtype=torch.float64)
     padded[:, :-1] = with_error @ precision
-    pull = torch.zeros_like(mode)
-    pull[:, :-1] = step_errors(counts, mode, counts.padded(following)) @ precision
-    pull, padded = pull[counts.mask].float(), padded[counts.mask].flatten(1).float()
+    pull, padded = _pull(counts, mode, following, precision).float(), padded[counts.mask].flatten(1).float()
     m = field.neurons.m
     by_value = torch.zeros(len(m), rank, dtype=torch.float64)
     by_slope = torch.zeros(len(m), rank * rank, dtype=torch.float64)
@@ -55,13 +53,18 @@ def gradient_of_path(counts: Counts, field: Field, p: Parameters, z: Tensor) -> 
     (Fisher's identity)."""
     rows = z[counts.mask]
     following, _ = step_of(field, p.c, rows, counts.u, False)
-    pull = torch.zeros_like(z)
-    pull[:, :-1] = step_errors(counts, z, counts.padded(following)) @ torch.linalg.inv(p.q)
-    pull = pull[counts.mask]
+    pull = _pull(counts, z, following, torch.linalg.inv(p.q))
     total = torch.zeros(field.mixing.shape[1], len(p.q), dtype=torch.float64)
     for at in pieces(len(rows), len(field.mixing)):
         total += field(rows[at], None if counts.u is None else counts.u[at]).T @ pull[at]
     return field.alpha * total
+
+
+def _pull(counts: Counts, z: Tensor, following: Tensor, precision: Tensor) -> Tensor:
+    """Q^-1 times the error (V, R) of the step from each sample, zero at a trial's last."""
+    found = torch.zeros_like(z)
+    found[:, :-1] = step_errors(counts, z, counts.padded(following)) @ precision
+    return found[counts.mask]
 
 
 def information(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:

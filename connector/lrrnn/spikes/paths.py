@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from connector.dynamics import value_and_slope
-from connector.lrrnn.spikes.tridiagonal import Factor, factorise_blocks, time_first
+from connector.lrrnn.spikes.tridiagonal import Factor, factorise, time_first
 from connector.shooting import Field
 
 _PIECE = 1 << 17  # numbers in a temporary
@@ -230,7 +230,7 @@ def newton(
         diagonal[:-1] += a[:, k, :, None] * weighted[:, k, None]  # A^T Q^-1 A
         gradient[:-1] += a[:, k] * pull[:, k, None]
     diagonal.transpose(0, 3, 1, 2)[~inside] = np.eye(len(precision))
-    factor = factorise_blocks(diagonal, -weighted)
+    factor = factorise(diagonal, -weighted)
     target = counts.per_trial(seen.nats) + _log_prior(counts, p, z, error)
     return factor.solve(torch.from_numpy(gradient * inside[:, None]).movedim(-1, 0)), factor, target
 

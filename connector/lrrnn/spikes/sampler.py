@@ -57,7 +57,7 @@ class Draws:
         c: (p, R) of each draw, several from each of the next.
         mean, root, prior: of each sweep, (pR,) and Cholesky factor (pR, pR) of the precision of c given noise, scale and
             loadings, the paths integrated out, and covariance (p, p) of x beforehand.
-        beyond: of each sweep, (pR, 1), see :meth:`PathSampler._beyond`.
+        beyond: of each sweep, (pR, 1), what drawn paths pull c by beyond the evidence, in standard deviations.
         q, loadings, log_scale, accepted: of each sweep.
         paths: (B, T, R) mean.
     """
@@ -180,13 +180,15 @@ class PathSampler:
         if self.known is None:
             self._learn()
         p, keep, spread = self.p, math.cos(self.angle), math.sin(self.angle)
-        ahead, root = self._lead(p, self.mode, self.factor)
-        self.guided = p.c + ahead, root, self._beyond(p, root)
+        ahead, root, up = self._lead(p, self.mode, self.factor)
+        # What the paths as drawn pull by beyond Laplace's evidence, in standard deviations.
+        beyond = (marginal.gradient_of_path(self.counts, self.field, p, self.z) - up).reshape(-1, 1)
+        self.guided = p.c + ahead, root, torch.linalg.solve_triangular(root, beyond, upper=False)
         white = self._normal((len(root), 1))
         c = p.c + (1 - keep) * ahead + spread * torch.linalg.solve_triangular(root.T, white, upper=True).view_as(p.c)
         new = replace(p, c=c)
         there = self._at_mode(new, 3)
-        back, _ = self._lead(new, *there[:2])
+        back, *_ = self._lead(new, *there[:2])
         off = root.T @ (p.c - c - (1 - keep) * back).reshape(-1, 1) / spread
         log_ratio = self._prior_ratio(c) + 0.5 * float(white.square().sum() - off.square().sum())
         self.angle = self._adapted(self.angle, self._carried(new, there, log_ratio), math.pi / 2)
@@ -203,21 +205,17 @@ class PathSampler:
         found, self.learnt = (vectors * values.clamp_min(0)) @ vectors.T, min(self.learnt, _LEARNT) + 1
         self.known = found if self.known is None else self.known + (found - self.known) / self.learnt
 
-    def _lead(self, p: Parameters, mode: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        """Newton step (p, R) of the coefficients towards their most likely values, and the factor of their precision."""
+    def _lead(self, p: Parameters, mode: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+        """Newton step (p, R) of the coefficients to their most likely values, the factor of their precision, and the gradient
+        (p, R) of their evidence."""
         eye = torch.eye(len(p.c), dtype=torch.float64)
         unit = torch.kron(eye, torch.linalg.inv(torch.linalg.cholesky(p.q)).contiguous())
         prior = self.prior.precision(self.family, self.theta)
         whole = prior + unit.T @ self.known @ unit
         root = torch.linalg.cholesky(whole + 1e-9 * whole.diagonal().mean() * torch.eye(len(whole)))
-        up = marginal.gradient(self.counts, self.field, p, mode, factor).reshape(-1, 1)
-        return torch.cholesky_solve(up - prior @ p.c.reshape(-1, 1), root).view_as(p.c), root
-
-    def _beyond(self, p: Parameters, root: Tensor) -> Tensor:
-        """What the paths as drawn pull the coefficients by beyond Laplace's evidence, in standard deviations (pR, 1)."""
-        more = marginal.gradient_of_path(self.counts, self.field, p, self.z)
-        more = more - marginal.gradient(self.counts, self.field, p, self.mode, self.factor)
-        return torch.linalg.solve_triangular(root, more.reshape(-1, 1), upper=False)
+        up = marginal.gradient(self.counts, self.field, p, mode, factor)
+        step = torch.cholesky_solve(up.reshape(-1, 1) - prior @ p.c.reshape(-1, 1), root)
+        return step.view_as(p.c), root, up
 
     def _see(self) -> None:
         """What the counts say along the mode, once after it has moved."""

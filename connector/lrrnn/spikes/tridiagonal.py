@@ -29,8 +29,7 @@ class Factor:
 
     def forward(self, g: Tensor) -> Tensor:
         """C^-1 g; g (B, T, R, N), N right-hand sides."""
-        right = np.ascontiguousarray(g.permute(1, 2, 3, 0).numpy())
-        return torch.from_numpy(self._forward(right)).permute(3, 0, 1, 2)
+        return torch.from_numpy(self._forward(time_first(g))).movedim(-1, 0)
 
     def covariances(self) -> tuple[Tensor, Tensor]:
         """Blocks (t, t) (B, T, R, R) and (t, t + 1) (B, T - 1, R, R) of H^-1."""
@@ -42,7 +41,7 @@ class Factor:
                 gain = np.einsum("kib,jkb->ijb", root, self.lower[t])  # L^-T W^T
                 following[t] = -np.einsum("ikb,kjb->ijb", gain, own[t + 1])
                 own[t] -= np.einsum("ikb,jkb->ijb", following[t], gain)
-        return torch.from_numpy(own).permute(3, 0, 1, 2), torch.from_numpy(following).permute(3, 0, 1, 2)
+        return torch.from_numpy(own).movedim(-1, 0), torch.from_numpy(following).movedim(-1, 0)
 
     def _forward(self, g: np.ndarray) -> np.ndarray:
         found = np.empty_like(g)
@@ -81,13 +80,8 @@ class Factor:
         return _back(out)
 
 
-def factorise(diagonal: Tensor, below: Tensor) -> Factor:
-    """diagonal (B, T, R, R) blocks D, below (B, T - 1, R, R) blocks E; float64."""
-    return factorise_blocks(*(np.ascontiguousarray(x.permute(1, 2, 3, 0).numpy()) for x in (diagonal, below)))
-
-
-def factorise_blocks(diagonal: np.ndarray, below: np.ndarray) -> Factor:
-    """:func:`factorise` of blocks in the order of a factor's: (T, R, R, B) and (T - 1, R, R, B)."""
+def factorise(diagonal: np.ndarray, below: np.ndarray) -> Factor:
+    """diagonal (T, R, R, B) blocks D, below (T - 1, R, R, B) blocks E; float64, in the order of :func:`time_first`."""
     steps, rank = len(diagonal), diagonal.shape[1]
     inverse, lower = np.zeros_like(diagonal), np.empty_like(below)
     log_det = np.zeros(diagonal.shape[-1])

@@ -156,7 +156,7 @@ def test_coefficients_scatter_about_the_maximum_of_their_evidence():
     sampler.known, sampler.learnt = None, 0
     sampler.p, (sampler.mode, sampler.factor, sampler.peak) = best, sampler._at_mode(best, 3)
     sampler._learn()
-    _, root = sampler._lead(best, sampler.mode, sampler.factor)
+    _, root, _ = sampler._lead(best, sampler.mode, sampler.factor)
     away = torch.linalg.solve_triangular(root.T, 3 * torch.ones(len(root), 1).double() / len(root) ** 0.5, upper=True)
     sampler.p = module.replace(best, c=best.c + away.view_as(best.c))
     sampler.mode, sampler.factor, sampler.peak = sampler._at_mode(sampler.p, 3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from connector.lrrnn.spikes.tridiagonal import factorise
+from connector.lrrnn.spikes.tridiagonal import factorise, time_first
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -18,7 +18,7 @@ def test_factor_is_that_of_the_dense_matrix(rank, steps):
         dense[:, at, at] = diagonal[:, t]
         if t:
             dense[:, at, before], dense[:, before, at] = below[:, t - 1], below[:, t - 1].mT
-    factor, root = factorise(diagonal, below), torch.linalg.cholesky(dense)
+    factor, root = factorise(time_first(diagonal), time_first(below)), torch.linalg.cholesky(dense)
     x = torch.randn(many, steps, rank, generator=generator, dtype=torch.float64)
     column = x.reshape(many, size, 1)
     torch.testing.assert_close(factor.solve(x).reshape(many, size, 1), torch.linalg.solve(dense, column))
