@@ -76,13 +76,15 @@ def activation(name: str) -> Activation:
 
 def value_and_slope(phi: Activation, h: Tensor) -> tuple[Tensor, Tensor]:
     """phi(h) and phi'(h); the slope is taken from the value where that saves a transcendental."""
+    if phi.name == "softplus":
+        rest = torch.sigmoid(-h)
+        # -log sigmoid(-h) to rounding; where that would underflow the value is h itself
+        return torch.maximum(-rest.clamp_min(1e-30).log(), h), 1 - rest
     value = phi(h)
     if phi.name == "tanh":
         return value, 1 - value * value
     if phi.name == "sigmoid":
         return value, value * (1 - value)
-    if phi.name == "softplus":
-        return value, -torch.expm1(-value)
     return value, phi.derivative(h)
 
 

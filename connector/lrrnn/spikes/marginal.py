@@ -24,7 +24,7 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
 
     The curvature's share is alpha sum_t grad B(z_t) Cov(z_t, e_t) Q^-1, with e_t the error of step t.
     """
-    rows = mode[counts.mask]
+    rows = counts.rows(mode)
     following, jacobian = step_of(field, p.c, rows, counts.u, True)
     precision = torch.linalg.inv(p.q)
     rank = len(precision)
@@ -34,7 +34,7 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
     with_error = (next_ - own[:, :-1] @ a.mT) * pair
     padded = torch.zeros(*counts.mask.shape, rank, rank, dtype=torch.float64)
     padded[:, :-1] = with_error @ precision
-    pull, padded = _pull(counts, mode, following, precision).float(), padded[counts.mask].flatten(1).float()
+    pull, padded = _pull(counts, mode, following, precision).float(), counts.rows(padded).flatten(1).float()
     m = field.neurons.m
     by_value = torch.zeros(len(m), rank, dtype=torch.float64)
     by_slope = torch.zeros(len(m), rank * rank, dtype=torch.float64)
@@ -51,7 +51,7 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
 def gradient_of_path(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor:
     """d log p(paths | c) / dc (p, R). Over paths z (B, T, R) from their posterior its mean is d log p(y | c) / dc, exactly
     (Fisher's identity)."""
-    rows = z[counts.mask]
+    rows = counts.rows(z)
     following, _ = step_of(field, p.c, rows, counts.u, False)
     pull = _pull(counts, z, following, torch.linalg.inv(p.q))
     total = torch.zeros(field.mixing.shape[1], len(p.q), dtype=torch.float64)
@@ -64,12 +64,12 @@ def _pull(counts: Counts, z: Tensor, following: Tensor, precision: Tensor) -> Te
     """Q^-1 times the error (V, R) of the step from each sample, zero at a trial's last."""
     found = torch.zeros_like(z)
     found[:, :-1] = step_errors(counts, z, counts.padded(following)) @ precision
-    return found[counts.mask]
+    return counts.rows(found)
 
 
 def information(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:
     """Of c with the paths eliminated, (pR, pR); c is flattened as (mode, dimension)."""
-    _, jacobian = step_of(field, p.c, mode[counts.mask], counts.u, True)
+    _, jacobian = step_of(field, p.c, counts.rows(mode), counts.u, True)
     precision, rank, size = torch.linalg.inv(p.q), len(p.q), field.mixing.shape[1]
     jacobian = counts.padded(jacobian)
     u = None if counts.u is None else counts.padded(counts.u)

@@ -63,8 +63,18 @@ class Counts:
             None if offset is None else offset[mask].float(),
         )
 
+    @cached_property
+    def _whole(self) -> bool:
+        return bool(self.mask.all())
+
+    def rows(self, padded: Tensor) -> Tensor:
+        """(B, T, ...) -> (V, ...), a view where all trials are of one length."""
+        return padded.flatten(0, 1) if self._whole else padded[self.mask]
+
     def padded(self, rows: Tensor) -> Tensor:
-        """(V, ...) -> (B, T, ...), zero past a trial's end."""
+        """(V, ...) -> (B, T, ...), zero past a trial's end; a view where all trials are of one length."""
+        if self._whole:
+            return rows.view(*self.mask.shape, *rows.shape[1:])
         out = rows.new_zeros((*self.mask.shape, *rows.shape[1:]))
         out[self.mask] = rows
         return out
@@ -180,7 +190,7 @@ def step_of(field: Field, c: Tensor, z: Tensor, u: Tensor | None, slopes: bool) 
 
 def log_target(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor:
     """log p(y, paths) of each trial (B,), up to constants; z (B, T, R)."""
-    rows = z[counts.mask]
+    rows = counts.rows(z)
     following, _ = step_of(field, p.c, rows, counts.u, False)
     error = step_errors(counts, z, counts.padded(following))
     return counts.per_trial(nats(counts, p, rows)) + _log_prior(counts, p, z, error)
@@ -208,9 +218,8 @@ def newton(
 
     known: paths (B, T, R) and what the counts say there; they are then taken to say so, to second order, at z as well.
     """
-    mask = counts.mask
-    rows = z[mask]
-    seen = curvature(counts, p, rows) if known is None else _carried_over(known[1], rows - known[0][mask])
+    mask, rows = counts.mask, counts.rows(z)
+    seen = curvature(counts, p, rows) if known is None else _carried_over(known[1], rows - counts.rows(known[0]))
     following, jacobian = step_of(field, p.c, rows, counts.u, True)
     error = step_errors(counts, z, counts.padded(following))
     precision, own = torch.linalg.inv(p.q), torch.linalg.inv(p.start_covariance)

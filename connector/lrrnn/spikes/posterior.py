@@ -199,7 +199,7 @@ def _packed(
 
 def judge(sampler: PathSampler, draws: Draws) -> Mixing:
     """Effective sample sizes and agreement of halves, over the kept sweeps."""
-    rows = sampler.z[sampler.counts.mask]
+    rows = sampler.counts.rows(sampler.z)
     pick = even_rows(len(rows), _JUDGED_STATES)
     basis = sampler.field(rows[pick], None if sampler.counts.u is None else sampler.counts.u[pick])
     fields, means = (

@@ -93,7 +93,7 @@ class PathSampler:
         self.n_inputs = 0 if counts.u is None else counts.u.shape[1]
         self.scale0 = log_scale
         self.mode = self.z = z
-        rows = z[counts.mask]
+        rows = counts.rows(z)
         self.reference = rows
         first, eye = z[:, 0], torch.eye(self.rank, dtype=torch.float64)
         start_cov = torch.cov(first.T).reshape(self.rank, self.rank) + 0.05 * eye
@@ -114,7 +114,7 @@ class PathSampler:
     def rebuild(self) -> None:
         rank, u = self.rank, self.n_inputs
         loadings = Loadings.unstack(self.p.loadings, rank, u, has_bias=True)
-        rows = self.z[self.counts.mask]
+        rows = self.counts.rows(self.z)
         old = getattr(self, "field", None)
         self.field, self.prior = self.make_basis(loadings, rows, self.counts.u)
         pick = torch.randperm(len(rows), generator=self.g)[:4000]
@@ -220,7 +220,7 @@ class PathSampler:
     def _see(self) -> None:
         """What the counts say along the mode, once after it has moved."""
         if self.seen is None:
-            self.seen = self.mode, curvature(self.counts, self.p, self.mode[self.counts.mask])
+            self.seen = self.mode, curvature(self.counts, self.p, self.counts.rows(self.mode))
             self.mode, self.factor, self.peak = self._at_mode(self.p, 1)
 
     def _at_mode(self, p: Parameters, steps: int) -> tuple[Tensor, Factor, Tensor]:
@@ -245,7 +245,7 @@ class PathSampler:
 
     def fix_gauge(self) -> None:
         """Latents of zero mean and unit covariance, turned towards the reference; loadings and noise follow."""
-        rows, p, rank = self.z[self.counts.mask], self.p, self.rank
+        rows, p, rank = self.counts.rows(self.z), self.p, self.rank
         mean = rows.mean(0)
         a = inverse_root(rows - mean)
         # nearest rotation of the whitened states to the reference
@@ -270,7 +270,7 @@ class PathSampler:
         """Loadings of all neurons and the scale by a Fisher step and a draw; hyper-parameters of the loadings first."""
         p = self.p
         mu, precision = _draw_hyper(p.loadings, self.g)
-        z = self.z[self.counts.mask]
+        z = self.counts.rows(self.z)
         parts = [z] if self.counts.u is None else [z, self.counts.u]
         design = torch.cat([*parts, torch.ones(len(z), 1, dtype=torch.float64)], 1)
         k, width = p.loadings.shape
@@ -332,7 +332,7 @@ class PathSampler:
         pair = self.counts.mask.clone()
         pair[:, :-1] &= self.counts.mask[:, 1:]
         pair[:, -1] = False
-        inside = pair[self.counts.mask]
+        inside = self.counts.rows(pair)
         now = z[pair]
         shifted = torch.zeros_like(pair)
         shifted[:, 1:] = pair[:, :-1]

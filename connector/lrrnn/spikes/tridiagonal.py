@@ -150,8 +150,8 @@ def _transposed_times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def time_first(x: Tensor) -> np.ndarray:
-    """(B, T, ...) -> (T, ..., B)."""
-    return np.ascontiguousarray(x.movedim(0, -1).numpy())
+    """A copy: (B, T, ...) -> (T, ..., B)."""
+    return np.array(x.movedim(0, -1).numpy(), order="C")
 
 
 def _back(x: np.ndarray) -> Tensor:
