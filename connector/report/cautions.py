@@ -13,6 +13,7 @@ SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_r
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
 _LESS_THAN_LINEAR = 0.05  # variance explained by known loadings, below what a linear reading of known latents explains
 _FAR_ORIGIN = 0.5  # standard deviations of given latents
+POSTERIOR_SEEN, LEAST_SEEN = "lrrnn/posterior_seen", 0.4
 SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
@@ -72,6 +73,12 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
         said.append(
             f"{percent(metrics[OUTSIDE_SUPPORT])} of the sampled loadings lie where no recorded neuron is near; the flow of "
             "the loadings fits poorly, or their tails are heavy"
+        )
+    seen = metrics.get(POSTERIOR_SEEN, 1.0)
+    if not seen >= LEAST_SEEN:
+        said.append(
+            f"the spikes show the course of some latent dimension to {percent(max(0.0, seen))} only, so that nothing is said of the "
+            "dynamics' posterior and nu comes from single bins; lower lrrnn.rank by one"
         )
     gain = metrics.get(DRIVE_GAIN, 1.0)
     if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * metrics.get(DRIVE_GAIN_SD, 0.0)):

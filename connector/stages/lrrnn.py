@@ -25,6 +25,7 @@ from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.numerics import whitening_of
+from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
@@ -242,7 +243,10 @@ def _train_on_spikes(
         scores = {"lrrnn/val_loss": loss} | score_on_test_trials(context, model, recording, fold, baseline)
         if choice.posterior_sweeps and not is_child_rank():
             found, mixing = _sample_dynamics(context, data, model, baseline)
-            return found, scores | mixing
+            scores |= mixing
+            if mixing[POSTERIOR_SEEN] >= LEAST_SEEN:
+                return found, scores
+            context.say("lrrnn: the spikes do not show all latent dimensions; the sampled dynamics are thrown away")
         return fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty), scores
 
 
@@ -280,6 +284,7 @@ def _sample_dynamics(
         "lrrnn/posterior_ess": mixing.ess,
         "lrrnn/posterior_halves": mixing.halves,
         "lrrnn/posterior_accepted": mixing.accepted,
+        POSTERIOR_SEEN: mixing.seen,
         "lrrnn/process_noise": float(noise.mean()),
     }
 

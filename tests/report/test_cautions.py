@@ -59,6 +59,7 @@ from connector.report.glossary import METRICS
             {},
             "the gain is 0.003 ± 0.002",
         ),
+        ({"lrrnn/posterior_seen": 0.11}, {}, "lower lrrnn.rank by one"),
         ({"dynamics/field_error": 1.2}, {}, "field of zero"),
     ],
 )

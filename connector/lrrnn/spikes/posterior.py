@@ -41,11 +41,14 @@ class Mixing:
         ess: effective sample size of the worst of the field's leading axes.
         halves: largest difference of the means over the first and second half, in posterior sds.
         accepted: share of trials' paths accepted in a sweep.
+        seen: variance of the mean paths over that of drawn ones, along the direction where it is least. What the counts
+            show is near 1; a direction of which they show nothing has no mean course.
     """
 
     ess: float
     halves: float
     accepted: float
+    seen: float
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,15 @@ def judge(sampler: PathSampler, draws: Draws) -> Mixing:
         # what is drawn independently about the means adds to the variance and not to the error of the whole
         sizes.append(float(total / series.var().clamp_min(1e-300 + 1e-9 * total)) * effective_size(series))
         halves.append(_halves(series) * float((series.var() / total).sqrt()))
-    return Mixing(min(sizes), max(halves), sum(draws.accepted) / len(draws.accepted))
+    return Mixing(min(sizes), max(halves), sum(draws.accepted) / len(draws.accepted), _seen(sampler, draws))
+
+
+def _seen(sampler: PathSampler, draws: Draws) -> float:
+    """:attr:`Mixing.seen`; drawn paths have unit covariance, of which a mean over n keeps 1 / n where nothing is seen."""
+    mean_paths = sampler.counts.rows(draws.paths)
+    least = float(torch.linalg.eigvalsh(torch.cov(mean_paths.T).reshape(sampler.rank, sampler.rank))[0])
+    left = 1 / max(2.0, sum(draws.accepted))
+    return (least - left) / (1 - left)
 
 
 def effective_size(x: Tensor) -> float:

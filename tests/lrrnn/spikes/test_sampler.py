@@ -13,6 +13,7 @@ from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
 from connector.lrrnn.spikes.sampler import PathSampler, _inverse_wishart
+from connector.report.cautions import LEAST_SEEN
 from connector.types import Loadings, Recording
 
 ALPHA, SCALE = 0.1, 0.5
@@ -208,6 +209,18 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     assert float(left) < 0.3
     assert 0 < mixing.accepted <= 1
     assert mixing.ess > 0
+    assert mixing.seen > 2 * LEAST_SEEN
+
+
+def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
+    truth = simulated(trials=24, steps=20)
+    fold = Fold(torch.arange(24), torch.arange(0), torch.arange(0))
+    start, g = start_of(truth), torch.Generator().manual_seed(7)
+    beside = torch.randn(*truth.z.shape[:2], 1, generator=g, dtype=torch.float64)
+    m = torch.cat([start.loadings.m, 0.1 * torch.randn(30, 1, generator=g, dtype=torch.float64)], 1)
+    start = Start(torch.cat([start.z, beside], 2), Loadings(m, None, start.loadings.d), start.scale, None)
+    _, mixing = sample_posterior(start, recording_of(truth), fold, sampled_basis("softplus", ALPHA, 0), sweeps=12)
+    assert mixing.seen < LEAST_SEEN
 
 
 @pytest.mark.slow
