@@ -145,11 +145,12 @@ def leading_fixed_points(
         raise UserError("starts, a tensor of shape (number, R) with one point or more", str(got))
     starts = starts.double()
     require_finite_points(starts, "starts")
-    relaxed = starts.clone()
+    relaxed, moving = starts.clone(), torch.arange(len(starts), device=starts.device)
     for _ in range(relax_steps):
-        flow = field(relaxed)
-        relaxed = relaxed + step_size * flow
-        if flow.norm(dim=1).max() < _SLOW * scale:
+        flow = field(relaxed[moving])
+        relaxed[moving] += step_size * flow
+        moving = moving[flow.norm(dim=1) >= _SLOW * scale]
+        if len(moving) == 0:
             break
     z = torch.cat([relaxed, starts])
     rank = z.shape[1]

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from connector.analysis.distances import Truth
-from connector.dynamics import Network, leading_fixed_points, simulate
+from connector.dynamics import Network, activation, leading_fixed_points, potentials, simulate
 from connector.errors import UserError
 
 Field = Callable[[Tensor], Tensor]
@@ -100,10 +100,12 @@ def find_attractors(
     if isinstance(system, Network):
         rank, alpha = system.rank, alpha or system.alpha
         # Single precision halves the cost of the long simulation; fixed points are polished in double precision.
-        coarse, fine = _network_field(system, u, torch.float32), _network_field(system, u, torch.float64)
+        coarse, fine = (network_field(system, u, dtype) for dtype in (torch.float32, torch.float64))
     else:
         coarse = fine = system
     starts = (default_starts(rank, extent or _EXTENT) if starts is None else starts).double()
+    if isinstance(system, Network):  # refuses starts and inputs of another width
+        system.vector_field(starts[:1], None if u is None else u.expand(1, -1))
     extent = extent or float(starts.norm(dim=1).max())
     alpha = alpha or 0.1
 
@@ -196,16 +198,25 @@ def _apart(tail: Tensor, distance: float) -> list[int]:
     return followed
 
 
-def _network_field(network: Network, u: Tensor | None, dtype: torch.dtype) -> Field:
+def network_field(network: Network, u: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Field:
+    """A network's vector field at a constant input u (U,), computed in ``dtype``: the fewest operations, no checks.
+
+    tanh(h) = 2 sigmoid(2 h) - 1, and a sigmoid is computed several times faster.
+    """
     cast = replace(network, **{k: getattr(network, k).to(dtype) for k in "mnbd" if getattr(network, k) is not None})
-    offset = 0.0
-    if network.activation == "tanh":
-        # tanh(h) = 2 sigmoid(2 h) - 1, and a sigmoid is computed several times faster.
-        offset = cast.n.mean(0)
-        cast = replace(
-            cast, activation="sigmoid", **{k: 2 * v for k, v in vars(cast).items() if k in "mnbd" and v is not None}
-        )
-    return lambda z: (cast.vector_field(z, None if u is None else u.to(dtype).expand(len(z), -1)) - offset).to(z.dtype)
+    odd = network.activation == "tanh"
+    phi, scale = (torch.sigmoid, 2.0) if odd else (activation(network.activation).function, 1.0)
+    constant = None if u is None else u.to(dtype)
+    m, n = (scale * cast.m).T.contiguous(), scale / cast.n_neurons * cast.n
+    origin = cast.m.new_zeros(1, cast.rank)
+    offset = scale * potentials(cast.loadings, origin, None if constant is None else constant[None])[0]
+    rest = -n.sum(0) / scale if odd else n.new_zeros(network.rank)
+
+    def field(z: Tensor) -> Tensor:
+        at = z.to(dtype)
+        return (torch.addmm(rest, phi(torch.addmm(offset, at, m)), n) - at).to(z.dtype)
+
+    return field
 
 
 def _plane_angles(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

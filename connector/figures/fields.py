@@ -38,6 +38,7 @@ _VISITED = 0.04  # of the axes' length: a place nearer than this to a visited st
 _TITLE_WIDTH = 24  # characters over a square panel; it is narrower where data are taller than wide
 _NARROWEST = 0.6  # width of a panel of a field over its height, and the other way round
 _UNSEEN = {"facecolor": "#efefeb", "edgecolor": "#d2d2ca", "hatch": "////", "linewidth": 0}
+_STREAM, _HEAD = "#8c9bb0", 0.045  # inches
 _CYCLE = {"color": ACCENT, "linewidth": 2.2}
 _NO_TRIAL = "attractor where no trial came"
 _FARTHEST = 0.5  # of the frame: attractors farther outside it do not widen it
@@ -330,8 +331,25 @@ def _streams(axis: Axes, field, region: _Region, n_grid: int, cap: float | None)
     image = shade.reshape(n_grid, n_grid, 4)
     axis.imshow(image, extent=(*limits[0], *limits[1]), origin="lower", interpolation="bilinear", zorder=0)
     u, v = (np.ma.array(flow[:, i], mask=distance > 0.045).reshape(n_grid, n_grid) for i in range(2))
-    axis.streamplot(x, y, u, v, color="#8c9bb0", linewidth=0.6, density=1.15, arrowsize=0.65, zorder=1)
+    lines = axis.streamplot(x, y, u, v, color=_STREAM, linewidth=0.6, density=1.15, num_arrows=0, zorder=1)
+    _arrowheads(axis, lines.lines.get_segments())
     return cap
+
+
+def _arrowheads(axis: Axes, lines: list[np.ndarray]) -> None:
+    """One in the middle of each line (S, 2), all as one collection: streamplot's own are patches, each drawn by itself."""
+    at, towards = [], []
+    for line in lines:
+        passed = np.cumsum(np.hypot(*np.diff(line, axis=0).T))
+        middle = np.searchsorted(passed, passed[-1] / 2)
+        at.append(line[middle : middle + 2].mean(0))
+        towards.append(line[middle + 1] - line[middle])
+    if not at:
+        return
+    direction = np.array(towards) / np.linalg.norm(towards, axis=1, keepdims=True)
+    head = {"width": _HEAD / 6, "headwidth": 6, "headlength": 6, "headaxislength": 6}
+    axis.quiver(*np.array(at).T, *direction.T, color=_STREAM, angles="xy", units="inches", scale_units="inches",
+                scale=1 / _HEAD, pivot="middle", zorder=1, **head)  # fmt: skip
 
 
 def _arrows(axis: Axes, field, region: _Region, n_grid: int, colour):

@@ -12,7 +12,8 @@ def flow_field(*, cycles: bool, ring: bool, inputs: bool) -> str:
     """Whether limit cycles are drawn, the truth is a ring, and inputs drive the network."""
     said = (
         "The vector field on the region that the latents visit (the darker, the faster), with example trajectories "
-        "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation."
+        "of held-out trials; hatched where no trial came, so that what the field is there is extrapolation. "
+        "K → ∞: the mean field, of infinitely many sampled neurons."
     )
     if cycles:
         said += (

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from connector import figures
-from connector.analysis.attractors import find_attractors
+from connector.analysis.attractors import find_attractors, network_field
 from connector.analysis.distances import connectivity_entries
-from connector.dynamics import Network, activation, leading_fixed_points, potentials
+from connector.dynamics import activation, leading_fixed_points, potentials
 from connector.files import read_npz
 from connector.numerics import even_rows
 from connector.report import captions
@@ -77,15 +77,12 @@ def flow_field(results: Results) -> tuple[str, Figure]:
     mean_input = None if u is None else u.mean(0)
     z = z[even_rows(len(z), N_DRAWN)]
 
-    def field_of(net: Network):
-        net, constant = net.double(), None if mean_input is None else mean_input.double()
-        return lambda at: net.vector_field(at, None if constant is None else constant.expand(len(at), -1))
-
     fields = {}
     if results.data.teacher is not None:
         fields["true"] = results.data.teacher.vector_field
-    fields[f"sampled, K = {N_DRAWN:,}, sigma = 0"] = field_of(results.drawn)
-    fields[f"projected, K = {N_NEURONS:,}, sigma = {results.sigma:g}"] = field_of(results.projected)
+    name, field = results.field_drawn(mean_input)
+    fields[name] = field
+    fields[f"projected, K = {N_NEURONS:,}, sigma = {results.sigma:g}"] = network_field(results.projected, mean_input)
     ring = results.data.teacher is not None and results.data.teacher.attractor_kind == "ring"
     # every point of a ring is one: where a search ends on it means nothing
     points = {} if ring else {name: _fixed_points(field, z) for name, field in fields.items()}

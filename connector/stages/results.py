@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from connector.analysis.attractors import (
     attractors_kept,
     default_starts,
     find_attractors,
+    network_field,
     reference_attractors,
 )
 from connector.analysis.cell_types import cell_type_test
@@ -43,7 +45,8 @@ from connector.stages.lrrnn import origin_distance
 from connector.types import Recording
 
 N_NEURONS = 1000
-N_DRAWN = 20_000  # of the large network whose field is drawn
+N_DRAWN = 20_000  # of the large network whose field is drawn, where n is of a flow
+N_QUADRATURE_DRAWN = 4096  # where it is not
 N_NETWORKS = 20  # in which the attractors are looked for
 N_POSTERIOR = 100  # draws of nu and of the vector field
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
@@ -82,6 +85,7 @@ class Results:
         # The published ridge makes no statement about its error.
         has_posterior = options.connectivity.estimator != "ridge"
         self.diagnosis = self.distribution.diagnose(self.network.loadings) if has_posterior else None
+        self._at_sigma: dict[int, Network] = {}
         self.signs: list[str] = []
         self.cause_named = False
         self.reference: Attractors | None = None
@@ -89,9 +93,19 @@ class Results:
             self.reference = reference_attractors(data.teacher)
 
     @cached_property
-    def drawn(self) -> Network:
-        """A large sampled network, sigma = 0."""
-        return self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs=self._outputs)
+    def large(self) -> Network:
+        """A network that stands for infinitely many neurons; where n is of a flow, a large sampled one."""
+        if self.distribution.outputs == "flow":
+            return self.distribution.sample(N_DRAWN, sigma=0.0, seed=self.options.seed, outputs=self._outputs)
+        return self.distribution.quadrature()
+
+    def field_drawn(self, u: Tensor | None) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Name and vector field, at a constant input (U,), of :attr:`large`, of so few of its neurons as a picture needs."""
+        if self.distribution.outputs == "flow":
+            return f"sampled, K = {N_DRAWN:,}, sigma = {self.sigma:g}", network_field(self.large, u)
+        # Points of a quadrature fill space evenly from the first on.
+        few = {k: v[:N_QUADRATURE_DRAWN] for k, v in vars(self.large).items() if isinstance(v, Tensor)}
+        return "inferred, K → ∞", network_field(replace(self.large, **few), u)
 
     @cached_property
     def truth(self) -> Network | None:
@@ -244,7 +258,11 @@ class Results:
         return str(find_attractors(self.projected, centre + away, extent=float(away.norm(dim=1).max())))
 
     def drawn_at_sigma(self, seed: int | None = None) -> Network:
-        return self.distribution.sample(N_NEURONS, self.sigma, seed=self.options.seed if seed is None else seed)
+        """A sampled network that is not projected, of each seed drawn once."""
+        seed = self.options.seed if seed is None else seed
+        if seed not in self._at_sigma:
+            self._at_sigma[seed] = self.distribution.sample(N_NEURONS, self.sigma, seed=seed)
+        return self._at_sigma[seed]
 
     def _error_as_drawn(self) -> float:
         """Mean field error of sampled networks that are not projected, at held-out states."""
@@ -298,9 +316,8 @@ class Results:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
         also against its mean field, from which the recorded network's finite size keeps both."""
         z, u, y = self.held_out(N_STATES_LARGE)
-        large = self.drawn if self.distribution.outputs == "flow" else self.distribution.quadrature()
         z, y = z.double(), y.double()
-        drive = drive_at(large, z, u)
+        drive = drive_at(self.large, z, u)
         error = relative_field_error(drive, z, y)
         of_drive = float(((y - z).square().sum(1).mean() / y.square().sum(1).mean()).sqrt())
         found = {"dynamics/field_error": error, "dynamics/drive_error": error * of_drive}
@@ -333,7 +350,7 @@ class Results:
     def _attractors(self) -> dict[str, float]:
         kept = kept_unprojected = 0
         for i in range(N_NETWORKS):
-            net = self.distribution.sample(N_NEURONS, self.sigma, seed=1000 + i)
+            net = self.drawn_at_sigma(1000 + i)
             kept_unprojected += attractors_kept(net, self.reference)
             kept += attractors_kept(self.distribution.project(net), self.reference)
         return {

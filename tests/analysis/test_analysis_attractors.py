@@ -20,6 +20,24 @@ def references():
     return {name: attractors.reference_attractors(teacher(name)) for name in SYSTEMS}
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu", "softplus", "sigmoid"])
+@pytest.mark.parametrize("columns", [(0, False), (2, True)])
+def test_the_quick_field_of_a_network_is_its_vector_field(activation, columns):
+    n_inputs, bias = columns
+    b = normal(50, n_inputs, seed=2) if n_inputs else None
+    network = Network(
+        normal(50, 3), normal(50, 3, seed=1), b, normal(50, seed=3) if bias else None, activation=activation
+    )
+    z, u = normal(20, 3, seed=4), normal(2, seed=5)
+    expected = network.double().vector_field(z.double(), u.double().expand(20, -1) if n_inputs else None)
+    for given, wanted in ((u, expected), (None, network.double().vector_field(z.double()))):
+        field = attractors.network_field(network, given)
+        torch.testing.assert_close(field(z.double()), wanted, rtol=1e-12, atol=1e-13)
+    single = attractors.network_field(network, u, torch.float32)(z.double())
+    assert single.dtype == torch.float64
+    torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_mean_field_attractors_of_the_teachers(references):
     assert references["quadstable"].points.shape == (4, 2)
     assert references["bistable"].points.shape == (2, 2)

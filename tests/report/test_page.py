@@ -1,12 +1,16 @@
 """The report is well-formed, holds everything it shows, escapes what users wrote, and appears whole or not at all."""
 
 import base64
+import io
 import os
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from connector import figures
 from connector.connectivity.nu.regression import fit_conditional_mean
@@ -14,7 +18,7 @@ from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
 from connector.report.glossary import BASELINES, ESTIMATE, METRICS
 from connector.report.numbers import format_number
-from connector.report.page import Section, TableData, render_report, write_report
+from connector.report.page import Section, TableData, figure_png, render_report, write_report
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -106,6 +110,23 @@ def test_what_users_wrote_is_escaped_and_shown(page):
     assert "file a&b.npz" in text
     assert "a<b" in text
     assert "<b>" not in page
+
+
+@pytest.mark.parametrize("layout", ["constrained", "compressed", None])
+def test_a_picture_has_all_that_is_drawn_within_a_margin(layout):
+    figure = Figure(figsize=(5, 3), layout=layout)
+    axis = figure.subplots()
+    axis.imshow([[0, 1], [1, 0]])
+    axis.set(xlabel="below", ylabel="two\nlines", title="above")
+    picture = np.asarray(Image.open(io.BytesIO(figure_png(figure))).convert("RGB")).astype(int)
+    inked = picture.min(-1) < 255
+    rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+    margins = (rows[0], len(inked) - 1 - rows[-1], columns[0], inked.shape[1] - 1 - columns[-1])
+    assert max(abs(margin - 16) for margin in margins) <= 8  # of a tenth of an inch
+    drawn = io.BytesIO()  # nothing was cut: the same number of dark pixels as matplotlib has when it leaves room
+    figure.savefig(drawn, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.5)
+    whole = np.asarray(Image.open(drawn).convert("RGB")).min(-1) < 128
+    assert (picture.min(-1) < 128).sum() == pytest.approx(whole.sum(), rel=0.02)
 
 
 def test_embedded_figure_is_the_png(page):

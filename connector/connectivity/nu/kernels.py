@@ -96,8 +96,18 @@ class Additive(Arcsine):
     """Mean of arcsine kernels, one on each column."""
 
     def matrix(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
-        columns = [(x[:, j, None] / width, y[None, :, j] / width) for j in range(x.shape[1])]
-        return sum(self.of(a * b, a.square(), b.square(), odd) for a, b in columns) / len(columns)
+        """:meth:`of` column by column, each point scaled before the products: large matrices are gone through less often."""
+        constant = 0.0 if odd else 1.0
+        scaled = []
+        for v in (x / width, y / width):
+            scale = (2 / (1 + 2 * (constant + v.square()))).sqrt()
+            scaled.append((v * scale, scale))
+        (a, sa), (b, sb) = scaled
+        total = 0.0
+        for j in range(x.shape[1]):
+            product = torch.outer(a[:, j], b[:, j])
+            total = total + torch.asin(product if odd else torch.addr(product, sa[:, j], sb[:, j]))
+        return (2 / math.pi / x.shape[1]) * total
 
     def pairs(self, x: Tensor, y: Tensor, width: float, odd: bool) -> Tensor:
         x, y = x / width, y / width
