@@ -125,6 +125,8 @@ SOURCES = {
     "lrrnn/bits_per_spike_null": "connector.analysis.spike_nulls",
     "loadings/": "connector.stages.loadings",
     "loadings/log_likelihood": "connector.connectivity.flow_selection",
+    "loadings/gain_over_normal": "connector.connectivity.flow_selection",
+    "loadings/gain_over_kernels": "connector.connectivity.flow_selection",
     "loadings/tail_advantage": "connector.connectivity.flow_selection",
     "outputs/": "connector.stages.outputs",
     "timing/": "connector.launch.job.all_metrics",

@@ -29,7 +29,7 @@ _OF_TRAINER = {f"trainer.{name}" for name, about, _ in declared(TrainerOptions) 
 # The better direction of measures of which METRICS says none, or that it does not know.
 _BY_NAME = (
     (re.compile(r"^timing/|_(loss|error|seconds|dissimilarity)$"), "lower"),
-    (re.compile(r"_r2(_|$)|_auc(_|$)|bits_per_spike|log_likelihood"), "higher"),
+    (re.compile(r"_r2(_|$)|_auc(_|$)|bits_per_spike|log_likelihood|loadings/gain_over"), "higher"),
 )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,12 @@ from connector.connectivity.flow import Flow
 from connector.errors import UserError
 
 _PARTS = 10  # of the cross-validation of the base
-_ERRORS = 2.0  # standard errors by which another base has to be better
-_EVALUATIONS = 16
+_ERRORS = 2.0  # standard errors by which another base, or a longer trial, has to be better
+_STRETCHES = (480, 960)  # steps of a trial; the second stretch where the likelihood still rises in the first
+_INTERVAL = 30  # steps between two scores
+_LAST_QUARTER = 0.75  # a maximum after it cannot be told from a likelihood that still rises
+_PER_STEP = 1.25  # steps of a training whose learning rate decays, for each of a trial that was not long enough
+_MOST_HELD_OUT = 500  # rows that are scored: more only cost time
 _SMOOTHING = 0.98  # of the weights over steps; short, since the trial is short
 
 
@@ -47,17 +52,26 @@ def choose_base(x: Tensor, seed: int = 0) -> BaseChoice:
 
 
 class Stopping(NamedTuple):
-    """Steps after which the held-out log-likelihood was highest (None: it still rose at the end), and its value."""
+    """How long to train, and what rows held out say of the density that was found on the way.
 
-    steps: int | None
+    Attributes:
+        steps: to train, at least 1.
+        log_likelihood: mean of the rows held out, where it was highest, in nats.
+        over_normal, over_kernels: by how much that is above a normal density with the moments of the other rows, and
+            above :func:`kernel_log_density`: the nulls of the density's shape, and of its having learned one.
+    """
+
+    steps: int
     log_likelihood: float
+    over_normal: float
+    over_kernels: float
 
 
 def best_stopping(
     x: Tensor,
     arguments: dict,
     *,
-    steps: int = 480,
+    most: int = 1200,
     learning_rate: float = 5e-3,
     paths: int = 1024,
     held_out: float = 0.2,
@@ -65,11 +79,17 @@ def best_stopping(
 ) -> Stopping:
     """When to stop: a trial flow is trained on part of the rows and the rest is scored on the way.
 
+    The trial ends after 480 steps if the likelihood has passed its maximum, or rises no longer by more than twice the
+    standard error of the gain, unless a kernel density is better by as much; else it goes on to 960. So long trainings are
+    for shapes that need them, such as several rings, clusters or crescents, and that many rows show. Where neither a step
+    is better than the untrained flow by a standard error, as with few rows of one Gaussian, nor a kernel density by two,
+    there is one step of training: the flow stays close to its base density.
+
     Args:
         x: (N, D) rows; at least 10.
         arguments: of :class:`connector.connectivity.flow.Flow`.
-        steps: of the trial; learning_rate: of Adam, constant; paths: at least so many in each step, by repeating
-            rows, and at most so many rows.
+        most: steps of the training, at most; the trial takes four fifths of it at most.
+        learning_rate: of Adam, constant; paths: at least so many in each step, by repeating rows, and at most so many rows.
         held_out: fraction of the rows that is scored.
 
     Raises:
@@ -78,15 +98,21 @@ def best_stopping(
     _check(x)
     generator = torch.Generator(device=x.device).manual_seed(seed)
     order = torch.randperm(len(x), generator=generator, device=x.device)
-    n_held_out = max(2, round(held_out * len(x)))
+    n_held_out = min(_MOST_HELD_OUT, max(2, round(held_out * len(x))))
     test, train = x[order[:n_held_out]], x[order[n_held_out:]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = Flow(**arguments).to(x.device).fit_scaler(train)
     averaged = copy.deepcopy(flow).requires_grad_(False)
     optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
-    repeats, best = max(1, paths // len(train)), Stopping(0, -float("inf"))
-    for step in range(1, steps + 1):
+    repeats = max(1, paths // len(train))
+    # Fewer steps of the integrator would call sharp densities better than they are.
+    accurate: dict[str, Any] = {"method": "midpoint", "steps": 16}
+    scores = {0: averaged.log_prob(test, **accurate)}
+    kernels = kernel_log_density(train, test)
+    most_of_trial = max(1, round(most / _PER_STEP))
+    stretches = [min(steps, most_of_trial) for steps in _STRETCHES]
+    for step in range(1, stretches[-1] + 1):
         few = torch.randperm(len(train), generator=generator, device=x.device)[:paths]
         loss = flow.loss(train[few].repeat(repeats, 1), generator=generator)
         optimizer.zero_grad()
@@ -94,12 +120,62 @@ def best_stopping(
         optimizer.step()
         rate = min(_SMOOTHING, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - rate)
-        if step % max(1, steps // _EVALUATIONS) == 0:
-            score = float(averaged.log_prob(test, method="midpoint", steps=8).mean())
-            if score > best.log_likelihood:
-                best = Stopping(step, score)
-    # A maximum in the last quarter cannot be told from a likelihood that still rises.
-    return best._replace(steps=None) if best.steps > 0.75 * steps else best
+        if step % _INTERVAL == 0 or step in stretches:
+            scores[step] = averaged.log_prob(test, **accurate)
+        if step in stretches:
+            best = _best(scores)
+            missed = _surely_above(kernels - scores[best], _ERRORS)
+            if not missed and not _still_rises(scores):
+                break
+    learned = _surely_above(scores[best] - scores[0], 1.0)
+    passed = best <= _LAST_QUARTER * step if learned else not missed
+    best = best if learned else 0  # of densities within a standard error the simplest
+    normal = Flow(x.shape[1], hidden_width=1, hidden_layers=1).to(x).fit_scaler(train).log_prob_of_base(test)
+    return Stopping(
+        max(1, best) if passed else min(most, round(_PER_STEP * step)),
+        float(scores[best].mean()),
+        float((scores[best] - normal).mean()),
+        float((scores[best] - kernels).mean()),
+    )
+
+
+def _still_rises(scores: dict[int, Tensor]) -> bool:
+    """Whether the log-likelihoods of rows, by step, are highest near the end, and surely higher than half way there."""
+    # Without the untrained flow: a shape far from its base may first become less likely, and more likely after a while.
+    best, last = _best({at: score for at, score in scores.items() if at}), max(scores)
+    half_way = min(scores, key=lambda at: abs(at - last / 2))
+    return best > _LAST_QUARTER * last and _surely_above(scores[best] - scores[half_way], _ERRORS)
+
+
+def _best(scores: dict[int, Tensor]) -> int:
+    return max(scores, key=lambda at: float(scores[at].mean()))
+
+
+def _surely_above(gain: Tensor, errors: float) -> bool:
+    """Whether the mean of gains (N,) is above zero by so many of its standard errors."""
+    return float(gain.mean()) > errors * float(gain.std()) / len(gain) ** 0.5
+
+
+def kernel_log_density(train: Tensor, test: Tensor, most: int = 500) -> Tensor:
+    """Log density (N,) at rows test (N, D) of normal kernels about rows train (K, D), in nats per unit volume.
+
+    The kernels have the covariance of ``train`` up to a width, the one at which rows of ``train`` (at most ``most``) are most
+    likely under the kernels of all others (leave-one-out likelihood, Habbema et al. 1974).
+    """
+    scaler = Flow(train.shape[1], hidden_width=1, hidden_layers=1).to(train).fit_scaler(train)
+    known, asked = (scaler._standardised(x, None)[0].double() for x in (train, test))
+    count, dim = known.shape
+    own = torch.cdist(known[:most], known).square()
+    own.fill_diagonal_(math.inf)
+
+    def density(squares: Tensor, width: Tensor, kernels: int) -> Tensor:
+        logs = torch.logsumexp(-0.5 * squares / width**2, dim=1)
+        return logs - math.log(kernels) - dim * (width.log() + 0.5 * math.log(2 * math.pi))
+
+    widths = torch.logspace(-2, 0.2, 23, dtype=known.dtype, device=known.device)
+    width = max(widths, key=lambda w: float(density(own, w, count - 1).mean()))
+    log_scale = torch.linalg.slogdet(scaler.scale.double()).logabsdet
+    return density(torch.cdist(asked, known).square(), width, count) - log_scale
 
 
 def _check(x: Tensor) -> None:

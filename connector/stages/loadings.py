@@ -30,10 +30,12 @@ def prepare_loadings(context: StageContext, inputs: FittedDynamics, mark: str) -
         metrics["loadings/tail_advantage"] = choice.advantage
     flow = {"dim": rows.shape[1], "base": base} | network_arguments(connectivity.flow)
     if connectivity.early_stopping and enough:
-        stopping = best_stopping(rows, flow, learning_rate=connectivity.loadings_learning_rate, seed=options.seed)
+        rate = connectivity.loadings_learning_rate
+        stopping = best_stopping(rows, flow, most=epochs, learning_rate=rate, seed=options.seed)
         metrics["loadings/log_likelihood"] = stopping.log_likelihood
-        if stopping.steps is not None:
-            epochs = min(epochs, stopping.steps)
+        metrics["loadings/gain_over_normal"] = stopping.over_normal
+        metrics["loadings/gain_over_kernels"] = stopping.over_kernels
+        epochs = stopping.steps
     context.say(f"loadings: {base.replace('_', '-')} base, {epochs} epochs")
     pl.seed_everything(options.seed, verbose=False)
     module = FlowModule(

@@ -7,9 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from connector.connectivity.networks.velocity import Velocity, linear, silu
-
-_FIRST_LAYER_GAIN = 2.0
+from connector.connectivity.networks.velocity import FIRST_LAYER_GAIN, Velocity, linear, silu
 
 
 class MLP(Velocity):
@@ -25,7 +23,7 @@ class MLP(Velocity):
         if self.precondition and hidden_layers:
             with torch.no_grad():
                 for p in self.layers[0].parameters():
-                    p.mul_(_FIRST_LAYER_GAIN)
+                    p.mul_(FIRST_LAYER_GAIN)
 
     def carry(self, h: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         for i, layer in enumerate(self.layers):

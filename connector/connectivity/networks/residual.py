@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from connector.connectivity.networks.velocity import Velocity, linear, silu
+from connector.connectivity.networks.velocity import FIRST_LAYER_GAIN, Velocity, linear, silu
 
 
 class Residual(Velocity):
     """h + W silu(h) in each of ``hidden_layers`` blocks (He et al. 2016, pre-activation), between two affine maps.
 
-    A block starts at W = 0, so that however many there are, the network starts as one with a single hidden layer.
+    Blocks and the last map start at zero: an untrained flow is its base density, and however many blocks there are, the
+    network learns at first as one with a single hidden layer.
     """
 
     def build(self, hidden_width: int, hidden_layers: int) -> None:
         self.first, self.last = nn.Linear(self.n_features, hidden_width), nn.Linear(hidden_width, self.dim)
         self.blocks = nn.ModuleList(nn.Linear(hidden_width, hidden_width) for _ in range(hidden_layers))
         with torch.no_grad():
-            for p in self.blocks.parameters():
+            for p in [*self.blocks.parameters(), *self.last.parameters()]:
                 p.zero_()
+            for p in self.first.parameters():
+                p.mul_(FIRST_LAYER_GAIN if self.precondition else 1.0)
 
     def carry(self, h: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h, tangents = linear(self.first, h, tangents)

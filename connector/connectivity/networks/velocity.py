@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FREQUENCIES = (1.0, 2.0, 3.0)  # of the time features, in half turns over [0, 1]
+FIRST_LAYER_GAIN = 2.0  # of preconditioned networks, see connector.connectivity.networks.mlp.MLP
 
 
 class Velocity(nn.Module):
