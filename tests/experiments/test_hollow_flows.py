@@ -18,16 +18,17 @@ def test_a_shape_has_the_density_of_its_samples(name):
     drawn = shape.sample(4000, generator)
     around = hollow_flows.StudentT(drawn.shape[1], 3.0)
     scale, centre = 1.2 * drawn.std(0).max(), drawn.mean(0)
-    y = around.sample(200_000 if drawn.shape[1] < 4 else 400_000, generator)
+    points = 10_000 if drawn.shape[1] < 3 else 40_000
+    y = around.sample(points, generator)
     x = centre + scale * y
     if isinstance(shape, hollow_flows.Annulus):  # uniform: nothing outside
         x, y = (value[(x.norm(dim=1) < 1) & (x.norm(dim=1) > shape.inner)] for value in (x, y))
     weight = (shape.log_prob(x) - around.log_prob(y)).exp() * scale ** drawn.shape[1]
-    weight = weight / (200_000 if drawn.shape[1] < 4 else 400_000)
-    assert float(weight.sum()) == pytest.approx(1, abs=0.05)
+    weight = weight / points
+    assert float(weight.sum()) == pytest.approx(1, abs=0.08)
     if name != "Student t":  # of 3 degrees of freedom: second moments of samples hardly converge
         within = (weight[:, None] * (x - centre) ** 2).sum(0)
-        torch.testing.assert_close(within, drawn.var(0), rtol=0.15, atol=0.02)
+        torch.testing.assert_close(within, drawn.var(0), rtol=0.2, atol=0.02)
 
 
 @pytest.mark.slow
