@@ -18,6 +18,7 @@ from torch import Tensor
 
 from connector.lrrnn.spikes import marginal
 from connector.lrrnn.spikes.coefficients import CoefficientPrior
+from connector.lrrnn.spikes.covariances import hyper_of, inverse_wishart
 from connector.lrrnn.spikes.paths import (
     LEAST_RATE,
     Counts,
@@ -34,11 +35,14 @@ from connector.shooting import Field
 from connector.types import Loadings
 
 _SCALE_SD = 1.0  # of the prior of log s about the scale that was assumed
-_LEAST_Q = 1e-6  # of the latents' variance, as if seen once
+# Of the process noise in any direction, in sds of the latents a step. Noise-free dynamics look alike below it, while draws there
+# hardly move: a whole trial then follows from its first state.
+LEAST_NOISE = 0.02
 _FIRST_Q = 0.02  # share of the latents' covariance that the process noise starts from: from below it would not rise
 _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
 _WANTED = 0.4  # share of these moves accepted
+_MOST_STEP = 3.0  # of the process noise, in logs
 _EAGER = 3, 40  # moves of the process noise a sweep, in the first sweeps
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
 _LEARN_EVERY, _LEARNT = 4, 5  # sweeps of the burn-in between estimates of c's information, averaged over so many
@@ -104,7 +108,7 @@ class PathSampler:
         self.p = replace(self.p, c=self.identity)
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
-        self.step = 0.05
+        self.steps = {False: 0.3, True: 0.05}  # of the process noise in logs: alone, and with the drift's pace
         self.angle, self.known, self.learnt, self.guided = 1.0, None, 0, None
         self.accepted = 0.5
         self.factor: Factor | None = None
@@ -156,20 +160,21 @@ class PathSampler:
             self.rho = torch.where(self.rate < 0.15, 0.95, torch.where(self.rate < 0.3, 0.8, self.rho))
 
     def carry(self) -> None:
-        """Process noise in some direction, half the time with the drift's pace."""
+        """Process noise in some direction or in all of them, half the time with the drift's pace."""
         self._see()
-        p = self.p
-        delta, way = self.step * float(self._normal((1,))), self._normal((self.rank, self.rank))
+        p, paced = self.p, float(self._uniform(1)) < 0.5
+        delta, everywhere = self.steps[paced] * float(self._normal((1,))), float(self._uniform(1)) < 0.5
+        way = torch.eye(self.rank, dtype=torch.float64) if everywhere else self._normal((self.rank, self.rank))
         turn = torch.linalg.matrix_exp(0.5 * delta * way / way.norm())
         new, log_ratio = replace(p, q=turn @ p.q @ turn.T), 0.0
-        if float(self._uniform(1)) < 0.5:
+        if paced:
             r = int(torch.randint(self.rank, (1,), generator=self.g))
             c = p.c.clone()
             c[:, r] = self.identity[:, r] + math.exp(delta) * (c[:, r] - self.identity[:, r])
             new = replace(new, c=c)
             log_ratio = self._prior_ratio(c) + len(c) * delta
-        take = self._carried(new, self._at_mode(new, 2), log_ratio)
-        self.step = self._adapted(self.step, take, 1.0)
+        take = _allowed(new.q) and self._carried(new, self._at_mode(new, 2), log_ratio)
+        self.steps[paced] = self._adapted(self.steps[paced], take, _MOST_STEP)
 
     def drift(self) -> None:
         """Coefficients with the paths integrated out: a Crank-Nicolson step about where their evidence points.
@@ -269,7 +274,7 @@ class PathSampler:
     def loadings_and_scale(self) -> None:
         """Loadings of all neurons and the scale by a Fisher step and a draw; hyper-parameters of the loadings first."""
         p = self.p
-        mu, precision = _draw_hyper(p.loadings, self.g)
+        mu, precision = hyper_of(p.loadings, self.g)
         z = self.counts.rows(self.z)
         parts = [z] if self.counts.u is None else [z, self.counts.u]
         design = torch.cat([*parts, torch.ones(len(z), 1, dtype=torch.float64)], 1)
@@ -387,18 +392,18 @@ class PathSampler:
         return self.family, self.theta + 0.6 * free * self._normal((3,))
 
     def noise(self) -> None:
-        """Q, and mean and covariance of the first states, from their conditionals."""
+        """Q, and mean and covariance of the first states, from their conditionals; Q stays where the draw is too small."""
         gram, rhs, squares = self.regression
         c, alpha, p = self.p.c, self.field.alpha, self.p
         scatter = alpha**2 * (squares - c.T @ rhs - rhs.T @ c + c.T @ gram @ c)
         eye = torch.eye(self.rank, dtype=torch.float64)
-        scatter = 0.5 * (scatter + scatter.T) + _LEAST_Q * eye
-        n = self.counts.n_transitions
-        self.p = replace(p, q=_inverse_wishart(scatter, n, self.g))
+        scatter = 0.5 * (scatter + scatter.T) + 1e-12 * eye
+        q = inverse_wishart(scatter, self.counts.n_transitions, self.g)
+        self.p = replace(p, q=q if _allowed(q) else p.q)
         first = self.z[:, 0]
         centred = first - first.mean(0)
         trials = len(first)
-        cov = _inverse_wishart(centred.T @ centred + 0.1 * eye, trials + self.rank + 1, self.g)
+        cov = inverse_wishart(centred.T @ centred + 0.1 * eye, trials + self.rank + 1, self.g)
         mean = first.mean(0) + torch.linalg.cholesky(cov / trials) @ self._normal((self.rank,))
         self.p = replace(self.p, start_mean=mean, start_covariance=cov)
 
@@ -471,25 +476,5 @@ class PathSampler:
         return torch.rand(n, generator=self.g, dtype=torch.float64)
 
 
-def _draw_hyper(loadings: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean and precision of the loadings' normal distribution, given them."""
-    k, width = loadings.shape
-    mean = loadings.mean(0)
-    centred = loadings - mean
-    scatter = centred.T @ centred + 0.1 * torch.eye(width, dtype=torch.float64)
-    cov = _inverse_wishart(scatter, k + width + 1, g)
-    mean = mean + torch.linalg.cholesky(cov / k) @ torch.randn(width, generator=g, dtype=torch.float64)
-    return mean, torch.linalg.inv(cov)
-
-
-def _inverse_wishart(scatter: Tensor, dof: float, g: torch.Generator) -> Tensor:
-    """A draw of covariance ~ |C|^-((dof + R + 1) / 2) exp(-tr(scatter C^-1) / 2), by Bartlett's decomposition."""
-    rank = len(scatter)
-    root = torch.linalg.cholesky(torch.linalg.inv(scatter))
-    a = torch.zeros(rank, rank, dtype=torch.float64)
-    for i in range(rank):
-        half = torch.tensor((dof - i) / 2, dtype=torch.float64)
-        a[i, i] = (2 * torch._standard_gamma(half, generator=g)).sqrt()
-        a[i, :i] = torch.randn(i, generator=g, dtype=torch.float64)
-    half = root @ a
-    return torch.linalg.inv(half @ half.T)
+def _allowed(q: Tensor) -> bool:
+    return float(torch.linalg.eigvalsh(q)[0]) >= LEAST_NOISE**2

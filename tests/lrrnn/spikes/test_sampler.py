@@ -10,9 +10,10 @@ from connector.data.folds import Fold
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.spikes import sampler as module
 from connector.lrrnn.spikes.baselines import fit_baseline
+from connector.lrrnn.spikes.covariances import inverse_wishart
 from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
-from connector.lrrnn.spikes.sampler import PathSampler, _inverse_wishart
+from connector.lrrnn.spikes.sampler import PathSampler
 from connector.report.cautions import LEAST_SEEN
 from connector.types import Loadings, Recording
 
@@ -49,10 +50,10 @@ def sampler_of(truth, seed=0):
     return sampler
 
 
-def test_inverse_wishart_has_its_mean():
+def testinverse_wishart_has_its_mean():
     g = torch.Generator().manual_seed(0)
     scatter = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
-    mean = torch.stack([_inverse_wishart(scatter, 12, g) for _ in range(1500)]).mean(0)
+    mean = torch.stack([inverse_wishart(scatter, 12, g) for _ in range(1500)]).mean(0)
     assert_close(mean, scatter / (12 - 2 - 1), rtol=0.06, atol=0.015)
 
 
@@ -169,6 +170,13 @@ def test_coefficients_scatter_about_the_maximum_of_their_evidence():
     assert len({tuple(x.tolist()) for x in found}) > 25  # accepted
     assert float(found.mean(0).square().mean()) < 0.25
     assert 0.6 < float(found.square().mean()) < 1.5
+
+
+def test_dynamics_without_noise_are_found_to_have_next_to_none():
+    sampler = sampler_of(simulated(noise=0.0))
+    draws = sampler.run(45, 35)
+    sds = torch.linalg.eigvalsh(torch.stack(draws.q).mean(0)).sqrt()
+    assert LEAST_NOISE <= float(sds[0]) <= float(sds[-1]) < 2 * LEAST_NOISE
 
 
 def test_effective_size_of_a_known_process():
