@@ -266,7 +266,7 @@ class PathSampler:
         self.p = replace(
             p,
             loadings=loadings,
-            q=a @ p.q @ a.T,
+            q=_at_least(a @ p.q @ a.T),
             start_mean=a @ (p.start_mean - mean),
             start_covariance=a @ p.start_covariance @ a.T,
         )
@@ -474,6 +474,12 @@ class PathSampler:
 
     def _uniform(self, n: int) -> Tensor:
         return torch.rand(n, generator=self.g, dtype=torch.float64)
+
+
+def _at_least(q: Tensor) -> Tensor:
+    """Raised to the least noise in each of its own directions: a new unit of the latents may have put it below."""
+    values, vectors = torch.linalg.eigh(q)
+    return (vectors * values.clamp_min(LEAST_NOISE**2 * (1 + 1e-9))) @ vectors.T
 
 
 def _allowed(q: Tensor) -> bool:
