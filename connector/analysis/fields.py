@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,7 +55,7 @@ def drift_r2(network, z: Tensor, u: Tensor | None, y: Tensor, mean: Tensor) -> T
     return 1 - residual / (y - z - mean).square().mean(0)
 
 
-def drive_gain(network, latents: Latents) -> tuple[float, float]:
+def drive_gain(network: Network, latents: Latents, drawn: Sequence[Tensor] = ()) -> tuple[float, float]:
     """Slope of a network's drive F on the drive y seen along trials, and its standard error over trials: 1 is right.
 
     sum (F[t] - mean).(y[s] - mean) / sum (y[t] - mean).(y[s] - mean), in units of the latents' covariance: the same in any
@@ -59,8 +63,13 @@ def drive_gain(network, latents: Latents) -> tuple[float, float]:
     where states last so long.
 
     Args:
-        network: anything with ``drive(z, u)``, in the gauge of the latents.
+        network: in the gauge of the latents.
+        drawn: of its n (K, R) from a posterior, one or several; the spread of their slopes is then part of the error.
     """
+    if len(drawn):
+        gain, error = drive_gain(network, latents)
+        slopes = [drive_gain(replace(network, n=n), latents)[0] for n in drawn]
+        return gain, math.hypot(error, math.dist(slopes, [gain] * len(slopes)) / math.sqrt(len(slopes)))
     last = latents.lengths - 1
     z, y = latents.z.double(), torch.zeros_like(latents.z, dtype=torch.float64)
     y[:, :-1][latents.mask[:, 1:]] = latents.samples().y.double()

@@ -51,6 +51,7 @@ N_NETWORKS = 20  # in which the attractors are looked for
 N_POSTERIOR = 100  # draws of nu and of the vector field
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
+_GAIN_DRAWS = 8  # of nu, from which the spread of its gain is taken
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
 
@@ -296,7 +297,8 @@ class Results:
             alpha=inputs.latents.alpha,
             activation=inputs.activation,
         )
-        gain, gain_sd = drive_gain(of_nu, train)
+        drawn = () if self.draws is None else [self.draws[i](loadings.stack()) for i in range(_GAIN_DRAWS)]
+        gain, gain_sd = drive_gain(of_nu, train, drawn)
         z, u, _ = self.held_out(N_STATES_LARGE)
         test = inputs.latents.trials(inputs.fold.test)
         return {

@@ -78,6 +78,14 @@ def test_drive_gain_is_the_factor_of_n_with_noise_as_without(noise):
         assert sd < 0.02 * max(factor, 1e-9)
 
 
+def test_drive_gain_says_what_draws_of_n_leave_open():
+    net, latents = _trials(noise=0.1)
+    gain, error = fields.drive_gain(net, latents)
+    assert fields.drive_gain(net, latents, [net.n, net.n]) == (gain, pytest.approx(error))
+    drawn = fields.drive_gain(net, latents, [0.5 * net.n, 1.5 * net.n])
+    assert drawn == (gain, pytest.approx((error**2 + (0.5 * gain) ** 2) ** 0.5))
+
+
 def test_drive_gain_says_what_noise_leaves_open():
     gains = [fields.drive_gain(net, latents) for net, latents in (_trials(noise=0.5), _trials(noise=0.1))]
     assert gains[0][1] > 3 * gains[1][1]
