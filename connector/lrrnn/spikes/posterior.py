@@ -84,14 +84,35 @@ class Start:
         inside = mask[train]
         parts = [z[train], *([] if recording.inputs is None else [recording.inputs[train].double()])]
         design = torch.cat([*parts, torch.ones(*inside.shape, 1, dtype=torch.float64)], 2)[inside]
-        offset = drift[train][:, None].expand(-1, mask.shape[1], -1)[inside]
         counts = recording.activity[train][inside]
-        fit = poisson_regression(design, counts, offset=offset, penalty=_PENALTY, scale=baseline.scale)
+
+        def regressed(drift: Tensor) -> Tensor:
+            offset = drift[train][:, None].expand(-1, mask.shape[1], -1)[inside]
+            fit = poisson_regression(design, counts, offset=offset, penalty=_PENALTY, scale=baseline.scale)
+            return fit.coefficients
+
+        rows = regressed(drift)
+        drift = _beside(drift, rows)
         n_inputs = 0 if recording.inputs is None else recording.inputs.shape[2]
-        loadings = Loadings.unstack(fit.coefficients, rank, n_inputs, has_bias=True)
+        loadings = Loadings.unstack(regressed(drift), rank, n_inputs, has_bias=True)
         varies = bool(drift.abs().max() > 1e-6)
         offset = (drift[:, None] * mask[..., None]).float() if varies else None
         return Start(z, loadings, baseline.scale, offset)
+
+
+def _beside(drift: Tensor, loadings: Tensor) -> Tensor:
+    """Drift (trials, K) without what could as well be a shift of the states or inputs; loadings (K, P), d last.
+
+    Taken from the counts of some trials, the drift holds m.z averaged over these: without this the states of each trial
+    would be seen less their mean over its neighbours.
+    """
+    d = loadings[:, -1]
+    weight = torch.sigmoid(d).square() / softplus(d).clamp_min(
+        _LEAST_VARIANCE
+    )  # information of a count about its potential
+    columns = loadings[:, :-1]
+    weighted = columns * weight[:, None]
+    return drift - drift @ weighted @ torch.linalg.solve(weighted.T @ columns, columns.T)
 
 
 def sample_posterior(

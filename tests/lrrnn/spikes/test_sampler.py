@@ -282,3 +282,18 @@ def test_start_does_not_take_the_course_that_all_trials_share():
     design = torch.cat([start.z.reshape(-1, 2), torch.ones(80 * 40, 1, dtype=torch.float64)], 1)
     left = z.reshape(-1, 2) - design @ torch.linalg.lstsq(design, z.reshape(-1, 2)).solution
     assert float(left.square().mean() / z.reshape(-1, 2).var()) < 0.1
+
+
+def test_drift_does_not_take_the_states_that_neighbouring_trials_share():
+    """The counts of 20 trials tell where their states lie on average; were that drift, states would be seen less it."""
+    truth = simulated(trials=80, steps=30)
+    recording = module.replace(recording_of(truth), trial_times_s=torch.arange(80, dtype=torch.float64))
+    fold = Fold(torch.arange(80), torch.arange(0), torch.arange(0))
+    baseline = fit_baseline(recording, fold.train, "local")
+    drift = baseline.drift.double() - baseline.drift.double().mean(0)
+    start = Start.of_counts(recording, fold, 2, baseline)
+
+    def shift(drift):
+        return float((torch.linalg.pinv(truth.loadings.m) @ drift.T).square().mean().sqrt())
+
+    assert shift(start.offset[:, 0].double()) < 0.1 * shift(drift)
