@@ -18,10 +18,12 @@ from connector.figures.style import (
     MUTED,
     TRUE,
     as_array,
+    beside_labels,
     group_colours,
     label_outside,
     legend_below,
     panels,
+    set_margins,
     styled,
 )
 
@@ -125,7 +127,7 @@ def rate_fit(
     if trials is None:
         trials = np.unique(np.linspace(0, n_trials - 1, min(4, n_trials)).astype(int))
     time, label = _time_axis(n_steps, step, time_unit)
-    figure = Figure(figsize=(0.7 + 2.1 * len(trials), 0.9 + 1.25 * len(neurons)), layout="constrained")
+    figure = Figure(figsize=(0.7 + 2.1 * len(trials), 1.35 + 1.25 * len(neurons)))
     axes = figure.subplots(len(neurons), len(trials), squeeze=False, sharex=True, sharey="row")
     for row, neuron in enumerate(neurons):
         for column, trial in enumerate(trials):
@@ -141,6 +143,8 @@ def rate_fit(
     for axis in axes[-1]:
         axis.set_xlabel(label)
     legend_below(figure, axes[0, 0].get_legend_handles_labels()[0], title)
+    room = {"left": beside_labels(axes[:, 0]), "right": 0.1, "bottom": 0.75, "top": 0.6}
+    set_margins(figure, axes.shape, **room, gap=(0.12, 0.16))
     return figure
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
@@ -20,8 +21,10 @@ from connector.figures.style import (
     SPEED,
     TRUE,
     as_array,
+    beside_labels,
     legend_below,
     limits_of,
+    set_margins,
     styled,
     thinned,
 )
@@ -65,7 +68,8 @@ def loadings_scatter(
     width, height = 1.05 + 1.75 * len(names) + 0.55, 0.95 + 1.65 * rank + 0.55
     beside = len(names) <= 3
     shape = (1, len(data)) if beside else (len(data), 1)
-    figure = Figure(figsize=(width * shape[1], height * shape[0] + 0.3 * bool(title)), layout="constrained")
+    figure = Figure(figsize=(width * shape[1], height * shape[0] + 0.3 * bool(title)))
+    figure.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     parts = np.ravel(figure.subfigures(*shape, squeeze=False))
     for part, (key, (reads, drives)) in zip(parts, data.items()):
         group = (
@@ -109,6 +113,8 @@ def _scatter_block(part, reads, drives, names, limits, group, fade, max_points) 
         _density(axes[row + 1, -1], drives[:, row], limits[1][row], group, upright=True)
     for column in range(n_columns):
         _density(axes[0, column], reads[:, column], limits[0][column], group, upright=False)
+    room = {"left": beside_labels(axes[1:, 0]), "right": 0.05, "bottom": 0.65, "top": 0.35}
+    set_margins(part, axes.shape, **room, gap=(0.1, 0.1))
 
 
 def _density(axis: Axes, values: np.ndarray, limit, group: np.ndarray, upright: bool) -> None:

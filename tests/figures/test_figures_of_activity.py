@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_by, normal, render
+from drawn import drawn_by, network, normal, render
 
 from connector import figures
 
@@ -66,6 +66,24 @@ def test_rate_fit_respects_lengths_and_units():
     assert np.allclose(axes[1].lines[0].get_ydata(), rates[1, :10, 2])
     assert render(figure) > 3000
     assert render(figures.rate_fit(rates[:1, :, :1], rates[:1, :, :1], step=0.1)) > 3000
+
+
+@pytest.mark.parametrize("scale", [3e-6, 1.0, 4e5])
+def test_all_labels_of_rates_and_loadings_stand_within_the_figure_and_apart(scale):
+    rates = scale * torch.rand(2, 9, 2, generator=torch.Generator().manual_seed(0))
+    net = network(2, 1, bias=True, k=30)
+    drawn = (
+        figures.rate_fit(rates, rates, step=0.1, neuron_names=["one", "two"]),
+        figures.loadings_scatter({"true": (net.loadings, scale * net.n), "inferred": (net.loadings, scale * net.n)}),
+    )
+    for figure in drawn:
+        renderer = drawn_by(figure)
+        for axis in figure.axes:
+            box = axis.get_tightbbox(renderer)
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 + 1, axis.get_ylabel()
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1 + 1
+        texts = [text.get_window_extent(renderer) for text in (*figure.texts, *(a.yaxis.label for a in figure.axes))]
+        assert not any(a.overlaps(b) for i, a in enumerate(texts) for b in texts[:i] if a.width * b.width > 0)
 
 
 def test_psths_with_a_group_without_trials():
