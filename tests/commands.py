@@ -5,6 +5,7 @@ import io
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from connector import interruption
+from connector.analysis.distances import dissimilarity
 from connector.launch import command_line
 from connector.stages import results
 
@@ -29,10 +31,11 @@ NETWORKS = 2
 
 
 def measure_little(patch):
-    """Fewer networks, neurons and states than users get, for what a run in this process measures and draws."""
+    """Fewer networks, neurons, states and draws of the truth than users get, for what a run in this process measures and draws."""
     sizes = {"N_NETWORKS": NETWORKS, "N_POSTERIOR": 10, "N_DRAWN": 4000, "N_STATES_LARGE": 200, "_N_DRAWS": 2}
     for name, value in sizes.items():
         patch.setattr(results, name, value)
+    patch.setattr(results, "dissimilarity", partial(dissimilarity, n_draws=1))
 
 
 def train(*arguments, cwd=ROOT, timeout=280):

@@ -39,9 +39,11 @@ def few_measures(monkeypatch):
 @pytest.fixture
 def no_measures(monkeypatch):
     """For runs in this process of which a test reads the stages and the sampled network alone."""
+    from connector.launch import job
     from connector.stages.results import Results
 
     monkeypatch.setattr(Results, "measures", lambda results: {})
+    monkeypatch.setattr(job, "measures_of_fit", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

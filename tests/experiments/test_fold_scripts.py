@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shlex
+from functools import cache
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def ran(name, *arguments):
     return script("saved_runs").finish(script(name).main, list(map(str, arguments)))
 
 
+@cache
 def configuration(*overrides):
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -285,15 +287,16 @@ def test_one_standard_error_rule_by_hand():
     assert curve(LOSS, [mean + spread for mean in (3, 2.2, 2, 2.5)]).choice == 3
 
 
-@pytest.fixture
-def ranks(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
     """Runs of three ranks and three folds, the score highest at rank 3 but hardly above rank 2."""
+    directory = tmp_path_factory.mktemp("ranks")
     for rank in (1, 2, 3):
         for k in (1, 2, 3):
             bits = (0.05, 0.0949, 0.095)[rank - 1] + 0.004 * k
             options = ["experiment=rat", "data.path=x.mat", "data.n_folds=3", f"data.fold={k}", f"lrrnn.rank={rank}"]
-            write_run(tmp_path / "runs" / f"{rank},{k}", options, {BITS: bits, f"{BITS}_prior": bits - 0.01, LOSS: 1.0})
-    return tmp_path / "runs"
+            write_run(directory / f"{rank},{k}", options, {BITS: bits, f"{BITS}_prior": bits - 0.01, LOSS: 1.0})
+    return directory
 
 
 def test_ranks_are_compared_drawn_and_chosen_as_a_choice(ranks, tmp_path, capsys, monkeypatch):
@@ -315,7 +318,9 @@ def test_missing_ranks_end_with_2_and_the_command(ranks, tmp_path, capsys):
     assert not (tmp_path / "figures").exists()
 
 
-def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_validation_loss(tmp_path, capsys):
+def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_validation_loss(
+    tmp_path, capsys, no_measures
+):
     small = [
         "experiment=quadstable", "data.n_neurons=60", "data.n_grid=5", "data.n_steps=30", "data.observation_noise=0.1",
         "data.n_folds=3", "lrrnn.max_epochs=1", "trainer.threads=1",

@@ -12,6 +12,7 @@ from flow_jobs import job
 from pytorch_lightning.callbacks import Callback
 
 from connector.files import read_npz
+from connector.launch import job as job_of_command
 from connector.launch.flow_ensemble import kind, train_as_one
 from connector.runs.naming import register_resolvers
 from connector.stages import checkpoints
@@ -94,6 +95,7 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(
     logged = SMALL
     if n_jobs == 1:  # of the measures, the one that is compared below
         monkeypatch.setattr(Results, "measures", lambda results: {"distance": results._against_teacher})
+        monkeypatch.setattr(job_of_command, "measures_of_fit", lambda *_: {})
     else:
         logged = (*SMALL, "logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}")
     sweep = ("-m", *logged, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}")
