@@ -1,5 +1,8 @@
 """One training of a small flow, as a run makes it."""
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from commands import CONF
 from hydra import compose, initialize_config_dir
@@ -16,14 +19,15 @@ from connector.stages.training import StageContext
 register_resolvers()
 
 
-def job(directory, seed, epochs, keep="last", context_dim=0, ema=0.9, base="normal", width=8):
+@cache
+def default_options():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        options = checked(
-            compose(
-                "train",
-                [f"seed={seed}", f"connectivity.ema_decay={ema}", "trainer.progress=false", "experiment_name=test"],
-            )
-        )
+        return checked(compose("train", ["trainer.progress=false", "experiment_name=test"]))
+
+
+def job(directory, seed, epochs, keep="last", context_dim=0, ema=0.9, base="normal", width=8):
+    options = deepcopy(default_options())
+    options.seed, options.connectivity.ema_decay = seed, ema
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(90, 2, generator=generator) + torch.randn(1, 2, generator=generator)
     given = (rows.flip(1),) if context_dim else ()

@@ -24,7 +24,7 @@ register_resolvers()
 
 
 @pytest.mark.parametrize(
-    "settings", [{"keep": "last"}, {"keep": "best", "context_dim": 2}, {"ema": "null"}, {"base": "student_t"}]
+    "settings", [{"keep": "last"}, {"keep": "best", "context_dim": 2}, {"ema": None}, {"base": "student_t"}]
 )
 def test_flows_trained_as_one_end_where_each_ends_alone(tmp_path, settings):
     epochs = (5, 12, 9)  # some end before the others
