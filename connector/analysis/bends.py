@@ -11,15 +11,18 @@ from scipy.spatial.distance import cdist
 
 from connector.analysis.splits import axes, whiten
 
-N_PERMUTATIONS = 399
-_N_OF_DISTANCES = 199  # of them for the distance covariance, which takes longest
+N_PERMUTATIONS = 399  # half of them for the distance covariance, which takes longest
 _RIDGE = 0.02
 _ENOUGH_FOR_ANY = 100  # neurons
 _RADII = (0.4, 0.5)  # of standard deviations, at 300 neurons and fewer
 
 
 def bend_p_value(
-    across: np.ndarray, distance: np.ndarray, side: np.ndarray, rng: np.random.Generator
+    across: np.ndarray,
+    distance: np.ndarray,
+    side: np.ndarray,
+    rng: np.random.Generator,
+    n_permutations: int = N_PERMUTATIONS,
 ) -> tuple[float, np.ndarray]:
     """Do the coordinates beside the split depend on the distance from it, within each half? By permutation.
 
@@ -31,7 +34,7 @@ def bend_p_value(
         across: (n, P - 1) coordinates uncorrelated with the split's axis within the halves.
         distance: (n,) from the boundary.
         side: (n,) boolean.
-        rng: of the permutations.
+        rng: of the n_permutations.
 
     Returns:
         The smaller of twice the least p-value of the first two and that of the third; directions (3, P - 1) in which
@@ -43,7 +46,7 @@ def bend_p_value(
         v = v - np.median(v, axis=0)
         v = np.clip(v / (1.4826 * np.median(np.abs(v), axis=0) + 1e-12), -3, 3)
         rank = (order - order.mean()) / (order.std() + 1e-12)
-        ranks = np.stack([rank] + [rng.permutation(rank) for _ in range(N_PERMUTATIONS)])
+        ranks = np.stack([rank] + [rng.permutation(rank) for _ in range(n_permutations)])
         halves.append((v - v.mean(0), ranks))
     upper = np.triu_indices(across.shape[1])
     means, cross, gram, linear = [], 0.0, 0.0, []
@@ -57,7 +60,7 @@ def bend_p_value(
         cross, gram = cross + ranks @ products, gram + products.T @ products
     of_products = np.linalg.solve(_ridged(gram), cross.T).T
     statistics = np.stack([np.maximum(*means), (cross * of_products).sum(1)])
-    p = ((statistics >= statistics[:, :1] - 1e-12).sum(1) / (1 + N_PERMUTATIONS)).min()
+    p = ((statistics >= statistics[:, :1] - 1e-12).sum(1) / (1 + n_permutations)).min()
     waist = np.zeros((across.shape[1],) * 2)
     waist[upper] = of_products[0]
     values, vectors = np.linalg.eigh(waist + waist.T)
@@ -73,7 +76,10 @@ def _ridged(gram: np.ndarray) -> np.ndarray:
 
 
 def _distance_covariance(halves: list, n_max: int = 200) -> float:
-    """p-value of the distance covariance of coordinates and rank, summed over the halves (thinned to n_max)."""
+    """p-value of the distance covariance of coordinates and rank, summed over the halves (thinned to n_max).
+
+    By the first half of the permutations.
+    """
     total = 0.0
     for v, ranks in halves:
         keep = np.arange(0, len(v), max(1, -(-len(v) // n_max)))
@@ -81,7 +87,7 @@ def _distance_covariance(halves: list, n_max: int = 200) -> float:
         centred = distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()
         # With r sorted the distances |r_i - r_j| need no matrix for each permutation: only their order counts.
         of_rank = np.abs(ranks[0, keep][:, None] - ranks[0, keep])
-        orders = np.argsort(np.argsort(ranks[: _N_OF_DISTANCES + 1, keep], axis=1), axis=1)
+        orders = np.argsort(np.argsort(ranks[: len(ranks) // 2, keep], axis=1), axis=1)
         by_rank = of_rank[np.ix_(np.argsort(ranks[0, keep]), np.argsort(ranks[0, keep]))]
         total = total + np.array([(centred * by_rank[o][:, o]).sum() for o in orders]) / len(keep)
     return float((total >= total[0] - 1e-12).mean())

@@ -16,7 +16,8 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from connector.analysis.bends import bend_p_value, valley_depth
+from connector.analysis.bends import N_PERMUTATIONS, bend_p_value, valley_depth
+from connector.analysis.blur import without_errors
 from connector.analysis.cell_types import features
 from connector.analysis.gaps import depths, gap_p_value, widest_gap
 from connector.analysis.splits import axes, candidate_splits, canonical, cross_fitted_score
@@ -30,9 +31,12 @@ FEW_NEURONS = 60  # below, single populations of some shapes fire too often: "su
 _SELECTION = 5.0
 # How empty the boundary has to be, in standard deviations, by how surely the population bends: p-value of the bend up to,
 # for 100 neurons. With more neurons bends show more surely, and chance alone should call fewer groups bent.
-_EMPTY_ENOUGH = ((0.02, 1.3), (0.07, 0.6), (0.2, 0.1), (np.inf, -0.7))
+_EMPTY_ENOUGH = ((0.02, 1.6), (0.07, 0.6), (0.2, 0.1), (np.inf, -0.7))
+# A gap that is measured once more with the errors taken out: so much larger may p be, so much fuller the boundary. The
+# verdict on two groups then hardly changes by chance, and of squares whose middle is badly known few are called groups.
+_AGAIN = (2.0, 0.5)
 _ATOM = 0.05  # share of equal values in a column from which they are an atom
-_N_DRAWS, _N_HALVES, _MAX_DEPTH, _MIN_NEURONS = 5, 20, 3, 25
+_N_HALVES, _MAX_DEPTH, _MIN_NEURONS = 20, 3, 25
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,9 @@ def separated_groups(
     changes the answer. Copies of a neuron count once. Where a column has an atom (equal values in 5 % of the neurons or
     more), the gap has to stand without it too.
 
-    Errors of the loadings enter by adding them once more: the gap has to be found in most of five populations in which
-    each neuron is moved by a draw from its error. Errors that are alike for all neurons only fill gaps. What this guards
-    against are errors of very different size that make one, as where silent neurons pile up far away.
+    Errors of the loadings blur: a gap that is seen in the fitted loadings is, if anything, deeper in the true ones. What has
+    to be excluded is that the errors made it, because they differ between neurons: the gap has to be found also where the
+    scatter that errors explain is taken out of each class of precision (:mod:`connector.analysis.blur`).
 
     Args:
         loadings: Loadings or (K, P).
@@ -112,14 +116,14 @@ def separated_groups(
     x = x.numpy()
     gap = _find(x, max_neurons, seed)
     p_value = min(1.0, _SELECTION * gap.p_value) if gap.points.shape[1] > 1 else gap.p_value
-    if not gap.shown or not _outlasts(x, covariance, max_neurons, seed):
+    nearest = KDTree(gap.points).query(gap.everyone)[1]
+    if not gap.shown or not _outlasts(x, gap.side[nearest], covariance, max_neurons, seed):
         p_value = p_value if p_value > LEVEL else 1.0
         labels, stability = np.zeros(len(gap.points), dtype=int), None
     else:
         labels = _labels(gap, seed, depth=1 if count else _MAX_DEPTH + 1)
         halves = [_half(gap.points, seed + i) for i in range(_N_HALVES)] if count else []
         stability = float(np.mean([found == labels.max() + 1 for found in halves])) if count else None
-    nearest = KDTree(gap.points).query(gap.everyone)[1]
     return SeparatedGroups(
         p_value=float(p_value),
         n_groups=int(labels.max()) + 1,
@@ -133,11 +137,13 @@ def separated_groups(
 class _Gap(NamedTuple):
     """The deepest gap of the points (n, P), whitened and different from each other, and whether it is shown.
 
-    ``everyone`` are all neurons in the points' coordinates; ``score`` (n,) is the position along the axis.
+    ``everyone`` are all neurons in the points' coordinates; ``side`` (n,) is the split, ``score`` (n,) the position along
+    its axis.
     """
 
     p_value: float
     shown: bool
+    side: np.ndarray
     score: np.ndarray
     boundary: float
     points: np.ndarray
@@ -161,18 +167,25 @@ def _find(x: np.ndarray, max_neurons: int, seed: int) -> _Gap:
 def _deepest(x: np.ndarray, rng: np.random.Generator) -> _Gap:
     """The deepest gap among the candidate splits of x (n, P), whitened, in random order."""
     if x.shape[1] == 1:
-        p = float(gap_p_value(x.T)[0])
-        return _Gap(p, p <= LEVEL, x[:, 0], widest_gap(x[:, 0]), x, x)
+        return _measured(x, x[:, 0] > widest_gap(x[:, 0]), rng)
     sides = candidate_splits(x, rng)
     w, _, _ = axes(x, sides)
-    side = sides[int(depths(np.sort(w @ x.T, axis=1)).mean(1).argmax())]
+    return _measured(x, sides[int(depths(np.sort(w @ x.T, axis=1)).mean(1).argmax())], rng)
+
+
+def _measured(x: np.ndarray, side: np.ndarray, rng: np.random.Generator, again: bool = False) -> _Gap:
+    """The gap of one split of x; again: of one that was shown, which chance alone may not hide."""
+    factor, slack = _AGAIN if again else (1.0, 0.0)
+    if x.shape[1] == 1:
+        p = float(gap_p_value(x.T)[0])
+        return _Gap(p, p <= factor * LEVEL, side, x[:, 0], widest_gap(x[:, 0]), x, x)
     score = cross_fitted_score(x, side, rng)
     p = float(gap_p_value(score[None])[0])
-    shown = p <= LEVEL / _SELECTION and _empty_enough(x, side, rng)
-    return _Gap(p, shown, score, widest_gap(score), x, x)
+    shown = p <= factor * LEVEL / _SELECTION and _empty_enough(x, side, rng, slack)
+    return _Gap(p, shown, side, score, widest_gap(score), x, x)
 
 
-def _empty_enough(x: np.ndarray, side: np.ndarray, rng: np.random.Generator) -> bool:
+def _empty_enough(x: np.ndarray, side: np.ndarray, rng: np.random.Generator, slack: float = 0.0) -> bool:
     """Whether the boundary of a split is as empty as it has to be, the more so the more surely the population bends."""
     w, middle, within = (found[0] for found in axes(x, side[None]))
     values, vectors = np.linalg.eigh(within)
@@ -180,16 +193,19 @@ def _empty_enough(x: np.ndarray, side: np.ndarray, rng: np.random.Generator) -> 
     along = vectors.T @ w * np.sqrt(values)
     beside = spherical @ np.linalg.svd(along[None])[2][1:].T
     position = x @ w - middle
-    p_bend, directions = bend_p_value(x @ beside, np.abs(position), position > 0, rng)
+    seen = (x @ beside, np.abs(position), position > 0, rng)
+    p_bend, directions = bend_p_value(*seen)
+    if len(x) > 100 and p_bend <= 2 / (1 + N_PERMUTATIONS):  # as small as so few permutations allow
+        p_bend, directions = bend_p_value(*seen, n_permutations=5 * N_PERMUTATIONS)
     # In a plane through the axis: with more dimensions balls that hold enough points reach across a gap.
     planes = directions if beside.shape[1] > 1 else np.ones((1, 1))
     depth = min(valley_depth(np.stack([position, x @ beside @ v], axis=1), side) for v in planes)
-    relative = p_bend / min(1.0, (100 / len(x)) ** 0.5)
-    return depth > next(empty for limit, empty in _EMPTY_ENOUGH if relative <= limit)
+    relative = p_bend / min(1.0, 100 / len(x))
+    return depth + slack > next(empty for limit, empty in _EMPTY_ENOUGH if relative <= limit)
 
 
-def _outlasts(x: np.ndarray, covariance: Tensor | None, max_neurons: int, seed: int) -> bool:
-    """Whether the gap is found without atoms too, and in most populations whose errors are drawn once more."""
+def _outlasts(x: np.ndarray, side: np.ndarray, covariance: Tensor | None, max_neurons: int, seed: int) -> bool:
+    """Whether a gap is found without atoms too, and is there with the errors taken out, however the loadings were fitted."""
     plain = np.ones(len(x), dtype=bool)
     for column in x.T:
         _, value_of, count = np.unique(column, return_inverse=True, return_counts=True)
@@ -199,11 +215,12 @@ def _outlasts(x: np.ndarray, covariance: Tensor | None, max_neurons: int, seed: 
         return False
     if covariance is None:
         return True
-    values, vectors = np.linalg.eigh(covariance.detach().double().cpu().numpy())
-    root = vectors * np.sqrt(np.clip(values, 0, None))[:, None]
-    rng = np.random.default_rng(seed)
-    moved = (x + (root @ rng.normal(size=(*x.shape, 1)))[..., 0] for _ in range(_N_DRAWS))
-    return 2 * sum(_shown(drawn, max_neurons, seed) for drawn in moved) > _N_DRAWS
+    errors, rng = covariance.detach().double().cpu().numpy(), np.random.default_rng(seed)
+    some = np.unique(x, axis=0, return_index=True)[1]
+    some = rng.permutation(some[canonical(x[some])[1]])[:max_neurons]
+    # The same split, and not the deepest gap anew: what chance has in the search is no matter of the errors.
+    readings = (without_errors(x[some], errors[some]), without_errors(x[some], errors[some], rng))
+    return all(_measured(moved, side[some], np.random.default_rng(seed), again=True).shown for moved in readings)
 
 
 def _shown(x: np.ndarray, max_neurons: int, seed: int) -> bool:
