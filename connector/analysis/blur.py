@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 _SURELY = 2.0  # standard errors by which the share that errors explain is taken larger than it is found
+_FARTHEST = 4.0  # errors are drawn with at most so many times the variance of the class: farther out is as little known
 _ALIKE = 0.35  # bandwidth in log(error): neurons whose errors differ by less than a third are of one class
 _PRIOR_NEURONS = 1.0  # weight of the whole population in the moments of a class
 
@@ -25,7 +26,7 @@ def without_errors(x: np.ndarray, covariance: np.ndarray, rng: np.random.Generat
     to nearly nothing for q of 1 or more: the class gets the variance of its true loadings (constrained empirical Bayes,
     Louis 1984); q is taken two standard errors larger, since a class that is left too wide does not fill a gap that is none.
     Where they are posterior means (few data and a prior), the true ones scatter more: errors are drawn and added, with a
-    share q of their variance, all of it from q = 1 on. Either reading leaves well-known neurons where they are.
+    share q of their variance, all of it from q = 1 on (but at most four times that of the class). Either reading leaves well-known neurons where they are.
 
     Args:
         x: (K, P) fitted loadings; covariance: (K, P, P) of their errors.
@@ -47,7 +48,7 @@ def without_errors(x: np.ndarray, covariance: np.ndarray, rng: np.random.Generat
     root = np.linalg.cholesky(scatter)
     inverse = np.linalg.inv(root)
     share, along = np.linalg.eigh(inverse @ errors @ inverse.transpose(0, 2, 1))
-    share = np.clip(share, 0, None)
+    share = np.clip(share, 0, _FARTHEST)
     position = (along.transpose(0, 2, 1) @ inverse @ (x - mean)[:, :, None])[:, :, 0]
     if rng is None:
         surely = share * (1 + _SURELY * np.sqrt(2 / total))[:, None]  # of a variance from so many neurons

@@ -27,7 +27,7 @@ from connector.analysis.distances import dissimilarity, distance_of_n, valente_d
 from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.analysis.model_checks import checks_of
-from connector.analysis.separated_groups import separated_groups
+from connector.analysis.separated_groups import detectable_separation, separated_groups
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.field import ENOUGH_DRAWS
 from connector.data.modules import RecordingDataModule
@@ -186,6 +186,8 @@ class Results:
             found |= {"connectivity/groups_p": groups.p_value, "connectivity/groups": groups.n_groups}
             if groups.stability is not None:
                 found["connectivity/groups_stability"] = groups.stability
+            if (least := detectable_separation(len(groups.labels))) is not None:
+                found["connectivity/groups_detectable"] = least
         return found
 
     def findings(self, metrics: Mapping[str, float]) -> Findings:

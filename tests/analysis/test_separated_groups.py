@@ -1,10 +1,12 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 
 from connector.analysis.blur import without_errors
-from connector.analysis.separated_groups import separated_groups, verdict_of
+from connector.analysis.separated_groups import detectable_separation, separated_groups, verdict_of
 from connector.analysis.splits import whiten
 from connector.errors import UserError
 
@@ -99,6 +101,33 @@ def test_a_gap_that_is_seen_through_errors_counts():
     assert found.verdict == "separated groups"
     agreement = float((found.labels.bool() == side).double().mean())
     assert max(agreement, 1 - agreement) > 0.93
+
+
+def test_a_few_neurons_of_which_nothing_is_known_hide_no_groups():
+    x, _ = two(6, n=150, seed=4)
+    covariance = 0.01 * torch.eye(2).double().repeat(150, 1, 1)
+    covariance[::40] = 1e8 * torch.eye(2).double()
+    assert separated_groups(x, covariance, count=False).verdict == "separated groups"
+
+
+def test_a_few_neurons_very_far_from_all_others_are_no_group():
+    x, _ = two(0, n=100, seed=1)
+    x[:4] *= 1e4
+    assert separated_groups(x, count=False).verdict == "not shown"
+
+
+def test_separation_that_would_show_is_told_where_it_was_measured():
+    assert detectable_separation(99) is None
+    assert detectable_separation(100) > detectable_separation(200) > detectable_separation(300)
+    assert detectable_separation(5000) == detectable_separation(300)
+
+
+def test_sides_that_lie_crosswise_are_no_split():
+    """Their axis is chance, and along it four groups may look separated as well; the split of two pairs is what is found."""
+    rng = np.random.default_rng([6061, 1000, 2, zlib.crc32(b"quadstable")])
+    x = 0.5 * rng.normal(size=(1000, 2)) + 0.87 * rng.choice([-1, 1], size=(1000, 2))
+    found = separated_groups(torch.from_numpy(x), count=False, seed=6061)
+    assert found.verdict == "separated groups"
 
 
 def test_neither_coordinates_nor_the_place_of_errors_matter():

@@ -157,6 +157,7 @@ def test_groups_are_told_by_grade():
     hidden = told(groups_p=0.4, groups=1, cell_types_p=0.01)
     assert "are not shown (p = 0.4); the loadings are not one Gaussian or Student-t population" in hidden
     assert "no evidence for types" in hidden
+    assert "8 of 10 cases if 4.9 sd or more apart" in told(groups_p=0.4, groups=1, groups_detectable=4.88)
 
 
 def test_signs_of_misfit_qualify_what_is_supported():
