@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from commands import CONF, ROOT, train
+from commands import CONF, ROOT, train, typed
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -208,14 +208,14 @@ trainer:
 def test_an_experiment_sets_any_option_and_what_is_typed_wins(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
-    typed = ["--config-dir", str(tmp_path), "--cfg", "job", "experiment=mine"]
-    done = train(*typed, cwd=tmp_path)
+    command = ["--config-dir", str(tmp_path), "--cfg", "job", "experiment=mine"]
+    done = typed(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = OmegaConf.create(done.stdout)
     assert (config.seed, config.stages, config.report, config.force) == (5, ["lrrnn"], False, True)
     assert (config.data.name, config.lrrnn.rank, config.trainer.extra) == ("ring", 3, {"limit_train_batches": 2})
-    typed += ["seed=7", "stages=auto", "report=true", "force=false"]
-    config = OmegaConf.create(train(*typed, cwd=tmp_path).stdout)
+    command += ["seed=7", "stages=auto", "report=true", "force=false"]
+    config = OmegaConf.create(typed(*command, cwd=tmp_path).stdout)
     assert (config.seed, config.stages, config.report, config.force) == (7, "auto", True, False)
 
 
