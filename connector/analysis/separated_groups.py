@@ -105,7 +105,7 @@ def separated_groups(
     """Are there groups of neurons with a gap of lower density on every way between them?
 
     Parts of one population that touch in a narrow place, as those of a dumbbell or a figure of eight do, are often called
-    separated: with few neurons nothing tells a thin bridge from a gap.
+    separated, and an S sometimes: with few neurons nothing tells a thin bridge from a gap.
 
     Neither the order of the neurons nor an invertible linear map of the loadings, such as the gauge of the latents,
     changes the answer. Copies of a neuron count once. Where a column has an atom (equal values in 5 % of the neurons or
