@@ -38,6 +38,7 @@ from connector.connectivity.nu.trajectories import TrajectorySettings, fit_traje
 from connector.data.folds import Fold
 from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
+from connector.errors import UserError
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.rate_model import RateModel, fitted_dynamics
 from connector.report.determined import OPEN
@@ -405,6 +406,14 @@ def judged(model, joint: Draws, rows: Tensor, truth: Tensor, errors: Tensor | No
     }
 
 
+def attempted(task: Task) -> dict:
+    """:func:`run`, or what a refused fit said."""
+    try:
+        return run(task)
+    except UserError as error:
+        return {"refused": str(error), "kind": task.kind, "seed": task.seed}
+
+
 def run(task: Task) -> dict:
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(task.seed)
@@ -622,8 +631,11 @@ def main() -> None:
     spikes = tasks(KINDS, arguments.spikes, arguments.seed + 400_000)
     groups["inferred from Poisson spikes"] = [replace(task, spikes=True) for task in spikes]
     console = Console(width=180)
-    results = iter(collect(run, [task for of in groups.values() for task in of], arguments.workers, console))
+    results = iter(collect(attempted, [task for of in groups.values() for task in of], arguments.workers, console))
     found = {name: [next(results) for _ in of] for name, of in groups.items() if of}
+    for refused in [r for of in found.values() for r in of if "refused" in r]:
+        console.print(f"left out, the fit was refused: {refused['kind']}, seed {refused['seed']}: {refused['refused']}")
+    found = {name: [r for r in of if "refused" not in r] for name, of in found.items()}
     exact = [r for name in ("known kinds", "unseen kinds", "kept kinds") for r in found.get(name, [])]
     tables = show("coverage of the intervals of nu", found, console)
     conditions = {}
