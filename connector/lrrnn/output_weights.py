@@ -172,9 +172,11 @@ class _Evidence(Weighting):
 
     def learn(self, found: Linearised, c: Tensor) -> None:
         values, vectors = torch.linalg.eigh(found.h)
-        values = values.clamp_min(0)
+        # A sum of squares: how far an eigenvalue is below zero is how far rounding reaches, and what lies within it is unseen.
+        seen = values > (-values[0]).clamp_min(0)
+        values = torch.where(seen, values, 0.0)
         self.variance = max(found.squares / max(found.free - len(c), 1), 1.0)
-        target = vectors.T @ (found.b + found.h @ c)
+        target = torch.where(seen, vectors.T @ (found.b + found.h @ c), 0.0)
         for _ in range(30):
             solution = target / (values + self.shrinkage)
             self.effective = float((values / (values + self.shrinkage)).sum())
