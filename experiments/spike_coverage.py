@@ -161,7 +161,9 @@ def nu_of(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
     if float(fit.field.effective) >= ENOUGH_DRAWS:
         return fitted_to_field(fit, pick)
     more = {"activation": "softplus", "loadings_covariance": fit.loadings_covariance, "observed": fit.readings}
-    return fit_trajectories(fit.latents, fit.loadings, **more)
+    found = fit_trajectories(fit.latents, fit.loadings, **more)
+    found.summary["unbacked"] = True
+    return found
 
 
 def expected_of(drives: Tensor, field: Tensor, outer: tuple[Tensor, Tensor]) -> dict[str, float]:

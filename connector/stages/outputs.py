@@ -122,7 +122,8 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
     if inputs.field is not None:
-        found.summary["warnings"] = [*found.summary["warnings"], too_few_draws(float(inputs.field.effective))]
+        warned = [*found.summary["warnings"], too_few_draws(float(inputs.field.effective))]
+        found.summary.update(warnings=warned, unbacked=True)
     return found
 
 

@@ -140,7 +140,7 @@ def too_few_draws(effective: float) -> str:
     return (
         f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} or more are asked for): its bands are "
         "too narrow by an unknown amount, no attractors are counted in it, and a run takes nu from states read bin by bin instead, "
-        "with wide intervals. Raise lrrnn.posterior_sweeps."
+        "with wide intervals and no signs. Raise lrrnn.posterior_sweeps, or lower lrrnn.rank."
     )
 
 

@@ -15,6 +15,7 @@ from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
 from connector.lrrnn.spikes.sampler import LEAST_NOISE, PathSampler
 from connector.report.cautions import LEAST_SEEN
+from connector.stages.outputs import estimate_conditional_mean
 from connector.types import Loadings, Recording
 
 ALPHA, SCALE = 0.1, 0.5
@@ -221,6 +222,13 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     assert mixing.ess > 0
     assert mixing.seen > LEAST_SEEN
     assert float(torch.linalg.eigvalsh(found.field.noise)[0]) >= LEAST_NOISE**2
+    # where few draws are independent, nothing is said of signs
+    choice = SimpleNamespace(estimator="trajectories", regularizer=None, max_states=1000, recorded_fraction=0.1)
+    options = SimpleNamespace(connectivity=choice, data=SimpleNamespace(stride=1), seed=0)
+    few = module.replace(found, field=module.replace(found.field, effective=torch.tensor([10.0])))
+    model = estimate_conditional_mean(options, few, None)
+    assert model.summary["unbacked"]
+    assert any("no signs" in said for said in model.summary["warnings"])
 
 
 def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
