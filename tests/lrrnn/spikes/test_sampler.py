@@ -21,15 +21,17 @@ from connector.types import Loadings, Recording
 ALPHA, SCALE = 0.1, 0.5
 
 
-def simulated(trials=40, steps=40, neurons=30, noise=0.15, seed=0):
-    """Spikes of softplus neurons whose latent states are drawn to a ring."""
+def simulated(trials=40, steps=40, neurons=30, noise=0.15, seed=0, cubic=True):
+    """Spikes of softplus neurons whose latent states are drawn to a ring; not ``cubic``: far away no faster than by the leak,
+    as in a network."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     def drift(z):
-        return z * (1 - z.square().sum(1, keepdim=True) / 2)
+        squares = z.square().sum(1, keepdim=True)
+        return z * (1 - squares / 2 if cubic else 2 / (1 + squares / 2) - 1)
 
     z = [1.2 * normal(trials, 2)]
     for _ in range(steps - 1):
@@ -244,7 +246,7 @@ def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
 
 @pytest.mark.slow
 def test_field_noise_and_scale_are_within_their_bands():
-    truth = simulated(trials=300, steps=60, neurons=60, noise=0.1)
+    truth = simulated(trials=300, steps=60, neurons=60, noise=0.1, cubic=False)
     fold = Fold(torch.arange(300), torch.arange(0), torch.arange(0))
     basis = sampled_basis("softplus", ALPHA, 0)
     found, mixing = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=150)
@@ -253,7 +255,7 @@ def test_field_noise_and_scale_are_within_their_bands():
     drift, drives = truth.drift(z), moved.field.drives(z) - z
     error = (drives.mean(0) - drift).square().sum().sqrt() / drift.square().sum().sqrt()
     predicted = drives.var(0).sum().sqrt() / drift.square().sum().sqrt()
-    assert float(error) < 0.15
+    assert float(error) < 0.3
     assert 0.4 < float(predicted / error) < 2.5
     low, high = torch.quantile(drives, 0.025, 0), torch.quantile(drives, 0.975, 0)
     assert float(((low <= drift) & (drift <= high)).double().mean()) > 0.75
