@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,10 +65,6 @@ def drive_gain(network: Network, latents: Latents, drawn: Sequence[Tensor] = ())
         network: in the gauge of the latents.
         drawn: of its n (K, R) from a posterior, one or several; the spread of their slopes is then part of the error.
     """
-    if len(drawn):
-        gain, error = drive_gain(network, latents)
-        slopes = [drive_gain(replace(network, n=n), latents)[0] for n in drawn]
-        return gain, math.hypot(error, math.dist(slopes, [gain] * len(slopes)) / math.sqrt(len(slopes)))
     last = latents.lengths - 1
     z, y = latents.z.double(), torch.zeros_like(latents.z, dtype=torch.float64)
     y[:, :-1][latents.mask[:, 1:]] = latents.samples().y.double()
@@ -87,12 +82,23 @@ def drive_gain(network: Network, latents: Latents, drawn: Sequence[Tensor] = ())
         lag, (trial, time) = 0, pairs(0)
     at = time + lag
     u = None if latents.inputs is None else latents.inputs[trial, at]
-    drive, seen, instrument = (
-        (x - x.mean(0)) @ root for x in (drive_at(network, z[trial, at], u), y[trial, at], y[trial, time])
-    )
-    above, below = (z.new_zeros(len(z)).index_add_(0, trial, (x * instrument).sum(1)) for x in (drive, seen))
+    drives = _drives(network, z[trial, at], u, [network.n, *drawn])
+    seen, instrument, *drives = ((x - x.mean(0)) @ root for x in (y[trial, at], y[trial, time], *drives))
+    below, above, *others = (z.new_zeros(len(z)).index_add_(0, trial, (x * instrument).sum(1)) for x in (seen, *drives))
     gain = float(above.sum() / below.sum())
-    return gain, float((above - gain * below).square().sum().sqrt() / below.sum().abs())
+    error = float((above - gain * below).square().sum().sqrt() / below.sum().abs())
+    if not others:
+        return gain, error
+    slopes = [float(of.sum() / below.sum()) for of in others]
+    return gain, math.hypot(error, math.dist(slopes, [gain] * len(slopes)) / math.sqrt(len(slopes)))
+
+
+def _drives(network: Network, z: Tensor, u: Tensor | None, outputs: Sequence[Tensor]) -> Tensor:
+    """The drives (D, T, R) that the network would have with each of D output weights (K, R); its rates are computed once."""
+    parts, wide = pieces(len(z), network.n_neurons, CHUNK), torch.cat(list(outputs), 1) / network.n_neurons
+    with torch.no_grad():
+        found = torch.cat([network.rates(z[part], None if u is None else u[part]) @ wide for part in parts]).double()
+    return found.unflatten(1, (len(outputs), -1)).movedim(1, 0)
 
 
 def contributions(network: Network, labels: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:

@@ -127,8 +127,7 @@ def set_margins(
     Where they are known, half of the time of drawing many panels is saved: a layout that finds them measures each label.
     """
     whole = part.get_figure(root=True)
-    if part is whole:
-        whole.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
+    whole.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     width, height = part.bbox.size / whole.dpi
     across, up = (
         (size - n * between) / (n + 1)

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
@@ -69,7 +68,6 @@ def loadings_scatter(
     beside = len(names) <= 3
     shape = (1, len(data)) if beside else (len(data), 1)
     figure = Figure(figsize=(width * shape[1], height * shape[0] + 0.3 * bool(title)))
-    figure.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     parts = np.ravel(figure.subfigures(*shape, squeeze=False))
     for part, (key, (reads, drives)) in zip(parts, data.items()):
         group = (

@@ -91,11 +91,12 @@ class Start:
             fit = poisson_regression(design, counts, offset=offset, penalty=_PENALTY, scale=baseline.scale)
             return fit.coefficients
 
-        rows = regressed(drift)
-        drift = _beside(drift, rows)
+        rows, varies = regressed(drift), bool(drift.abs().max() > 1e-6)
+        if varies:
+            drift = _beside(drift, rows)
+            rows = regressed(drift)
         n_inputs = 0 if recording.inputs is None else recording.inputs.shape[2]
-        loadings = Loadings.unstack(regressed(drift), rank, n_inputs, has_bias=True)
-        varies = bool(drift.abs().max() > 1e-6)
+        loadings = Loadings.unstack(rows, rank, n_inputs, has_bias=True)
         offset = (drift[:, None] * mask[..., None]).float() if varies else None
         return Start(z, loadings, baseline.scale, offset)
 
@@ -107,10 +108,8 @@ def _beside(drift: Tensor, loadings: Tensor) -> Tensor:
     would be seen less their mean over its neighbours.
     """
     d = loadings[:, -1]
-    weight = torch.sigmoid(d).square() / softplus(d).clamp_min(
-        _LEAST_VARIANCE
-    )  # information of a count about its potential
-    columns = loadings[:, :-1]
+    columns, expected = loadings[:, :-1], softplus(d).clamp_min(_LEAST_VARIANCE)
+    weight = torch.sigmoid(d).square() / expected  # information of a count about its potential
     weighted = columns * weight[:, None]
     return drift - drift @ weighted @ torch.linalg.solve(weighted.T @ columns, columns.T)
 

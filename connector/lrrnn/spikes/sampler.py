@@ -179,16 +179,18 @@ class PathSampler:
     def drift(self) -> None:
         """Coefficients with the paths integrated out: a Crank-Nicolson step about where their evidence points.
 
-        ``self.guided``: mean and factor of the precision of their Gaussian given all but the paths.
+        ``self.guided``, of sweeps that are kept: mean and factor of the precision of their Gaussian given all but the paths,
+        and what drawn paths pull by beyond it.
         """
         self._see()
         if self.known is None:
             self._learn()
         p, keep, spread = self.p, math.cos(self.angle), math.sin(self.angle)
         ahead, root, up = self._lead(p, self.mode, self.factor)
-        # What the paths as drawn pull by beyond Laplace's evidence, in standard deviations.
-        beyond = (marginal.gradient_of_path(self.counts, self.field, p, self.z) - up).reshape(-1, 1)
-        self.guided = p.c + ahead, root, torch.linalg.solve_triangular(root, beyond, upper=False)
+        if not self.adapting:
+            # What the paths as drawn pull by beyond Laplace's evidence, in standard deviations.
+            beyond = (marginal.gradient_of_path(self.counts, self.field, p, self.z) - up).reshape(-1, 1)
+            self.guided = p.c + ahead, root, torch.linalg.solve_triangular(root, beyond, upper=False)
         white = self._normal((len(root), 1))
         c = p.c + (1 - keep) * ahead + spread * torch.linalg.solve_triangular(root.T, white, upper=True).view_as(p.c)
         new = replace(p, c=c)
