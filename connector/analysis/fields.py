@@ -59,7 +59,7 @@ def drive_gain(network: Network, latents: Latents, drawn: Sequence[Tensor] = ())
 
     sum (F[t] - mean).(y[s] - mean) / sum (y[t] - mean).(y[s] - mean), in units of the latents' covariance: the same in any
     affine gauge. Noise of the states is in y[t] ten times over and in F[t] as well; so y[s] stands two samples before,
-    where states last so long.
+    where states last so long. Of a single trial the error is not known: NaN.
 
     Args:
         network: in the gauge of the latents.
@@ -86,7 +86,8 @@ def drive_gain(network: Network, latents: Latents, drawn: Sequence[Tensor] = ())
     seen, instrument, *drives = ((x - x.mean(0)) @ root for x in (y[trial, at], y[trial, time], *drives))
     below, above, *others = (z.new_zeros(len(z)).index_add_(0, trial, (x * instrument).sum(1)) for x in (seen, *drives))
     gain = float(above.sum() / below.sum())
-    error = float((above - gain * below).square().sum().sqrt() / below.sum().abs())
+    scatter = float((above - gain * below).square().sum().sqrt() / below.sum().abs())
+    error = scatter if len(trial.unique()) > 1 else math.nan
     if not others:
         return gain, error
     slopes = [float(of.sum() / below.sum()) for of in others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from connector.report import causes, determined, nulls
@@ -80,10 +81,12 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
             f"the spikes show the course of some latent dimension to {percent(max(0.0, seen))} only, so that nothing is said of the "
             "dynamics' posterior and nu comes from single bins; lower lrrnn.rank by one"
         )
-    gain = metrics.get(DRIVE_GAIN, 1.0)
-    if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * metrics.get(DRIVE_GAIN_SD, 0.0)):
+    gain, error = metrics.get(DRIVE_GAIN, 1.0), metrics.get(DRIVE_GAIN_SD, math.nan)
+    known = math.isfinite(error)
+    if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * error if known else 0.0):
+        right = "1 is right" if known else "1 is right; one training trial does not tell how far chance moves it"
         said.append(
-            f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded (1 is right); nu is "
+            f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded ({right}); nu is "
             "off in size by as much: check data.alpha and lrrnn.rank, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
         )
     distance = metrics.get("lrrnn/origin_distance", 0.0)

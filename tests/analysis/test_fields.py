@@ -91,6 +91,15 @@ def test_drive_gain_says_what_noise_leaves_open():
     assert gains[0][1] > 3 * gains[1][1]
 
 
+def test_drive_gain_of_one_trial_does_not_know_its_error():
+    net, latents = _trials(noise=0.1)
+    one = latents.trials(torch.tensor([0]))
+    for drawn in ((), (net.n, 1.1 * net.n)):
+        gain, sd = fields.drive_gain(net, one, drawn)
+        assert gain == pytest.approx(1, abs=0.2)
+        assert math.isnan(sd)
+
+
 def test_drive_gain_holds_for_short_trials_and_inputs_that_change_with_each_sample():
     net, short = _trials(steps=2)
     assert fields.drive_gain(replace(net, n=1.5 * net.n), short)[0] == pytest.approx(1.5)

@@ -11,7 +11,8 @@ from connector.report.glossary import METRICS
     [
         ({cautions.SATURATED: 0.6}, {}, "60 % of the neurons"),
         ({cautions.LEFT_REGION: 0.2}, {}, "in 20 % of the test trials"),
-        ({cautions.DRIVE_GAIN: 1.06}, {}, "1.06 times as much as recorded"),
+        ({cautions.DRIVE_GAIN: 1.06, cautions.DRIVE_GAIN_SD: 0.01}, {}, "1.06 times as much as recorded (1 is right);"),
+        ({cautions.DRIVE_GAIN: 1.06, cautions.DRIVE_GAIN_SD: float("nan")}, {}, "one training trial does not tell"),
         ({cautions.DRIVE_GAIN: 0.94}, {}, "connectivity.recorded_fraction"),
         ({cautions.OUTSIDE_SUPPORT: 0.07}, {}, "7 % of the sampled loadings"),
         (
