@@ -52,11 +52,11 @@ def smooth_latents(
         if q is None:
             q = moment_covariance(z, information, following, jacobian, pairs[..., 0])
         # Expectation maximisation alone would need very many steps where Q is near zero: scale by the likelihood.
-        scales = _Q_SCALES if learn else (1.0,)
-        forward = [_filter(z, information, following, jacobian, reference, scale * q) for scale in scales]
-        chosen = max(range(len(scales)), key=lambda i: forward[i].log_likelihood)
-        mean, covariance, lagged = _smooth_back(forward[chosen], jacobian)
-        q = scales[chosen] * q
+        tried = torch.tensor(_Q_SCALES if learn else (1.0,)).to(q)[:, None, None] * q
+        forward, likely = _filter(z, information, following, jacobian, reference, tried)
+        chosen = max(range(len(tried)), key=likely.__getitem__)
+        mean, covariance, lagged = _smooth_back(forward.of(chosen), jacobian)
+        q = tried[chosen]
         if learn:
             moved = torch.einsum("ntij,ntj->nti", jacobian[:, :-1], mean[:, :-1] - reference[:, :-1])
             error = torch.where(pairs, mean[:, 1:] - following[:, :-1] - moved, 0.0)
@@ -106,39 +106,50 @@ def moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobia
 
 @dataclass(frozen=True)
 class _Filtered:
-    """Means and covariances after and before each sample, time first, and the log likelihood up to a constant."""
+    """Means (..., trials, R) and covariances (..., trials, R, R) after and before each sample, time first."""
 
     filtered: list[tuple[Tensor, Tensor]]
     predicted: list[tuple[Tensor, Tensor]]
-    log_likelihood: float
+
+    def of(self, i: int) -> _Filtered:
+        """Those of one among several Q."""
+        parts = ([(mean[i], covariance[i]) for mean, covariance in part] for part in (self.filtered, self.predicted))
+        return _Filtered(*parts)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
 
 
 def _filter(
     z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor
-) -> _Filtered:
-    """Kalman filter of the linearised model; an estimate without information leaves the prediction as it is."""
+) -> tuple[_Filtered, list[float]]:
+    """Kalman filters of the linearised model with each Q of q (Q, R, R), side by side, and their log likelihoods up to a
+    constant; an estimate without information leaves the prediction as it is."""
     trials, steps, rank = z.shape
     eye = torch.eye(rank, dtype=z.dtype, device=z.device)
-    mean, covariance = z.new_zeros(trials, rank), (_PRIOR_SD**2 * eye).expand(trials, rank, rank)
-    filtered, predicted, total = [], [], z.new_zeros(())
+    mean = z.new_zeros(len(q), trials, rank)
+    covariance = (_PRIOR_SD**2 * eye).expand(len(q), trials, rank, rank)
+    filtered, predicted, total = [], [], z.new_zeros(len(q))
     for t in range(steps):
         if t:
             a = jacobian[:, t - 1]
-            mean = following[:, t - 1] + torch.einsum("nij,nj->ni", a, mean - reference[:, t - 1])
-            covariance = a @ covariance @ a.mT + q
+            mean = following[:, t - 1] + _times(a, mean - reference[:, t - 1])
+            covariance = a @ covariance @ a.mT + q[:, None]
             predicted.append((mean, covariance))
         mixing = eye + covariance @ information[:, t]
-        seen = torch.linalg.solve(mixing, covariance)
+        factor, pivots = torch.linalg.lu_factor(mixing)
+        seen = torch.linalg.lu_solve(factor, pivots, covariance)
         covariance = (seen + seen.mT) / 2
         error = z[:, t] - mean
-        pull = torch.einsum("nij,nj->ni", information[:, t], error)
-        move = torch.einsum("nij,nj->ni", covariance, pull)
+        pull = _times(information[:, t], error)
+        move = _times(covariance, pull)
         # S^-1 = L - L P' L with the information L and the filtered covariance P'; det S = det(1 + P L) / det L
-        total = total - (pull * error).sum()
-        total = total + (pull * move).sum() - torch.linalg.slogdet(mixing)[1].sum()
+        log_det = factor.diagonal(dim1=-2, dim2=-1).abs().log().sum((1, 2))
+        total = total + (pull * (move - error)).sum((1, 2)) - log_det
         mean = mean + move
         filtered.append((mean, covariance))
-    return _Filtered(filtered, predicted, 0.5 * float(total))
+    return _Filtered(filtered, predicted), (0.5 * total).tolist()
 
 
 def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,6 +160,6 @@ def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, 
         (at, spread), (ahead, ahead_spread) = forward.filtered[t], forward.predicted[t]
         gain = torch.linalg.solve(ahead_spread, jacobian[:, t] @ spread).mT
         lagged.append(gain @ covariances[-1])
-        means.append(at + torch.einsum("nij,nj->ni", gain, means[-1] - ahead))
+        means.append(at + _times(gain, means[-1] - ahead))
         covariances.append(spread + gain @ (covariances[-1] - ahead_spread) @ gain.mT)
     return tuple(torch.stack(x[::-1], dim=1) for x in (means, covariances, lagged))
