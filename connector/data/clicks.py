@@ -95,7 +95,7 @@ def load_rat(
 
     options = settled(RatOptions, options, keywords)
     path, notes = Path(path), []
-    trials, areas, neuron_names = _read_session(path, options.max_gigabytes)
+    trials, areas, neuron_names = _read_session(path, options.max_gigabytes, notes)
     trials = _choose_trials(trials, options.include_photostimulated, notes)
     counted = [_counts(t, len(areas), path) for t in trials]
     size = 4e-9 * len(counted) * max(map(len, counted)) * len(areas)
@@ -135,7 +135,7 @@ def load_rat(
 
 
 def _choose_trials(trials: list[dict], include_photostimulated: bool, notes: list[str]) -> list[dict]:
-    stimulated = [math.isfinite(_scalar(t, "photostimulus_incline_on_s")) for t in trials]
+    stimulated = [bool(np.isfinite(_flat(t, "photostimulus_incline_on_s")).any()) for t in trials]
     said = f"{sum(stimulated)} of {len(trials)} trials with optogenetic stimulation"
     if include_photostimulated or not any(stimulated):
         notes += [f"{said}, kept"] if any(stimulated) else []
@@ -175,7 +175,7 @@ def _baseline(trials: list[dict], n_neurons: int, path: Path) -> np.ndarray:
     return np.stack(rows)
 
 
-def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[str], list[str]]:
+def _read_session(path: Path, max_gigabytes: float, notes: list[str]) -> tuple[list[dict], list[str], list[str]]:
     """Trials (by field), each neuron's brain area, each neuron's name."""
     content = read_matlab(path, ("trials", "neurons"), max_gigabytes)
     missing = [key for key in ("trials", "neurons") if key not in content]
@@ -185,7 +185,7 @@ def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[st
             f"{path.name} without {' and '.join(missing)}",
             "for other data save the arrays with numpy.savez and use data=npz",
         )
-    trials, neurons = _records(content["trials"]), _records(content["neurons"])
+    trials, neurons = (_records(content[what], what, notes) for what in ("trials", "neurons"))
     if not trials or not neurons:
         raise UserError("a session with trials and neurons", f"{len(trials)} trials, {len(neurons)} neurons")
     for what, records, wanted in (("trials", trials, _FIELDS), ("neurons", neurons, ("brainarea",))):
@@ -207,16 +207,23 @@ def _read_session(path: Path, max_gigabytes: float) -> tuple[list[dict], list[st
     return trials, areas, [f"{area} {number}" for area, number in zip(areas, numbers)]
 
 
-def _records(value) -> list[dict]:
+def _records(value, what: str, notes: list[str]) -> list[dict]:
     """A struct, a struct array or a cell array of structs as a list of records."""
     items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, dict)]
+    records = [item for item in items if isinstance(item, dict)]
+    if records and len(records) < len(items):
+        notes.append(f"{len(items) - len(records)} of {len(items)} cells of {what} hold no struct: left out")
+    return records
 
 
 def _flat(record: dict, field: str) -> np.ndarray:
     """The numbers of a MATLAB field, (n,) float."""
+    value = record[field]
+    if value is None or np.iscomplexobj(value):
+        got = "complex numbers" if value is not None else "a sparse matrix or an object"
+        raise UserError(f"plain numbers in the field {field}", got, "save full(x), real(x) or, of times, seconds(x)")
     try:
-        return np.asarray(record[field], dtype=float).ravel()
+        return np.asarray(value, dtype=float).ravel()
     except (TypeError, ValueError) as error:
         raise UserError(f"numbers in the field {field}", "text, cells or a struct") from error
 
@@ -224,6 +231,8 @@ def _flat(record: dict, field: str) -> np.ndarray:
 def _scalar(record: dict, field: str) -> float:
     """The one number of a MATLAB field; NaN where the field is empty."""
     flat = _flat(record, field)
+    if len(flat) > 1:
+        raise UserError(f"one number in the field {field}", f"{len(flat)} of them")
     return float(flat[0]) if len(flat) else math.nan
 
 
@@ -272,10 +281,10 @@ def _click_inputs(trials: list, lengths: list[int], n_steps: int, options: RatOp
     """Inputs (trials, n_steps, 2) and the clicks right minus left of each trial."""
     inputs = np.zeros((len(trials), n_steps, 2), dtype=np.float32)
     difference = np.zeros(len(trials))
-    for i, (trial, length) in enumerate(zip(trials, lengths)):
-        clicks = trial["clicktimes"]
-        # One click alone is stored as a number, not as a list; none at all as an empty array.
-        times = [np.sort(_flat(clicks, side)) for side in ("L", "R")]
+    # One click alone is stored as a number, not as a list; none at all as an empty array, or as NaN.
+    sides = [[np.sort(x[~np.isnan(x)]) for x in (_flat(t["clicktimes"], side) for side in "LR")] for t in trials]
+    _require_own_clock(sides, lengths)
+    for i, (times, length) in enumerate(zip(sides, lengths)):
         magnitudes = [np.ones(len(x)) for x in times]
         if options.click_adaptation:
             settings = options.adaptation_phi, options.adaptation_rate_hz, options.across_sides
@@ -287,6 +296,19 @@ def _click_inputs(trials: list, lengths: list[int], n_steps: int, options: RatOp
         for side in (0, 1):
             inputs[i, :length, side] = bin_events(times[side], length, _BIN_S, magnitudes[side])
     return inputs, difference
+
+
+def _require_own_clock(sides: list[list[np.ndarray]], lengths: list[int]) -> None:
+    """Raises UserError where most clicks lie outside their trials: they would be no input at all. A click at 0 tells
+    nothing of the clock."""
+    after = [(x[x != 0], length * _BIN_S) for trial, length in zip(sides, lengths) for x in trial]
+    within, total = sum(int(((x > 0) & (x < end)).sum()) for x, end in after), sum(len(x) for x, _ in after)
+    if 2 * within < total:
+        raise UserError(
+            "clicktimes in seconds from the start of their trial",
+            f"{total - within} of {total} clicks before it or after the trial's end",
+            "where they are on the session's clock subtract stereoclick_time_s, where in milliseconds divide by 1000",
+        )
 
 
 READER = Reader(RatOptions, load_rat, formats=("matlab5", "matlab73"))

@@ -27,7 +27,8 @@ def read_matlab(path: Path, names: tuple[str, ...], max_gigabytes: float = MAX_G
 
     Returns:
         by name: numbers (and logicals) as arrays with MATLAB's axes, a row of characters as str (several rows as a list of str), a
-        cell array as a list in MATLAB's order, a struct as a dict, a struct array (other than 1 x 1) as a list of dicts.
+        cell array as a list in MATLAB's order, a struct as a dict, a struct array (other than 1 x 1) as a list of dicts;
+        None for sparse matrices, objects (string, datetime, table ...) and functions.
 
     Raises:
         UserError: another format, a file that is cut short or damaged, or too large once unpacked.
@@ -77,7 +78,7 @@ class _V5:
     _TEXTS: ClassVar = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
     _INT, _UINT, _MATRIX = 5, 6, 14  # types of elements
     _CELL, _STRUCT, _CHAR, _NUMERIC = 1, 2, 4, range(6, 16)  # classes of arrays
-    _DEEPEST = 64
+    _OBJECT, _DEEPEST = 17, 64
 
     def __init__(self, data: bytes, order: str):
         self.data, self.order, self.place = data, order, 0
@@ -112,6 +113,8 @@ class _V5:
         if depth > self._DEEPEST:
             raise ValueError("arrays nested too deeply")
         flags = self.numbers(stop, 2, self._UINT)[0]
+        if flags & 0xFF == self._OBJECT:
+            return None, None  # of MATLAB's newer classes, string and table among them; it has no sizes
         _, begin, end = self.next(stop, self._INT)
         shape = tuple(np.frombuffer(self.data[begin:end], f"{self.order}i4").tolist())
         _, begin, end = self.next(stop)
@@ -200,6 +203,8 @@ class _V73:
         import h5py
 
         if isinstance(item, h5py.Group):
+            if "MATLAB_sparse" in item.attrs:
+                return None
             members = dict(item.items())
             if members and all(_is_references(x) and "MATLAB_class" not in x.attrs for x in members.values()):
                 columns = {name: [self.referred(ref) for ref in self.data(x).ravel()] for name, x in members.items()}
@@ -220,6 +225,8 @@ class _V73:
             return np.zeros(sizes)
         if h5py.check_ref_dtype(data.dtype) is h5py.Reference:
             return [self.referred(ref) for ref in data.ravel()]
+        if data.dtype == np.uint32 and "MATLAB_object_decode" in item.attrs:
+            return None  # the numbers say where in the file the object lies
         if data.dtype == np.uint16 and _class(item) == "char":
             rows = ["".join(map(chr, row)) for row in np.atleast_2d(data.T)]
             return rows[0] if len(rows) == 1 else rows

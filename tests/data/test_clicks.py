@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from commands import ROOT
 from matlab73 import cells, write_matlab73
 from scipy.io import loadmat, savemat
+from scipy.sparse import csc_matrix
 
 from connector.data.clicks import load_rat
 from connector.data.nwb_export import export_nwb, same_recording
@@ -125,6 +127,61 @@ def test_options_of_sessions(tmp_path):
     for wrong in ({"brain_areas": ["FOF"]}, {"min_rate_hz": 1e6}, {"tau_s": 0.001}):
         with pytest.raises(UserError):
             load_rat(path, **wrong)
+
+
+def _edited(path: Path, version: str = "cells", *, after=(), **edits) -> Path:
+    """A session with fields of its trials replaced, each by what a function makes of it; ``after``: further cells of trials."""
+    trials = [dict(zip(t.dtype.names, t.item())) for t in loadmat(_session(path))["trials"].ravel()]
+    trials = [trial | {"clicktimes": {side: trial["clicktimes"][side].item() for side in "LR"}} for trial in trials]
+    trials = [trial | {field: edit(trial[field]) for field, edit in edits.items()} for trial in trials]
+    return _session(path, version, trials=cells([*trials, *after]))
+
+
+def _clicks(edit):
+    return lambda of: {side: edit(of[side].astype(float)) for side in "LR"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"choice": csc_matrix}, r"field choice; got a sparse(?s:.*)ave full\(x\)"),
+        ({"clicktimes": _clicks(csc_matrix)}, "field L; got a sparse"),
+        ({"gamma": lambda x: x + 2j}, "field gamma; got complex"),
+        ({"gamma": lambda x: np.arange(2.0)}, "one number in the field gamma; got 2"),
+        ({"clicktimes": _clicks(lambda x: x + 100)}, "8 of 8 clicks before it or after(?s:.*)stereoclick_time_s"),
+        ({"clicktimes": _clicks(lambda x: 1000 * x)}, "4 of 4 clicks(?s:.*)divide by 1000"),
+        ({"clicktimes": _clicks(lambda x: x - 1)}, "8 of 8 clicks before it"),
+    ],
+)
+def test_fields_that_would_be_read_as_something_else_are_refused(tmp_path, edits, words):
+    with pytest.raises(UserError, match=words):
+        load_rat(_edited(tmp_path / "s.mat", **edits))
+
+
+@pytest.mark.parametrize("field", ["choice", "stereoclick_time_s", "gamma"])
+def test_objects_of_v73_files_are_no_numbers(tmp_path, field):
+    """A datetime or categorical is stored as six numbers that say where it lies in the file."""
+    path = _session(tmp_path / "s.mat", "v7.3 cells")
+    with h5py.File(path, "r+") as file:
+        for trial in (x for x in file["#refs#"].values() if isinstance(x, h5py.Group) and field in x):
+            del trial[field]
+            trial[field] = np.array([[0xDD000000], [2], [1], [1], [1], [1]], dtype=np.uint32)
+            trial[field].attrs["MATLAB_object_decode"] = np.int32(3)
+    with pytest.raises(UserError, match=f"field {field}; got a sparse matrix or an object"):
+        load_rat(path)
+
+
+@pytest.mark.parametrize("version", ["cells", "v7.3 cells"])
+def test_padding_of_clicks_and_empty_cells_change_nothing(tmp_path, version):
+    plain = load_rat(_session(tmp_path / "s.mat"), include_photostimulated=True)
+    padded = _clicks(lambda x: np.append(x, np.nan))
+    path = _edited(tmp_path / "s.mat", version, clicktimes=padded, after=[np.zeros((0, 0))])
+    read = load_rat(path, include_photostimulated=True)
+    assert same_recording(plain, read) == []
+    assert any("1 of 4 cells of trials hold no struct" in note for note in read.notes)
+    stimulated = _edited(tmp_path / "s.mat", version, photostimulus_incline_on_s=lambda x: np.array([np.nan, 0.2]))
+    with pytest.raises(UserError, match="3 of 3 trials with optogenetic"):
+        load_rat(stimulated)
 
 
 def test_files_that_are_no_session(tmp_path):

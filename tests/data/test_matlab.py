@@ -1,10 +1,13 @@
 """MATLAB files of both kinds hold the same values; the v7.3 ones are written here in the layout that MATLAB writes."""
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
 from matlab73 import HEADER, cells, write_matlab73
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from connector.data.matlab import read_matlab
 from connector.data.readers import recognise_format
@@ -131,3 +134,23 @@ def test_content_that_unpacks_to_more_than_allowed_is_refused(tmp_path):
         with pytest.raises(UserError, match=r"at most 0\.01 GB"):
             read_matlab(tmp_path / name, (variable,), max_gigabytes=0.01)
     assert read_matlab(tmp_path / "a.mat", ("x",))["x"].shape == (1000, 2000)
+
+
+def test_objects_and_sparse_matrices_are_no_values_and_do_no_harm_to_those_beside_them(tmp_path):
+    def element(kind, content):
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    savemat(tmp_path / "a.mat", {"x": np.arange(3.0), "y": csc_matrix(np.eye(2)), "z": {"y": csc_matrix(np.eye(2))}})
+    whole = (tmp_path / "a.mat").read_bytes()
+    # A string, as MATLAB's -v7 writes it: flags of class 17 and no sizes, then names and where the object lies.
+    place = struct.pack("<IIII", 6, 8, 13, 0) + element(5, struct.pack("<ii", 6, 1)) + element(1, b"")
+    place += element(6, struct.pack("<6I", 0xDD000000, 2, 1, 1, 1, 1))
+    names = element(1, b"s") + element(1, b"MCOS") + element(1, b"string")
+    string = element(14, struct.pack("<IIII", 6, 8, 17, 0) + names + element(14, place))
+    (tmp_path / "a.mat").write_bytes(whole[:128] + string + whole[128:])
+    found = read_matlab(tmp_path / "a.mat", ("s", "x", "y", "z"))
+    assert (found["x"].tolist(), found["y"], found["z"]) == ([[0, 1, 2]], None, {"y": None})
+    write_matlab73(tmp_path / "b.mat", {"y": {"data": np.ones(2), "ir": np.arange(2.0), "jc": np.arange(3.0)}})
+    with h5py.File(tmp_path / "b.mat", "r+") as file:
+        file["y"].attrs["MATLAB_sparse"] = np.uint64(2)
+    assert read_matlab(tmp_path / "b.mat", ("y",)) == {"y": None}
