@@ -116,6 +116,27 @@ def test_latents_in_any_linear_gauge():
     same(other[:2], from_latents(net, z, u)[:2])  # sums of squares over dimensions are another thing there
 
 
+@pytest.mark.slow
+def test_in_any_gauge_the_default_kernels_keep_the_field_and_intervals_that_hold_nu():
+    """One of them sees the axes of the latents (`additive`), which another gauge turns: nu is then another estimate, here of
+    functions along the axes with an error 2.3 times as large, and its intervals have to say so."""
+    net, _, _ = driven("tanh")
+    true = torch.stack([2 * torch.tanh(2 * net.m[:, 0]), 1.5 * torch.erf(1.5 * net.m[:, 1])], 1)
+    net = replace(net, n=true + 0.3 * normal(*net.m.shape, seed=1))
+    z, fields = net.simulate(1.5 * normal(15, 2, seed=5), 40), []
+    for matrix in ([[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0], [-0.5, 0.3]], [[0.6, -0.8], [0.8, 0.6]]):
+        gauge = Gauge(torch.tensor(matrix).double(), torch.zeros(2).double())
+        seen, loadings = Latents(gauge.latents(z), torch.full((15,), z.shape[1]), 0.1), gauge.loadings(net.loadings)
+        model = fit_trajectories(
+            seen, loadings, activation="tanh", recorded_fraction=None, settings=TrajectorySettings(draws=1)
+        )
+        low, high = model.interval(loadings.m)
+        held = ((low <= gauge.latents(true)) & (gauge.latents(true) <= high)).double().mean()
+        assert float(held) > 0.9
+        fields.append(judged(net, z, None, loadings, model, gauge)[0])
+    assert max(fields) < 1.1 * min(fields)
+
+
 def test_columns_in_units_far_apart_are_whitened():
     x = normal(200, 3) @ torch.tensor([[1.0, 0.4, 0.0], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]]).double()
     for units in ([1.0, 1.0, 1.0], [1e3, 1e-3, 1.0], [1e8, 1.0, 1e-2]):

@@ -146,6 +146,17 @@ def test_the_order_of_trials_in_the_file_changes_nothing(kind):
     torch.testing.assert_close(shuffled, plain[order], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["standard", "local"])
+@pytest.mark.parametrize(("unit", "start"), [(1e3, 0.0), (1 / 3600, 0.0), (1.0, 1.6e9)])
+def test_times_of_trials_in_any_unit_and_from_any_moment_give_one_baseline(kind, unit, start):
+    """Milliseconds, hours, and seconds since 1970."""
+    recording, _ = drifting(60, 20, 3)
+    train = torch.arange(0, 60, 2)
+    other = replace(recording, trial_times_s=unit * recording.trial_times_s + start)
+    plain, moved = (fit_baseline(x, train, kind).argument for x in (recording, other))
+    torch.testing.assert_close(moved, plain, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("times", [[3.0] * 60, [math.nan] + [1.0] * 59, [math.inf, *range(59)]])
 def test_times_that_tell_no_drift_are_as_good_as_none(times):
     recording, _ = drifting(60, 20, 3)
