@@ -3,7 +3,7 @@
     python experiments/spike_coverage.py --datasets 12 --out figures/spike_coverage.json
     python experiments/spike_coverage.py --kinds ring cycle --seed 700 --sweeps 400
 
-Each data set draws a kind of dynamics, a form of nu, 50 to 120 recorded neurons of ten times as many, 6 to 20 Hz, 200 to 400
+Each data set draws a kind of dynamics, a form of nu, 50 to 150 recorded neurons of ten times as many, 4 to 20 Hz, 200 to 600
 trials of 80 bins of 10 ms, process noise of 0 to .2 a step, and drift in half of the cases. Sampling starts from principal
 components of smoothed counts. Compared in the true gauge: the vector field at visited states with that of the network itself,
 nu at fresh loadings, and the number of stable points. Finished data sets are added to --out, and the same command goes on.
@@ -35,10 +35,11 @@ from torch.nn.functional import softplus
 from connector.analysis.attractor_probabilities import count_attractors
 from connector.analysis.fixed_points import count_fixed_points
 from connector.connectivity.nu.draws import Draws
-from connector.connectivity.nu.field import ENOUGH_DRAWS, fit_field, sampled_basis
+from connector.connectivity.nu.field import fit_field, sampled_basis
 from connector.connectivity.nu.mean import TrajectoryMean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.folds import Fold
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.spikes.baselines import fit_baseline
@@ -89,9 +90,9 @@ FORMS = {  # nu as a function of m, before it is scaled to the kind
 def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
     """A network of softplus neurons, its latent states, spikes of a tenth of it, and what is true of it."""
     g = torch.Generator().manual_seed(seed)
-    neurons, trials = round(uniform(g, 50, 120)), round(uniform(g, 200, 400))
+    neurons, trials = round(uniform(g, 50, 150)), round(uniform(g, 200, 600))
     noise = (0.0, 0.05, 0.1, 0.2)[int(torch.randint(4, (1,), generator=g))]
-    scale, drifts = uniform(g, 5, 11) * BIN_S, bool(torch.rand(1, generator=g) < 0.5)
+    scale, drifts = uniform(g, 3.5, 11) * BIN_S, bool(torch.rand(1, generator=g) < 0.5)
 
     def loadings(k: int) -> tuple[Tensor, Tensor]:
         sign = torch.where(torch.rand(k, generator=g) < 0.5, 1.0, -1.0).double()
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--datasets", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=100, help="of the first data set (default: 100)")
-    parser.add_argument("--sweeps", type=int, default=160, help="of the sampler (default: 160, as a run has)")
+    parser.add_argument("--sweeps", type=int, default=110, help="of the sampler (default: 110, as a run has)")
     parser.add_argument("--out", default="spike_coverage.json")
     parser.add_argument("--page", type=Path, help="Markdown file whose table of spikes to replace")
     options = parser.parse_args(arguments)

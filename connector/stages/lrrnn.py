@@ -15,6 +15,7 @@ from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
+from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel
@@ -25,7 +26,7 @@ from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.numerics import whitening_of
-from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
+from connector.report.cautions import POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
@@ -259,7 +260,11 @@ def _sample_dynamics(
     context.say(f"lrrnn: sampling the posterior of the dynamics, {sweeps} sweeps")
     basis = sampled_basis(recording.activation, recording.alpha, seed)
     with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
-        progress.expect(sweeps)
+
+        def shown(done: int, of: int) -> None:
+            progress.expect(of)
+            progress.start(f"sweep {done + 1}")
+
         start = Start.of_counts(recording, fold, data.sizes.rank, baseline)
         try:
             found, mixing = sample_posterior(
@@ -269,7 +274,7 @@ def _sample_dynamics(
                 basis,
                 sweeps=sweeps,
                 seed=seed,
-                progress=lambda i: progress.start(f"sweep {i + 1}"),
+                progress=shown,
             )
         except torch.linalg.LinAlgError:
             what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"

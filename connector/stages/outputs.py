@@ -19,13 +19,14 @@ from connector.connectivity.drive_matching import (
 )
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.design import Design
-from connector.connectivity.nu.field import ENOUGH_DRAWS, fit_field, too_few_draws
+from connector.connectivity.nu.field import fit_field, too_few_draws
 from connector.connectivity.nu.mean import ConditionalMean
 from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean, published_to_lambda
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import ridge
 from connector.runs.options import Options

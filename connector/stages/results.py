@@ -29,11 +29,11 @@ from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_erro
 from connector.analysis.model_checks import checks_of
 from connector.analysis.separated_groups import detectable_separation, separated_groups
 from connector.connectivity.nu.draws import Draws
-from connector.connectivity.nu.field import ENOUGH_DRAWS
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
 from connector.errors import UserError
 from connector.files import read_npz
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import even_rows, moments, symmetric_root
 from connector.report import causes, cautions

@@ -22,7 +22,7 @@ from connector.connectivity.nu.prior import Posterior, Prior, Quadratic
 from connector.connectivity.nu.trajectories import TrajectorySettings
 from connector.dynamics import Activation, potentials
 from connector.dynamics import activation as get_activation
-from connector.lrrnn.field_posterior import FieldPosterior
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS, FieldPosterior
 from connector.lrrnn.spikes.coefficients import CoefficientPrior
 from connector.lrrnn.spikes.sampler import MakeBasis
 from connector.numerics import inverse_root, least_squares, random_rows
@@ -33,7 +33,6 @@ _STATES = 1500  # over which a basis is built
 _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
-ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval is called calibrated
 _BACKED = 0.5  # of the drive's size that the recorded neurons may miss with n = nu
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 

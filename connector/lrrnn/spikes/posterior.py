@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from connector.data.folds import Fold
-from connector.lrrnn.field_posterior import FieldPosterior, likelihood_of
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS, LEAST_SEEN, FieldPosterior, likelihood_of
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
@@ -26,6 +26,7 @@ from connector.numerics import even_rows, least_squares
 from connector.types import Latents, Loadings, Recording
 
 BURN = 0.4  # share of the sweeps that are not kept
+_LONGER = 2
 _KEPT_DRAWS = 200
 _SMOOTHING, _LEAST_VARIANCE = 5.0, 0.02  # bins; of counts, so that silent neurons do not stand out
 _PENALTY = 0.1  # precision of the prior of the first loadings
@@ -122,7 +123,7 @@ def sample_posterior(
     *,
     sweeps: int,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[FittedDynamics, Mixing]:
     """Latents of all trials, loadings with their covariance, and the posterior of the drive; float64.
 
@@ -131,8 +132,9 @@ def sample_posterior(
 
     Args:
         make_basis: of the field, with the prior of its coefficients.
-        sweeps: of the sampler, of which the first :data:`BURN` are not kept.
-        progress: called with the number of each sweep.
+        sweeps: of the sampler, of which the first :data:`BURN` are not kept. Where fewer than :data:`ENOUGH_DRAWS` of the
+            kept ones are independent they count as burn-in, and :data:`_LONGER` times as many follow.
+        progress: called with the number of each sweep, and how many there are to be.
     """
     train = torch.as_tensor(fold.train, dtype=torch.int64)
     inputs = None if start.loadings.b is None else recording.inputs
@@ -143,9 +145,14 @@ def sample_posterior(
 
     loadings = start.loadings.stack().double()
     sampler = PathSampler(counts_of(train), make_basis, loadings, math.log(start.scale), start.z[train].double(), seed)
-    draws = sampler.run(sweeps, int(BURN * sweeps), progress)
-    paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
+    burn = int(BURN * sweeps)
+    draws = sampler.run(sweeps, burn, lambda i: progress(i, sweeps))
     mixing = judge(sampler, draws)
+    if mixing.ess < ENOUGH_DRAWS <= len(draws.q) and mixing.seen >= LEAST_SEEN:
+        more = _LONGER * sweeps
+        draws = sampler.run(more, burn, lambda i: progress(sweeps + i, sweeps + more))
+        mixing = judge(sampler, draws)
+    paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
     return _packed(sampler, draws, paths, (recording, start.offset), fold, mixing), mixing
 
 

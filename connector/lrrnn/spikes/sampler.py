@@ -43,6 +43,9 @@ _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
 _WANTED = 0.4  # share of these moves accepted
 _MOST_STEP = 3.0  # of the process noise, in logs
+_SMALL = (
+    0.2  # of the coefficients' joint step, in every other sweep that is kept: the noise may still have been settling
+)
 _EAGER = 3, 40  # moves of the process noise a sweep, in the first sweeps
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
 _LEARN_EVERY, _LEARNT = 4, 5  # sweeps of the burn-in between estimates of c's information, averaged over so many
@@ -109,7 +112,7 @@ class PathSampler:
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
         self.steps = {False: 0.3, True: 0.05}  # of the process noise in logs: alone, and with the drift's pace
-        self.angle, self.known, self.learnt, self.guided = 1.0, None, 0, None
+        self.angle, self.turn, self.known, self.learnt, self.guided = 1.0, 0, None, 0, None
         self.accepted = 0.5
         self.factor: Factor | None = None
 
@@ -185,7 +188,9 @@ class PathSampler:
         self._see()
         if self.known is None:
             self._learn()
-        p, keep, spread = self.p, math.cos(self.angle), math.sin(self.angle)
+        self.turn += 1
+        angle = self.angle * (1 if self.adapting or self.turn % 2 else _SMALL)
+        p, keep, spread = self.p, math.cos(angle), math.sin(angle)
         ahead, root, up = self._lead(p, self.mode, self.factor)
         if not self.adapting:
             # What the paths as drawn pull by beyond Laplace's evidence, in standard deviations.
@@ -411,11 +416,15 @@ class PathSampler:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, sweeps: int, burn: int, progress: Callable[[int], None] | None = None) -> Draws:
-        """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each."""
+    def run(self, sweeps: int, burn: int, progress: Callable[[int], None] = lambda i: None) -> Draws:
+        """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each.
+
+        Called again, it goes on from the state reached.
+        """
         draws, rebuilds = Draws(), {burn // 6, burn // 2, max(burn - _LEARNING, 3 * burn // 4)}
         self.adapting = True
-        self.settle()
+        if self.factor is None:
+            self.settle()
         for i in range(sweeps):
             self.adapting = i < burn
             if i in rebuilds and i:
@@ -437,8 +446,7 @@ class PathSampler:
             self.noise()
             if i >= burn:
                 self._keep(draws)
-            if progress is not None:
-                progress(i)
+            progress(i)
         draws.paths = draws.paths / len(draws.q)
         draws.c = self._drawn(draws)
         return draws

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from connector.connectivity.nu.field import sampled_basis
 from connector.data.folds import Fold
+from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.spikes import sampler as module
 from connector.lrrnn.spikes.baselines import fit_baseline
@@ -14,7 +15,6 @@ from connector.lrrnn.spikes.covariances import inverse_wishart
 from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
 from connector.lrrnn.spikes.sampler import LEAST_NOISE, PathSampler
-from connector.report.cautions import LEAST_SEEN
 from connector.stages.outputs import estimate_conditional_mean
 from connector.types import Loadings, Recording
 
