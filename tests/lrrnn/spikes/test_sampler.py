@@ -9,6 +9,7 @@ from connector.connectivity.nu.field import sampled_basis
 from connector.data.folds import Fold
 from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.spikes import posterior
 from connector.lrrnn.spikes import sampler as module
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.covariances import inverse_wishart
@@ -231,6 +232,27 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     model = estimate_conditional_mean(options, few, None)
     assert model.summary["unbacked"]
     assert any("no signs" in said for said in model.summary["warnings"])
+
+
+@pytest.mark.parametrize(("draws", "rounds"), [(3.0, 2), (5.0, 1)])
+def test_few_independent_draws_count_as_burn_in(draws, rounds, monkeypatch):
+    truth, seen = simulated(trials=12, steps=12), []
+    fold = Fold(torch.arange(12), torch.arange(0), torch.arange(0))
+    monkeypatch.setattr(posterior, "ENOUGH_DRAWS", 4)
+    monkeypatch.setattr(posterior, "judge", lambda *_: posterior.Mixing(draws, 0.0, 1.0, 1.0))
+    found, _ = sample_posterior(
+        start_of(truth),
+        recording_of(truth),
+        fold,
+        sampled_basis("softplus", ALPHA, 0),
+        sweeps=7,
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    total = {1: 7, 2: 3 * 7}[rounds]
+    assert seen[-1] == (total - 1, total)
+    assert [done for done, _ in seen] == list(range(total))
+    kept = {1: 5, 2: 14 - 2}[rounds]  # of the last round alone
+    assert len(found.field.draws) == kept * module.PathSampler.draws_of_c
 
 
 def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
