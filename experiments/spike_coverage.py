@@ -37,9 +37,7 @@ from connector.analysis.fixed_points import count_fixed_points
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.field import fit_field, sampled_basis
 from connector.connectivity.nu.mean import TrajectoryMean
-from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.data.folds import Fold
-from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.spikes.baselines import fit_baseline
@@ -157,16 +155,6 @@ def fitted_to_field(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
     return fit_field(fit.field, fit.latents.z.flatten(0, 1)[pick], u, fit.loadings, **more)
 
 
-def nu_of(fit: FittedDynamics, pick: Tensor) -> TrajectoryMean:
-    """nu as a run takes it: of few independent draws from the states read bin by bin."""
-    if float(fit.field.effective) >= ENOUGH_DRAWS:
-        return fitted_to_field(fit, pick)
-    more = {"activation": "softplus", "loadings_covariance": fit.loadings_covariance, "observed": fit.readings}
-    found = fit_trajectories(fit.latents, fit.loadings, **more)
-    found.summary["unbacked"] = True
-    return found
-
-
 def expected_of(drives: Tensor, field: Tensor, outer: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Of draws (D, N, R) taken for the truth in turn, the share of which the outer intervals hold less than 80 %; and the
     share of draws that lie nearer to their mean than the truth does."""
@@ -200,8 +188,8 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     def tail(level: float) -> tuple[Tensor, Tensor]:
         return torch.quantile(drives, (1 - level) / 2, 0), torch.quantile(drives, (1 + level) / 2, 0)
 
-    model = nu_of(fit, pick)
-    counted = count_attractors(Draws(fitted_to_field(fit, pick), COUNTED, seed=1), fit.latents.z.flatten(0, 1)[pick])
+    model = fitted_to_field(fit, pick)
+    counted = count_attractors(Draws(model, COUNTED, seed=1), fit.latents.z.flatten(0, 1)[pick])
     still = None if truth.u is None else torch.zeros(1, truth.u.shape[2], dtype=torch.float64)
 
     def own(z: Tensor, u: Tensor | None = None) -> Tensor:
@@ -210,7 +198,7 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     stable = count_fixed_points(own, torch.eye(2).double(), counted.region).counts()
     rows, nu = truth.fresh.stack(), truth.nu
     low, high = model.interval(rows, 0.95)
-    claimed = ((low > 0) | (high < 0)) & (not model.summary.get("unbacked", False))
+    claimed = ((low > 0) | (high < 0)) & (not model.summary["unbacked"])
     return {
         "kind": kind,
         "form": form,

@@ -100,6 +100,7 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         half = float(_NORMAL_QUANTILE(torch.tensor((1 + level) / 2))) * variance.sqrt()
         low, high = nu - half, nu + half
     size = nu.square().sum(1).mean().clamp_min(1e-300)
+    told = not mean.summary.get("unbacked", False)
     return Diagnosis(
         loadings=rows,
         nu=nu,
@@ -109,11 +110,11 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         level=level,
         determined_modes=float(mean.determined_modes),
         predicted_error=float(variance.sum() / (variance.sum() + nu.square().sum()).clamp_min(1e-300)),
-        calibrated=whole and not (sampled and mean.summary["warnings"]),
+        calibrated=told and whole and not (sampled and mean.summary["warnings"]),
         estimand=mean.estimand if whole else ("folded" if mean.summary.get("odd") else "mean"),
         activation=mean.values["activation"],
         has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),
         converged=bool(mean.summary.get("converged", True)),
-        signs_told=not mean.summary.get("unbacked", False),
+        signs_told=told,
     )

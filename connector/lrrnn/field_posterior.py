@@ -21,7 +21,6 @@ from connector.numerics import pieces
 from connector.types import Loadings
 
 ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval is called calibrated
-LEAST_SEEN = 0.4  # share of the latents' variance along any direction that spikes show, below which the dynamics are not believed
 _PARTS = ("mixing", "mean", "precision", "gradient", "draws", "constant", "noise", "effective")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.report import causes, determined, nulls
 from connector.report.determined import Determined
 from connector.report.numbers import percent
@@ -15,7 +14,7 @@ SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_r
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
 _LESS_THAN_LINEAR = 0.05  # variance explained by known loadings, below what a linear reading of known latents explains
 _FAR_ORIGIN = 0.5  # standard deviations of given latents
-POSTERIOR_SEEN = "lrrnn/posterior_seen"
+POSTERIOR_SEEN, LEAST_SEEN = "lrrnn/posterior_seen", 0.4
 SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}

@@ -15,7 +15,6 @@ from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
-from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel
@@ -26,7 +25,7 @@ from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.numerics import whitening_of
-from connector.report.cautions import POSTERIOR_SEEN
+from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials

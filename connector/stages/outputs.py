@@ -19,21 +19,21 @@ from connector.connectivity.drive_matching import (
 )
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.design import Design
-from connector.connectivity.nu.field import fit_field, too_few_draws
+from connector.connectivity.nu.field import fit_field
 from connector.connectivity.nu.mean import ConditionalMean
 from connector.connectivity.nu.regression import MeanSettings, fit_conditional_mean, published_to_lambda
 from connector.connectivity.nu.trajectories import TrajectorySettings, fit_trajectories
 from connector.data.modules import TensorDataModule
 from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
-from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.handover import FittedDynamics
-from connector.numerics import ridge
+from connector.numerics import inverse_root, ridge
 from connector.runs.options import Options
 from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule, network_arguments
 from connector.stages.training import StageContext
 from connector.types import Loadings, States
 
+_READABLE = 0.2  # error of single readings, of the states' variance: noisier ones were not among the recordings checked
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
 PROJECTION_REGULARIZER = 1e-5  # of sampled networks where the recorded drive is known
@@ -45,9 +45,9 @@ def estimate_conditional_mean(options: Options, inputs: FittedDynamics, flow: Fl
     """nu = E[n | m, b, d] from the training trials, on the pool of loadings that the options name."""
     connectivity = options.connectivity
     if connectivity.estimator == "trajectories" and connectivity.regularizer is None:
-        if inputs.field is not None and float(inputs.field.effective) >= ENOUGH_DRAWS:
+        if inputs.field is not None:
             return _from_field(options, inputs)
-        if inputs.latents.drive is None or inputs.field is not None:
+        if inputs.latents.drive is None:
             return _from_trajectories(options, inputs)
     z, u, y = inputs.latents.trials(inputs.fold.train).samples()
     pool = inputs.loadings if connectivity.pool == "recorded" else _loadings_from(flow, options, inputs.loadings)
@@ -109,7 +109,7 @@ def _from_field(options: Options, inputs: FittedDynamics) -> ConditionalMean:
 
 
 def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalMean:
-    """The calibrated estimate, with the uncertainty of latents and loadings that the lrRNN stage found."""
+    """The estimate from whole trajectories, with the uncertainty of latents and loadings that the lrRNN stage found."""
     latents = inputs.latents.trials(inputs.fold.train)
     readings = None if inputs.readings is None else tuple(x[inputs.fold.train] for x in inputs.readings)
     found = fit_trajectories(
@@ -122,10 +122,20 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         observed=readings,
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
-    if inputs.field is not None:
-        warned = [*found.summary["warnings"], too_few_draws(float(inputs.field.effective))]
-        found.summary.update(warnings=warned, unbacked=True)
+    error = 0.0 if readings is None else _reading_error(latents.z[latents.mask], readings[1][latents.mask])
+    if error > _READABLE:
+        warned = (
+            f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
+            "direction. Intervals of nu have not been checked beyond 20 %, and no sign is told."
+        )
+        found.summary.update(warnings=[*found.summary["warnings"], warned], unbacked=True)
     return found
+
+
+def _reading_error(z: Tensor, covariance: Tensor) -> float:
+    """Variance of the error of states (N, R) read from samples, over the states' own, along the direction where it is largest."""
+    unit = inverse_root(z - z.mean(0))
+    return float(torch.linalg.eigvalsh(unit.T @ covariance.mean(0) @ unit)[-1])
 
 
 def _loadings_from(flow: Flow, options: Options, like: Loadings) -> Loadings:

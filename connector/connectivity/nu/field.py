@@ -114,14 +114,15 @@ def fit_field(
     model = assemble(found, components, field, loadings, activation, settings.width_factor)
     model.summary.update(summary(model, found, components, loadings))
     effective = float(posterior.effective)
-    warned = [] if effective >= ENOUGH_DRAWS else [too_few_draws(effective)]
+    few = effective < ENOUGH_DRAWS
+    warned = [_too_few(effective)] if few else []
     missed = _missed(model, posterior, loadings, z, u, phi)
     if missed > _BACKED:
         warned.append(
             f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size: nu is so steep in the "
             "loadings that it rests on neurons nobody recorded, and none of its signs is told."
         )
-    model.summary.update({"estimator": "field_posterior", "warnings": warned, "unbacked": missed > _BACKED})
+    model.summary.update({"estimator": "field_posterior", "warnings": warned, "unbacked": few or missed > _BACKED})
     return model
 
 
@@ -134,12 +135,12 @@ def _missed(
     return float((own - drive).norm() / (drive - drive.mean(0)).norm().clamp_min(1e-300))
 
 
-def too_few_draws(effective: float) -> str:
+def _too_few(effective: float) -> str:
     """What to say of a posterior of which few draws are independent."""
     return (
         f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} or more are asked for): its bands are "
-        "too narrow by an unknown amount, no attractors are counted in it, and a run takes nu from states read bin by bin instead, "
-        "with wide intervals and no signs. Raise lrrnn.posterior_sweeps, or lower lrrnn.rank."
+        "too narrow by an unknown amount, and neither signs of nu nor attractors are told from it. Raise lrrnn.posterior_sweeps, or "
+        "lower lrrnn.rank."
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from connector.data.folds import Fold
-from connector.lrrnn.field_posterior import ENOUGH_DRAWS, LEAST_SEEN, FieldPosterior, likelihood_of
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS, FieldPosterior, likelihood_of
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
@@ -23,6 +23,7 @@ from connector.lrrnn.spikes.paths import Counts, most_likely
 from connector.lrrnn.spikes.sampler import Draws, MakeBasis, PathSampler
 from connector.lrrnn.spikes.start import smoothed
 from connector.numerics import even_rows, least_squares
+from connector.report.cautions import LEAST_SEEN
 from connector.types import Latents, Loadings, Recording
 
 BURN = 0.4  # share of the sweeps that are not kept

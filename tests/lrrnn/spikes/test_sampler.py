@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from connector.connectivity.diagnosis import diagnose
 from connector.connectivity.nu.field import sampled_basis
 from connector.data.folds import Fold
-from connector.lrrnn.field_posterior import LEAST_SEEN
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.spikes import posterior
 from connector.lrrnn.spikes import sampler as module
@@ -16,6 +16,7 @@ from connector.lrrnn.spikes.covariances import inverse_wishart
 from connector.lrrnn.spikes.paths import Counts, log_target
 from connector.lrrnn.spikes.posterior import Start, effective_size, sample_posterior
 from connector.lrrnn.spikes.sampler import LEAST_NOISE, PathSampler
+from connector.report.cautions import LEAST_SEEN
 from connector.stages.outputs import estimate_conditional_mean
 from connector.types import Loadings, Recording
 
@@ -231,7 +232,13 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     few = module.replace(found, field=module.replace(found.field, effective=torch.tensor([10.0])))
     model = estimate_conditional_mean(options, few, None)
     assert model.summary["unbacked"]
-    assert any("no signs" in said for said in model.summary["warnings"])
+    assert any("neither signs" in said for said in model.summary["warnings"])
+    assert not diagnose(model, found.loadings.stack()).calibrated
+    # nor where states are read from bins of few spikes
+    bins = module.replace(found, field=None, latents=module.replace(found.latents, drive=None))
+    model = estimate_conditional_mean(options, bins, None)
+    assert model.summary["unbacked"]
+    assert not diagnose(model, found.loadings.stack()).calibrated
 
 
 @pytest.mark.parametrize(("draws", "rounds"), [(3.0, 2), (5.0, 1)])
