@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Column, Table
 
 from connector import interruption
 from connector.data.modules import RecordingDataModule
 from connector.errors import RunFailure, UserError, end_state, explain
 from connector.launch import distributed as launch
+from connector.launch.finished import note, objective, show, stage_files, tell
 from connector.launch.planning import (
     Plan,
     all_marks,
@@ -35,13 +35,11 @@ from connector.launch.planning import (
     require_current,
     require_earlier,
     sources,
-    stage_files,
 )  # fmt: skip
 from connector.launch.ranks import require_launched
 from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.cautions import warnings_of
-from connector.report.glossary import METRICS
 from connector.report.numbers import counted
 from connector.runs.lock import locked
 from connector.runs.options import STAGES, Options, OtherLogger, literal
@@ -199,20 +197,6 @@ def all_metrics(store: RunStore, stages: Collection[str], results: dict[str, flo
     return metrics
 
 
-def show(console: Console, metrics: dict[str, float], store: RunStore) -> None:
-    """The closing table: what was reached, and where the report lies."""
-    columns = "measure", Column("value", justify="right"), Column("unit", style="dim")
-    table = Table(*columns, show_edge=False, pad_edge=False)
-    for key in METRICS:
-        if key in metrics:
-            label, unit = METRICS[key].label, METRICS[key].unit
-            table.add_row(label, f"{metrics[key]:.4g}", unit)
-    console.print(table)
-    report = store.path / "report.html"
-    if report.name in store.stages()[RESULTS]["drawn"]:
-        console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
-
-
 def describe(recording: Recording) -> list[str]:
     """The recording in a few lines: sizes, and what was dropped or assumed when it was read."""
     kind = "firing rates" if recording.kind == "rates" else "spike counts"
@@ -302,13 +286,9 @@ def run(
     # A job by itself that logs to W&B does so though it has finished: the log may be why it is started again.
     may_pass = not options.force and (sweep_name is not None or options.logger.name == "csv")
     if may_pass and is_finished(store, options, schedule):
-        remedy = "force=true runs it anew; without its report.html, results are made again"
-        console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
-        if sweep_name is None:
-            for line in store.stages()[RESULTS].get("cautions", ()):
-                console.print(line, soft_wrap=True, highlight=False, markup=False)
-            show(console, store.metrics(), store)
-        return _objective(store.metrics())
+        metrics = store.metrics()
+        tell(console, store, metrics, alone=sweep_name is None)
+        return objective(metrics)
     with contextlib.ExitStack() as held:
         with explained("start", directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -350,11 +330,6 @@ def _try_out(job: _Job) -> None:
     job.say(
         "fast_dev_run: every stage ran to its end with a batch or a few; nothing was kept, and nothing was measured"
     )
-
-
-def _objective(metrics: Mapping[str, float]) -> float | None:
-    """What an optimizing sweeper minimises."""
-    return metrics.get("connectivity/dissimilarity", metrics.get("dynamics/field_error_projected"))
 
 
 def _note_state(store: RunStore, state: str | None) -> None:
@@ -404,7 +379,7 @@ def _run(job: _Job) -> float | None:
         reached = None
         if not is_child_rank():
             with explained("results", directory):
-                reached = _objective(_results(job, logger))
+                reached = objective(_results(job, logger))
         failed = False
         return reached
     except (KeyboardInterrupt, SystemExit) as left:
@@ -451,8 +426,12 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
         logger.log_artifact("connectivity", files, ["dataset", "lrrnn"])
     # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
     logger.finish(exit_code=0)
-    mark, files = all_marks(options, job.schedule)[RESULTS], [store.path / "metrics.json", network]
+    marks, files = all_marks(options, job.schedule), [store.path / "metrics.json", network]
     drawn += [store.path / "report.html", *figures.values()] if figures else []
-    store.finish_stage(RESULTS, mark, spent[0], {}, spent[1], files, drawn=drawn, cautions=cautions)
+    of_file = job.schedule.data["sha256"] if "path" in job.schedule.data else None
+    known = note(options, job.schedule.requested, marks, of_file)
+    store.finish_stage(
+        RESULTS, marks[RESULTS], spent[0], {}, spent[1], files, drawn=drawn, cautions=cautions, job=known
+    )
     show(job.console, metrics, store)
     return metrics

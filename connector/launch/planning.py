@@ -14,6 +14,7 @@ from connector.data.modules import AttractorDataModule, FileDataModule, Recordin
 from connector.data.simulation import SimulationOptions
 from connector.errors import UserError
 from connector.files import content_checksum, file_checksum, linked_files
+from connector.launch.finished import stage_files, stands_whole
 from connector.runs import provenance
 from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
 from connector.runs.options import STAGES, AttractorData, DataOptions, Options
@@ -109,14 +110,6 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
     return Plan(requested, marks, given_latents, about, earlier)
 
 
-def stage_files(store: RunStore) -> dict[str, list[Path]]:
-    return {
-        "lrrnn": [store.latents_file],
-        "loadings": [store.loadings_flow_file],
-        "outputs": [store.connectivity_file],
-    }
-
-
 def artifacts(store: RunStore, stage: str) -> list[Path]:
     """All that a stage may have written for others to read."""
     of_stage = {"lrrnn": [store.path / "responses.npz"]}
@@ -190,10 +183,4 @@ def all_marks(options: Options, schedule: Plan) -> dict[str, str]:
 
 def is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
     """Whether nothing is left to do for this job: all that it would write is there, whole."""
-    held = {*schedule.requested, *(stage for stage in STAGES if stage in store.stages())}
-    if not store.has_config() or not all(is_current(store, stage, schedule) for stage in held):
-        return False
-    files = [store.path / "metrics.json"]
-    files += [store.path / "network.npz"] * ("outputs" in schedule.requested)
-    files += [store.path / "report.html"] * ("outputs" in schedule.requested and options.report)
-    return store.is_current(RESULTS, all_marks(options, schedule)[RESULTS], files)
+    return stands_whole(store, schedule.requested, all_marks(options, schedule), options.report)

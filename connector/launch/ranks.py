@@ -9,12 +9,12 @@ import os
 
 from connector.errors import UserError, require
 
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")  # beside LOCAL_RANK, by Lightning and by torchrun
 
 
 def _set() -> dict[str, str]:
-    return {name: os.environ[name] for name in (*_RANKS, "WORLD_SIZE") if os.environ.get(name, "").strip()}
+    return {name: os.environ[name] for name in (*RANKS, "WORLD_SIZE") if os.environ.get(name, "").strip()}
 
 
 def require_numbers() -> None:
@@ -31,7 +31,7 @@ def require_launched(processes: int) -> None:
         UserError: naming the variable.
     """
     found = _set()
-    positive = [name for name in _RANKS if int(found.get(name, 0)) > 0]
+    positive = [name for name in RANKS if int(found.get(name, 0)) > 0]
     if processes == 1:
         for name in positive:
             remedy = (

@@ -22,14 +22,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from connector.connectivity.distribution import ConnectivityDistribution
-from connector.connectivity.flow import Flow
-from connector.dynamics import Network
 from connector.errors import UserError, numerical_failure
 from connector.files import (
     atomic,
@@ -41,7 +37,12 @@ from connector.files import (
     write_npz,
     write_text,
 )
-from connector.lrrnn.handover import FittedDynamics, require_finite
+
+if TYPE_CHECKING:  # imported where they are read: what stands in a directory is told without waiting for torch
+    from connector.connectivity.distribution import ConnectivityDistribution
+    from connector.connectivity.flow import Flow
+    from connector.dynamics import Network
+    from connector.lrrnn.handover import FittedDynamics
 
 # Part of every fingerprint: raise it when a stage computes something else from the same options.
 FORMAT = 2
@@ -301,6 +302,7 @@ class RunStore:
         *,
         drawn: Iterable[Path] = (),
         cautions: Iterable[str] = (),
+        job: Mapping[str, Any] | None = None,
     ) -> None:
         """Note a stage as finished.
 
@@ -308,7 +310,7 @@ class RunStore:
             seconds: of the clock; cpu_seconds: of this process, all threads together.
             files: what it wrote; made_from: what it read; drawn: report and figures. Those that are not there are passed
                 over.
-            cautions: of the results, for a reader.
+            cautions: of the results, for a reader; job: what the finished job is known by.
         """
         manifest = self.manifest()
         manifest["stages"][stage] = {
@@ -321,7 +323,7 @@ class RunStore:
             "made_from": self._checksums(made_from),
         }
         if stage == RESULTS:
-            manifest["stages"][stage] |= {"drawn": self._checksums(drawn), "cautions": list(cautions)}
+            manifest["stages"][stage] |= {"drawn": self._checksums(drawn), "cautions": list(cautions), "job": job}
             manifest["state"] = DONE
         self._write_manifest(manifest)
         for path in self.checkpoints.glob(f"{stage}-*"):
@@ -358,6 +360,8 @@ class RunStore:
         write_npz(self.latents_file, arrays)
 
     def read_stage_inputs(self) -> FittedDynamics:
+        from connector.lrrnn.handover import FittedDynamics
+
         if not self.latents_file.exists():
             raise UserError(
                 f"{self.latents_file.name} from the lrrnn stage in {self.path}",
@@ -369,9 +373,13 @@ class RunStore:
             return FittedDynamics.of_arrays(arrays)
 
     def read_loadings_flow(self) -> Flow:
+        from connector.connectivity.flow import Flow
+
         return Flow.load(self.whole(self.loadings_flow_file))
 
     def read_connectivity(self) -> ConnectivityDistribution:
+        from connector.connectivity.distribution import ConnectivityDistribution
+
         return ConnectivityDistribution.load(self.whole(self.connectivity_file))
 
     def write_module(self, path: Path, save: Callable[[Path], None]) -> None:
@@ -401,6 +409,11 @@ def write_network(path: Path, network: Network, sigma: float) -> None:
 
 def load_network(path: str | Path) -> Network:
     """The Network saved as an npz with m, n and optionally b, d, alpha, activation."""
+    import torch
+
+    from connector.dynamics import Network
+    from connector.lrrnn.handover import require_finite
+
     path = Path(path)
     arrays = read_npz(path)
     missing = [key for key in ("m", "n") if key not in arrays]

@@ -1,0 +1,105 @@
+"""A finished run is known without reading its data or importing torch, and only while nothing differs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands import CONF, ROOT, SMALL, typed
+from hydra import compose, initialize_config_dir
+
+from connector.launch import finished as known
+from connector.launch import job
+from connector.runs.options import checked
+from connector.runs.store import RunStore
+
+
+def options_of(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(compose("train", ["experiment_name=quadstable", *SMALL, *overrides]))
+
+
+class Planned(Exception):
+    pass
+
+
+@pytest.fixture
+def no_job(monkeypatch):
+    """A command that does not know the run as finished comes to its job, which raises."""
+
+    def run(*_, **__):
+        raise Planned
+
+    monkeypatch.setattr(job, "run", run)
+
+
+def test_the_same_command_is_answered_without_a_job_and_without_torch(finished, no_job):
+    directory, first = finished
+    again = typed(*SMALL, f"hydra.run.dir={directory}")
+    assert again.returncode == 0, again.stderr
+    assert "finished earlier with these options, nothing to do" in again.stdout
+    table = first.stdout[first.stdout.index("measure ") :]
+    assert again.stdout.endswith(table)
+    arguments = ["train.py", *SMALL, f"hydra.run.dir={directory}"]
+    code = f"import sys; sys.argv = {arguments!r}; from connector.__main__ import main; assert main() == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "damage", ["network.npz", "latents.npz", "config.yaml", "checkpoints/connectivity.pt", "metrics.json"]
+)
+def test_a_damaged_file_is_seen(finished, damage):
+    directory, _ = finished
+    options = options_of()
+    assert known.answered(options, directory, alone=False) is not None
+    file = directory / damage
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert known.answered(options, directory, alone=False) is None
+    file.write_bytes(whole)
+    (directory / "report.html").rename(directory / "aside")
+    assert known.answered(options, directory, alone=False) is None
+    (directory / "aside").rename(directory / "report.html")
+    assert known.answered(options, directory, alone=False) is not None
+
+
+@pytest.mark.parametrize(
+    "other", ["seed=2", "force=true", "data.n_steps=61", "stages=[lrrnn]", "trainer.precision=64-true", "logger=wandb",
+              "trainer=gpu", "+trainer.max_steps=3", "connectivity.sigma=0.5"],
+)  # fmt: skip
+def test_other_options_are_planned(finished, no_job, other):
+    directory, _ = finished
+    done = typed(*SMALL, other, f"hydra.run.dir={directory}")
+    assert done.returncode == 1
+    assert "Planned" in done.stderr
+
+
+def test_changed_code_ranks_and_a_missing_directory_are_planned(finished, monkeypatch, tmp_path):
+    directory, _ = finished
+    options = options_of()
+    assert known.answered(options, tmp_path / "none", alone=True) is None
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert known.answered(options, directory, alone=True) is None
+    monkeypatch.delenv("LOCAL_RANK")
+    assert known.answered(options, directory, alone=True) is not None
+    monkeypatch.setattr(known, "_code", lambda: "other")
+    assert known.answered(options, directory, alone=True) is None
+
+
+def test_a_changed_data_file_is_planned(tmp_path, no_measures):
+    rng = np.random.default_rng(0)
+    path, directory = tmp_path / "a.npz", tmp_path / "run"
+    rates = np.tanh(rng.normal(size=(12, 30, 2)).cumsum(1) @ rng.normal(size=(2, 20)) / 5)
+    np.savez(path, rates=rates)
+    command = ["data=npz", f"data.path={path}", "stages=[lrrnn]", "trainer.threads=1", f"hydra.run.dir={directory}"]
+    assert typed(*command).returncode == 0
+    mark = RunStore(directory).stages()["lrrnn"]["fingerprint"]
+    assert "nothing to do" in typed(*command).stdout
+    rates[3, 4, 5] += 1e-3
+    np.savez(path, rates=rates)
+    done = typed(*command)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" not in done.stdout
+    assert RunStore(directory).stages()["lrrnn"]["fingerprint"] != mark
