@@ -5,8 +5,8 @@
     python tests/fuzz.py --only 1234                            one case again, with its traceback
 
 Each file that a reader of Connector takes is written small and whole, then damaged. What may become of it: what the reader
-promises (checked: finite, of one shape), or UserError. What may not: another exception, a crash, more than 20 s, more than
-MEMORY_GB of memory (readers are asked to keep their arrays within LIMIT_GB), an unpickled object, a file left behind.
+promises (checked: finite, of one shape), or UserError. What may not: another exception, a crash, more than 20 s of CPU
+time, more than MEMORY_GB of memory (readers are asked to keep their arrays within LIMIT_GB), an unpickled object, a file left behind.
 Command lines end with exit code 0, or 2 and one or two lines. Cases run in a process that is forked for many of them and has
 a limit on its memory, so that even a crash costs one case only.
 """
@@ -82,7 +82,7 @@ MEMORY_GB = 0.5  # what a case may add to the process: pynwb alone takes a tenth
 
 
 class Hang(BaseException):
-    """More than SECONDS; no Exception, so that no reader takes it for damage."""
+    """More than SECONDS of CPU time, or thrice that by the clock; no Exception, so that no reader takes it for damage."""
 
 
 class Broken(Exception):
@@ -473,7 +473,8 @@ def judged(number: int, group: str, kind: str, act: Callable[[], None], seconds:
     resident = _status_gb("VmRSS")
     _forget_peak()
     started, why = time.monotonic(), ""
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time: other work on the machine makes no case slow
+    signal.alarm(3 * seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -488,6 +489,7 @@ def judged(number: int, group: str, kind: str, act: Callable[[], None], seconds:
         if os.environ.get("FUZZ_TRACEBACK"):
             traceback.print_exc()
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     took, memory = time.monotonic() - started, _status_gb("VmHWM") - resident
     if became == "refused" and (len(why.strip().splitlines()) > 60 or not why.strip()):
@@ -504,7 +506,8 @@ def _work(cases: list[tuple[Callable, int]], seed: int, whole: Path, out) -> Non
     def hang(signum, frame):
         raise Hang
 
-    signal.signal(signal.SIGALRM, hang)
+    for limit in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(limit, hang)
     torch.set_num_threads(1)
     space = int((_status_gb("VmSize") + 2.0) * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
@@ -520,7 +523,7 @@ def _work(cases: list[tuple[Callable, int]], seed: int, whole: Path, out) -> Non
         out.send(outcome)
 
 
-def outcomes(cases: list[tuple[Callable, int]], seed: int, patience: int = 60) -> Iterator[Outcome]:
+def outcomes(cases: list[tuple[Callable, int]], seed: int, patience: int = 90) -> Iterator[Outcome]:
     """Outcomes of all cases, in order; a process that dies or falls silent costs the case it was at."""
     processes = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as held:
@@ -590,7 +593,7 @@ def main(arguments: list[str] | None = None) -> int:
         function = one_file if given.files else one_command if given.options else real_command
         cases = [(function, given.only)]
     started = time.monotonic()
-    done = list(outcomes(cases, given.seed, patience=300 if given.real else 60))
+    done = list(outcomes(cases, given.seed, patience=300 if given.real else 90))
     show(done, Console(width=200))
     failed = sum(x.became == "failed" for x in done)
     print(f"{len(done)} cases in {time.monotonic() - started:.0f} s: {failed} failed (seed {given.seed})")

@@ -1,10 +1,14 @@
 """The rotation of folds."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import KFold
 
 from connector.data.folds import fold, varying, without_constant
+from connector.data.npz import load_npz
 from connector.errors import UserError
 from connector.types import Loadings, Recording
 
@@ -43,6 +47,26 @@ def test_the_remedy_for_too_few_trials_works():
             fold(n_trials, 1, 3)
         assert "n_folds" not in str(error.value)
         assert ".reshape(n, T, -1)" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["rates", "spikes"])
+def test_the_cut_of_one_long_trial_that_the_message_names_works(tmp_path, kind):
+    draw = np.random.default_rng(0)
+    z = np.cumsum(draw.normal(size=(1, 103, 2)), 1)
+    long = {"rates": np.tanh(z), "spikes": draw.poisson(1.0, (1, 103, 2))}[kind]
+    arrays = {kind: long, "externalinputs": draw.normal(size=(1, 103, 1))}
+    np.savez(tmp_path / "long.npz", **arrays)
+    with pytest.raises(UserError, match="3 trials or more") as error:
+        fold(len(load_npz(tmp_path / "long.npz").lengths))
+    n = int(re.search(r"n at least (\d+)", str(error.value))[1])
+    names = {"n": n, "T": 103 // n}
+    cut = re.search(r"x\[.*?\)", str(error.value))[0]
+    np.savez(tmp_path / "cut.npz", **{name: eval(cut, names | {"x": x}) for name, x in arrays.items()})
+    recording = load_npz(tmp_path / "cut.npz")
+    assert len(fold(len(recording.lengths)).train)
+    seen, inputs = recording.activity.reshape(-1, 2), recording.inputs.reshape(-1, 1)
+    assert np.allclose(seen, long[0, : n * names["T"]])
+    assert np.allclose(inputs, arrays["externalinputs"][0, : n * names["T"]])
 
 
 def recording(activity, kind="rates", **more):

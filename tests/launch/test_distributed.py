@@ -1,13 +1,16 @@
 """Several processes: equal results, and which device a job of a sweep trains on."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from commands import train, typed
 
 from connector import load_run
+from connector.errors import UserError
 from connector.files import read_npz
+from connector.launch import distributed, job
 from connector.launch.distributed import devices_of_job
 from connector.runs.store import RunStore
 from connector.stages.training import is_child_rank
@@ -74,6 +77,41 @@ def test_two_processes_train_a_low_rank_rnn_as_one_does(tmp_path):
     runs = trained(tmp_path / "a", *low_rank, "lrrnn.batch_size=16"), trained(tmp_path / "b", *low_rank, *HALVES)
     first, second = (run.metrics["lrrnn/val_loss"] for run in runs)
     assert first == pytest.approx(second, rel=0.02)
+
+
+TWO_DEVICES = [
+    "-m", "seed=1,2", "trainer.accelerator=cpu", "trainer.devices=2", "data.n_neurons=20", "data.n_grid=4", "data.n_steps=20",
+    "stages=[lrrnn]", "lrrnn.max_epochs=1", "lrrnn.posterior_sweeps=0", "report=false", "trainer.threads=1",
+    "trainer.progress=false", "hydra.sweep.dir=sweep",
+]  # fmt: skip
+
+
+def test_two_devices_without_a_strategy_run_the_job_again_and_not_its_sweep(tmp_path, monkeypatch):
+    commands = []
+
+    def seen():
+        commands.append(distributed.job_command(1)[0])
+        raise UserError("no more than the command of the other process", "it")
+
+    monkeypatch.setattr(distributed, "install_job_command", seen)
+    monkeypatch.setattr(job, "_run", lambda _: pytest.fail("Lightning would start the sweep again"))
+    typed(*TWO_DEVICES, cwd=tmp_path)
+    assert len(commands) == 2
+    for seed, command in enumerate(commands, 1):
+        assert {f"seed={seed}", "trainer.devices=2", "hydra.mode=RUN"} <= set(command)
+        assert not {"-m", "--multirun", "seed=1,2"} & set(command)
+        directory = next(x for x in command if x.startswith("hydra.run.dir=")).partition("=")[2].strip("'")
+        assert Path(directory).parent == tmp_path / "sweep"
+        assert f"seed={seed}" in directory
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_devices_without_a_strategy_runs_each_job_once(tmp_path):
+    done = train(*TWO_DEVICES, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("[1/2] seed=1", "[2/2] seed=2", "Sweep: 2 of 2 jobs done"):
+        assert done.stdout.count(said) == 1
+    assert len([*tmp_path.glob("sweep/*/latents.npz")]) == 2
 
 
 def test_jobs_side_by_side_take_turns_on_the_visible_gpus(monkeypatch):
