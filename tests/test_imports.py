@@ -73,6 +73,6 @@ def test_frameworks_are_imported_at_the_rim_only():
     assert not wrong
 
 
-def test_what_the_command_line_needs_for_help_loads_without_torch():
-    code = "import sys, connector.__main__, connector.launch.command_line; assert 'torch' not in sys.modules; import connector; connector.load_run"
+def test_help_loads_without_torch_and_load_run_without_scikit_learn():
+    code = "import sys, connector.__main__, connector.launch.command_line; assert 'torch' not in sys.modules; import connector; connector.load_run; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from connector.connectivity.student_t import fit_student_t, log_density, mahalanobis
 from connector.errors import UserError
 from connector.types import Loadings
+
+if TYPE_CHECKING:  # scikit-learn's import takes a second: of those alone who fit mixtures
+    from sklearn.mixture import GaussianMixture
 
 COMPONENTS = tuple(range(1, 10))
 
@@ -90,6 +90,9 @@ def mixture_likelihood(
 
 
 def _fit_mixture(data: np.ndarray, k: int, n_init: int, seed: int) -> GaussianMixture:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     scale = data.var(0).mean()
     model = GaussianMixture(k, n_init=n_init, reg_covar=1e-4 * scale, max_iter=200, random_state=seed)
     with warnings.catch_warnings():
@@ -332,6 +335,9 @@ def assign_cell_types(
         reference: (k, D) cluster centres to match, so that labels mean the same in two networks; without it clusters
             are numbered from the largest to the smallest, ties by the first coordinate.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.mixture import GaussianMixture
+
     data = x.detach().double().cpu().numpy()
     if method == "mixture":
         scale = data.var(0).mean()
@@ -369,6 +375,8 @@ class CellTypes:
     """
 
     def __init__(self, x: Tensor, k: int, seed: int = 0):
+        from sklearn.mixture import GaussianMixture
+
         x = x.detach().double().cpu()
         if k < 1 or len(x) < 2 * k:
             raise UserError(f"at least two neurons for each of {k} cell types", f"{len(x)} neurons")

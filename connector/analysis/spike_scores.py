@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from connector.errors import UserError
@@ -188,6 +186,8 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Raises:
         UserError: where a class is missing.
     """
+    from sklearn.metrics import roc_auc_score  # scikit-learn's import takes a second: of those alone who use it
+
     _require_both(labels, "trials")
     known = (labels == 0) | (labels == 1)
     return float(roc_auc_score(labels[known].numpy(), scores[known].double().nan_to_num().numpy()))
@@ -209,6 +209,8 @@ def fit_choice_axis(states: Tensor, choices: Tensor, penalty: float = 1e-3) -> t
     Raises:
         UserError: where a choice is missing.
     """
+    from sklearn.linear_model import LogisticRegression
+
     _require_both(choices, "training trials")
     known = (choices == 0) | (choices == 1)
     x, y = states[known].double(), choices[known].numpy()

@@ -189,10 +189,13 @@ def test_an_interrupted_command_leaves_one_line_and_no_traceback(tmp_path, sent,
     more = ["lrrnn.inference=encoder", "trainer.threads=1", f"hydra.run.dir={tmp_path / 'run'}"]
     command = [sys.executable, str(ROOT / "train.py"), *small, *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        while "lrrnn: baseline" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(sent)
-        _, said = process.communicate(timeout=60)
+        try:
+            while "lrrnn: baseline" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(sent)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()  # nothing where it has ended; else it would train on, and this test wait for it
     assert process.returncode == code
     assert len(said.strip().splitlines()) == 1
     log = (tmp_path / "run" / "train.log").read_text()
