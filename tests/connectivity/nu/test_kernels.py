@@ -30,6 +30,16 @@ def test_arcsine_kernel_is_the_covariance_of_error_function_units():
     assert torch.allclose(kernel(x, x, "arcsine", 0.8, odd=False), expected, atol=0.01)
 
 
+@pytest.mark.parametrize("family", [name for name in KERNELS if name != "none"])
+@pytest.mark.parametrize("width", [0.2, 3.2])
+def test_copies_of_a_loading_but_for_rounding_leave_a_covariance_that_can_be_factorised(family, width):
+    g = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(60, 4, generator=g, dtype=torch.float64)
+    x = torch.cat([x, x[:30] + 1e-14 * torch.randn(30, 4, generator=g, dtype=torch.float64)])
+    k = kernel(x, x, family, width, odd=False)
+    torch.linalg.cholesky(k + 1e-9 * k.diagonal().mean() * torch.eye(len(k)).to(k))
+
+
 @pytest.mark.parametrize("family", [f for f in KERNELS if f != "none"])
 @pytest.mark.parametrize("odd", [True, False])
 def test_kernel_of_pairs_is_the_diagonal_of_the_kernel(family, odd):
