@@ -34,14 +34,14 @@ class Reader:
     Attributes:
         options: dataclass of the options after ``data.``, each declared by ``data_option``.
         load: ``load(path, options, name=None)`` returns the Recording; raises UserError.
-        formats: what :func:`recognise_format` calls the files that it reads.
+        formats: what :func:`recognise_format` calls the files that it reads; none: as the reader is called.
         recognises: whether a file is one, for a format that :func:`recognise_format` does not know otherwise.
         takes_rank: ``load`` has the keyword ``rank``, that of the model to be fitted.
     """
 
     options: type
     load: Callable[..., Recording]
-    formats: tuple[str, ...]
+    formats: tuple[str, ...] = ()
     recognises: Callable[[Path], bool] = lambda path: False
     takes_rank: bool = False
 
@@ -78,13 +78,18 @@ def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> 
         raise
 
 
+def formats_of(name: str) -> tuple[str, ...]:
+    """What :func:`recognise_format` calls the files of ``data=NAME``."""
+    return reader(name).formats or (name,)
+
+
 def source_of(path: str | os.PathLike) -> str:
     """Which ``data=`` reads a file, by its content.
 
     Raises:
         UserError: none does.
     """
-    sources = {format: name for name in READERS for format in reader(name).formats}
+    sources = {format: name for name in READERS for format in formats_of(name)}
     return sources[require_format(path, *sources)]
 
 

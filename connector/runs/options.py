@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from connector.connectivity.networks import NETWORKS
-from connector.data.readers import READERS, reader, require_format
+from connector.data.readers import READERS, formats_of, reader, require_format
 from connector.data.simulation import SimulationOptions
 from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_words, option, require
 from connector.errors import UserError
@@ -78,7 +78,7 @@ class FileData(DataOptions):
 
     def require_file(self) -> None:
         """Raises UserError where the file is not there, or of another format; needs no torch."""
-        require_format(self.path, *reader(self.source).formats)
+        require_format(self.path, *formats_of(self.source))
 
     def reading(self) -> dict[str, Any]:
         """The options of the format's reader."""

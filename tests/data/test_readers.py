@@ -147,7 +147,7 @@ def load_csv(path, options=None, *, name=None, **keywords):
     rates = torch.tensor(rows)[None]
     return Recording(rates, "rates", torch.tensor([len(rows)]), options.alpha, "tanh", name=name or path.stem)
 
-READER = Reader(CsvOptions, load_csv, ("csv",), recognises=lambda path: path.read_bytes().startswith(b"rates,"))
+READER = Reader(CsvOptions, load_csv, recognises=lambda path: path.read_bytes().startswith(b"rates,"))
 """
     exec(code, vars(written))
     monkeypatch.setitem(sys.modules, written.__name__, written)

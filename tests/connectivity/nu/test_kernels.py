@@ -52,7 +52,10 @@ def test_kernel_of_pairs_is_the_diagonal_of_the_kernel(family, odd):
 @pytest.mark.parametrize("odd", [True, False])
 def test_random_features_have_the_kernel_as_their_covariance(family, odd):
     x, g = _randn(6, 3), torch.Generator().manual_seed(2)
-    features = KERNELS[family].features(3, 200_000, 0.7, odd, g)(x)
+    features = KERNELS[family].features(3, 200_000, 0.7, odd, g)
+    if features is None:
+        pytest.skip(f"{family} has no random functions of its own: its draws go through the centres")
+    features = features(x)
     products = features[:, None] * features[None]
     error = (products.mean(2) - kernel(x, x, family, 0.7, odd)) / (products.std(2) / 200_000**0.5)
     assert error.abs().max() < 4.5
