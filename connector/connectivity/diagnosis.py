@@ -91,7 +91,6 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
     """
     rows = rows.double()
     whole = isinstance(mean, TrajectoryMean)
-    sampled = mean.summary.get("estimator") == "field_posterior"  # its warnings are of the sampling
     if whole:
         nu, variance = mean.mean(rows, errors), mean.variance(rows, errors)
         low, high = mean.interval(rows, level, errors)
@@ -110,7 +109,7 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         level=level,
         determined_modes=float(mean.determined_modes),
         predicted_error=float(variance.sum() / (variance.sum() + nu.square().sum()).clamp_min(1e-300)),
-        calibrated=told and whole and not (sampled and mean.summary["warnings"]),
+        calibrated=told and whole,
         estimand=mean.estimand if whole else ("folded" if mean.summary.get("odd") else "mean"),
         activation=mean.values["activation"],
         has_bias=mean.has_bias,

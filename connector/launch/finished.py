@@ -75,14 +75,19 @@ def note(
     return None if key is None else {"key": key, "requested": list(requested), "marks": dict(marks)}
 
 
+def may_pass(options: Options, alone: bool) -> bool:
+    """Whether a job that stands finished is passed over; ``alone``: no job of a sweep."""
+    # A job by itself that logs to W&B does so though it has finished: the log may be why it is started again.
+    return not options.force and (not alone or options.logger.name == "csv")
+
+
 def answered(options: Options, directory: Path, alone: bool) -> dict[str, float] | None:
     """Say so, and return the metrics, where this very job stands finished and whole; None: it has to be planned.
 
     Args:
         alone: no job of a sweep.
     """
-    # A job by itself that logs to W&B does so though it has finished: the log may be why it is started again.
-    if options.force or (alone and options.logger.name != "csv"):
+    if not may_pass(options, alone):
         return None
     store, path = RunStore(directory), getattr(options.data, "path", None)
     with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):  # the long way says what is wrong

@@ -20,7 +20,7 @@ from connector import interruption
 from connector.data.modules import RecordingDataModule
 from connector.errors import RunFailure, UserError, end_state, explain
 from connector.launch import distributed as launch
-from connector.launch.finished import note, objective, show, stage_files, tell
+from connector.launch.finished import may_pass, note, objective, show, stage_files, tell
 from connector.launch.planning import (
     Plan,
     all_marks,
@@ -283,11 +283,10 @@ def run(
     job = _Job(options, plain, store, data, schedule, own, console, sweep_name, name)
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)
-    # A job by itself that logs to W&B does so though it has finished: the log may be why it is started again.
-    may_pass = not options.force and (sweep_name is not None or options.logger.name == "csv")
-    if may_pass and is_finished(store, options, schedule):
+    alone = sweep_name is None
+    if may_pass(options, alone) and is_finished(store, options, schedule):
         metrics = store.metrics()
-        tell(console, store, metrics, alone=sweep_name is None)
+        tell(console, store, metrics, alone)
         return objective(metrics)
     with contextlib.ExitStack() as held:
         with explained("start", directory):

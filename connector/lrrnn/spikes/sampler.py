@@ -43,9 +43,8 @@ _SETTLING = 8  # Gauss-Newton steps to the first mode
 _TRIES = 12  # of kernel and amplitudes, a sweep
 _WANTED = 0.4  # share of these moves accepted
 _MOST_STEP = 3.0  # of the process noise, in logs
-_SMALL = (
-    0.2  # of the coefficients' joint step, in every other sweep that is kept: the noise may still have been settling
-)
+# Of the coefficients' joint step, in every other sweep that is kept: the noise may have settled after the step was fixed.
+_SMALL = 0.2
 _EAGER = 3, 40  # moves of the process noise a sweep, in the first sweeps
 _LOOSE = 10  # sweeps until the coefficients' joint moves begin
 _LEARN_EVERY, _LEARNT = 4, 5  # sweeps of the burn-in between estimates of c's information, averaged over so many
@@ -112,7 +111,7 @@ class PathSampler:
         self.rho = torch.zeros(len(z), dtype=torch.float64)
         self.rate = torch.full((len(z),), 0.5, dtype=torch.float64)
         self.steps = {False: 0.3, True: 0.05}  # of the process noise in logs: alone, and with the drift's pace
-        self.angle, self.turn, self.known, self.learnt, self.guided = 1.0, 0, None, 0, None
+        self.angle, self.known, self.learnt, self.guided = 1.0, None, 0, None
         self.accepted = 0.5
         self.factor: Factor | None = None
 
@@ -179,8 +178,9 @@ class PathSampler:
         take = _allowed(new.q) and self._carried(new, self._at_mode(new, 2), log_ratio)
         self.steps[paced] = self._adapted(self.steps[paced], take, _MOST_STEP)
 
-    def drift(self) -> None:
-        """Coefficients with the paths integrated out: a Crank-Nicolson step about where their evidence points.
+    def drift(self, share: float = 1.0) -> None:
+        """Coefficients with the paths integrated out: a Crank-Nicolson step about where their evidence points, of a ``share`` of
+        the size that adapts.
 
         ``self.guided``, of sweeps that are kept: mean and factor of the precision of their Gaussian given all but the paths,
         and what drawn paths pull by beyond it.
@@ -188,9 +188,7 @@ class PathSampler:
         self._see()
         if self.known is None:
             self._learn()
-        self.turn += 1
-        angle = self.angle * (1 if self.adapting or self.turn % 2 else _SMALL)
-        p, keep, spread = self.p, math.cos(angle), math.sin(angle)
+        p, keep, spread = self.p, math.cos(share * self.angle), math.sin(share * self.angle)
         ahead, root, up = self._lead(p, self.mode, self.factor)
         if not self.adapting:
             # What the paths as drawn pull by beyond Laplace's evidence, in standard deviations.
@@ -422,7 +420,7 @@ class PathSampler:
         Called again, it goes on from the state reached.
         """
         draws, rebuilds = Draws(), {burn // 6, burn // 2, max(burn - _LEARNING, 3 * burn // 4)}
-        self.adapting = True
+        self.adapting, first = True, min(_LOOSE, burn)
         if self.factor is None:
             self.settle()
         for i in range(sweeps):
@@ -431,11 +429,11 @@ class PathSampler:
                 self.rebuild()
                 self.known, self.learnt = None, 0
             self.paths()
-            if i >= min(_LOOSE, burn):
+            if i >= first:
                 if self.adapting and i % _LEARN_EVERY == 0:
                     self._see()
                     self._learn()
-                self.drift()
+                self.drift(_SMALL if not self.adapting and (i - first) % 2 else 1.0)
                 if i >= burn:
                     self._keep_coefficients(draws)
             for _ in range(_EAGER[0] if i < min(_EAGER[1], burn) else 1):
