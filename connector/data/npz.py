@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,13 @@ def _tensor(value: np.ndarray | None, *dtype: type) -> Tensor | None:
     return None if value is None else from_numpy(value.astype(*dtype, copy=False) if dtype else value)
 
 
+def _perhaps(key: str) -> str:
+    """A key without a meaning here, with the one that it resembles."""
+    meant = [known for known in _KEYS if len(key) > 3 and key.lower() in known]
+    meant = meant or get_close_matches(key, _KEYS, n=1, cutoff=0.75)
+    return f"{key} (did you mean {meant[0]}?)" if meant else key
+
+
 class _Arrays:
     """The arrays of an npz that have a meaning here, checked, and notes on what was made of them.
 
@@ -136,7 +144,7 @@ class _Arrays:
 
     def __init__(self, path: Path, max_gigabytes: float, activation: str | None = None):
         self.values, ignored = read_arrays(path, _KEYS, max_gigabytes)
-        self.notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
+        self.notes = [f"keys not used: {', '.join(map(_perhaps, ignored))}"] if ignored else []
         present = [key for key in ("rates", "spikes") if key in self.values]
         if len(present) == 2:
             raise UserError(

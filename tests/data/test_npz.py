@@ -136,6 +136,13 @@ def test_choices_coded_otherwise_are_refused_until_the_user_names_the_two(tmp_pa
     assert load_npz(words).choices.nan_to_num(-1).tolist() == [0, 1, -1, 0, -1, 1]
 
 
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
+    others = dict.fromkeys(("inputs", "choice", "Lengths", "targets", "W"), np.zeros(TRIALS))
+    notes = load_npz(_save(tmp_path / "a.npz", rates=_rates(), **others)).notes
+    said = "Lengths (did you mean lengths?), W, choice (did you mean choices?), inputs (did you mean externalinputs?), targets"
+    assert f"keys not used: {said}" in notes
+
+
 @pytest.mark.parametrize("times", [np.zeros(6), [0, 5, np.nan, 15, 20, 25], [0, 5, np.inf, 15, 20, 25]])
 def test_times_that_tell_no_drift_are_not_used_and_named(tmp_path, times):
     recording = load_npz(_save(tmp_path / "a.npz", spikes=_spikes(), times=np.array(times)))

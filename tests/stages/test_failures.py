@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,6 +157,18 @@ def test_an_epoch_that_takes_too_long_is_left_where_it_is(tmp_path, handled, mon
 def test_outside_of_training_sigterm_leaves_at_once(handled):
     with pytest.raises(SystemExit) as left:
         os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 143
+
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_that_comes_while_an_object_is_deleted_is_answered_after_it(handled):
+    Dying()
+    with pytest.raises(SystemExit) as left:
+        time.sleep(5)
     assert left.value.code == 143
 
 
