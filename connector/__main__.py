@@ -4,6 +4,7 @@ connector [OPTIONS]                              a run, or a sweep with -m
 connector sample RUN --out FILE.npz              a network from a finished run
 connector export SESSION --out FILE.nwb          a recording of spikes as NWB
 connector compare RUN RUN ...                    a page on several runs
+connector look FILE                              the arrays of a file, and a guess of the command that reads them
 """
 
 from connector import early
@@ -18,7 +19,12 @@ from importlib import import_module
 from connector import interruption, streams
 
 # Command -> the module that holds what it imports.
-_BESIDE_RUNS = {"sample": "connector.sample", "export": "connector.export", "compare": "connector.compare.command"}
+_BESIDE_RUNS = {
+    "sample": "connector.sample",
+    "export": "connector.export",
+    "compare": "connector.compare.command",
+    "look": "connector.look",
+}
 
 
 def main() -> int:

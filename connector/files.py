@@ -58,6 +58,18 @@ def require_file(path: str | os.PathLike, remedy: str = "") -> Path:
         raise UserError("a file that can be read", f"{str(path)[:200]!r} ({_reason(error)})") from error
 
 
+def paths_of(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """Of one path, or of a list of them, none twice.
+
+    Raises:
+        UserError: none; the same twice.
+    """
+    paths = [Path(x) for x in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+    if not paths or len({os.path.abspath(x) for x in paths}) < len(paths):
+        raise UserError("data.path naming one file, or a list of different ones", ", ".join(map(str, paths)) or "none")
+    return paths
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -163,17 +175,57 @@ def _name(member: zipfile.ZipInfo) -> str:
 def _check_header(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> None:
     """Refuse object arrays, and headers that announce more than the member holds, before anything is allocated."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise UserError(
-                f"{name} as an array of numbers",
-                "an object array (ragged trials, or a list of arrays)",
-                "pad the trials to one length and give `lengths`",
-            )
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{name}: the size of the data does not fit the header")
+        if _npy_header(file, member.file_size)[1].hasobject:
+            raise _pickled(name)
+
+
+def _pickled(name: str) -> UserError:
+    return UserError(
+        f"{name} as an array of numbers",
+        "an object array (ragged trials, or a list of arrays)",
+        "pad the trials to one length and give `lengths`, or save each trial under a name of its own, "
+        "numpy.savez(FILE, **{f'trial{i}': x for i, x in enumerate(TRIALS)}), and read them with data=arrays data.activity=trial*",
+    )
+
+
+def _npy_header(file: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array of a npy file of so many bytes. Raises ValueError where it does not hold that array."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    held = math.prod(shape) * dtype.itemsize == size - file.tell()
+    if not dtype.hasobject and (min(shape, default=0) < 0 or not held):
+        raise ValueError("the size of the data does not fit the header")
+    return shape, dtype
+
+
+def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each array of an npz file, or of the one of a npy file (under the file's name without its ending).
+
+    Raises:
+        UserError: damaged.
+    """
+    with refusing_damage(path, "an npz or npy file that is whole"):
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                return {path.stem: _npy_header(file, path.stat().st_size)}
+        found = {}
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    with archive.open(member) as file:
+                        found[_name(member)] = _npy_header(file, member.file_size)
+        return found
+
+
+def read_npy(path: Path, max_gigabytes: float = MAX_GIGABYTES) -> np.ndarray:
+    """The array of a npy file; raises UserError for what is none, is damaged, too large, or would be unpickled."""
+    with refusing_damage(path, "a npy file that is whole"), open(path, "rb") as file:
+        check_size(1e-9 * path.stat().st_size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+        if _npy_header(file, path.stat().st_size)[1].hasobject:
+            raise _pickled(path.name)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def write_saved(saved: Any, path: str | os.PathLike) -> None:
@@ -380,11 +432,13 @@ def file_checksum(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def linked_files(path: str | Path) -> list[Path]:
+def linked_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """Files that an HDF5 file reads parts of itself from, and those that these read from: external links, datasets kept
-    outside, virtual datasets. Files that are not there are left out; of another kind of file there are none."""
-    found: list[Path] = []
-    waiting = [Path(path)]
+    outside, virtual datasets. Files that are not there are left out; of another kind of file there are none. Of a list of
+    files all but the first, and what they all read from."""
+    path, *others = [path] if isinstance(path, (str, Path)) else path
+    found = [Path(other).resolve() for other in others]
+    waiting = [Path(path), *found]
     while waiting:
         for target in _targets(file := waiting.pop()):
             # As HDF5 looks for them: beside the file that names them, by their own name there, and from here.
@@ -426,13 +480,14 @@ def _targets(path: Path) -> set[str]:
     return names - {"."}
 
 
-def content_checksum(path: str | Path, others: Sequence[Path] | None = None) -> str:
-    """SHA-256 of a file's content; of an HDF5 file with parts in other files, of all these together.
+def content_checksum(path: str | Path | Sequence[str | Path], others: Sequence[Path] | None = None) -> str:
+    """SHA-256 of a file's content; of an HDF5 file with parts in other files, or of a list of files, of all these together.
 
     Args:
         others: of :func:`linked_files`, where the caller has looked; None: looked for here.
     """
     others = linked_files(path) if others is None else others
+    path = path if isinstance(path, (str, Path)) else path[0]
     if not others:
         return file_checksum(path)
     whole = hashlib.sha256(file_checksum(path).encode())

@@ -43,6 +43,8 @@ PARTS = {
             "connector.data.readers.read_recording",
             "connector.data.npz.load_npz",
             "connector.data.npz.NpzOptions",
+            "connector.data.arrays.load_arrays",
+            "connector.data.arrays.ArraysOptions",
             "connector.data.clicks.load_rat",
             "connector.data.clicks.RatOptions",
             "connector.data.nwb.load_nwb",

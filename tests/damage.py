@@ -282,7 +282,7 @@ def hurt_hdf5(path: Path, rng, kind: str, marker: Path) -> None:
             shape = item.shape or (1,)
             numbers = isinstance(old, (np.ndarray, np.generic)) and np.asarray(old).dtype.kind in "biuf"
             if kind == "values" and numbers and np.ndim(old):  # in its place, so that references to it hold
-                with contextlib.suppress(TypeError, ValueError, OverflowError):
+                with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
                     item[...] = other_values(old, rng, marker)
                 continue
             pointing = references_to(file, name)

@@ -44,12 +44,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.io import savemat
 from whole_files import (
+    ARRAYS_OPTIONS,
     NWB_OPTIONS,
     findr_arrays,
+    flat_arrays,
     network_arrays,
     nlb_arrays,
+    other_arrays,
     own_arrays,
     session,
+    write_flat_h5,
     write_h5,
     write_npz_with_pickles,
     write_whole,
@@ -59,6 +63,7 @@ import connector.launch.job
 import connector.launch.planning
 from connector.connectivity.distribution import ConnectivityDistribution
 from connector.connectivity.flow import Flow
+from connector.data.arrays import load_arrays
 from connector.data.clicks import load_rat
 from connector.data.nlb import load_nlb
 from connector.data.npz import load_npz
@@ -141,6 +146,7 @@ def quietly(main: Callable, arguments: list[str]) -> int:
 def refused_in_lines(code: int, said: str, longest: int = 2) -> int:
     """An exit code that a command may end with; raises UserError for a refusal."""
     if code == 2:
+        longest = 90 if "Arrays of " in said else longest  # the arrays of a file are told, a line each
         promise(0 < len(said.strip().splitlines()) <= longest and "Traceback" not in said, f"a short message: {said!r}")
         raise UserError("", said)
     promise(code == 0, f"exit code 0 or 2, not {code}: {said[-300:]}")
@@ -154,6 +160,23 @@ def read_recording_file(load: Callable, **options) -> Callable[[Path, np.random.
 def read_nwb(path: Path, rng: np.random.Generator) -> None:
     options = NWB_OPTIONS[rng.integers(len(NWB_OPTIONS))] if "planted" in path.name else {}
     check_recording(load_nwb(path, max_gigabytes=LIMIT_GB, **options))
+
+
+def read_arrays(path: Path, rng: np.random.Generator) -> None:
+    number = int(rng.integers(len(ARRAYS_OPTIONS)))
+    options = dict(ARRAYS_OPTIONS[number])
+    if path.suffix == ".mat":
+        nested = {
+            "activity": {"tri*": "trials"},
+            "lengths": {"*n": "session.n"},
+            "choices": {"*choice": "session.choice"},
+        }
+        options |= {name: keys.get(options[name], options[name]) for name, keys in nested.items() if name in options}
+    try:
+        check_recording(load_arrays(path, max_gigabytes=LIMIT_GB, **options))
+    except UserError:
+        if number:  # without options the arrays are told
+            raise
 
 
 def read_flow(path: Path, rng: np.random.Generator) -> None:
@@ -229,6 +252,10 @@ READERS = {
     "rat v7.3": Reader(("rat73.mat",), read_recording_file(load_rat), session, write_matlab73, hdf5=True),
     "nwb": Reader(("planted.nwb", "exported.nwb"), read_nwb, hdf5=True),
     "nlb": Reader(("nlb.h5",), read_recording_file(load_nlb), nlb_arrays, write_h5, hdf5=True),
+    "arrays v5": Reader(("arrays.mat",), read_arrays, other_arrays, savemat),
+    "arrays v7.3": Reader(("arrays73.mat",), read_arrays, other_arrays, write_matlab73, hdf5=True),
+    "arrays hdf5": Reader(("arrays.h5",), read_arrays, flat_arrays, write_flat_h5, hdf5=True),
+    "arrays npz": Reader(("arrays.npz",), read_arrays, flat_arrays, write_npz_with_pickles),
     "network": Reader(
         ("network.npz",), lambda path, rng: check_network(load_network(path)), network_arrays, write_npz_with_pickles
     ),
@@ -328,6 +355,7 @@ BASES = {
     "rat": ["data=rat", "data.path={whole}/rat.mat"],
     "nwb": ["data=nwb", "data.path={whole}/planted.nwb"],
     "nlb": ["data=nlb", "data.path={whole}/nlb.h5"],
+    "arrays": ["data=arrays", "data.path={whole}/arrays.h5", "data.activity=fr", "data.axes=[neuron,time,trial]"],
 }
 
 
@@ -492,7 +520,7 @@ def judged(number: int, group: str, kind: str, act: Callable[[], None], seconds:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     took, memory = time.monotonic() - started, _status_gb("VmHWM") - resident
-    if became == "refused" and (len(why.strip().splitlines()) > 60 or not why.strip()):
+    if became == "refused" and (len(why.strip().splitlines()) > 90 or not why.strip()):
         became, why = "failed", f"a message of no use: {why[:100]!r}"
     # Without sizes of their own, command lines simulate the thousand neurons of the default.
     if became != "failed" and memory > (MEMORY_GB if group != "user's yaml" else 2.0):

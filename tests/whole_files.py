@@ -87,6 +87,42 @@ def session(rng: np.random.Generator) -> dict:
     return {"trials": cells(trials), "neurons": cells(neurons)}
 
 
+def other_arrays(rng: np.random.Generator) -> dict:
+    """Arrays as other labs save them: axes in another order, structs, cells of trials of different lengths, labels."""
+    trials = [rng.normal(size=(int(n), NEURONS)) for n in rng.integers(3, STEPS, TRIALS)]
+    return {
+        "fr": np.tanh(rng.normal(size=(NEURONS, STEPS, TRIALS))), "stim": rng.normal(size=(STEPS, TRIALS)),
+        "session": {"n": rng.integers(2, STEPS + 1, TRIALS), "choice": rng.integers(1, 3, TRIALS)},
+        "trials": cells(trials), "label": cells(["go", "stop"] * (TRIALS // 2)), "good": np.array([True, True, False, True]),
+    }  # fmt: skip
+
+
+def flat_arrays(rng: np.random.Generator) -> dict:
+    """The same, without structs and cells."""
+    held = other_arrays(rng)
+    trials = {f"trial{i}": x for i, x in enumerate(held.pop("trials").ravel())}
+    return held | held.pop("session") | {"label": np.array(["go", "stop"] * (TRIALS // 2))} | trials
+
+
+ARRAYS_OPTIONS = [
+    {},
+    {"activity": "fr", "axes": ["neuron", "time", "trial"], "inputs": "stim", "neurons": "good"},
+    {
+        "activity": "fr",
+        "axes": ["neuron", "time", "trial"],
+        "lengths": "*n",
+        "choices": "*choice",
+        "choice_values": [1, 2],
+    },
+    {"activity": "tri*", "axes": ["trial", "time", "neuron"], "activation": "relu", "range_tolerance": 2.0},
+    {"activity": "fr", "axes": ["neuron", "time", "trial"], "conditions": "label", "condition_inputs": True},
+]
+
+
+def write_flat_h5(path: Path, arrays: dict) -> None:
+    write_h5(path, {name: x.astype("S") if np.asarray(x).dtype.kind == "U" else x for name, x in arrays.items()})
+
+
 def nlb_arrays(rng: np.random.Generator) -> dict:
     return {
         f"{split}_spikes_{kind}": rng.poisson(0.8, size=(TRIALS, STEPS, width)).astype(np.float32)
@@ -188,6 +224,10 @@ def write_whole(folder: Path) -> None:
     savemat(folder / "rat.mat", session(rng), do_compression=True)
     write_matlab73(folder / "rat73.mat", session(rng))
     write_h5(folder / "nlb.h5", nlb_arrays(rng))
+    savemat(folder / "arrays.mat", other_arrays(rng), do_compression=True)
+    write_matlab73(folder / "arrays73.mat", other_arrays(rng))
+    write_flat_h5(folder / "arrays.h5", flat_arrays(rng))
+    np.savez(folder / "arrays.npz", **flat_arrays(rng))
     write_nwb(folder / "planted.nwb", rng)
     export_nwb(load_npz(folder / "findr.npz"), folder / "exported.nwb")
     learned, network = distribution(rng)

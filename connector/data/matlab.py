@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,20 +15,30 @@ from connector.data.readers import require_format
 from connector.files import MAX_GIGABYTES, check_size, limited_memory, refusing_damage
 
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
+# Groups of a v7.3 file that are no variables: what cells refer to, and objects.
+INTERNAL = ("#refs#", "#subsystem#")
 
 
-def read_matlab(path: Path, names: tuple[str, ...], max_gigabytes: float = MAX_GIGABYTES) -> dict[str, Any]:
+class Cells(list):
+    """A cell array or struct array in MATLAB's order, the first axis fastest; ``shape``: its sizes."""
+
+    def __init__(self, items: Iterable[Any], shape: tuple[int, ...]):
+        super().__init__(items)
+        self.shape = tuple(shape)
+
+
+def read_matlab(path: Path, names: tuple[str, ...] | None, max_gigabytes: float = MAX_GIGABYTES) -> dict[str, Any]:
     """Variables of a MATLAB file.
 
     Args:
         path: a v5 (also -v6, -v7) or a v7.3 (HDF5) file.
-        names: the variables wanted; those the file lacks are left out.
+        names: the variables wanted; those the file lacks are left out. None: all.
         max_gigabytes: largest size of the unpacked content.
 
     Returns:
         by name: numbers (and logicals) as arrays with MATLAB's axes, a row of characters as str (several rows as a list of str), a
-        cell array as a list in MATLAB's order, a struct as a dict, a struct array (other than 1 x 1) as a list of dicts;
-        None for sparse matrices, objects (string, datetime, table ...) and functions.
+        cell array as a list in MATLAB's order (:class:`Cells`), a struct as a dict, a struct array (other than 1 x 1) as a list of
+        dicts; None for sparse matrices, objects (string, datetime, table ...) and functions.
 
     Raises:
         UserError: another format, a file that is cut short or damaged, or too large once unpacked.
@@ -38,7 +48,7 @@ def read_matlab(path: Path, names: tuple[str, ...], max_gigabytes: float = MAX_G
     return _read_v73(path, names, max_gigabytes)
 
 
-def _read_v5(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[str, Any]:
+def _read_v5(path: Path, names: tuple[str, ...] | None, max_gigabytes: float) -> dict[str, Any]:
     with refusing_damage(path, "a MATLAB v5 file that is whole"), open(path, "rb") as file:
         order = "<" if file.read(128)[126:] == b"IM" else ">"
         variables = (_V5(data, order).variable(names) for data in _elements(file, order, max_gigabytes))
@@ -100,8 +110,8 @@ class _V5:
         self.place = following
         return found, begin, begin + size
 
-    def variable(self, names: tuple[str, ...]) -> tuple[str | None, Any]:
-        """Name and value; None where it is none of ``names``."""
+    def variable(self, names: tuple[str, ...] | None) -> tuple[str | None, Any]:
+        """Name and value; None where it is none of ``names`` (None: of all)."""
         kind, begin, end = self.next(len(self.data))
         self.place = begin
         return self.array(end, names=names) if kind == self._MATRIX else (None, None)
@@ -132,7 +142,7 @@ class _V5:
         if of_class == self._CHAR:
             return name, self.text(stop, shape)
         if of_class == self._CELL:
-            return name, self.arrays(stop, count, depth)
+            return name, Cells(self.arrays(stop, count, depth), shape)
         if of_class == self._STRUCT:
             width = int(self.numbers(stop, 1, self._INT)[0])
             _, begin, end = self.next(stop)
@@ -141,7 +151,7 @@ class _V5:
             fields = [self.data[i : i + width].split(b"\0")[0].decode("latin-1") for i in range(begin, end, width)]
             values = self.arrays(stop, count * len(fields), depth)
             records = [dict(zip(fields, values[i * len(fields) :])) for i in range(count)]
-            return name, records[0] if count == 1 else records
+            return name, records[0] if count == 1 else Cells(records, shape)
         return name, None  # sparse matrices, objects and functions have no place in a session
 
     def arrays(self, stop: int, count: int, depth: int) -> list:
@@ -177,17 +187,18 @@ class _V5:
         return rows[0] if len(rows) == 1 else rows
 
 
-def _read_v73(path: Path, names: tuple[str, ...], max_gigabytes: float) -> dict[str, Any]:
+def _read_v73(path: Path, names: tuple[str, ...] | None, max_gigabytes: float) -> dict[str, Any]:
     import h5py
 
     whole = refusing_damage(path, "a MATLAB v7.3 file that is whole")
     # Twice: what is read is copied where MATLAB's axes or characters are made of it.
     with whole, limited_memory(2 * max_gigabytes), h5py.File(path, "r") as file:
-        reader = _V73(file, max_gigabytes)
+        reader = V73(file, max_gigabytes)
+        names = tuple(name for name in file if name not in INTERNAL) if names is None else names
         return {name: reader.value(file[name]) for name in names if name in file}
 
 
-class _V73:
+class V73:
     """HDF5 objects as MATLAB wrote them.
 
     A struct is a group. Cells are object references into the group #refs#; so are the fields of a struct array, which
@@ -206,10 +217,11 @@ class _V73:
             if "MATLAB_sparse" in item.attrs:
                 return None
             members = dict(item.items())
-            if members and all(_is_references(x) and "MATLAB_class" not in x.attrs for x in members.values()):
+            if self.is_struct_array(item):
                 columns = {name: [self.referred(ref) for ref in self.data(x).ravel()] for name, x in members.items()}
                 count = min(map(len, columns.values()))
-                return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+                records = [{name: column[i] for name, column in columns.items()} for i in range(count)]
+                return Cells(records, next(iter(members.values())).shape[::-1])
             return {name: self.value(x) for name, x in members.items()}
         data = self.data(item)
         # Attributes are slow to read and a session holds tens of thousands of arrays: look only where they can matter.
@@ -224,13 +236,24 @@ class _V73:
                 raise ValueError(f"an empty array of {sizes}")
             return np.zeros(sizes)
         if h5py.check_ref_dtype(data.dtype) is h5py.Reference:
-            return [self.referred(ref) for ref in data.ravel()]
+            return Cells((self.referred(ref) for ref in data.ravel()), data.shape[::-1])
         if data.dtype == np.uint32 and "MATLAB_object_decode" in item.attrs:
             return None  # the numbers say where in the file the object lies
         if data.dtype == np.uint16 and _class(item) == "char":
             rows = ["".join(map(chr, row)) for row in np.atleast_2d(data.T)]
             return rows[0] if len(rows) == 1 else rows
         return data.T
+
+    @staticmethod
+    def is_struct_array(group) -> bool:
+        members = list(group.values())
+        return bool(members) and all(_is_references(x) and "MATLAB_class" not in x.attrs for x in members)
+
+    @staticmethod
+    def is_numbers(item) -> bool:
+        """Whether a data set is an array of numbers that is not empty; MATLAB's sizes are then its shape reversed."""
+        plain = item.dtype.kind in "biuf" and not (item.ndim == 1 and "MATLAB_empty" in item.attrs)
+        return plain and "MATLAB_object_decode" not in item.attrs and _class(item) != "char"
 
     def data(self, item) -> np.ndarray:
         if item.shape is None:

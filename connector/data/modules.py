@@ -19,6 +19,7 @@ from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
+from connector.files import paths_of
 from connector.types import DataSizes, Recording, TrialBatch
 
 _SLOWEST_HZ, _FASTEST_HZ = 0.1, 2000.0  # of the busiest of many neurons: beyond, bins are in other units
@@ -325,18 +326,18 @@ class FileDataModule(RecordingDataModule):
     """A recording read from a file.
 
     Args:
-        path: of the file.
+        path: of the file, or a list of files where the reader takes several.
         source: its format, a key of :data:`connector.data.readers.READERS`; "auto": by its content.
         reading: options of the reader.
         fold_options: keyword arguments of RecordingDataModule; ``rank`` also serves to read `MBD` of an npz file.
     """
 
-    def __init__(self, path: str, source: str = "auto", *, reading: dict | None = None, **fold_options):
+    def __init__(self, path: str | list[str], source: str = "auto", *, reading: dict | None = None, **fold_options):
         super().__init__(**fold_options)
         self.path, self.source, self.reading = path, source, dict(reading or {})
 
     def load(self) -> Recording:
-        of_format = reader(source_of(self.path) if self.source == "auto" else self.source)
+        of_format = reader(source_of(paths_of(self.path)[0]) if self.source == "auto" else self.source)
         rank = {"rank": self.rank} if of_format.takes_rank else {}
         recording = of_format.load(self.path, **{**rank, **self.reading})
         self.truth = _known_network(recording)

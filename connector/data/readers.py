@@ -6,14 +6,14 @@ Nothing that could execute code is ever loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from connector.errors import UserError
-from connector.files import is_hdf5, require_file, unreadable
+from connector.files import is_hdf5, paths_of, require_file, unreadable
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -24,6 +24,7 @@ READERS = {
     "rat": "connector.data.clicks",
     "nwb": "connector.data.nwb",
     "nlb": "connector.data.nlb",
+    "arrays": "connector.data.arrays",  # last: of what others read, too
 }
 
 
@@ -37,6 +38,8 @@ class Reader:
         formats: what :func:`recognise_format` calls the files that it reads; none: as the reader is called.
         recognises: whether a file is one, for a format that :func:`recognise_format` does not know otherwise.
         takes_rank: ``load`` has the keyword ``rank``, that of the model to be fitted.
+        several: the path may be a list of files.
+        refuses: ``refuses(path, options)`` raises UserError for what is seen without torch, before a run begins.
     """
 
     options: type
@@ -44,6 +47,8 @@ class Reader:
     formats: tuple[str, ...] = ()
     recognises: Callable[[Path], bool] = lambda path: False
     takes_rank: bool = False
+    several: bool = False
+    refuses: Callable[[Any, Any], None] = lambda path, options: None
 
 
 def reader(name: str) -> Reader:
@@ -57,18 +62,18 @@ def reader(name: str) -> Reader:
     return import_module(READERS[name]).READER
 
 
-def read_recording(path: str | os.PathLike, format: str = "auto", **options) -> Recording:
+def read_recording(path: str | os.PathLike | Sequence[str | os.PathLike], format: str = "auto", **options) -> Recording:
     """A recording from a file of any format that is known.
 
     Args:
-        path: the file.
-        format: "auto" (by content), or a key of READERS: "npz", "rat", "nwb", "nlb".
-        options: of load_npz, load_rat, load_nwb or load_nlb.
+        path: the file; of arrays also a list of files.
+        format: "auto" (by content), or a key of READERS: "npz", "rat", "nwb", "nlb", "arrays".
+        options: of load_npz, load_rat, load_nwb, load_nlb or load_arrays.
 
     Raises:
         UserError: a file that no reader understands, or what the reader raises.
     """
-    name = source_of(path) if format == "auto" else format
+    name = source_of(paths_of(path)[0]) if format == "auto" else format
     load = reader(name).load
     try:
         return load(path, **options)
@@ -89,12 +94,12 @@ def source_of(path: str | os.PathLike) -> str:
     Raises:
         UserError: none does.
     """
-    sources = {format: name for name in READERS for format in formats_of(name)}
+    sources = {format: name for name in reversed(READERS) for format in formats_of(name)}  # the first that reads it
     return sources[require_format(path, *sources)]
 
 
 # What a file can be, and what to do where another was expected.
-_MATLAB_REMEDY = "use data=rat for a session of the Poisson-clicks task; otherwise save the arrays with numpy.savez"
+_MATLAB_REMEDY = "use data=rat for a session of the Poisson-clicks task, data=arrays for any other"
 _FORMATS = {
     "npz": ("an npz file", "use data=npz"),
     "matlab5": ("a MATLAB v5 file", _MATLAB_REMEDY),
@@ -102,8 +107,8 @@ _FORMATS = {
     "nwb": ("an NWB file", "use data=nwb"),
     "nwb1": ("an NWB 1 file", "convert it to NWB 2 and use data=nwb"),
     "nlb": ("a Neural Latents Benchmark file", "use data=nlb"),
-    "hdf5": ("an HDF5 file", ""),
-    "npy": ("a single .npy array", "name the arrays: numpy.savez(FILE, rates=...) and use data=npz"),
+    "hdf5": ("an HDF5 file", "use data=arrays"),
+    "npy": ("a single .npy array", "use data=arrays"),
     "lfs": ("a Git LFS pointer instead of the data", "fetch the file itself: git lfs pull"),
     "html": ("a web page", "download the file itself (on GitHub: Download raw file)"),
     "empty": ("an empty file", "copy or download the file again"),
@@ -186,5 +191,7 @@ def require_format(path: str | os.PathLike, *wanted: str) -> str:
         return found
     words = {name: (f"a file of the format {name}", f"use data={name}") for name in READERS} | _FORMATS
     what, remedy = words[found]
-    remedy = remedy or "save the arrays with numpy.savez(FILE, rates=...) and use data=npz"
+    remedy = (
+        remedy or "save the arrays with numpy.savez(FILE, rates=...) and use data=npz, or data=arrays for other names"
+    )
     raise UserError(" or ".join(words[name][0] for name in wanted), f"{Path(path).name}, {what}", remedy)

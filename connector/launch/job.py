@@ -234,8 +234,10 @@ def _logger(job: _Job, anew: bool) -> Any:
 
 def whole_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration that means the same from any directory."""
+    given = {name: config["data"][name] for name in ("path", "teachers") if config["data"].get(name)}
     files = {
-        name: str(Path(config["data"][name]).absolute()) for name in ("path", "teachers") if config["data"].get(name)
+        name: [str(Path(x).absolute()) for x in path] if isinstance(path, list) else str(Path(path).absolute())
+        for name, path in given.items()
     }
     return config | {"data": config["data"] | files}
 

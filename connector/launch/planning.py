@@ -13,7 +13,7 @@ from connector.data.attractors import load_teachers
 from connector.data.modules import AttractorDataModule, FileDataModule, RecordingDataModule
 from connector.data.simulation import SimulationOptions
 from connector.errors import UserError
-from connector.files import content_checksum, file_checksum, linked_files
+from connector.files import content_checksum, file_checksum, linked_files, paths_of
 from connector.launch.finished import stage_files, stands_whole
 from connector.runs import provenance
 from connector.runs.fingerprints import earlier_marks, recognise, stage_marks
@@ -40,21 +40,22 @@ def data_module(data: DataOptions, seed: int, rank: int, has_bias: bool | None) 
         if data.teachers is not None:
             load_teachers(data.teachers)
         return AttractorDataModule(data.name, simulation=data.part(SimulationOptions), data_seed=seed, **common)
-    if not Path(data.path).is_file():
-        got = f"a directory, {data.path}" if Path(data.path).is_dir() else data.path
-        raise UserError("data.path naming a file that exists", got)
+    for path in paths_of(data.path):
+        if not path.is_file():
+            got = f"a directory, {path}" if path.is_dir() else str(path)
+            raise UserError("data.path naming a file that exists", got)
     module = FileDataModule(data.path, data.source, reading=data.reading(), **common)
     module.read_at = _state_of(data.path, linked_files(data.path))
     return module
 
 
-def _state_of(path: str, linked: Sequence[Path]) -> list[tuple[int, int, int]]:
+def _state_of(path: str | list[str], linked: Sequence[Path]) -> list[tuple[int, int, int]]:
     """By which a change of a file, or of those that it is linked to, is seen without reading them."""
-    found = [os.stat(file) for file in (path, *linked)]
+    found = [os.stat(file) for file in (paths_of(path)[0], *linked)]
     return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in found]
 
 
-def _require_unchanged(data: RecordingDataModule, path: str, linked: Sequence[Path]) -> None:
+def _require_unchanged(data: RecordingDataModule, path: str | list[str], linked: Sequence[Path]) -> None:
     """Refuse a file that was written to since it was read, so that what was read is not what its checksum says."""
     before = getattr(data, "read_at", None)
     if before is not None and before != _state_of(path, linked):
@@ -92,7 +93,7 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
     if path:
         linked = linked_files(path)
         source = content_checksum(path, linked)
-        about = {"path": str(Path(path).resolve()), "sha256": source}
+        about = {"path": str(paths_of(path)[0].resolve()), "sha256": source}
         about |= {"linked": [str(file) for file in linked]} if linked else {}
         _require_unchanged(data, path, linked)
     else:  # a simulation is a function of the seed, and of what its teacher's file, and all that it reads, come to

@@ -20,6 +20,7 @@ from connector.data.readers import READERS, formats_of, reader, require_format
 from connector.data.simulation import SimulationOptions
 from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_words, option, require
 from connector.errors import UserError
+from connector.files import paths_of
 
 MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
 STAGES = ("lrrnn", "loadings", "outputs")
@@ -70,15 +71,20 @@ class AttractorData(DataOptions, SimulationOptions):
 class FileData(DataOptions):
     """A recording in a file; the options of its format are those that its reader declares."""
 
-    path: str = option("the file", stages=_DATA)
+    path: Any = option("the file; of arrays also a list of files", stages=_DATA)
 
     def check(self) -> None:
         super().check()
-        require(bool(self.path), "data.path", "naming a file", self.path)
+        several = reader(self.source).several and isinstance(self.path, list) and self.path
+        texts = all(isinstance(path, str) and path for path in (self.path if several else [self.path]))
+        require(texts, "data.path", "naming a file", self.path)
 
     def require_file(self) -> None:
-        """Raises UserError where the file is not there, or of another format; needs no torch."""
-        require_format(self.path, *formats_of(self.source))
+        """Raises UserError where a file is not there, or of another format, and for what else the reader sees; needs no torch."""
+        for path in paths_of(self.path):
+            require_format(path, *formats_of(self.source))
+        of_format = reader(self.source)
+        of_format.refuses(self.path, of_format.options(**self.reading()))
 
     def reading(self) -> dict[str, Any]:
         """The options of the format's reader."""
@@ -415,7 +421,7 @@ def _typed(schema: type, plain: Any, group: str) -> Any:
     return options
 
 
-def checked_data(plain: dict[str, Any]) -> DataOptions:
+def checked_data(plain: dict[str, Any] | None) -> DataOptions:
     """The options of a data set, typed and in their ranges; ``source`` among them names it.
 
     Raises:
@@ -469,7 +475,7 @@ def checked(config: DictConfig) -> Options:
                 raise UserError(f"a file of the group {group}, such as {group}={usual}", "none")
         plain["trainer"] = _with_extra(plain["trainer"])
         plain["callbacks"] = plain.get("callbacks") or {}
-        data, logger = checked_data(plain.pop("data")), _checked_logger(plain.pop("logger"))
+        data, logger = checked_data(plain.pop("data", None)), _checked_logger(plain.pop("logger"))
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)
         rest.data = rest.logger = None
         options = OmegaConf.to_object(rest)

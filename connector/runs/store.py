@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from connector.errors import UserError, numerical_failure
 from connector.files import (
     atomic,
     file_checksum,
+    paths_of,
     read_json,
     read_npz,
     refusing_damage,
@@ -197,13 +198,13 @@ class RunStore:
         elif stale:
             (self.path / "config.yaml").unlink(missing_ok=True)
 
-    def require_own(self, data: str | Path | None = None) -> None:
-        """Refuses a directory in which files of others lie under the names of a run's, and a data file that the run would
+    def require_own(self, data: str | Path | Sequence[str] | None = None) -> None:
+        """Refuses a directory in which files of others lie under the names of a run's, and data files that the run would
         write to: raises UserError before anything is replaced."""
         files = [self.path / name for name in _WRITTEN] + [self.path / "config.yaml"]
         remedy = "choose another directory with hydra.run.dir=DIR"
-        if data is not None:
-            same = [file.name for file in files if file.exists() and file.samefile(data)]
+        for path in () if data is None else paths_of(data):
+            same = [file.name for file in files if file.exists() and file.samefile(path)]
             if same:
                 raise UserError(
                     "a data file that the run does not write to", f"{same[0]} in its directory {self.path}", remedy

@@ -80,8 +80,8 @@ def test_formats_are_recognised_by_content(tmp_path):
 @pytest.mark.parametrize("reader", READERS)
 def test_a_file_of_another_format_is_refused_with_the_data_set_that_reads_it(tmp_path, reader):
     words = {
-        "npz": "data=npz", "npy": "savez", "matlab5": "data=rat", "matlab73": "data=rat", "nwb": "data=nwb",
-        "nwb1": "NWB 2", "nlb": "data=nlb", "hdf5": "data=npz", "lfs": "git lfs pull", "html": "download",
+        "npz": "data=npz", "npy": "data=arrays", "matlab5": "data=rat", "matlab73": "data=rat", "nwb": "data=nwb",
+        "nwb1": "NWB 2", "nlb": "data=nlb", "hdf5": "data=arrays", "lfs": "git lfs pull", "html": "download",
         "empty": "again", "unknown": "data=npz",
     }  # fmt: skip
     own = {"npz": {"npz"}, "rat": {"matlab5", "matlab73"}, "nwb": {"nwb"}, "nlb": {"nlb"}}[reader]

@@ -54,7 +54,7 @@ def test_a_checkout_has_its_configuration_at_the_top():
     assert conf_directory() == CONF
 
 
-@pytest.mark.parametrize("name", ["sample", "export", "compare"])
+@pytest.mark.parametrize("name", ["sample", "export", "compare", "look"])
 def test_what_is_done_with_runs_is_a_word_behind_the_command(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["connector", name, "--help"])
     with pytest.raises(SystemExit) as left:

@@ -1,0 +1,165 @@
+"""Arrays of any order of axes, and lists of arrays, as (trials, time, channels)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from connector.data.matlab import Cells
+from connector.errors import UserError
+from connector.files import check_size
+
+AXES = ("trial", "time", "neuron")
+_LISTS_ONLY = "an array has its axes in one order in all trials; save trials of different lengths as a list of arrays"
+
+
+def check_axes(axes: Sequence[str], known: Sequence[str], option: str) -> None:
+    """Raises UserError for names of axes that are not among ``known``, each once."""
+    fits = isinstance(axes, (list, tuple)) and set(axes) <= set(known) and len(set(axes)) == len(axes) > 0
+    if not fits:
+        raise UserError(
+            f"{option} as a list of some of {', '.join(known)}, in the order of the array's axes", f"{axes}"
+        )
+
+
+def _levels(value: Any) -> list[tuple[int, ...]]:
+    """Sizes of the lists that hold arrays: of each list its length, of a cell array with rows and columns both."""
+    found = []
+    while isinstance(value, list):
+        sizes = [n for n in value.shape if n != 1] if isinstance(value, Cells) else []
+        sizes = sizes if len(sizes) > 1 and math.prod(sizes) == len(value) else [len(value)]
+        found.append(tuple(sizes))
+        value = next((x for x in value if not isinstance(x, list) or x), None)
+    return found
+
+
+def _leaves(value: Any, levels: list[tuple[int, ...]], where: str) -> np.ndarray:
+    """The arrays of nested lists, as an array of objects with an axis for each level."""
+    grid = np.empty([n for sizes in levels for n in sizes], dtype=object)
+
+    def fill(part: Any, rest: list[tuple[int, ...]], at: tuple[int, ...]) -> None:
+        if not rest:
+            grid[at] = part
+            return
+        if not isinstance(part, list) or len(part) != math.prod(rest[0]):
+            got = len(part) if isinstance(part, list) else "an array"
+            raise UserError(f"lists of {math.prod(rest[0])} in every part of {where}", f"{got} in one")
+        for i, x in enumerate(part):  # MATLAB's order: the first axis is the fastest
+            fill(x, rest[1:], at + np.unravel_index(i, rest[0], order="F"))
+
+    fill(value, levels, ())
+    return grid
+
+
+def _fitted(x: np.ndarray, n_axes: int, where: str, axes: Sequence[str]) -> np.ndarray:
+    """An array with axes of length 1 taken away, or added behind, as MATLAB adds and takes them away."""
+    if x.ndim > n_axes:
+        for axis in reversed(range(x.ndim)):
+            if x.ndim > n_axes and x.shape[axis] == 1:
+                x = x.squeeze(axis)
+    if x.ndim != n_axes:
+        raise wrong_axes(where, x.shape, axes)
+    return x
+
+
+def wrong_axes(where: str, shape: tuple[int, ...], axes: Sequence[str]) -> UserError:
+    """Of an array that has not the axes named."""
+    remedy = f"name its {len(shape)} axes in their order, as data.axes=[{','.join(('neuron', 'time')[: len(shape)])}]"
+    if len(shape) >= 3:
+        remedy = "name its axes in their order, as data.axes=[trial,time,neuron]"
+    return UserError(f"{where} with the axes ({', '.join(axes)})", f"shape {shape}", remedy)
+
+
+def laid_out(
+    value: Any, axes: Sequence[str], where: str, max_gigabytes: float, last: str = "neuron"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """An array, or nested lists of arrays, with the axes named in any order, as (trials, time, channels).
+
+    The outermost axes named are those of the lists. Trials of different lengths are padded with zeros. An axis that is not
+    named has length 1.
+
+    Args:
+        value: numbers; axes: some of trial, time and ``last``, one for each list level and axis of the arrays; where: the
+            key, for messages.
+
+    Returns:
+        array (trials, time, channels), float64 or as it was, and lengths (trials,) int64, or None where all are equal.
+
+    Raises:
+        UserError: another number of axes, lists whose arrays do not fit together, no numbers, too large.
+    """
+    levels = _levels(value)
+    if not levels:
+        return _ordered(_fitted(numbers(value, where), len(axes), where, axes), axes, last), None
+    n_levels = sum(map(len, levels))
+    grid = _leaves(value, levels, where)
+    if not grid.size:
+        raise UserError(f"arrays in {where}", "an empty list")
+    if n_levels > len(axes):
+        raise UserError(
+            f"{where} with the axes ({', '.join(axes)})", f"lists nested {n_levels} deep", "name an axis for each"
+        )
+    inner = list(axes[n_levels:])
+    parts = [_fitted(numbers(x, where), len(inner), where, axes) for x in grid.ravel()]
+    longest = np.max([x.shape for x in parts], axis=0) if inner else ()
+    size = 8e-9 * len(parts) * math.prod(longest)
+    check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")
+    if len({x.shape for x in parts}) == 1:
+        return _ordered(np.stack(parts).reshape(*grid.shape, *parts[0].shape), axes, last), None
+    ragged = [name for i, name in enumerate(inner) if len({x.shape[i] for x in parts}) > 1]
+    if ragged != ["time"] or "trial" not in axes[:n_levels]:
+        shapes = ", ".join(map(str, list(dict.fromkeys(x.shape for x in parts))[:4]))
+        raise UserError(
+            f"arrays in {where} that differ in the number of samples of a trial alone", f"shapes {shapes}", _LISTS_ONLY
+        )
+    at = inner.index("time")
+    samples = np.reshape([x.shape[at] for x in parts], grid.shape)
+    others = tuple(i for i, name in enumerate(axes[:n_levels]) if name != "trial")
+    if others and (samples.min(others) != samples.max(others)).any():
+        raise UserError(f"arrays of one length in each trial of {where}", "neurons that differ within a trial")
+    padded = np.zeros((len(parts), *longest), dtype=np.result_type(*parts))
+    for row, x in zip(padded, parts):
+        row[tuple(slice(n) for n in x.shape)] = x
+    lengths = samples.max(others) if others else samples
+    return _ordered(padded.reshape(*grid.shape, *longest), axes, last), lengths.astype(np.int64)
+
+
+def _ordered(x: np.ndarray, axes: Sequence[str], last: str) -> np.ndarray:
+    """(trials, time, channels) of an array with the axes named; those that are not have length 1."""
+    wanted = ("trial", "time", last)
+    x = np.transpose(x, [list(axes).index(name) for name in wanted if name in axes])
+    return np.expand_dims(x, [i for i, name in enumerate(wanted) if name not in axes])
+
+
+def numbers(value: Any, where: str) -> np.ndarray:
+    """Raises UserError for what is no array of real numbers."""
+    if isinstance(value, list):
+        raise UserError(f"{where} as arrays nested equally deep", "lists and arrays side by side")
+    if value.dtype.kind not in "biuf":
+        got = "complex numbers" if value.dtype.kind == "c" else "texts"
+        raise UserError(f"{where} as real numbers", got)
+    return value
+
+
+def one_each(value: Any, number: int | None, what: str, where: str) -> np.ndarray:
+    """One number or text for each of ``number`` trials (None: of any number), (number,).
+
+    Raises:
+        UserError: another number of them.
+    """
+    if isinstance(value, list):
+        flat = list(itertools.chain.from_iterable(np.ravel(x) for x in flattened(value)))
+        texts = any(isinstance(x, str) for x in flat)
+        value = np.array([str(x) for x in flat] if texts else flat)
+    if number is not None and value.size != number:
+        raise UserError(f"{what} with one value for each of {number} trials", f"shape {value.shape} of {where}")
+    return value.reshape(-1)
+
+
+def flattened(value: Any) -> list[np.ndarray]:
+    """The arrays of nested lists in their order, of MATLAB's cells the first axis fastest."""
+    return [y for x in value for y in flattened(x)] if isinstance(value, list) else [value]

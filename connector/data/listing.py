@@ -1,0 +1,283 @@
+"""The arrays of a file in a table, and a guess of the command that reads a recording from them."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from connector.data.contents import Contents, Leaf, natural
+from connector.data.matlab import Cells
+from connector.data.preprocessing import as_text
+from connector.data.sources import Sources
+from connector.errors import UserError
+
+_LINES = 60  # of arrays in a table
+_LETTERS = 24  # of a text
+_DEEPEST = 16
+_HIDDEN = ("specifications",)  # of NWB: the text of its schema
+_MOST_VISITED = 20_000  # arrays
+_MOST_BYTES = 500_000_000  # that are read to tell ranges
+_ALIKE = 4  # names that differ in their numbers only are one line from so many on
+
+
+@dataclass
+class Entry:
+    """The array of a key, or all arrays of a key with `*`.
+
+    Attributes:
+        lists: sizes of the lists that hold the arrays, outermost first. first: the first array that was read.
+    """
+
+    key: str
+    lists: tuple[int, ...] = ()
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    type: str = ""
+    low: float = math.inf
+    high: float = -math.inf
+    whole: bool = True
+    words: list[str] = field(default_factory=list)
+    first: np.ndarray | None = None
+    unread: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the lists and of the arrays; -1 where these differ."""
+        return self.lists + tuple(n[0] if len(set(n)) == 1 else -1 for n in zip(*self.shapes))
+
+    @property
+    def counts(self) -> bool:
+        """Whether all numbers are whole and none is negative."""
+        return self.whole and self.low >= 0 and not self.words
+
+    def see(self, x: Any) -> None:
+        """Add an array to what is told; ``x``: as :class:`Leaf` where it is not to be read."""
+        if x is None:
+            self.unread = "no array: an object, a table, a sparse matrix or a reference"
+            return
+        x = x if isinstance(x, Leaf) else np.asarray(x)
+        same = not self.shapes or len(self.shapes[0]) == len(x.shape)
+        self.shapes.append(tuple(x.shape) if same else self.shapes[0])
+        self.type = (
+            "text"
+            if x.dtype.kind in "SU"
+            else x.dtype.name
+            if x.dtype.names is None
+            else "fields " + ", ".join(x.dtype.names)
+        )
+        if x.dtype.hasobject and not isinstance(x, np.ndarray):
+            self.unread = "objects, which would be unpickled: not read"
+        elif isinstance(x, Leaf):
+            self.unread = "not looked at"
+        elif x.dtype.kind in "SU":
+            words = [" ".join(as_text(w).split())[:_LETTERS] for w in np.unique(x)[:4]]
+            self.words += [w for w in words if w and w not in self.words][: 4 - len(self.words)]
+        elif x.dtype.kind in "biuf" and x.size:
+            self.first = x if self.first is None else self.first
+            finite = x[np.isfinite(x)] if x.dtype.kind == "f" else x
+            if finite.size:
+                self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
+                self.whole &= bool((finite == np.round(finite)).all())
+            if finite.size < x.size:
+                self.unread = "NaN or infinite among them"
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """Key, shape, type, range in words."""
+        sizes = [f"{min(n)}..{max(n)}" if len(set(n)) > 1 else str(n[0]) for n in zip(*self.shapes)]
+        shape = " x ".join(sizes) or ("one" if self.shapes else "")
+        if self.lists:
+            shape = f"{' x '.join(map(str, self.lists))} of ({shape})"
+        if self.words:
+            told = ", ".join(self.words)
+        elif self.low <= self.high:
+            told = f"{self.low:g} to {self.high:g}" + (", whole numbers" if self.whole else "")
+        else:
+            told = ""
+        return self.key, shape, self.type, "; ".join(x for x in (told, self.unread) if x)
+
+
+def entries(contents: Contents) -> list[Entry]:
+    """All arrays of a file, those of a list, or of names with a number each, as one."""
+    found: dict[str, Entry] = {}
+    read = 0
+    for number, (key, lists, node) in enumerate(_visited(contents.root, "", (), 0)):
+        if number >= _MOST_VISITED:
+            break
+        entry = found.setdefault(key, Entry(key, lists))
+        if isinstance(node, Leaf):
+            size = math.prod(node.shape) * node.dtype.itemsize
+            if node.dtype.hasobject and contents.format in ("npz", "npy"):
+                entry.see(node)
+                continue
+            read += size
+            node = node.read() if read <= _MOST_BYTES else node
+        entry.see(node if not isinstance(node, list) else None)
+    return list(found.values())
+
+
+def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """(key, sizes of lists, array) of all that hangs from a node."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(node, Mapping):
+        names = [name for name in natural(node) if depth or name not in _HIDDEN]
+        alike = [re.sub(r"\d+", "*", name) for name in names]
+        for name, pattern in zip(names, alike):
+            many = alike.count(pattern) if pattern != name else 0
+            part, sizes = (pattern, (*lists, many)) if many >= _ALIKE else (name, lists)
+            try:
+                member = node[name]
+            except (KeyError, OSError, RuntimeError):  # a link to nowhere
+                continue
+            yield from _visited(member, f"{key}/{part}" if key else part, sizes, depth + 1)
+    elif isinstance(node, list):
+        sizes = [n for n in node.shape if n != 1] if isinstance(node, Cells) else []
+        sizes = sizes if len(sizes) > 1 and math.prod(sizes) == len(node) else [len(node)]
+        for x in node:
+            nested = isinstance(x, (Mapping, list))
+            empty = isinstance(x, np.ndarray) and x.size == 0
+            if nested or not empty or not any(isinstance(y, (Mapping, list)) for y in node):
+                yield from _visited(x, f"{key}/*" if nested else key, (*lists, *sizes), depth + 1)
+    else:
+        yield key, lists, node
+
+
+# --- a guess --------------------------------------------------------------------------------------------------------
+
+_ACTIVITY = re.compile(
+    r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^f$|^x$|^y$|data|bins", re.I
+)
+_NOT_ACTIVITY = re.compile(
+    r"time|label|weight|mask|iscell|stim|input|choice|angle|target|position|length|lfp|_index$|neu$", re.I
+)
+
+
+def guess(found: Sequence[Entry], one: int = 0) -> tuple[list[str], str]:
+    """Options of ``data=arrays`` that may read a recording from these arrays, and a sentence on what is doubtful; no options
+    where nothing looks like activity."""
+    plausible = [
+        e
+        for e in found
+        if e.first is not None and 2 <= len(_axes_of(e)) <= 3 and math.prod(abs(n) for n in _axes_of(e)) > 20
+    ]
+    plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_last(e.key))] or plausible
+    if not plausible:
+        return [], ""
+    chosen = max(
+        plausible, key=lambda e: (bool(_ACTIVITY.search(_last(e.key))), len(_axes_of(e)), math.prod(map(abs, e.shape)))
+    )
+    sizes = _axes_of(chosen)
+    axes, doubt = _guessed_axes(chosen, sizes, [e for e in found if e is not chosen])
+    options = [
+        f"data.activity={chosen.key}",
+        f"data.axes=[{','.join(axes)}]",
+        f"data.kind={'spikes' if chosen.counts else 'rates'}",
+    ]
+    if "trial" in axes:
+        trials = sizes[axes.index("trial")]
+        for what, names in {
+            "choices": "choice|decision|response",
+            "lengths": "length|n_?bins|n_?samples",
+            "conditions": "condition|label|target|stim",
+        }.items():
+            beside = [e for e in found if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
+            options += [f"data.{what}={beside[0].key}"] if beside else []
+    if not chosen.counts and chosen.low >= -1 and chosen.high <= 1 and chosen.low < 0:
+        options.append("data.activation=tanh")
+    elif not chosen.counts:
+        options.append("data.activation=softplus")
+    return options, doubt
+
+
+def _last(key: str) -> str:
+    return [part for part in key.split("/") if "*" not in part or part.strip("*")][-1:][0] if key.strip("*/") else key
+
+
+def _axes_of(entry: Entry) -> tuple[int, ...]:
+    """Sizes of the axes longer than 1."""
+    return tuple(n for n in entry.shape if n != 1)
+
+
+def _guessed_axes(entry: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) -> tuple[list[str], str]:
+    """Names of the axes: time where sizes differ or successive samples are alike; trials where other arrays have one value
+    for each."""
+    in_lists = len(sizes) - entry.first.squeeze().ndim
+    alike = [0.0] * in_lists + [_likeness(entry.first.squeeze(), axis) for axis in range(entry.first.squeeze().ndim)]
+    time = sizes.index(-1) if -1 in sizes else int(np.argmax(alike))
+    rest = [i for i in range(len(sizes)) if i != time]
+    values = {n: [e.key for e in others if math.prod(e.shape) == n] for n in sizes if n > 1}
+    if len(sizes) == 2:
+        matched = [i for i in (0, 1) if values.get(sizes[i])]
+        names = ["neuron", "neuron"]
+        names[time] = "time"
+        doubt = ""
+        if matched and -1 not in sizes:
+            beside = values[sizes[matched[0]]][0]
+            doubt = (
+                f"{beside} has one value for each of the {sizes[matched[0]]} entries of an axis of {entry.key}: if these are trials of one "
+                "bin each, there are no dynamics in them"
+            )
+        return names, doubt
+    trial = rest[0] if in_lists else max(rest, key=lambda i: (bool(values.get(sizes[i])), -i))
+    names = ["neuron"] * 3
+    names[time], names[trial] = "time", "trial"
+    return names, ""
+
+
+def _likeness(x: np.ndarray, axis: int) -> float:
+    """Correlation of neighbours along an axis, over at most a million numbers."""
+    x = np.moveaxis(x, axis, 0)
+    while x.size > 1_000_000:
+        x = x[:, : max(1, x.shape[1] // 2)] if x.ndim > 1 and x.shape[1] > 1 else x[: len(x) // 2]
+    x = np.nan_to_num(x.astype(float)).reshape(len(x), -1)
+    x = x - x.mean(0)
+    spread = float(np.square(x).sum())
+    return float((x[1:] * x[:-1]).sum() / spread) if spread > 0 and len(x) > 2 else 0.0
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], str]:
+    """Lines of a table of the arrays of the files; the command guessed and what to think of it, in lines, or "".
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    rows, found, one = [], [], 0
+    with Sources(paths, max_gigabytes) as sources:
+        for file in sources.files:
+            of_file = entries(file)
+            one = max(one, file.one)
+            for entry in of_file:
+                entry.key = f"{file.path.stem}:{entry.key}" if len(paths) > 1 else entry.key
+            found += of_file
+    rows = [entry.row for entry in found[:_LINES]]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    lines = ["  ".join([x.ljust(n) for x, n in zip(row, widths)] + [row[3]]).rstrip() for row in rows]
+    lines += [f"... and {len(found) - _LINES} more"] if len(found) > _LINES else []
+    options, doubt = guess(found, one)
+    path = f"data.path=[{','.join(map(str, paths))}]" if len(paths) > 1 else f"data.path={paths[0]}"
+    command = shlex.join(["python", "train.py", "data=arrays", path, *options]) if options else ""
+    return (
+        lines,
+        f"{command}\nThis is a guess{f': {doubt}' if doubt else ', by names and numbers: check axes and kind'}."
+        if command
+        else "",
+    )
+
+
+def told(paths: Sequence[Path], max_gigabytes: float) -> NoReturn:
+    """Raises UserError with the arrays there, where none is named as the activity."""
+    lines, command = described(paths, max_gigabytes)
+    table = "\n".join(f"  {line}" for line in lines)
+    names = ", ".join(path.name for path in paths)
+    remedy = f"arrays of {names}:\n{table or '  none'}\n{command or 'None looks like activity over time: name it if it is, data.activity=KEY data.axes=[...]'}"
+    raise UserError("data.activity naming the array of rates or spike counts", "none", remedy)
