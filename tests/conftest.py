@@ -10,10 +10,25 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import shutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpolations_parsed_once():
+    """OmegaConf parses `${...}` each time it is met, the same few in every command that is tested."""
+    import omegaconf._utils
+    import omegaconf.base
+    from omegaconf.grammar_parser import parse
+
+    once = lru_cache(maxsize=None)(parse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omegaconf._utils, "parse", once)
+        patch.setattr(omegaconf.base, "parse", once)
+        yield
 
 
 @pytest.fixture(scope="module")

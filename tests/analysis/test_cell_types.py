@@ -70,6 +70,7 @@ def test_the_test_does_not_depend_on_the_gauge_nor_on_constant_columns(quadstabl
     assert torch.equal(clusters.cell_type_test(net.m, n_bootstrap=19).null_gains, plain.null_gains)
 
 
+@pytest.mark.slow
 def test_gaussian_loadings_seldom_look_clustered():
     few = {"components": (2, 3), "n_bootstrap": 9}
     p = torch.tensor([clusters.cell_type_test(gaussian(100, 2, s), seed=s, **few).p_value for s in range(8)])

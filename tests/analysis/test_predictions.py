@@ -102,6 +102,7 @@ def test_sides_of_the_evidence():
     assert trials.sides.tolist() == [0, -1, 1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("repeats", "band"), [(3, 0.35), pytest.param(12, 0.25, marks=pytest.mark.slow)])
 def test_random_labels_are_not_called_robust(trials, readouts, repeats, band):
     """Types that are random groups: p-values spread over (0, 1), and their effects lie in the null's band."""

@@ -401,6 +401,7 @@ def test_curves_of_stages_that_the_run_did_not_train_are_left_out(tmp_path):
     assert run.curves == {"lrrnn": {"val_loss": ([1.0, 2.0], [2.0, 1.0])}}
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_take_seconds(tmp_path):
     curve = [(epoch, 1 / epoch) for epoch in range(1, 301)]
     for number in range(200):

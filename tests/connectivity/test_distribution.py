@@ -240,6 +240,7 @@ def test_mistakes_are_named(distribution):
         bare.sample(5, project=True)
 
 
+@pytest.mark.slow
 def test_draws_of_a_tilted_distribution_follow_its_density(tmp_path):
     plain = _distribution(sigma=0.7)
     rows = plain.loadings_flow.sample(base=plain.loadings_flow.base_quadrature(4096, 1), steps=1).double()

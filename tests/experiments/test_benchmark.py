@@ -97,6 +97,7 @@ def test_peak_memory_sees_an_array(benchmark):
     assert cost.cpu_s > 0
 
 
+@pytest.mark.slow
 def test_a_process_gives_its_result_and_its_end_is_noticed(benchmark):
     assert benchmark.in_own_process(os.path.basename, "a/b") == "b"
     with pytest.raises(MemoryError):

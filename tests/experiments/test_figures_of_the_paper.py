@@ -195,6 +195,7 @@ def test_figure_5_and_the_power_of_its_measures(spike_run, tmp_path, capsys):
         assert words in said
 
 
+@pytest.mark.slow
 def test_how_often_the_test_for_cell_types_fires_on_refitted_simulations(spike_run, tmp_path, capsys):
     few = ("--run", spike_run, "--data-sets", 1, "--epochs", 1)
     for _ in range(2):  # the second time nothing is left to do

@@ -318,6 +318,7 @@ def test_missing_ranks_end_with_2_and_the_command(ranks, tmp_path, capsys):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_other_ranks_of_a_simulation_are_fitted_by_themselves_and_compared_by_validation_loss(
     tmp_path, capsys, no_measures
 ):

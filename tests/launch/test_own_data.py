@@ -39,6 +39,7 @@ def test_sessions_swept_over_have_a_run_directory_each(swept):
     assert (runs[0] / "latents.npz").read_bytes() != (runs[1] / "latents.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_exported_session_gives_the_same_fit(swept, tmp_path):
     pytest.importorskip("pynwb", reason="writing NWB needs the extra `nwb`")
     folder, (path, _), _ = swept

@@ -208,6 +208,7 @@ def test_bias_and_input_are_part_of_the_estimate(k, t, bound):
     assert not model.summary["odd"]
 
 
+@pytest.mark.slow
 def test_noisy_drive_uses_more_states():
     source, net, z, y = _attractor("limit_cycle", n_states=8000)
     noisy = y + 0.3 * _randn(*y.shape, seed=11)

@@ -249,6 +249,7 @@ def test_bias_and_input_are_part_of_the_estimate():
     assert found.cautions
 
 
+@pytest.mark.slow
 def test_covariance_of_the_loadings_errors_removes_their_bias():
     source = teacher("bistable")
     net = source.sample(1000, _generator(1))
@@ -286,6 +287,7 @@ def test_fewer_recorded_neurons_widen_the_intervals():
     assert 0.5 < float(unknown.variance(rows).mean() / part.variance(rows).mean()) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_coverage_over_some_networks(networks):
     inside = {0.5: [], 0.95: []}
@@ -314,6 +316,7 @@ def test_misfit_is_said():
     assert clean.summary["warnings"] == []
 
 
+@pytest.mark.slow
 def test_many_neurons_and_samples_stay_within_memory():
     net = teacher("ring").sample(6000, _generator(1))
     latents = _latents(net, noise=0.01, n_grid=20, n_steps=30)
