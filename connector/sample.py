@@ -48,9 +48,9 @@ def _sample(arguments: Sequence[str] | None) -> None:
     if given.out is None and _OUT.exists():
         raise UserError(f"no {_OUT} here", "one", "name another file with --out, or remove it")
     out = given.out or _OUT
-    connectivity = load_run(given.run).connectivity
-    network = connectivity.sample(given.neurons, sigma=given.sigma, project=given.project, seed=given.seed)
-    write_network(out, network, given.sigma)
+    run = load_run(given.run)
+    network = run.connectivity.sample(given.neurons, sigma=given.sigma, project=given.project, seed=given.seed)
+    write_network(out, network, given.sigma, run.latents.input_kind)
     print(f"{out}: {network.n_neurons} neurons, rank {network.rank}")
 
 

@@ -139,6 +139,7 @@ class Recording:
         activation: tanh, relu, softplus or sigmoid: the nonlinearity of the neurons.
         inputs: (trials, time, U) external input in force during the step from sample t to t + 1; or None.
         input_names: U names, for axes.
+        input_kind: whether ``inputs`` are as they were given, "instant", or as :mod:`connector.data.input_filter` makes them.
         bin_s: seconds between samples, or None where time has no unit but alpha.
         latents: (trials, time, R) true latents, where known.
         loadings: true loadings of the recorded neurons, where known.
@@ -160,6 +161,7 @@ class Recording:
     activation: str
     inputs: Tensor | None = None
     input_names: tuple[str, ...] = ()
+    input_kind: str = "instant"
     bin_s: float | None = None
     latents: Tensor | None = None
     loadings: Loadings | None = None
@@ -302,7 +304,7 @@ class Latents:
         z: (trials, time, R) latent states; samples past a trial's length are zero.
         lengths: (trials,) int64.
         alpha: Euler step in units of the time constant.
-        inputs: (trials, time, U) or None.
+        inputs: (trials, time, U) or None, as the network takes them; input_kind: of :class:`Recording`.
         drive: (trials, time, R) or None: the recurrent drive F(z, u) = (z[t+1] - (1 - alpha) z[t]) / alpha of a
             fitted model at each state, where a model supplies it; None means: take it from successive states.
     """
@@ -312,12 +314,13 @@ class Latents:
     alpha: float
     inputs: Tensor | None = None
     drive: Tensor | None = None
+    input_kind: str = "instant"
 
     @classmethod
     def of(cls, recording: Recording, z: Tensor, drive: Tensor | None = None) -> Latents:
         """States z of all trials of a recording, with its inputs in float64."""
         inputs = None if recording.inputs is None else recording.inputs.double()
-        return cls(z, recording.lengths, recording.alpha, inputs, drive)
+        return cls(z, recording.lengths, recording.alpha, inputs, drive, recording.input_kind)
 
     @property
     def rank(self) -> int:

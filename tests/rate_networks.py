@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from connector.dynamics import Network
+from connector.dynamics import Network, activation
 from connector.lrrnn.gauge import Gauge
 from connector.types import Recording, valid_mask
 
@@ -54,6 +54,23 @@ def record(net: Network, trials=80, steps=50, noise=0.0, ragged=False, two_value
         loadings=net.loadings,
         n=net.n,
     )
+
+
+def record_filtered(net: Network, trials=60, steps=50, noise=0.0, after_update=False, seed=1) -> Recording:
+    """Rates of a network whose neurons filter brief inputs, h' = -h + M N^T phi(h) / K + B u + d, from potentials that are zero
+    but for d; ``after_update``: each sample is stored after the step that its input drives."""
+    g = torch.Generator().manual_seed(seed)
+    u = 2.0 * (torch.rand(trials, steps, net.b.shape[1], generator=g) < 0.1).double()
+    d = torch.zeros(net.n_neurons).double() if net.d is None else net.d
+    phi, h, stored = activation(net.activation), d.expand(trials, -1), []
+    for t in range(steps):
+        after = (1 - net.alpha) * h + net.alpha * (phi(h) @ net.n @ net.m.T / net.n_neurons + u[:, t] @ net.b.T + d)
+        stored.append(phi(after if after_update else h))
+        h = after
+    rates = torch.stack(stored, 1)
+    rates = rates + noise * torch.randn(rates.shape, generator=g)
+    lengths = torch.full((trials,), steps)
+    return Recording(rates.float(), "rates", lengths, net.alpha, net.activation, inputs=u.float())
 
 
 def unexplained(estimate: torch.Tensor, truth: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
 from connector.data.folds import Fold, fold, names_of, without_constant
+from connector.data.input_filter import with_inputs
 from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
 from connector.data.readers import reader, source_of
 from connector.data.simulation import simulate_recording
@@ -232,6 +233,7 @@ class RecordingDataModule(_MemoryDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self._has_bias = has_bias
         self.recording: Recording | None = None
+        self._given: Recording | None = None  # with its inputs as they were read
         self.left_out: tuple[str, ...] = ()
         self.fold: Fold | None = None
         self.sizes: DataSizes | None = None
@@ -269,6 +271,14 @@ class RecordingDataModule(_MemoryDataModule):
             n_steps=recording.n_steps,
         )
         self.recording = recording
+
+    def take_inputs(self, kind: str) -> None:
+        """From here on the inputs are as a network of this ``kind`` takes them (:mod:`connector.data.input_filter`), in the
+        recording, its sizes and all batches."""
+        if self._given is None:
+            self._given = self.recording
+        self.recording = with_inputs(self._given, kind)
+        self.sizes = replace(self.sizes, n_inputs=self.recording.n_inputs)
 
     def batch(self, index: Tensor) -> TrialBatch:
         """The trials of that index, (B,) int64, as one batch."""

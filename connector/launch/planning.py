@@ -106,6 +106,8 @@ def plan(options: Options, data: RecordingDataModule, machine: Mapping[str, Any]
     counted = options
     if data.recording.kind == "rates":  # nothing is sampled, whatever the number of sweeps
         counted = replace(options, lrrnn=replace(options.lrrnn, posterior_sweeps=0))
+    if data.recording.inputs is None or (data.recording.kind == "spikes" and options.lrrnn.inputs == "auto"):
+        counted = replace(counted, lrrnn=replace(counted.lrrnn, inputs="instant"))
     marks = stage_marks(counted, source, machine or check_trainer(options.trainer), given_latents)
     earlier = {} if data.left_out else earlier_marks(counted, source, given_latents)
     return Plan(requested, marks, given_latents, about, earlier)

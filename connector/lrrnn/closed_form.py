@@ -25,11 +25,13 @@ from connector.lrrnn.output_weights import (
 from connector.lrrnn.samples import ActivitySamples, subset_size
 from connector.lrrnn.smoother import linearised_step, moment_covariance, smooth_latents
 from connector.lrrnn.start import mean_loss, start_fit, with_noise_seen
-from connector.numerics import least_squares, random_rows
+from connector.numerics import even_rows, least_squares, random_rows
 from connector.types import Latents, Loadings, Recording
 
 # Ridge parameter of the start for them.
 _NOISY_START = 1e-4
+# Segments times the operations that each costs in a step, at most: of high ranks an even choice of segments is simulated.
+_SHOOT_WORK = 2e8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +208,20 @@ class _RateFit:
         )
 
     def shoot(self, steps: int) -> None:
-        """Output weights from trajectories, starting from those at hand."""
+        """Output weights from trajectories, starting from those at hand; these are kept where all trajectories run away."""
         has_bias, few = self.has_bias, random_rows(len(self.samples), subset_size(self.samples))
         x = self.samples.subset(few).design(self.z[few], has_bias)
         basis = rate_modes(self.phi(x @ self.theta.T), SHOOT_MODES)
         information = self.grid(self.normal) / self.dispersion
         segments = cut_segments(self.grid(self.z), information, self.recording.inputs)
-        n, regularizer, self.misfit = fit_trajectory_weights(segments, self.network(), basis, steps)
-        self.dynamics = replace(self.dynamics, n=n, regularizer=regularizer)
+        most = int(_SHOOT_WORK / (self.rank * (self.rank * basis.shape[1]) ** 2))
+        segments = segments.pick(even_rows(len(segments.z), most))
+        try:
+            n, regularizer, self.misfit = fit_trajectory_weights(segments, self.network(), basis, steps)
+        except UserError:
+            self.misfit = math.inf
+        else:
+            self.dynamics = replace(self.dynamics, n=n, regularizer=regularizer)
 
     def network(self) -> Network:
         split = Loadings.unstack(self.theta, self.rank, self.recording.n_inputs, self.has_bias)

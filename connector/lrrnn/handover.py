@@ -98,6 +98,7 @@ class FittedDynamics:
             "latents": latents.z,
             "lengths": latents.lengths,
             "externalinputs": latents.inputs,
+            "input_kind": latents.input_kind,
             "drive": latents.drive,
             "alpha": latents.alpha,
             "m": loadings.m,
@@ -124,7 +125,14 @@ class FittedDynamics:
         tensors = {k: torch.from_numpy(v) for k, v in arrays.items() if v.ndim > 0}
         z, lengths, alpha = tensors["latents"], tensors["lengths"], float(arrays["alpha"])
         found = FittedDynamics(
-            latents=Latents(z, lengths, alpha, tensors.get("externalinputs"), tensors.get("drive")),
+            latents=Latents(
+                z,
+                lengths,
+                alpha,
+                tensors.get("externalinputs"),
+                tensors.get("drive"),
+                str(arrays.get("input_kind", "instant")),
+            ),
             loadings=Loadings(tensors["m"], tensors.get("b"), tensors.get("d")),
             fold=Fold(tensors["train"], tensors["validation"], tensors["test"]),
             activation=str(arrays["activation"]),

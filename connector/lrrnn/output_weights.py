@@ -5,6 +5,7 @@ Regressing differences of noisy latents on rates at the same latents is biased; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from connector.dynamics import Activation, Network
 from connector.dynamics import activation as activation_named
+from connector.errors import UserError
 from connector.lrrnn.samples import ActivitySamples, subset_size
 from connector.numerics import leading_modes, random_rows, symmetric_root
 from connector.shooting import Field, Linearised, Segments, Weighting, shoot
@@ -89,7 +91,7 @@ def fit_dynamics_by_ridge(
     With inputs, loadings and activity fix the latents only up to z + C u, since b - m C undoes it. The dynamics
     decide: z[t+1] must not depend on u[t+1]. With latents z + C u the drive is F + C (u[t+1] - (1 - alpha) u[t]) /
     alpha, linear in n and C, while the rates do not depend on the choice; so both are found in one regression.
-    C is left at zero where these columns are nearly in the span of the rates (constant inputs).
+    C is left at zero for inputs whose columns are nearly in the span of the rates (constant inputs).
     """
     steps = z.shape[1]
     valid = (mask[:, 1:] & mask[:, :-1]).reshape(-1).nonzero()[:, 0]
@@ -132,19 +134,25 @@ def _feature_moments(
 def _partial_out(moments: Tensor, q: int, n_inputs: int) -> tuple[Tensor, Tensor | None]:
     """Moments of features and y less their regression on v, and that regression (U, q + R).
 
-    Where the features explain v nearly, v is dropped instead and there is no regression.
+    A column of v that the features nearly explain is left out: its regression is zero. None where all are.
     """
-    is_v = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
-    is_v[q : q + n_inputs] = True
-    of_v, rest, mixed = moments[is_v][:, is_v], moments[~is_v][:, ~is_v], moments[is_v][:, ~is_v]
+    at = torch.arange(len(moments), device=moments.device)
+    of_features, of_v = at[:q], at[q : q + n_inputs]
     gram = moments[:q, :q] + 1e-12 * moments[:q, :q].diagonal().max() * torch.eye(
         q, dtype=moments.dtype, device=moments.device
     )
-    own = of_v - mixed[:, :q] @ torch.linalg.solve(gram, mixed[:, :q].T)
-    if bool((own.diagonal() < 1e-2 * of_v.diagonal()).any()):
-        return rest, None
-    coefficients = torch.linalg.solve(of_v, mixed)
-    return rest - mixed.T @ coefficients, coefficients
+    mixed = moments[of_features][:, of_v]
+    explained = (mixed * torch.linalg.solve(gram, mixed)).sum(0)
+    power = moments.diagonal()[of_v]
+    own = (power - explained > 1e-2 * power).nonzero()[:, 0]
+    rest = torch.cat([of_features, at[q + n_inputs :]])
+    kept = moments[rest][:, rest]
+    if not len(own):
+        return kept, None
+    mixed = moments[of_v[own]][:, rest]
+    coefficients = moments.new_zeros(n_inputs, len(rest))
+    coefficients[own] = torch.linalg.pinv(moments[of_v[own]][:, of_v[own]], hermitian=True) @ mixed
+    return kept - mixed.T @ coefficients[own], coefficients
 
 
 def cut_segments(z: Tensor, information: Tensor, inputs: Tensor | None) -> Segments:
@@ -202,6 +210,9 @@ def fit_trajectory_weights(
     Returns:
         n (K, R), the precision divided by the number of samples (the lambda that plays its part), the misfit (mean
         squared normalised residual, about 1 where the noise is as stated and the dynamics are deterministic).
+
+    Raises:
+        UserError: trajectories run away whatever the weights.
     """
     k, rank = network.n.shape
     loadings = network.loadings.map(lambda x: x.float())
@@ -212,4 +223,6 @@ def fit_trajectory_weights(
     shot = shoot(field, segments, start, prior, steps, **rules)
     n = k**0.5 * basis @ shot.c.view(-1, rank)
     misfit = shot.found.squares / max(shot.found.free - len(start), 1)
+    if not (math.isfinite(prior.shrinkage) and bool(torch.isfinite(n).all())):
+        raise UserError("trajectories that stay near where they were seen", "a fit that ran away")
     return n, prior.shrinkage / float(segments.mask.sum()), misfit

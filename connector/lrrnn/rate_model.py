@@ -120,12 +120,17 @@ class RateModel(nn.Module):
             return None
         observation = None if self.count_scale is None else self.observation
         fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias, observation=observation, offset=offset)
+        self.start_from(fit)
+        return fit
+
+    @torch.no_grad()
+    def start_from(self, fit: ClosedFormFit) -> None:
+        """Take parameters and noise levels from a closed form of this rank, with these inputs and bias."""
         self.rnn.set_network(fit.network)
         self.two_valued.fill_(fit.observation.noise == "two_valued")
         self.residual_variance.fill_(fit.residual_sd**2)
         self.process_covariance.copy_(fit.process_covariance)
         self.loadings_covariance.copy_(fit.loadings_covariance)
-        return fit
 
     @torch.no_grad()
     def calibrate(self, recording: Recording, found: LeastSquares | None = None, offset: Tensor | None = None) -> None:
@@ -184,11 +189,18 @@ class RateModel(nn.Module):
 
         Of counts, twice the mean negative log likelihood up to a constant.
         """
+        loss = self._errors(batch).sum() / (batch.mask.sum() * batch.activity.shape[-1])
+        return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
+
+    @torch.no_grad()
+    def trial_errors(self, batch: TrialBatch) -> Tensor:
+        """What :meth:`validation_loss` is the mean of, as the mean over the samples and neurons of each trial: (B,)."""
+        return self._errors(batch).sum((1, 2)) / (batch.mask.sum(1) * batch.activity.shape[-1])
+
+    def _errors(self, batch: TrialBatch) -> Tensor:
         h = self._potentials(batch, self.rollout(batch))
         observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
-        error = (observation.loss(batch.activity, h) * batch.mask[..., None]).sum()
-        loss = error / (batch.mask.sum() * batch.activity.shape[-1])
-        return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
+        return observation.loss(batch.activity, h) * batch.mask[..., None]
 
     def _potentials(self, batch: TrialBatch, z: Tensor) -> Tensor:
         h = potentials(self.rnn.loadings(), z, batch.inputs)

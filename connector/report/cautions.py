@@ -97,6 +97,11 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
         )
     said += _of_model(metrics)
     said += nulls.not_beaten(metrics)
+    if metrics.get("lrrnn/rollout_r2", 1.0) <= 0:
+        said.append(
+            "from the start of each test trial the fitted network foretells rates no better than their means over training trials: "
+            "its dynamics are not the recorded ones; check data.alpha, lrrnn.rank and lrrnn.inputs"
+        )
     if metrics.get("dynamics/field_error", 0.0) >= 1:
         said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
     return said

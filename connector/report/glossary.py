@@ -59,6 +59,11 @@ BASELINES = {
 # The same with what is used where there is no trial time and bins are rich in spikes.
 GRANTS = {**BASELINES, "constant": "its mean rate"}
 
+TAKEN = {  # how a network takes its inputs
+    "instant": "enter the neurons' potentials at once",
+    "filtered": "pass the neurons' time constant before they enter the potentials",
+    "both": "enter the neurons' potentials at once and through the neurons' time constant",
+}
 NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 
 # Measures under the other baseline: those of the fit, and those of the nulls with what the baseline grants them.

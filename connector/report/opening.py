@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from connector.report import nulls
 from connector.report.determined import Determined, signs
-from connector.report.glossary import GRANTS
+from connector.report.glossary import GRANTS, TAKEN
 from connector.report.numbers import counted, format_number, percent
 
 LEVEL = 0.05  # below it a p-value counts as evidence
@@ -43,7 +43,7 @@ class Findings:
         odd: only the odd part of nu acts; activation: the name of the nonlinearity.
         truth_settles_on: what the true mean field does; settles_on: what the projected network without inputs does, in words.
         attractors: within the visited region, kind and number -> probability, the most probable first.
-        has_inputs: whether the recording is driven by known inputs.
+        has_inputs: whether the recording is driven by known inputs; input_kind: how the network takes them.
     """
 
     kind: str
@@ -70,13 +70,14 @@ class Findings:
     settles_on: str | None = None
     attractors: Mapping[str, float] | None = None
     has_inputs: bool = True
+    input_kind: str = "instant"
 
 
 def opening(found: Findings) -> list[str]:
     """Three to ten sentences, each of one thing."""
     why = nulls.nothing_found(found.metrics)
     if why is not None:
-        said = [sentence for part in (_fit, _prediction, _baseline) if (sentence := part(found))]
+        said = [sentence for part in (_fit, _inputs, _prediction, _baseline) if (sentence := part(found))]
         return [
             *said,
             f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}, neither a vector field nor a sign of nu.",
@@ -84,6 +85,7 @@ def opening(found: Findings) -> list[str]:
         ]
     parts = (
         _fit,
+        _inputs,
         _prediction,
         _baseline,
         _dynamics,
@@ -113,6 +115,11 @@ def _fit(f: Findings) -> str:
             f"means over training trials, principal components of the same rank {percent(linear)}"
         )
     return said + "."
+
+
+def _inputs(f: Findings) -> str:
+    """Where they enter otherwise than equation (1) has it."""
+    return "" if f.input_kind == "instant" else f"In this model the inputs {TAKEN[f.input_kind]}."
 
 
 def _prediction(f: Findings) -> str:

@@ -122,6 +122,12 @@ class LowRankRNNOptions:
         "a bias d in each neuron; null: as in the true loadings where known, else if the rates ask for it",
         stages=_LRRNN,
     )
+    inputs: str = option(
+        "how the network takes the recording's inputs: instant (inside phi at once), filtered (through the neurons' time "
+        "constant, as most trained networks have it), both, auto: of rates what explains validation trials best, of spikes "
+        "instant",
+        stages=_LRRNN, choices=("auto", "instant", "filtered", "both"), before="instant",
+    )  # fmt: skip
     init: str = option(
         "start: closed_form (rates: least squares; spikes: principal components) or random",
         stages=_LRRNN, choices=("closed_form", "random"),

@@ -10,8 +10,10 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from connector.connectivity.distribution import ConnectivityDistribution
+from connector.data.input_filter import filtered_inputs
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import check_yaml, require_file, unreadable
@@ -76,6 +78,11 @@ class Run:
     def latents(self) -> Latents:
         """Latent states of all trials: ``z`` (trials, time, R), ``lengths``, ``inputs``."""
         return self.stage_inputs.latents
+
+    def network_inputs(self, u: Tensor) -> Tensor:
+        """What the run's networks take for inputs u (trials, time, U) given as in the recording
+        (:func:`connector.data.input_filter.filtered_inputs`); ``latents.inputs`` are those of the recording."""
+        return filtered_inputs(u, self.latents.alpha, self.latents.input_kind)
 
     @property
     def loadings(self) -> Loadings:

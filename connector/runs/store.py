@@ -399,12 +399,13 @@ class RunStore:
         write_json(self.path / "metrics.json", finite)
 
 
-def write_network(path: Path, network: Network, sigma: float) -> None:
-    """An npz with m, b, d, n, alpha, activation, sigma; (K, 0) and (K,) zeros where b, d are absent."""
+def write_network(path: Path, network: Network, sigma: float, input_kind: str = "instant") -> None:
+    """An npz with m, b, d, n, alpha, activation, sigma, input_kind (of :mod:`connector.data.input_filter`); (K, 0) and (K,)
+    zeros where b, d are absent."""
     m = network.m
     b = m.new_zeros(len(m), 0) if network.b is None else network.b
     d = m.new_zeros(len(m)) if network.d is None else network.d
-    about = {"alpha": network.alpha, "activation": network.activation, "sigma": sigma}
+    about = {"alpha": network.alpha, "activation": network.activation, "sigma": sigma, "input_kind": input_kind}
     write_npz(path, {"m": m, "b": b, "d": d, "n": network.n, **about})
 
 

@@ -24,9 +24,11 @@ from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.posterior import Start, sample_posterior
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
+from connector.lrrnn.starts import Start as QuickStart
+from connector.lrrnn.starts import best_inputs, clearly_better, power_about_means, quick_start, trial_errors
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
-from connector.report.glossary import NO_TIMES
+from connector.report.glossary import NO_TIMES, TAKEN
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
@@ -37,6 +39,9 @@ _RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
 # It is left out where the noise-free trajectories explain validation trials as well as free latents do, but for this
 # fraction of the noise or of the power.
 _NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
+_EXPLAINS_LITTLE = (
+    0.5  # of the variance about the neurons' means: where the closed form leaves as much, another start is tried
+)
 _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 
@@ -170,17 +175,62 @@ def _arguments(sizes: DataSizes) -> dict[str, Any]:
     return {name: getattr(sizes, name) for name in ("n_neurons", "rank", "n_inputs", "alpha")}
 
 
+def _rate_arguments(sizes: DataSizes) -> dict[str, Any]:
+    return _arguments(sizes) | {"has_bias": sizes.has_bias, "activation": sizes.activation}
+
+
+def _take_inputs(context: StageContext, data: RecordingDataModule) -> QuickStart | None:
+    """Have the recording's inputs enter as the options say, or as validation trials ask for; the start that was tried then."""
+    kind = context.options.lrrnn.inputs
+    data.take_inputs("instant" if kind == "auto" else kind)
+    if data.recording.inputs is None or kind != "auto":
+        return None
+    found = best_inputs(data.recording, data.fold, _rate_arguments(data.sizes))
+    if not found:
+        return None
+    kind, power = list(found)[-1], power_about_means(data.recording, data.fold)
+    data.take_inputs(kind)
+    scores = ", ".join(f"{name} {1 - start.loss / power:.3g}" for name, start in found.items())
+    context.say(f"lrrnn: inputs {TAKEN[kind]} (R² of validation rollouts: {scores})")
+    return found[kind]
+
+
+def _better_start(
+    context: StageContext, data: RecordingDataModule, model: RateModel, loss: float, quick: QuickStart | None
+) -> float:
+    """Of the closed form in ``model`` and a quick start, which is made where the first explains little, the better one by
+    validation; its loss. One that explains nothing is told of."""
+    recording, fold, power = data.recording, data.fold, power_about_means(data.recording, data.fold)
+    if quick is None or quick.model.rnn.has_bias != model.rnn.has_bias:
+        quick = None
+        if not loss < _EXPLAINS_LITTLE * power:
+            arguments = _rate_arguments(data.sizes) | {"has_bias": model.rnn.has_bias}
+            quick = quick_start(recording, fold, arguments, recording.input_kind)
+    if quick is not None and clearly_better(quick.errors, trial_errors(model, recording, fold), power):
+        model.load_state_dict(quick.model.state_dict())
+        context.say(
+            f"lrrnn: the start without simulated trajectories is better (validation loss {quick.loss:.3g}, not {loss:.3g})"
+        )
+        loss = _validation_loss(model, data)
+    if not loss < power:
+        context.say(
+            f"lrrnn: no start explains validation trials better than the neurons' mean rates (loss {loss:.3g}, {power:.3g}); "
+            "check data.alpha, data.activation, lrrnn.rank and the inputs"
+        )
+    return loss
+
+
 def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
-    options, sizes, recording = context.options, data.sizes, data.recording
-    choice, has_bias = options.lrrnn, sizes.has_bias
+    options, choice = context.options, context.options.lrrnn
+    quick = _take_inputs(context, data)
+    sizes, recording, has_bias = data.sizes, data.recording, data.sizes.has_bias
     if choice.bias is None and recording.loadings is None:
         has_bias = bias_supported(recording.trials(data.fold.train), sizes.rank)
         context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
-    arguments = _arguments(sizes) | {
+    arguments = _rate_arguments(sizes) | {
         "has_bias": has_bias,
-        "activation": sizes.activation,
         "init": choice.init,
         "init_std": choice.init_std,
         "weight_penalty": choice.weight_penalty,
@@ -191,15 +241,21 @@ def _train_on_rates(
     solved = module.model.initialise(recording.trials(data.fold.train)) is not None
     data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
     before = _validation_loss(module.model, data)
+    if solved:
+        before = _better_start(context, data, module.model, before, quick)
     idle = solved and _nothing_to_gain(module.model, data, before)
     epochs = choice.max_epochs or (0 if idle else _RATES_MAX_EPOCHS)
     metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
+    loss = _validation_loss(module.model, data, part=data.fold.test)
+    metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
     return fitted_to_rates(module.model, recording, data.fold), metrics
 
 
-def _validation_loss(model: RateModel, data: RecordingDataModule, rates: Recording | None = None) -> float:
-    """``rates``: the recording as the model sees it, where that is not as it was made."""
-    batch = data.batch(data.fold.validation)
+def _validation_loss(
+    model: RateModel, data: RecordingDataModule, rates: Recording | None = None, part: Tensor | None = None
+) -> float:
+    """``rates``: the recording as the model sees it, where that is not as it was made; ``part``: other trials."""
+    batch = data.batch(data.fold.validation if part is None else part)
     if rates is not None:
         batch = batch._replace(activity=rates.activity[data.fold.validation])
     with torch.no_grad():
@@ -232,8 +288,9 @@ def _fit_unless_worse(
 def _train_on_spikes(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
-    options, sizes, recording, fold = context.options, data.sizes, data.recording, data.fold
-    choice = options.lrrnn
+    options, choice = context.options, context.options.lrrnn
+    data.take_inputs("instant" if choice.inputs == "auto" else choice.inputs)
+    sizes, recording, fold = data.sizes, data.recording, data.fold
     if _smoother_chosen(choice.inference, recording, sizes.rank):
         found = _solve_spikes(context, data, mark)
         if found is not None:

@@ -223,6 +223,7 @@ class Results:
             settles_on=self._settles_on(),
             attractors=None if self.attractor_counts is None else self.attractor_counts.probabilities,
             has_inputs=recording.n_inputs > 0,
+            input_kind=self.inputs.latents.input_kind,
         )
 
     @cached_property

@@ -42,7 +42,7 @@ def summarise(
     results = Results(options, store, data)
     measures, to_draw = results.measures(), figures_due(results) if options.report else {}
     progress.expect(len(measures) + len(to_draw) + 1 + options.report)
-    write_network(store.path / "network.npz", results.network, 0.0)
+    write_network(store.path / "network.npz", results.network, 0.0, results.inputs.latents.input_kind)
     metrics, drawn, files = {}, {}, {}
     for name, measure in measures.items():
         progress.start(name)

@@ -36,6 +36,7 @@ from connector.report.glossary import METRICS
             {},
             "the order of neurons and trials",
         ),
+        ({"lrrnn/rollout_r2": -0.4}, {}, "its dynamics are not the recorded ones"),
         ({"lrrnn/origin_distance": 2.0}, {}, "an origin 2 standard deviations of the given latents away"),
         ({}, {"finite": False}, "not finite"),
         ({"lrrnn/bits_per_spike": -0.01}, {}, "each neuron's mean rate"),

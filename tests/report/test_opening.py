@@ -261,3 +261,9 @@ def test_number_of_attractors_is_told_with_its_probability():
     assert "cannot tell" not in said
     assert "cannot tell how many attractors" in " ".join(opening(rates(attractors=open_)))
     assert "attractors the visited region" not in " ".join(opening(rates()))
+
+
+def test_in_short_says_how_inputs_enter_where_equation_1_has_them_otherwise():
+    for kind, words in (("filtered", "pass the neurons' time constant"), ("both", "at once and through")):
+        assert words in " ".join(opening(spikes(input_kind=kind)))
+    assert "In this model the inputs" not in " ".join(opening(spikes()))

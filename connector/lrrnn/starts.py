@@ -1,0 +1,95 @@
+"""Starts of a fit to rates, and how its inputs enter: judged by the rollouts of validation trials, the simplest on ties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from connector.data.folds import Fold
+from connector.data.input_filter import INPUT_KINDS, with_inputs
+from connector.errors import UserError
+from connector.lrrnn.closed_form import fit_rates_closed_form
+from connector.lrrnn.rate_model import RateModel
+from connector.types import Recording, TrialBatch
+
+# Ridge parameter of a quick start, in units of the power of the rates over their number.
+_RIDGE = 1e-4
+# What counts as better: a gain of so many standard errors over trials, of this share of the error and of the power.
+_CLEAR, _LEAST_SHARE, _LEAST_POWER = 2.0, 0.01, 1e-5
+_LEAST_SHARE_OF_BOTH = 0.67  # twice the inputs gain something wherever a fit falls short
+
+
+@dataclass(frozen=True)
+class Start:
+    """A fitted model, the kind of its inputs, and its errors on validation trials (B,): mean squares of each rollout."""
+
+    kind: str
+    model: RateModel
+    errors: Tensor
+
+    @property
+    def loss(self) -> float:
+        return float(self.errors.mean())
+
+
+def trial_errors(model: RateModel, recording: Recording, fold: Fold) -> Tensor:
+    """Mean squared errors of the rollouts of validation trials (B,), infinite where one ran away."""
+    return model.trial_errors(TrialBatch.of(recording, fold.validation)).double().nan_to_num(torch.inf)
+
+
+def quick_start(recording: Recording, fold: Fold, arguments: dict[str, Any], kind: str) -> Start | None:
+    """The closed form without simulated trajectories, a tenth of its cost; None where the training trials allow none.
+
+    Args:
+        recording: with its inputs as they were given, or of this ``kind``; arguments: of :class:`RateModel`.
+    """
+    seen = with_inputs(recording, kind)
+    train = seen.trials(fold.train)
+    model = RateModel(**arguments | {"n_inputs": seen.n_inputs})
+    ridge = _RIDGE * float(train.activity[train.mask].square().mean()) / train.n_neurons
+    try:
+        model.start_from(fit_rates_closed_form(train, model.rnn.rank, model.rnn.has_bias, ridge, smooth=False))
+    except (UserError, torch.linalg.LinAlgError):
+        return None
+    return Start(kind, model, trial_errors(model, seen, fold))
+
+
+def clearly_better(errors: Tensor, others: Tensor, power: float, least_share: float = _LEAST_SHARE) -> bool:
+    """Whether errors (B,) of validation trials are lower than ``others`` of the same trials beyond chance, and noticeably."""
+    gain = others - errors
+    least = max(least_share * float(others.mean()), _LEAST_POWER * power)
+    if not bool(torch.isfinite(others).all()):
+        return bool(torch.isfinite(errors).all())
+    return float(gain.mean()) > max(least, _CLEAR * float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else 0.0)
+
+
+def best_inputs(recording: Recording, fold: Fold, arguments: dict[str, Any]) -> dict[str, Start]:
+    """A quick start for each kind of inputs that allows one, the chosen kind last: the simplest that no other clearly beats.
+
+    Args:
+        recording: rates with their inputs as they were given.
+    """
+    found = {}
+    for kind in INPUT_KINDS:
+        start = quick_start(recording, fold, arguments, kind)
+        if start is not None:
+            found[kind] = start
+    power, chosen = power_about_means(recording, fold), next(iter(found), None)
+    # Even a perfect rollout leaves the noise of single rates, of which the shares of an error do not speak.
+    noise = min((float(start.model.residual_variance) for start in found.values()), default=0.0)
+    for kind, start in found.items():
+        share = _LEAST_SHARE_OF_BOTH if kind == "both" else _LEAST_SHARE
+        if clearly_better(start.errors - noise, found[chosen].errors - noise, power, share):
+            chosen = kind
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: kind == chosen)}
+
+
+def power_about_means(recording: Recording, fold: Fold, part: Tensor | None = None) -> float:
+    """Mean square of the rates of trials ``part``, by default validation, about their means over training trials: the loss of
+    a model that knows these."""
+    train, held = recording.trials(fold.train), recording.trials(fold.validation if part is None else part)
+    mean = train.activity[train.mask].double().mean(0)
+    return float((held.activity[held.mask].double() - mean).square().mean())
