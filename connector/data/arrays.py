@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from connector.data.beside import input_keys, inputs_of, kept_neurons
 from connector.data.contents import FORMATS
 from connector.data.layout import AXES, check_axes, laid_out, one_each, wrong_axes
 from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.data.sources import Sources
+from connector.data.spike_times import counted, given_numbers, seconds, split_by_ends
 from connector.declarations import require
 from connector.errors import UserError
-from connector.files import check_size, paths_of
+from connector.files import paths_of
 
 if TYPE_CHECKING:
     from connector.types import Recording
 
-_MOST_CONDITIONS = 100
+_BIN_S = 0.01
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
 
 
@@ -49,6 +51,28 @@ class ArraysOptions:
     neurons: Any = data_option(
         "neurons kept: KEY of a mask, or of their numbers; or a list of numbers; counted as in keys; null: all",
         default=None,
+    )
+    spike_times: str | None = data_option(
+        "in place of activity, KEY of spike times, which are counted in bins: a vector of all spikes, or a list (cells, groups, rows "
+        "with NaN behind) for each neuron, by data.axes=[trial,neuron] for each trial and neuron",
+        default=None,
+    )
+    spike_neurons: str | None = data_option("KEY of the neuron of each spike, where times are one vector", default=None)
+    spike_trials: str | None = data_option(
+        "KEY of the trial of each spike, whose times then count from zero in each trial", default=None
+    )
+    spike_unit_s: Any = data_option("seconds per unit of spike times, such as 0.001 or 1/30000", default=1.0)
+    trial_starts: Any = data_option(
+        "KEY (or a list) of times about which trials lie, where spike times go through the session", default=None
+    )
+    trial_stops: Any = data_option("KEY (or a list) of times at which trials end", default=None)
+    trial_unit_s: Any = data_option("seconds per unit of these times; null: as spike_unit_s", default=None)
+    start_s: float | None = data_option(
+        "start of the bins, from the trial's time or, without trials, on the clock of the spikes; null: 0, or the first spike",
+        unit="s", default=None,
+    )  # fmt: skip
+    stop_s: float | None = data_option(
+        "end of the bins, counted alike; null: trial_stops, or the last spike", unit="s", default=None
     )
     inputs: Any = data_option("KEY of external inputs, or a list of KEYs, their channels side by side", default=None)
     input_axes: list[str] | None = data_option(
@@ -92,6 +116,15 @@ class ArraysOptions:
             "with data.conditions",
             True,
         )
+        if self.spike_times is None:
+            for name in ("spike_neurons", "spike_trials", "trial_starts", "trial_stops", "start_s", "stop_s"):
+                require(getattr(self, name) is None, f"data.{name}", "with data.spike_times", getattr(self, name))
+        else:
+            require(self.activity is None, "data.spike_times", "in place of data.activity", self.spike_times)
+            require(self.lengths is None, "data.lengths", "with data.activity, not with data.spike_times", self.lengths)
+        seconds(self.spike_unit_s, "data.spike_unit_s")
+        if self.start_s is not None and self.stop_s is not None:
+            require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
         if self.bin_s is not None and self.alpha is None:
             require(
                 self.bin_s <= self.tau,
@@ -124,36 +157,63 @@ def load_arrays(
         UserError: another format, damage, a key that is absent, arrays that cannot be a recording; without ``activity``, the
             arrays that there are and a guess of the options.
     """
-    from connector.data.recorded import RecordedArrays, recording_of
-
     options = settled(ArraysOptions, options, keywords)
     paths = paths_of(path)
     require_activity(paths, options)
     raw, one = _read(paths, options)
     notes: list[str] = []
+    name = name or paths[0].stem
+    if options.spike_times is not None:
+        return _of_spike_times(raw, options, one, name, notes)
     activity, lengths = _activity(raw, options)
     if lengths is not None and "lengths" in raw:
         raise UserError("trials whose lengths are said once", "data.lengths and arrays of different lengths")
-    kept, names = _kept_neurons(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
+    kept, names = kept_neurons(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
     activity = activity[:, :, kept]
     kind = _kind(activity, options.kind, notes)
     values = {kind: np.require(activity, requirements=["W", "O"])}
-    trials, steps, _ = activity.shape
-    values |= {
-        what: one_each(raw[what], trials, f"data.{what}", getattr(options, what)) for what in _PER_TRIAL if what in raw
+    values |= _of_trials(raw, options, len(activity)) | ({} if lengths is None else {"lengths": lengths})
+    bin_s = options.bin_s if options.bin_s is not None or kind == "rates" else _BIN_S
+    return _finished(values, raw, options, bin_s, name, notes, names)
+
+
+def _of_spike_times(raw: dict[str, Any], options: ArraysOptions, one: int, name: str, notes: list[str]) -> Recording:
+    bin_s = _BIN_S if options.bin_s is None else options.bin_s
+    found = counted(raw, options, one, bin_s, notes)
+    rows = np.arange(len(found.counts)) if found.rows is None else found.rows
+    starts = raw.get("trial_starts")
+    n_trials = len(rows) if found.rows is None else len(one_each(starts, None, "", ""))
+    values = {what: x[rows] for what, x in _of_trials(raw, options, n_trials).items()}
+    values |= {} if found.times_s is None or "times" in values else {"times": found.times_s}
+    values |= {"spikes": found.counts} | ({} if found.lengths is None else {"lengths": found.lengths})
+    return _finished(values, raw, options, bin_s, name, notes, found.names)
+
+
+def _of_trials(raw: dict[str, Any], options: ArraysOptions, number: int) -> dict[str, np.ndarray]:
+    """What the file has of each trial, (trials,) each."""
+    return {
+        what: one_each(raw[what], number, f"data.{what}", getattr(options, what)) for what in _PER_TRIAL if what in raw
     }
-    values |= {} if lengths is None else {"lengths": lengths}
-    labels = values.pop("conditions", None)
-    inputs, input_names = _inputs(raw, labels, (trials, steps), options, notes)
+
+
+def _finished(
+    values: dict[str, np.ndarray], raw: dict[str, Any], options: ArraysOptions, bin_s: float | None, name: str, notes: list[str],
+    neuron_names: tuple[str, ...],
+) -> Recording:  # fmt: skip
+    """The Recording of arrays by the keys of an npz, of labels of conditions, and of inputs that are still as the file has
+    them."""
+    from connector.data.recorded import RecordedArrays, recording_of
+
+    shape = values.get("spikes", values.get("rates")).shape[:2]
+    inputs, input_names = inputs_of(raw, values.pop("conditions", None), shape, options, notes)
     values |= {} if inputs is None else {"externalinputs": inputs}
-    bin_s = options.bin_s if options.bin_s is not None or kind == "rates" else 0.01
     arrays = RecordedArrays(values, notes, options.activation)
-    return recording_of(arrays, options, bin_s, name or paths[0].stem, input_names, neuron_names=names)
+    return recording_of(arrays, options, bin_s, name, input_names, neuron_names=neuron_names)
 
 
 def require_activity(path: Any, options: ArraysOptions) -> None:
     """Raises UserError, with the arrays that there are and a guess of the command, where no option names the activity."""
-    if options.activity is None:
+    if options.activity is None and options.spike_times is None:
         from connector.data.listing import told
 
         told(paths_of(path), options.max_gigabytes)
@@ -161,21 +221,23 @@ def require_activity(path: Any, options: ArraysOptions) -> None:
 
 def _read(paths: list[Path], options: ArraysOptions) -> tuple[dict[str, Any], int]:
     """What the options name, by option, and the number of the first cell or column in keys."""
-    raw, one = {}, 0
+    raw: dict[str, Any] = {}
     with Sources(paths, options.max_gigabytes) as sources:
-        raw["activity"], file = sources.value(options.activity)
-        one = file.one
-        for what in (*_PER_TRIAL, "neurons"):
-            key = getattr(options, what)
-            if isinstance(key, str):
-                raw[what] = sources.value(key)[0]
-        raw["inputs"] = {key: sources.value(key)[0] for key in input_keys(options)}
-    return raw, one
-
-
-def input_keys(options: ArraysOptions) -> list[str]:
-    """KEYs of the inputs."""
-    return [options.inputs] if isinstance(options.inputs, str) else [str(key) for key in options.inputs or []]
+        key = options.activity if options.spike_times is None else options.spike_times
+        main, file = sources.value(str(key))
+        raw["activity" if options.spike_times is None else "spike_times"] = main
+        for what in (*_PER_TRIAL, "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
+            named = getattr(options, what)
+            if isinstance(named, str):
+                raw[what] = sources.value(named)[0]
+        raw["inputs"] = {named: sources.value(named)[0] for named in input_keys(options)}
+        if options.spike_times is not None and options.spike_neurons is None and isinstance(main, np.ndarray):
+            with contextlib.suppress(UserError):  # a table of ragged columns, as NWB has them
+                raw["spike_times"] = split_by_ends(main.ravel(), sources.value(f"{key}_index")[0], str(key))
+    for what in ("trial_starts", "trial_stops"):
+        typed = given_numbers(getattr(options, what), f"data.{what}")
+        raw |= {} if typed is None else {what: typed}
+    return raw, file.one
 
 
 def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -191,42 +253,6 @@ def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, 
     return laid_out(value, axes, where, options.max_gigabytes)
 
 
-def _kept_neurons(value: Any, number: int, one: int, notes: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers of the neurons kept, (n,) from 0, and their names; none where all are."""
-    if value is None:
-        return np.arange(number), ()
-    chosen = (
-        np.asarray(value)
-        if isinstance(value, (list, tuple)) and not any(isinstance(x, (list, np.ndarray)) for x in value)
-        else one_each(value, None, "", "")
-    )
-    mask = chosen.size == number and chosen.dtype.kind in "biuf" and bool(np.isin(chosen, (0, 1)).all())
-    if mask:
-        kept = np.flatnonzero(chosen)
-    else:
-        whole = chosen.dtype.kind in "iuf" and np.array_equal(chosen, np.round(chosen))
-        last = number - 1 + one
-        fits = (
-            whole
-            and chosen.size
-            and chosen.min() >= one
-            and chosen.max() <= last
-            and len(np.unique(chosen)) == chosen.size
-        )
-        expected = f"data.neurons as a mask of {number} neurons, or different numbers from {one} to {last}"
-        require_fits(fits, expected, f"{chosen.dtype} of shape {chosen.shape}")
-        kept = chosen.ravel().astype(int) - one
-    require_fits(len(kept) > 0, "data.neurons that keeps some", "none kept")
-    notes.append(f"{len(kept)} of {number} neurons kept (data.neurons)")
-    return kept, tuple(str(i + one) for i in kept)
-
-
-def require_fits(condition: Any, expected: str, got: str) -> None:
-    """Raises UserError unless the condition holds."""
-    if not condition:
-        raise UserError(expected, got)
-
-
 def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
     if kind != "auto":
         return kind
@@ -239,75 +265,6 @@ def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
         else "read as rates; if not, data.kind=spikes"
     )
     return "spikes" if whole else "rates"
-
-
-def _inputs(
-    raw: dict[str, Any], labels: np.ndarray | None, shape: tuple[int, int], options: ArraysOptions, notes: list[str]
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Inputs (trials, time, U) and their names."""
-    found, names = [], []
-    for key, value in raw["inputs"].items():
-        x = _one_input(key, value, shape, options)
-        found.append(x)
-        names += [key] if x.shape[2] == 1 else [f"{key} {i + 1}" for i in range(x.shape[2])]
-    if labels is not None:
-        kinds, of_trial = _conditions(labels, options.conditions, notes)
-        if options.condition_inputs:
-            of_each = (of_trial[:, None] == np.arange(len(kinds))).astype(float)
-            found.append(np.broadcast_to(of_each[:, None], (*shape, len(kinds))))
-            names += [f"{options.conditions} {kind}" for kind in kinds]
-    if not found:
-        return None, ()
-    check_size(
-        8e-9 * shape[0] * shape[1] * len(names),
-        options.max_gigabytes,
-        "raise data.max_gigabytes if the memory is there",
-    )
-    return np.concatenate(found, axis=2).astype(float), tuple(names)
-
-
-def _one_input(key: str, value: Any, shape: tuple[int, int], options: ArraysOptions) -> np.ndarray:
-    """(trials, time, channels) of one key."""
-    axes = options.input_axes
-    if axes is None:
-        axes = ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
-        if isinstance(value, np.ndarray) and value.ndim == len(axes) - 1:
-            axes.remove("input")
-    x, _ = laid_out(value, axes, key, options.max_gigabytes, last="input")
-    for axis, name in enumerate(("trial", "time")):
-        if x.shape[axis] != (shape[axis] if name in axes else 1):
-            raise UserError(
-                f"data.inputs {key} like the activity, {shape[0]} trials of {shape[1]} samples",
-                f"shape {x.shape} (trials, time, inputs)",
-                "name the axes that it has, in their order: data.input_axes=[trial,time,input]",
-            )
-    return np.broadcast_to(x, (*shape, x.shape[2]))
-
-
-def _conditions(labels: np.ndarray, key: str | None, notes: list[str]) -> tuple[list[str], np.ndarray]:
-    """Names of the conditions, and the number of each trial's, -1 for NaN or an empty text."""
-    none = (
-        np.isnan(labels)
-        if labels.dtype.kind == "f"
-        else (labels == "" if labels.dtype.kind == "U" else np.zeros(len(labels), bool))
-    )
-    different, of_trial = np.unique(labels[~none], return_inverse=True)
-    numbers = np.full(len(labels), -1)
-    numbers[~none] = of_trial
-    kinds = [
-        x.decode(errors="replace") if isinstance(x, bytes) else f"{x:g}" if different.dtype.kind in "iuf" else str(x)
-        for x in different
-    ]
-    if not 1 <= len(kinds) <= _MOST_CONDITIONS:
-        raise UserError(
-            f"conditions of 1 to {_MOST_CONDITIONS} kinds in {key}", f"{len(kinds)} in {len(labels)} trials"
-        )
-    counts = Counter(numbers.tolist())
-    said = ", ".join(f"{counts[i]} of {kind}" for i, kind in enumerate(kinds[:10])) + (
-        ", ..." if len(kinds) > 10 else ""
-    )
-    notes.append(f"conditions ({key}): {said}" + (f"; {counts[-1]} trials of none" if counts[-1] else ""))
-    return kinds, numbers
 
 
 READER = Reader(ArraysOptions, load_arrays, formats=FORMATS, refuses=require_activity, several=True)

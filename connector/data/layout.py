@@ -37,6 +37,18 @@ def _levels(value: Any) -> list[tuple[int, ...]]:
     return found
 
 
+def grid_of(value: Any, where: str) -> np.ndarray:
+    """The arrays of nested lists, as an array of objects with an axis for each level of lists."""
+    return _leaves(value, _levels(value), where)
+
+
+def axes_of_lists(grid: np.ndarray, axes: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:
+    """Such an array with its axes in another order; raises UserError where it has not as many as are named."""
+    if grid.ndim != len(axes):
+        raise UserError(f"lists in {where} with the axes ({', '.join(axes)})", f"nested {grid.ndim} deep")
+    return grid.transpose([list(axes).index(name) for name in wanted])
+
+
 def _leaves(value: Any, levels: list[tuple[int, ...]], where: str) -> np.ndarray:
     """The arrays of nested lists, as an array of objects with an axis for each level."""
     grid = np.empty([n for sizes in levels for n in sizes], dtype=object)
@@ -145,8 +157,8 @@ def numbers(value: Any, where: str) -> np.ndarray:
     return value
 
 
-def one_each(value: Any, number: int | None, what: str, where: str) -> np.ndarray:
-    """One number or text for each of ``number`` trials (None: of any number), (number,).
+def one_each(value: Any, number: int | None, what: str, where: str, of: str = "trials") -> np.ndarray:
+    """One number or text for each of ``number`` trials (None: of any number), or other things, (number,).
 
     Raises:
         UserError: another number of them.
@@ -156,7 +168,7 @@ def one_each(value: Any, number: int | None, what: str, where: str) -> np.ndarra
         texts = any(isinstance(x, str) for x in flat)
         value = np.array([str(x) for x in flat] if texts else flat)
     if number is not None and value.size != number:
-        raise UserError(f"{what} with one value for each of {number} trials", f"shape {value.shape} of {where}")
+        raise UserError(f"{what} with one value for each of {number} {of}", f"shape {value.shape} of {where}")
     return value.reshape(-1)
 
 

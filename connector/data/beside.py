@@ -1,0 +1,133 @@
+"""What arrays hold beside the activity: which neurons are kept, external inputs, labels of trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from connector.data.layout import AXES, laid_out, one_each
+from connector.data.preprocessing import as_text
+from connector.errors import UserError, require
+from connector.files import check_size
+
+_MOST_CONDITIONS = 100
+
+
+def label(x: Any) -> str:
+    """A number or text of a label in words."""
+    if isinstance(x, (bytes, str)):
+        return as_text(x)
+    return str(int(x)) if float(x).is_integer() else f"{x:g}"
+
+
+def kept_neurons(
+    value: Any, number: int, one: int, notes: list[str], ids: Sequence[str] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers of the neurons kept, (n,) from 0, and their names; none where all are.
+
+    Args:
+        value: a mask, or numbers or names of neurons; None: all. number: of the neurons. ids: their names, where the file
+            has names; a mask may then be of all names from 0 (or ``one``) on.
+
+    Raises:
+        UserError: none of these, or no neuron is kept.
+    """
+    if value is None:
+        return np.arange(number), ()
+    chosen = one_each([np.asarray(x) for x in value] if isinstance(value, (list, tuple)) else value, None, "", "")
+    of_two = chosen.dtype.kind in "biuf" and bool(np.isin(chosen, (0, 1)).all())
+    named = ids or tuple(str(i + one) for i in range(number))
+    if of_two and chosen.size == number:
+        kept = np.flatnonzero(chosen)
+    else:
+        wanted = (np.flatnonzero(chosen) + one) if of_two and chosen.size > number and ids else chosen
+        words = [label(x) for x in wanted.tolist()]
+        kept = np.array([named.index(x) for x in words if x in named], dtype=int)
+        known = len(kept) == len(words) or (bool(ids) and len(kept) > 0)
+        there = "among those of the spikes" if ids else f"from {one} to {number - 1 + one}"
+        expected = f"data.neurons as a mask of {number} neurons, or different numbers {there}"
+        require(
+            known and len(set(words)) == len(words),
+            expected,
+            ", ".join(words[:6]) + (", ..." if len(words) > 6 else ""),
+        )
+    require(len(kept) > 0, "data.neurons that keeps some", "none kept")
+    notes.append(f"{len(kept)} of {number} neurons kept (data.neurons)")
+    return kept, tuple(named[i] for i in kept)
+
+
+def input_keys(options: Any) -> list[str]:
+    """KEYs of the inputs."""
+    return [options.inputs] if isinstance(options.inputs, str) else [str(key) for key in options.inputs or []]
+
+
+def inputs_of(
+    raw: dict[str, Any], labels: np.ndarray | None, shape: tuple[int, int], options: Any, notes: list[str]
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Inputs (trials, time, U) and their names."""
+    found, names = [], []
+    for key, value in raw["inputs"].items():
+        x = _one_input(key, value, shape, options)
+        found.append(x)
+        names += [key] if x.shape[2] == 1 else [f"{key} {i + 1}" for i in range(x.shape[2])]
+    if labels is not None:
+        kinds, of_trial = _conditions(labels, options.conditions, notes)
+        if options.condition_inputs:
+            of_each = (of_trial[:, None] == np.arange(len(kinds))).astype(float)
+            found.append(np.broadcast_to(of_each[:, None], (*shape, len(kinds))))
+            names += [f"{options.conditions} {kind}" for kind in kinds]
+    if not found:
+        return None, ()
+    check_size(
+        8e-9 * shape[0] * shape[1] * len(names),
+        options.max_gigabytes,
+        "raise data.max_gigabytes if the memory is there",
+    )
+    return np.concatenate(found, axis=2).astype(float), tuple(names)
+
+
+def _one_input(key: str, value: Any, shape: tuple[int, int], options: Any) -> np.ndarray:
+    """(trials, time, channels) of one key."""
+    axes = options.input_axes
+    if axes is None:
+        axes = ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
+        if isinstance(value, np.ndarray) and value.ndim == len(axes) - 1:
+            axes.remove("input")
+    x, _ = laid_out(value, axes, key, options.max_gigabytes, last="input")
+    for axis, name in enumerate(("trial", "time")):
+        if x.shape[axis] != (shape[axis] if name in axes else 1):
+            raise UserError(
+                f"data.inputs {key} like the activity, {shape[0]} trials of {shape[1]} samples",
+                f"shape {x.shape} (trials, time, inputs)",
+                "name the axes that it has, in their order: data.input_axes=[trial,time,input]",
+            )
+    return np.broadcast_to(x, (*shape, x.shape[2]))
+
+
+def _conditions(labels: np.ndarray, key: str | None, notes: list[str]) -> tuple[list[str], np.ndarray]:
+    """Names of the conditions, and the number of each trial's, -1 for NaN or an empty text."""
+    none = (
+        np.isnan(labels)
+        if labels.dtype.kind == "f"
+        else (labels == "" if labels.dtype.kind == "U" else np.zeros(len(labels), bool))
+    )
+    different, of_trial = np.unique(labels[~none], return_inverse=True)
+    numbers = np.full(len(labels), -1)
+    numbers[~none] = of_trial
+    kinds = [
+        x.decode(errors="replace") if isinstance(x, bytes) else f"{x:g}" if different.dtype.kind in "iuf" else str(x)
+        for x in different
+    ]
+    if not 1 <= len(kinds) <= _MOST_CONDITIONS:
+        raise UserError(
+            f"conditions of 1 to {_MOST_CONDITIONS} kinds in {key}", f"{len(kinds)} in {len(labels)} trials"
+        )
+    counts = Counter(numbers.tolist())
+    said = ", ".join(f"{counts[i]} of {kind}" for i, kind in enumerate(kinds[:10])) + (
+        ", ..." if len(kinds) > 10 else ""
+    )
+    notes.append(f"conditions ({key}): {said}" + (f"; {counts[-1]} trials of none" if counts[-1] else ""))
+    return kinds, numbers

@@ -1,0 +1,281 @@
+"""Spike times as labs keep them, binned: lists of events (time, neuron, trial), and lists of times for each neuron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from connector.data.beside import kept_neurons, label
+from connector.data.layout import axes_of_lists, flattened, grid_of, numbers, one_each
+from connector.data.nwb_observed import only_recorded
+from connector.data.nwb_trials import TrialBins
+from connector.errors import UserError, require
+from connector.files import check_size
+
+_MOST_BINS = 10**8  # of a trial
+_OF_TRIALS = "data.spike_trials, or trial among data.axes"
+
+
+@dataclass(frozen=True)
+class Events:
+    """Spikes of all neurons.
+
+    Attributes:
+        times: (n,) seconds; neurons: (n,) numbers from 0; trials: (n,) numbers or texts of the trials that the times count from,
+            or None for times of one recording.
+        names: of the neurons; named: by the file, not by their order. n_trials: where it is known.
+    """
+
+    times: np.ndarray
+    neurons: np.ndarray
+    trials: np.ndarray | None
+    names: tuple[str, ...]
+    n_trials: int | None = None
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counts (trials, steps, neurons) float32; lengths (trials,) or None where they are to be told from the counts; start of
+    each trial in the session (trials,), s, or None; which of the trials of the file these are, or None for all; names of neurons."""
+
+    counts: np.ndarray
+    lengths: np.ndarray | None
+    times_s: np.ndarray | None
+    rows: np.ndarray | None
+    names: tuple[str, ...]
+
+
+def seconds(value: Any, option: str) -> float:
+    """A number of seconds that may be typed as a fraction, 1/30000.
+
+    Raises:
+        UserError: no positive number.
+    """
+    try:
+        found = float(Fraction(str(value).replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        found = math.nan
+    require(
+        0 < found < math.inf and not isinstance(value, bool),
+        f"{option} as seconds, such as 0.001 or 1/30000",
+        repr(value),
+    )
+    return found
+
+
+def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]) -> Counted:
+    """Spikes counted in the bins of trials.
+
+    Times count from each trial's zero where events have trials; else trials are windows about ``trial_starts``, or the whole
+    is one recording, from its first spike to its last unless ``start_s`` and ``stop_s`` say so.
+
+    Args:
+        raw: what the options of :class:`connector.data.arrays.ArraysOptions` name. one: number of the first cell or column.
+
+    Raises:
+        UserError: arrays that do not go together, no spike or no bin in the windows, too many bins.
+    """
+    events = _chosen(_events(raw, options, one), raw.get("neurons", options.neurons), one, notes)
+    if not len(events.times):
+        raise UserError(f"spike times in {options.spike_times}", "none")
+    rows, starts = None, None
+    if raw.get("trial_starts") is not None:
+        if events.trials is not None:
+            raise UserError(f"trials told once: data.trial_starts, or {_OF_TRIALS}", "both")
+        bins = _windows(raw, options, bin_s, notes)
+        rows, starts = bins.rows, bins.event_s
+    elif events.trials is not None:
+        events, bins = _side_by_side(events, raw, options, one, bin_s)
+    else:
+        bins = _whole(events, options, bin_s, notes)
+    counts = _counts(events, bins, options.max_gigabytes)
+    if not counts.any():
+        raise UserError(
+            f"spikes in the {bins.n_trials} trials",
+            f"none; spike times {events.times.min():g} to {events.times.max():g} s, trials {bins.begin.min():g} to "
+            f"{(bins.begin + bins.lengths * bin_s).max():g} s",
+            "are both in seconds? data.spike_unit_s and data.trial_unit_s say what their units are",
+        )
+    lengths: np.ndarray | None = bins.lengths
+    if rows is not None:
+        counts, bins = only_recorded(counts, bins, notes)
+        rows, starts, lengths = bins.rows, bins.event_s, bins.lengths
+    elif events.trials is not None and options.stop_s is None:
+        lengths = None  # a trial's end is where its spikes end
+    return Counted(counts, lengths, starts, rows, events.names)
+
+
+def _events(raw: Mapping[str, Any], options: Any, one: int) -> Events:
+    """What the options say of spikes, as one list of events."""
+    value, where, unit = raw["spike_times"], options.spike_times, seconds(options.spike_unit_s, "data.spike_unit_s")
+    if "spike_neurons" in raw:
+        times = numbers(one_each(value, None, "", where), where).astype(float)
+        ids = one_each(raw["spike_neurons"], len(times), "data.spike_neurons", options.spike_neurons, "spikes")
+        trials = None
+        if "spike_trials" in raw:
+            trials = one_each(raw["spike_trials"], len(times), "data.spike_trials", options.spike_trials, "spikes")
+        kept = np.isfinite(times)
+        for labels in (ids, trials):
+            kept &= ~np.isnan(labels) if labels is not None and labels.dtype.kind == "f" else True
+        names, neurons = np.unique(ids[kept], return_inverse=True)
+        said = tuple(map(label, names.tolist()))
+        return Events(unit * times[kept], neurons.ravel(), None if trials is None else trials[kept], said, named=True)
+    if isinstance(value, np.ndarray) and value.squeeze().ndim < 2 and options.axes is None:
+        raise UserError(
+            f"the neuron of each of the {value.size} spikes of {where}", "none", "name it: data.spike_neurons=KEY"
+        )
+    axes = list(options.axes or ["neuron"])
+    if sorted(axes) not in (["neuron"], ["neuron", "trial"]):
+        raise UserError("data.axes of lists of spike times as [neuron], [trial,neuron] or [neuron,trial]", str(axes))
+    if isinstance(value, np.ndarray):  # a row of times each, NaN behind them
+        value = [list(x) for x in value] if len(axes) == 2 else list(value)
+    if len(axes) == 1:
+        lists = flattened(value)
+        grid = np.empty((len(lists), 1), dtype=object)
+        grid[:, 0] = lists
+    else:
+        grid = axes_of_lists(grid_of(value, where), axes, ("neuron", "trial"), where)
+    flat = [numbers(x, where).ravel().astype(float) for x in grid.ravel()]
+    sizes = [len(x) for x in flat]
+    times = np.concatenate(flat) if flat else np.zeros(0)
+    neurons, trials = (np.repeat(index.ravel(), sizes)[np.isfinite(times)] for index in np.indices(grid.shape))
+    names = tuple(str(k + one) for k in range(len(grid)))
+    of_trials = (trials, grid.shape[1]) if "trial" in axes else (None, None)
+    return Events(unit * times[np.isfinite(times)], neurons, of_trials[0], names, of_trials[1])
+
+
+def _chosen(events: Events, chosen: Any, one: int, notes: list[str]) -> Events:
+    """Those of the neurons that ``data.neurons`` names."""
+    kept, names = kept_neurons(chosen, len(events.names), one, notes, events.names if events.named else ())
+    place = np.full(len(events.names), -1)
+    place[kept] = np.arange(len(kept))
+    inside = place[events.neurons] >= 0
+    trials = None if events.trials is None else events.trials[inside]
+    names = names or events.names
+    return replace(
+        events, times=events.times[inside], neurons=place[events.neurons[inside]], trials=trials, names=names
+    )
+
+
+def _lengths(span: np.ndarray, bin_s: float) -> np.ndarray:
+    """Whole bins that fit into so many seconds."""
+    bins = np.floor(np.round(span, 9) / bin_s + 1e-6)
+    if bins.max(initial=0) > _MOST_BINS:
+        got = f"{bins.max() * bin_s:.3g} s"
+        raise UserError(
+            f"trials of at most {_MOST_BINS:g} bins of {bin_s:g} s", got, "say what the unit is: data.spike_unit_s"
+        )
+    return bins.astype(np.int64)
+
+
+def _windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
+    """Trials about their times in the session."""
+    unit = seconds(options.spike_unit_s if options.trial_unit_s is None else options.trial_unit_s, "data.trial_unit_s")
+    starts = unit * numbers(one_each(raw["trial_starts"], None, "", ""), "data.trial_starts").astype(float)
+    ends = np.full(len(starts), np.inf) if options.stop_s is None else starts + options.stop_s
+    if raw.get("trial_stops") is not None:
+        stops = one_each(raw["trial_stops"], len(starts), "data.trial_stops", "data.trial_stops")
+        ends = np.minimum(ends, unit * numbers(stops, "data.trial_stops").astype(float))
+    if not np.isfinite(ends[np.isfinite(starts)]).any():
+        raise UserError(
+            "the end of each trial", "none", "give data.trial_stops=KEY, or data.stop_s seconds after the start"
+        )
+    begin = starts + (options.start_s or 0.0)
+    timed = np.isfinite(begin) & np.isfinite(ends)
+    lengths = _lengths(np.where(timed, ends - begin, 0.0), bin_s)
+    kept = (lengths >= 2).nonzero()[0]
+    if len(kept) < len(starts):
+        notes.append(
+            f"{len(starts) - len(kept)} of {len(starts)} trials left out: without times, or shorter than 2 bins"
+        )
+    if not len(kept):
+        raise UserError(
+            f"trials of at least 2 bins of {bin_s:g} s", f"none of {len(starts)}", "see data.bin_s, data.trial_unit_s"
+        )
+    return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
+
+
+def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> TrialBins:
+    """One recording without trials."""
+    first = float(events.times.min()) if options.start_s is None else options.start_s
+    last = float(events.times.max()) if options.stop_s is None else options.stop_s
+    lengths = _lengths(np.array([last - first]), bin_s)
+    if lengths[0] < 2:
+        raise UserError(f"a recording of at least 2 bins of {bin_s:g} s", f"{first:g} to {last:g} s")
+    if options.start_s is None or options.stop_s is None:
+        notes.append(
+            f"recording taken to last from {first:g} to {last:g} s, its spikes; data.start_s and data.stop_s say otherwise"
+        )
+    return TrialBins(np.zeros(1, dtype=int), np.array([first]), np.array([first]), lengths, bin_s)
+
+
+def _side_by_side(
+    events: Events, raw: Mapping[str, Any], options: Any, one: int, bin_s: float
+) -> tuple[Events, TrialBins]:
+    """Trials whose times all count from zero, laid one behind the other on one clock."""
+    assert events.trials is not None
+    n_trials, labels = events.n_trials, events.trials
+    beside = [
+        np.size(raw[what]) for what in ("choices", "times", "conditions") if isinstance(raw.get(what), np.ndarray)
+    ]
+    whole = labels.dtype.kind in "iuf" and bool((labels == np.round(labels)).all())
+    if n_trials is None and beside and whole and labels.min() >= one and labels.max() < beside[0] + one:
+        n_trials, trial = beside[0], labels.astype(np.int64) - one
+    elif n_trials is None:
+        different, trial = np.unique(labels, return_inverse=True)
+        n_trials = len(different)
+    else:
+        trial = labels
+    low = min(0.0, float(events.times.min()))
+    start = bin_s * math.floor(low / bin_s + 1e-9) if options.start_s is None else options.start_s
+    stop = float(events.times.max()) + bin_s if options.stop_s is None else options.stop_s
+    lengths = np.repeat(_lengths(np.array([stop - start]), bin_s), n_trials)
+    if lengths[0] < 2:
+        raise UserError(
+            f"trials of at least 2 bins of {bin_s:g} s", f"{start:g} to {stop:g} s", "see data.bin_s, data.spike_unit_s"
+        )
+    inside = (events.times >= start) & (events.times < start + lengths[0] * bin_s)
+    apart = (lengths[0] + 2) * bin_s
+    times = events.times[inside] - start + apart * trial[inside]
+    begin = apart * np.arange(n_trials)
+    laid = replace(events, times=times, neurons=events.neurons[inside], trials=trial[inside], n_trials=n_trials)
+    return laid, TrialBins(np.arange(n_trials), begin, begin, lengths, bin_s)
+
+
+def _counts(events: Events, bins: TrialBins, max_gigabytes: float) -> np.ndarray:
+    """(trials, steps, neurons) float32."""
+    size = 4e-9 * bins.n_trials * bins.n_steps * len(events.names)
+    check_size(
+        size, max_gigabytes, f"the longest trial has {bins.n_steps} bins: widen data.bin_s, or see data.spike_unit_s"
+    )
+    counts = np.zeros((bins.n_trials, bins.n_steps, len(events.names)), dtype=np.float32)
+    order = np.lexsort((events.times, events.neurons))
+    ends = np.searchsorted(events.neurons[order], np.arange(1, len(events.names)))
+    for k, of_neuron in enumerate(np.split(order, ends)):
+        counts[:, :, k] = bins.counts(events.times[of_neuron])
+    return counts
+
+
+def split_by_ends(times: np.ndarray, ends: np.ndarray, where: str) -> list[np.ndarray]:
+    """Times of all neurons as a list for each, by where each one's end (HDF5's tables of ragged columns, as NWB's)."""
+    whole = ends.dtype.kind in "iu" and ends.ndim == 1 and len(ends) > 0
+    if not whole or (np.diff(ends.astype(np.int64)) < 0).any() or int(ends[-1]) != len(times):
+        raise UserError(f"{where}_index with the ends of the neurons' times, the last {len(times)}", f"{ends[:4]}...")
+    return np.split(times, ends[:-1].astype(np.int64))
+
+
+def given_numbers(value: Any, option: str) -> np.ndarray | None:
+    """A list of numbers that was typed; None for a KEY."""
+    if value is None or isinstance(value, str):
+        return None
+    if not isinstance(value, Sequence) or not all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
+    ):
+        raise UserError(f"{option} as a KEY or a list of numbers", repr(value))
+    return np.array(value, dtype=float)
