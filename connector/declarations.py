@@ -52,8 +52,13 @@ class Option:
     @property
     def range(self) -> str:
         """The admissible values in words; empty where any of the type will do."""
-        if self.choices:
-            return f"among {', '.join(self.choices)}"
+        choices, numbers = ", ".join(self.choices), self._numbers
+        if choices and numbers:
+            return f"{numbers}, or {choices}"
+        return f"among {choices}" if choices else numbers
+
+    @property
+    def _numbers(self) -> str:
         low, high = (self.at_least, self.above), (self.at_most, self.below)
         if low == high == (None, None):
             return ""
@@ -70,7 +75,10 @@ class Option:
         """Whether a value lies in the range; null always does."""
         if value is None or (self.choices and value in self.choices):
             return True
-        return not self.choices and (
+        bounds = (self.at_least, self.above, self.at_most, self.below)
+        if self.choices and (isinstance(value, str) or bounds == (None, None, None, None)):
+            return False
+        return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -127,9 +135,9 @@ def kind_in_words(hint: Any) -> str:
     """What an option of that type holds; empty where that has no short name."""
     kinds = [list] if get_origin(hint) is list else [get_origin(x) or x for x in get_args(hint) or (hint,)]
     words = [_KINDS.get(kind, "") for kind in kinds if kind is not NoneType]
-    if len(words) != 1 or not words[0]:
+    if not all(words):
         return ""
-    return words[0] + (" or null" if NoneType in kinds else "")
+    return " or ".join(words + ["null"] * (NoneType in kinds))
 
 
 def check(options: Any, prefix: str = "") -> None:

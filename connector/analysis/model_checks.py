@@ -3,7 +3,7 @@ other: a readout that is wrong moves the states, smoothed activity hides their n
 that are right.
 
 Causes, as :attr:`ModelChecks.causes` names them: "activation_NAME", the one that fits; "rank", states of which the next follows from
-the last; "input", a dimension that does not follow from anything recorded; "drift"; "smoothing"; "process_noise";
+the last; "fewer", a dimension that nothing shows; "input", a dimension that does not follow from anything recorded; "drift"; "smoothing"; "process_noise";
 "time_step".
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from connector.analysis.readout_checks import DRIFT, RANK, ReadoutChecks, check_readout, states_of
+from connector.analysis.readout_checks import DRIFT, NEGLIGIBLE, RANK, ReadoutChecks, check_readout, states_of
 from connector.analysis.step_checks import Innovations, innovations, time_step_evidence
 from connector.errors import UserError
 from connector.lrrnn.handover import FittedDynamics
@@ -57,6 +57,12 @@ class ModelChecks:
         return self.slow_residuals and self.readout.fitted.filled > LEAST_FILLED
 
     @property
+    def last_is_idle(self) -> bool:
+        """Whether held-out rates are predicted as well without the last of the latent dimensions."""
+        last = self.readout.last
+        return last is not None and last.share <= max(last.error, NEGLIGIBLE)
+
+    @property
     def slow_residuals(self) -> bool:
         """Whether residuals last for longer than a sample, which moves the states."""
         found = self.readout.fitted
@@ -71,7 +77,9 @@ class ModelChecks:
             found[found.index(RANK)] = INPUT
         if self.smoothed:
             found.append("smoothing")
-        if not found and is_clear(self.innovations):
+        if not found and self.last_is_idle:
+            found.append("fewer")
+        if found in ([], ["fewer"]) and is_clear(self.innovations):
             found.append("process_noise")
         least = LEAST_EVIDENCE * (_NOISY if "process_noise" in found else 1.0)
         if self.steps and max(self.steps.values()) > least:
@@ -85,6 +93,8 @@ class ModelChecks:
         for change, gain in self.readout.gains.items():
             name = change if change in (RANK, DRIFT) else f"activation_{change}"
             found |= {f"lrrnn/check_{name}": gain.share, f"lrrnn/check_{name}_error": gain.error}
+        if self.readout.last is not None:
+            found |= {"lrrnn/check_fewer": self.readout.last.share, "lrrnn/check_fewer_error": self.readout.last.error}
         fitted, own = self.readout.fitted, self.innovations
         if self.readout.left > LEAST_LEFT:
             found["lrrnn/check_residual_correlation"] = fitted.correlation

@@ -39,6 +39,7 @@ LEAST_GAIN, LEVEL = (
 _LEAST_OF_FIRST = 0.1  # of the stated readout's error, that a further change has to remove
 _SHARED = 3  # directions between neurons that are left out of the residuals' correlation in time
 RANK, DRIFT = "rank", "drift"
+NEGLIGIBLE = 0.005  # of what can be explained: a dimension that adds less is none that anyone would want
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ class ReadoutChecks:
     Attributes:
         gains: change -> gain over the readout as it is stated: "rank" (one more latent dimension), "drift" (loadings that
             change over the session), the name of another activation.
+        last: what the last of the stated dimensions gains over one fewer; None of a single one.
         adopted: the changes that help, the most helpful first, each on top of those before; "rank" once for each dimension.
         readout: with these changes. fitted: it.
         unexplained, left: held-out squared error of the stated readout, and with the changes, over the rates' variance.
     """
 
     gains: dict[str, Gain]
+    last: Gain | None
     adopted: tuple[str, ...]
     readout: Readout
     fitted: Fitted
@@ -110,7 +113,7 @@ def _pairs(samples: ActivitySamples, mask: Tensor, most: int) -> tuple[ActivityS
     return replace(samples, rows=torch.cat([rows, rows + 1])), rows // mask.shape[1]
 
 
-class _Samples:
+class ReadoutSamples:
     """Samples of training trials, pairs of neighbouring samples of other trials, and the place of each in the session."""
 
     def __init__(self, recording: Recording, fold: Fold):
@@ -168,7 +171,7 @@ class _Samples:
         now, then = (residual - residual @ shared @ shared.T).chunk(2)
         product, size = (now * then).mean(1), 0.5 * (now.square() + then.square()).mean(1)
         correlation = float(product.sum() / size.sum().clamp_min(1e-300))
-        error = _error(product - correlation * size, self.train_trial) / max(float(size.mean()), 1e-300)
+        error = trial_error(product - correlation * size, self.train_trial) / max(float(size.mean()), 1e-300)
         filled = float(values.sum() ** 2 / values.square().sum().clamp_min(1e-300))
         of_noise = 1 / (1 / len(values) + 1 / len(now))
         return correlation, error, filled / of_noise
@@ -176,7 +179,7 @@ class _Samples:
     def gain(self, before: Fitted, after: Fitted) -> Gain:
         better = before.errors - after.errors
         scale = max(float(before.errors.mean()), _SMALL * self.variance)
-        return Gain(float(better.mean()) / scale, _error(better, self.trial) / scale, len(self.trial.unique()))
+        return Gain(float(better.mean()) / scale, trial_error(better, self.trial) / scale, len(self.trial.unique()))
 
     def admits(self, activation: str, fitted: Fitted) -> bool:
         """Whether fitted rates lie in the range of an activation, or near it."""
@@ -185,7 +188,7 @@ class _Samples:
         return float(outside.double().mean()) <= _OUTSIDE
 
 
-def _error(x: Tensor, trial: Tensor) -> float:
+def trial_error(x: Tensor, trial: Tensor) -> float:
     """Standard error of the mean of x (S,), of trials that are independent."""
     sums = torch.zeros(int(trial.max()) + 1, dtype=x.dtype).index_add_(0, trial, x - x.mean())
     return float(sums.square().sum().sqrt()) / len(x)
@@ -202,7 +205,7 @@ def check_readout(recording: Recording, fold: Fold, rank: int, has_bias: bool) -
     """
     few = f"neurons for half of them to show {rank + 1} latent dimensions: {4 * (rank + 1)} or more"
     require(recording.n_neurons >= 4 * (rank + 1), few, recording.n_neurons)
-    samples = _Samples(recording, fold)
+    samples = ReadoutSamples(recording, fold)
     require(len(samples.held) > 0, "held-out trials of two samples or more", "none")
     readout = Readout(rank, recording.activation, has_bias)
     noise = with_noise_seen(samples.train, Observation.of(recording.activation)).noise
@@ -228,8 +231,10 @@ def check_readout(recording: Recording, fold: Fold, rank: int, has_bias: bool) -
         best = max(clear, key=lambda name: found[name].share - 0.05 * (name == RANK))
         adopted.append(best)
         readout, fitted = tried[best], others[best]
+    fewer = None if rank == 1 else samples.fit(Readout(rank - 1, recording.activation, has_bias))
+    last = None if fewer is None else samples.gain(fewer, first)
     return ReadoutChecks(
-        gains, tuple(adopted), readout, fitted, first.error / samples.variance, fitted.error / samples.variance
+        gains, last, tuple(adopted), readout, fitted, first.error / samples.variance, fitted.error / samples.variance
     )
 
 

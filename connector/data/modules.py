@@ -199,7 +199,7 @@ class RecordingDataModule(_MemoryDataModule):
     """A recording, its trials split by fold, as batches of trials. Subclasses say where the recording comes from.
 
     Args:
-        rank: R of the model to be fitted (``sizes`` carries it to the model).
+        rank: R of the model to be fitted (``sizes`` carries it to the model); None: that of known latents, or to be chosen.
         fold_number, n_folds, fold_seed: see :func:`connector.data.folds.fold`.
         batch_size: training trials of a batch in each process; ``eval_batch_size``: for validation and test.
         seed: of the order of training batches.
@@ -217,7 +217,7 @@ class RecordingDataModule(_MemoryDataModule):
     def __init__(
         self,
         *,
-        rank: int = 2,
+        rank: int | None = 2,
         fold_number: int = 1,
         n_folds: int = 5,
         fold_seed: int = 17,
@@ -227,7 +227,7 @@ class RecordingDataModule(_MemoryDataModule):
         has_bias: bool | None = None,
     ):
         super().__init__()
-        if rank < 1:
+        if rank is not None and rank < 1:
             raise UserError("a rank of at least 1", str(rank))
         self.rank, self.fold_number, self.n_folds, self.fold_seed = rank, fold_number, n_folds, fold_seed
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
@@ -262,7 +262,7 @@ class RecordingDataModule(_MemoryDataModule):
             has_bias = known is None or known.has_bias
         self.sizes = DataSizes(
             n_neurons=recording.n_neurons,
-            rank=self.rank,
+            rank=self.rank if self.rank or recording.latents is None else recording.latents.shape[2],
             n_inputs=recording.n_inputs,
             has_bias=has_bias,
             alpha=recording.alpha,

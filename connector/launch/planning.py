@@ -29,10 +29,10 @@ def build_data(options: Options) -> RecordingDataModule:
     Raises:
         UserError: the file is absent.
     """
-    return data_module(options.data, options.seed, options.lrrnn.rank, options.lrrnn.bias)
+    return data_module(options.data, options.seed, options.lrrnn.fixed_rank, options.lrrnn.bias)
 
 
-def data_module(data: DataOptions, seed: int, rank: int, has_bias: bool | None) -> RecordingDataModule:
+def data_module(data: DataOptions, seed: int, rank: int | None, has_bias: bool | None) -> RecordingDataModule:
     """As :func:`build_data`, of the options that it depends on."""
     common = {"rank": rank, "fold_number": data.fold, "n_folds": data.n_folds, "fold_seed": data.fold_seed}
     common |= {"seed": seed, "has_bias": has_bias}

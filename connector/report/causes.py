@@ -49,6 +49,14 @@ def _rank(metrics: Mapping[str, float], name: str) -> str:
     )
 
 
+def _fewer(metrics: Mapping[str, float], name: str) -> str:
+    value, error = metrics[CHECK + name], metrics[f"{CHECK}{name}_error"]
+    return (
+        f"the last latent dimension removes {percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %): the data do not show "
+        "it, and lrrnn.rank may be too high; lower it by one, or set lrrnn.rank=auto"
+    )
+
+
 def _input(metrics: Mapping[str, float], name: str) -> str:
     what, verb, _ = _dimensions(metrics, name)
     return (
@@ -113,6 +121,7 @@ def _time_step(metrics: Mapping[str, float], name: str) -> str:
 
 _SENTENCES: dict[str, Callable[[Mapping[str, float], str], str]] = {
     "rank": _rank,
+    "fewer": _fewer,
     "input": _input,
     ACTIVATION: _activation,
     "drift": _drift,

@@ -112,6 +112,7 @@ _OTHER = (
 )
 _NAMES = {
     "rank": "the rank is too low",
+    "fewer": "the rank is too high",
     "input": "an input is not recorded",
     "drift": "loadings change over the session",
     "smoothing": "rates were smoothed",
@@ -125,6 +126,7 @@ for _name in ("tanh", "relu", "softplus", "sigmoid"):
 for _key in [
     *(f"activation_{name}" for name in ("tanh", "relu", "softplus", "sigmoid")),
     "rank",
+    "fewer",
     "drift",
     "residual_correlation",
 ]:

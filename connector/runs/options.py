@@ -117,7 +117,10 @@ class LowRankRNNOptions:
     """The low-rank RNN that is fitted to the activity."""
 
     name: str = option(_LABEL, stages=())
-    rank: int = option("number of latent dimensions R", stages=_LRRNN, at_least=1, at_most=20)
+    rank: int | str = option(
+        "number of latent dimensions R; auto, for rates: the smallest with which held-out rates are predicted as well as with any",
+        stages=_LRRNN, at_least=1, at_most=20, choices=("auto",),
+    )  # fmt: skip
     bias: bool | None = option(
         "a bias d in each neuron; null: as in the true loadings where known, else if the rates ask for it",
         stages=_LRRNN,
@@ -166,6 +169,11 @@ class LowRankRNNOptions:
     b_penalty: float = option(
         "ridge penalty on the neurons' input weights, for spikes; chosen for conditioning", stages=_LRRNN, at_least=0
     )
+
+    @property
+    def fixed_rank(self) -> int | None:
+        """The rank where it is a number; None where it is to be chosen."""
+        return None if self.rank == "auto" else self.rank
 
     def check(self) -> None:
         few = "of 4 or more, or 0 for none"

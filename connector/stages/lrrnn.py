@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis.explained import variance_explained
+from connector.analysis.rank_choice import choose_rank
 from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.modules import RecordingDataModule
@@ -116,7 +117,9 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
     Raises:
         UserError: another rank than that of known latents, with stages to follow, where truth and estimate are compared.
     """
-    truth, rank, stages = data.recording.latents, data.sizes.rank, context.options.stages
+    truth, stages = data.recording.latents, context.options.stages
+    chosen = choose_rank_of(context, data)
+    rank = data.sizes.rank
     comparable = truth is not None and truth.shape[2] == rank
     if truth is not None and not comparable and (stages == "auto" or set(stages) != {"lrrnn"}):
         raise UserError(
@@ -126,6 +129,7 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
         )
     fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
     found, metrics = fitted(context, data, mark)
+    metrics |= chosen
     if comparable:
         found, more = in_true_gauge(found, data.recording)
         metrics |= more
@@ -137,6 +141,26 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
     if not is_child_rank():
         context.store.write_stage_inputs(found)
     return metrics
+
+
+def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str, float]:
+    """For ``lrrnn.rank=auto``: the rank into the sizes of the data, and what it was chosen by."""
+    options, recording, fold = context.options, data.recording, data.fold
+    if options.lrrnn.rank != "auto":
+        return {}
+    if data.sizes.rank is not None:
+        context.say(f"lrrnn: rank {data.sizes.rank}, that of the known latents")
+        return {}
+    with StepProgress("lrrnn, rank", context.console if options.trainer.progress else None) as progress:
+        allowed = torch.cat([fold.train, fold.validation]).sort().values
+        found = choose_rank(recording, allowed, options.lrrnn.bias is not False, lambda r: progress.start(f"rank {r}"))
+    data.sizes = replace(data.sizes, rank=found.rank)
+    errors = ", ".join(f"{x:.3g}" for x in found.errors)
+    context.say(
+        f"lrrnn: rank {found.rank}, the smallest within one standard error of the best, {found.best} (squared error of held-out "
+        f"rates over their variance at rank 1, 2, ...: {errors})"
+    )
+    return {"lrrnn/rank_chosen": found.rank, "lrrnn/rank_of_least_error": found.best}
 
 
 def in_true_gauge(fit: FittedDynamics, recording: Recording) -> tuple[FittedDynamics, dict[str, float]]:
