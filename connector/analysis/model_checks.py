@@ -72,14 +72,14 @@ class ModelChecks:
     @property
     def causes(self) -> tuple[str, ...]:
         """Names of what the data contradict, the clearest first; () where nothing does."""
+        if self.last_is_idle:  # what helps beside it may do no more than hold the idle dimension still
+            return ("fewer",)
         found = [x if x in (RANK, DRIFT) else f"activation_{x}" for x in dict.fromkeys(self.readout.adopted)]
         if self.added is not None and RANK in found and is_clear(self.added) and self.added.variance > UNFORESEEN**2:
             found[found.index(RANK)] = INPUT
         if self.smoothed:
             found.append("smoothing")
-        if not found and self.last_is_idle:
-            found.append("fewer")
-        if found in ([], ["fewer"]) and is_clear(self.innovations):
+        if not found and is_clear(self.innovations):
             found.append("process_noise")
         least = LEAST_EVIDENCE * (_NOISY if "process_noise" in found else 1.0)
         if self.steps and max(self.steps.values()) > least:

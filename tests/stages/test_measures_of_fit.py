@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from commands import typed
 
+from connector.analysis import readout_checks
 from connector.lrrnn.spikes.model import SpikeModel
 
 SMALL = [
@@ -31,11 +32,26 @@ def rates_of(m, n, z):
     return np.tanh(np.stack(states, 1) @ m.T)
 
 
-def test_a_rank_that_is_too_low_is_named(tmp_path):
+@pytest.fixture(scope="module")
+def of_rank_two():
     rng = np.random.default_rng(3)
     m = rng.normal(size=(30, 2))
     n = m @ np.array([[1.6, -0.8], [0.8, 1.6]]).T
-    rates = rates_of(m, n, rng.uniform(-2, 2, size=(50, 2))) + 0.05 * rng.normal(size=(50, 25, 30))
+    return rates_of(m, n, rng.uniform(-2, 2, size=(50, 2))) + 0.05 * rng.normal(size=(50, 25, 30))
+
+
+def test_a_rank_is_chosen_where_asked_and_one_too_high_is_named(tmp_path, of_rank_two, monkeypatch):
+    monkeypatch.setattr(readout_checks, "N_SAMPLES", 300)
+    metrics, warnings = run(tmp_path, "lrrnn.rank=auto", rates=of_rank_two)
+    assert (metrics["lrrnn/rank_chosen"], metrics["lrrnn/rank_of_least_error"]) == (2, 2)
+    assert not warnings
+    metrics, (said,) = run(tmp_path, "lrrnn.rank=3", rates=of_rank_two)
+    assert metrics["lrrnn/cause_fewer"] == 1
+    assert "lrrnn.rank may be too high; lower it by one" in said
+
+
+def test_a_rank_that_is_too_low_is_named(tmp_path, of_rank_two):
+    rates = of_rank_two
     metrics, warnings = run(tmp_path, "lrrnn.rank=1", "lrrnn.bias=false", rates=rates)
     assert metrics["lrrnn/cause_rank"] == 1
     (said,) = warnings
