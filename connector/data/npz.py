@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -93,10 +94,11 @@ def load_npz(
     return replace(recording, **known, notes=tuple(notes))
 
 
-def _perhaps(key: str) -> str:
-    """A key without a meaning here, with the one that it resembles."""
-    meant = [known for known in _KEYS if len(key) > 3 and key.lower() in known]
-    meant = meant or get_close_matches(key, _KEYS, n=1, cutoff=0.75)
+def _perhaps(key: str, there: Container[str]) -> str:
+    """A key without a meaning here, with the one that it resembles and that is not ``there``."""
+    absent = [known for known in _KEYS if known not in there]
+    meant = [known for known in absent if len(key) > 3 and key.lower() in known]
+    meant = meant or get_close_matches(key, absent, n=1, cutoff=0.75)
     return f"{key} (did you mean {meant[0]}?)" if meant else key
 
 
@@ -114,7 +116,7 @@ def _read(path: Path, options: NpzOptions) -> RecordedArrays:
             f"{found} in {path.name}",
             "arrays of other names are read by data=arrays data.activity=KEY; `connector look FILE` lists them",
         )
-    notes = [f"keys not used: {', '.join(map(_perhaps, ignored))}"] if ignored else []
+    notes = [f"keys not used: {', '.join(_perhaps(key, values) for key in ignored)}"] if ignored else []
     return RecordedArrays(values, notes, options.activation)
 
 

@@ -13,6 +13,7 @@ from connector.analysis.explained import variance_explained
 from connector.analysis.rank_choice import choose_rank
 from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
+from connector.data.input_filter import with_inputs
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
@@ -151,9 +152,17 @@ def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str
     if data.sizes.rank is not None:
         context.say(f"lrrnn: rank {data.sizes.rank}, that of the known latents")
         return {}
+    # Inputs that enter in another way than is assumed look like further dimensions.
+    open_kind = options.lrrnn.inputs == "auto" and recording.inputs is not None
+    kinds = ("instant", "filtered") if open_kind else (options.lrrnn.inputs.replace("auto", "instant"),)
+    allowed, bias = torch.cat([fold.train, fold.validation]).sort().values, options.lrrnn.bias is not False
     with StepProgress("lrrnn, rank", context.console if options.trainer.progress else None) as progress:
-        allowed = torch.cat([fold.train, fold.validation]).sort().values
-        found = choose_rank(recording, allowed, options.lrrnn.bias is not False, lambda r: progress.start(f"rank {r}"))
+
+        def tried(rank: int) -> None:
+            progress.start(f"rank {rank}")
+
+        choices = [choose_rank(with_inputs(recording, kind), allowed, bias, tried) for kind in kinds]
+    found = min(choices, key=lambda choice: choice.rank)
     data.sizes = replace(data.sizes, rank=found.rank)
     errors = ", ".join(f"{x:.3g}" for x in found.errors)
     context.say(

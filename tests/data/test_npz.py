@@ -137,9 +137,9 @@ def test_choices_coded_otherwise_are_refused_until_the_user_names_the_two(tmp_pa
 
 
 def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
-    others = dict.fromkeys(("inputs", "choice", "Lengths", "targets", "W"), np.zeros(TRIALS))
+    others = dict.fromkeys(("inputs", "choice", "Lengths", "targets", "W", "test_rates"), np.zeros(TRIALS))
     notes = load_npz(_save(tmp_path / "a.npz", rates=_rates(), **others)).notes
-    said = "Lengths (did you mean lengths?), W, choice (did you mean choices?), inputs (did you mean externalinputs?), targets"
+    said = "Lengths (did you mean lengths?), W, choice (did you mean choices?), inputs (did you mean externalinputs?), targets, test_rates"
     assert f"keys not used: {said}" in notes
 
 
