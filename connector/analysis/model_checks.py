@@ -135,7 +135,7 @@ def check_model(recording: Recording, fit: FittedDynamics) -> ModelChecks:
     """
     readout = check_readout(recording, fit.fold, fit.latents.rank, fit.loadings.has_bias)
     lengths = recording.lengths[fit.fold.train]
-    trials = fit.fold.train[lengths.cumsum(0) <= max(_MOST_SAMPLES, int(lengths[0]))]
+    trials = fit.fold.train[lengths.cumsum(0) <= max(_MOST_SAMPLES, int(lengths[:2].sum()))]
     latents, covariance = fit.latents.trials(trials), None
     if fit.readings is not None:
         latents, covariance = replace(latents, z=fit.readings[0][trials]), fit.readings[1][trials]

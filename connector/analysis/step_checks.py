@@ -11,6 +11,7 @@ from torch import Tensor
 from connector.connectivity.nu.design import Design, observed_modes
 from connector.connectivity.nu.regression import log_evidence
 from connector.dynamics import activation as activation_named
+from connector.errors import UserError
 from connector.numerics import inverse_root, least_squares, random_rows
 from connector.types import Latents, Loadings
 
@@ -97,6 +98,9 @@ def innovations(
 
     Args:
         latents, loadings, activation, covariance: as for :func:`time_step_evidence`.
+
+    Raises:
+        UserError: a half of the trials without as many samples.
     """
     mask, rank = latents.mask, latents.rank
     scale = inverse_root(latents.z[mask].double() - latents.z[mask].double().mean(0))
@@ -106,6 +110,8 @@ def innovations(
     moved = latents.z[:, n:] - latents.z[:, :-n] - drift.unfold(1, n, 1).sum(-1)
     moved = moved @ scale
     count = whole.sum(1)
+    if not count[0::2].sum() * count[1::2].sum() > 0:
+        raise UserError(f"{n + 1} successive samples in two trials or more", f"{int((count > 0).sum())} such trials")
     total = torch.einsum("ntr,nts,nt->nrs", moved, moved, whole) / n
     noise = torch.zeros(rank, rank, dtype=torch.float64)
     if covariance is not None:

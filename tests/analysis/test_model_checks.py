@@ -7,6 +7,7 @@ import torch
 from rate_networks import make_network, record
 from scipy.ndimage import gaussian_filter1d
 
+from connector.analysis import model_checks
 from connector.analysis.model_checks import check_model, checks_of
 from connector.analysis.readout_checks import DRIFT, check_readout
 from connector.analysis.step_checks import innovations, smoothed, time_step_evidence
@@ -174,3 +175,13 @@ def test_every_activation_has_a_name_in_the_glossary():
     for name in ACTIVATIONS:
         assert f"lrrnn/check_activation_{name}" in METRICS
         assert f"lrrnn/cause_activation_{name}" in METRICS
+
+
+def test_one_training_trial_or_very_long_ones_end_no_run(net, recording, monkeypatch):
+    monkeypatch.setattr(model_checks, "_MOST_SAMPLES", 1)  # as if each trial were longer
+    assert check_model(recording, true_fit(recording, net)).innovations.variance < 1e-3
+    fit = true_fit(recording, net)
+    one = replace(fit, fold=replace(fit.fold, train=fit.fold.train[:1]))
+    with pytest.raises(UserError, match="two trials or more"):
+        innovations(fit.latents.trials(torch.arange(1)), net.loadings, "tanh")
+    assert checks_of(recording, one) == {}

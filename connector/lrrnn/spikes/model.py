@@ -300,7 +300,7 @@ class SpikeModel(SpikeStateSpace):
         start.set_output_weights(self.rnn, found.states, found.states + found.moved / self.alpha, 1e-5)
         self.bias.copy_(found.centre)
         self.start_mean.copy_(found.first.mean(0))
-        spread = torch.cov(found.first.T).reshape(self.rank, self.rank)
+        spread = torch.cov(found.first.T, correction=int(len(found.first) > 1)).reshape(self.rank, self.rank)
         factor = torch.linalg.cholesky(spread + 1e-2 * torch.eye(self.rank, dtype=torch.float64))
         self.start_factor.copy_(factor)
         # The encoder begins with the same linear estimate of z[0], in units of the prior.
