@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from connector.types import Recording
 
 _BIN_S = 0.01
+_MOST_COUNTS = 20  # spikes in a bin, on average, of neurons that never pause
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
 
 
@@ -166,6 +167,7 @@ def load_arrays(
     if options.spike_times is not None:
         return _of_spike_times(raw, options, one, name, notes)
     activity, lengths = _activity(raw, options)
+    activity = _without_filler(activity, options.kind, notes)
     if lengths is not None and "lengths" in raw:
         raise UserError("trials whose lengths are said once", "data.lengths and arrays of different lengths")
     kept, names = kept_neurons(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
@@ -205,7 +207,7 @@ def _finished(
     from connector.data.recorded import RecordedArrays, recording_of
 
     shape = values.get("spikes", values.get("rates")).shape[:2]
-    inputs, input_names = inputs_of(raw, values.pop("conditions", None), shape, options, notes)
+    inputs, input_names = inputs_of(raw, values.pop("conditions", None), shape, values.get("lengths"), options, notes)
     values |= {} if inputs is None else {"externalinputs": inputs}
     arrays = RecordedArrays(values, notes, options.activation)
     return recording_of(arrays, options, bin_s, name, input_names, neuron_names=neuron_names)
@@ -226,10 +228,12 @@ def _read(paths: list[Path], options: ArraysOptions) -> tuple[dict[str, Any], in
         key = options.activity if options.spike_times is None else options.spike_times
         main, file = sources.value(str(key))
         raw["activity" if options.spike_times is None else "spike_times"] = main
+        one = file.one
         for what in (*_PER_TRIAL, "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
             named = getattr(options, what)
             if isinstance(named, str):
-                raw[what] = sources.value(named)[0]
+                raw[what], beside = sources.value(named)
+                one = beside.one if what == "neurons" else one
         raw["inputs"] = {named: sources.value(named)[0] for named in input_keys(options)}
         if options.spike_times is not None and options.spike_neurons is None and isinstance(main, np.ndarray):
             with contextlib.suppress(UserError):  # a table of ragged columns, as NWB has them
@@ -237,7 +241,7 @@ def _read(paths: list[Path], options: ArraysOptions) -> tuple[dict[str, Any], in
     for what in ("trial_starts", "trial_stops"):
         typed = given_numbers(getattr(options, what), f"data.{what}")
         raw |= {} if typed is None else {what: typed}
-    return raw, file.one
+    return raw, one
 
 
 def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -253,12 +257,27 @@ def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, 
     return laid_out(value, axes, where, options.max_gigabytes)
 
 
+def _without_filler(activity: np.ndarray, kind: str, notes: list[str]) -> np.ndarray:
+    """Counts (trials, time, neurons) whose trials are filled up with one negative number, with NaN in its place."""
+    low = activity.min(initial=0)
+    if kind == "rates" or not low < 0 or not (activity == np.round(activity)).all():
+        return activity
+    filled = np.logical_and.accumulate((activity == low).all(2)[:, ::-1], axis=1)[:, ::-1]
+    if filled.all() or activity[~filled].min() < 0:
+        return activity
+    notes.append(f"{low:g} in every neuron at the end of {int(filled.any(1).sum())} trials: taken as padding")
+    return np.where(filled[..., None], np.nan, activity.astype(float))
+
+
 def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
     if kind != "auto":
         return kind
     with np.errstate(invalid="ignore"):
         seen = activity[~np.isnan(activity)] if activity.dtype.kind == "f" else activity
         whole = seen.size > 0 and seen.min() >= 0 and bool((seen == np.round(seen)).all())
+    if whole and seen.min() > 0 and seen.mean() > _MOST_COUNTS:
+        got = f"whole numbers from {seen.min():g} to {seen.max():g}, none of them 0"
+        raise UserError("data.kind of numbers that may be spike counts or rates", got, "set data.kind=rates or spikes")
     notes.append(
         "all numbers are whole: read as spike counts; if not, data.kind=rates"
         if whole

@@ -20,7 +20,7 @@ def label(x: Any) -> str:
     """A number or text of a label in words."""
     if isinstance(x, (bytes, str)):
         return as_text(x)
-    return str(int(x)) if float(x).is_integer() else f"{x:g}"
+    return str(int(x)) if float(x).is_integer() else f"{x:.15g}"
 
 
 def kept_neurons(
@@ -65,12 +65,17 @@ def input_keys(options: Any) -> list[str]:
 
 
 def inputs_of(
-    raw: dict[str, Any], labels: np.ndarray | None, shape: tuple[int, int], options: Any, notes: list[str]
+    raw: dict[str, Any],
+    labels: np.ndarray | None,
+    shape: tuple[int, int],
+    lengths: np.ndarray | None,
+    options: Any,
+    notes: list[str],
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Inputs (trials, time, U) and their names."""
+    """Inputs (trials, time, U) and their names; ``lengths`` (trials,): of the activity's trials, or None for all samples."""
     found, names = [], []
     for key, value in raw["inputs"].items():
-        x = _one_input(key, value, shape, options)
+        x = _one_input(key, value, shape, lengths, options)
         found.append(x)
         names += [key] if x.shape[2] == 1 else [f"{key} {i + 1}" for i in range(x.shape[2])]
     if labels is not None:
@@ -89,14 +94,18 @@ def inputs_of(
     return np.concatenate(found, axis=2).astype(float), tuple(names)
 
 
-def _one_input(key: str, value: Any, shape: tuple[int, int], options: Any) -> np.ndarray:
+def _one_input(key: str, value: Any, shape: tuple[int, int], lengths: np.ndarray | None, options: Any) -> np.ndarray:
     """(trials, time, channels) of one key."""
     axes = options.input_axes
     if axes is None:
         axes = ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
         if isinstance(value, np.ndarray) and value.ndim == len(axes) - 1:
             axes.remove("input")
-    x, _ = laid_out(value, axes, key, options.max_gigabytes, last="input")
+    x, own = laid_out(value, axes, key, options.max_gigabytes, last="input")
+    if own is not None and not np.array_equal(
+        own, np.broadcast_to(shape[1] if lengths is None else lengths, own.shape)
+    ):
+        raise UserError(f"data.inputs {key} with as many samples as the activity in each trial", "other lengths")
     for axis, name in enumerate(("trial", "time")):
         if x.shape[axis] != (shape[axis] if name in axes else 1):
             raise UserError(
@@ -117,10 +126,7 @@ def _conditions(labels: np.ndarray, key: str | None, notes: list[str]) -> tuple[
     different, of_trial = np.unique(labels[~none], return_inverse=True)
     numbers = np.full(len(labels), -1)
     numbers[~none] = of_trial
-    kinds = [
-        x.decode(errors="replace") if isinstance(x, bytes) else f"{x:g}" if different.dtype.kind in "iuf" else str(x)
-        for x in different
-    ]
+    kinds = [label(x) for x in different]
     if not 1 <= len(kinds) <= _MOST_CONDITIONS:
         raise UserError(
             f"conditions of 1 to {_MOST_CONDITIONS} kinds in {key}", f"{len(kinds)} in {len(labels)} trials"

@@ -94,7 +94,17 @@ class _Group(Mapping):
         if h5py.check_string_dtype(item.dtype) is not None:
             return np.asarray(item.asstr(errors="replace")[()], dtype=str)
         value = np.asarray(item[()])
-        return list(value.ravel()) if h5py.check_vlen_dtype(item.dtype) is not None else value
+        return list(value.ravel()) if h5py.check_vlen_dtype(item.dtype) is not None else _unpacked(value, item.attrs)
+
+
+def _unpacked(value: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
+    """Numbers as netCDF packs them: ``value * scale_factor + add_offset``, and NaN where they are ``_FillValue``."""
+    packed = {name: attributes[name] for name in ("scale_factor", "add_offset", "_FillValue") if name in attributes}
+    if not packed or value.dtype.kind not in "iuf":
+        return value
+    filled = value == packed.get("_FillValue", np.nan)
+    value = value * np.asarray(packed.get("scale_factor", 1)) + np.asarray(packed.get("add_offset", 0))
+    return np.where(filled, np.nan, value) if filled.any() else value
 
 
 class Contents:

@@ -164,7 +164,13 @@ def one_each(value: Any, number: int | None, what: str, where: str, of: str = "t
         UserError: another number of them.
     """
     if isinstance(value, list):
-        flat = list(itertools.chain.from_iterable(np.ravel(x) for x in flattened(value)))
+        parts = [np.ravel(x) for x in flattened(value)]
+        sizes = {len(x) for x in parts}
+        if len(parts) == number and sizes != {1}:
+            raise UserError(
+                f"{what} with one value for each of {number} trials", f"{sorted(sizes)} in parts of {where}"
+            )
+        flat = list(itertools.chain.from_iterable(parts))
         texts = any(isinstance(x, str) for x in flat)
         value = np.array([str(x) for x in flat] if texts else flat)
     if number is not None and value.size != number:

@@ -13,8 +13,8 @@ import numpy as np
 from connector.data.nwb_tables import Table
 from connector.errors import UserError
 
-_ENOUGH_SPIKES, _ENOUGH_ROWS = 20, 5  # to tell from them what clock they are on
-_SLOW_HZ, _FAR = 0.5, 5.0  # no unit fires faster, spikes reach so many times farther than the trials: no seconds
+ENOUGH_SPIKES, _ENOUGH_ROWS = 20, 5  # to tell from them what clock they are on
+SLOW_HZ, FAR = 0.5, 5.0  # no unit fires faster, spikes reach so many times farther than the trials: no seconds
 _LONG_S, _MANY = 200.0, 10  # trials as long, and as many, with units as slow: no seconds either
 
 
@@ -160,7 +160,7 @@ def _in_session(times: np.ndarray, clock: Clock, unit: str) -> np.ndarray:
 def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     times = np.concatenate(trains) if trains else np.zeros(0)
     start = clock.start[np.isfinite(clock.start)]
-    if len(times) < _ENOUGH_SPIKES or len(start) < 2:
+    if len(times) < ENOUGH_SPIKES or len(start) < 2:
         return
     first, last = float(times.min()), float(times.max())
     length = (clock.following - clock.start)[np.isfinite(clock.following - clock.start)]
@@ -179,9 +179,9 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
         remedy = f"{other_unit}{of_trials}; from each trial's start: save them in seconds of the session"
         raise UserError(expected, f"{got}, {int(unreached.sum())} trials without any", remedy)
     busiest = max(len(t) for t in trains) / max(last - first, 1e-9)
-    far = last - start.min() > _FAR * (np.nanmax(clock.following) - start.min())
+    far = last - start.min() > FAR * (np.nanmax(clock.following) - start.min())
     lengthy = len(start) >= _MANY and np.median(length) >= _LONG_S
-    if busiest < _SLOW_HZ and (far or lengthy):
+    if busiest < SLOW_HZ and (far or lengthy):
         raise UserError(expected, f"{got}, no unit above {busiest:.2g} spikes a second", other_unit + of_trials)
     if back and (np.diff(start) < 0).any() and back <= 2 * (np.diff(start) < 0).sum():
         said = f"{got}, both going back: several sessions in one file, it seems"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from connector.types import Recording
 
 _FARTHEST = 1e15  # rates are no larger, and the largest no smaller than its inverse
+_LEAST_SHARE = 1e-5  # of the size of a number: single precision has 6e-8
 _LEAST_SPAN = 1e-9  # of the activation's range: beyond single precision
 
 
@@ -38,6 +39,8 @@ def recording_of(
     activation_named(activation)
     arrays.check_activity(activation, options.range_tolerance)
     inputs = arrays.per_step("externalinputs")
+    if inputs is not None:
+        _require_resolved(inputs[arrays.keep], "externalinputs", "subtract their means, or leave them out")
     arrays.compare_potentials(activation)
     if inputs is not None and not np.any(inputs):
         if inputs.shape[2]:
@@ -260,6 +263,17 @@ class RecordedArrays:
             )
 
 
+def _require_resolved(values: np.ndarray, what: str, remedy: str) -> None:
+    """Refuses columns (samples, K) that vary by so little of their size that single precision would lose it."""
+    size = np.abs(values).max(axis=0)
+    share = np.ptp(values, axis=0)[size > 0] / size[size > 0]
+    lost = (share > 1e-12) & (share < _LEAST_SHARE)  # below is rounding
+    if 2 * int(lost.sum()) > (len(lost) if what == "rates" else 0):
+        raise UserError(
+            f"{what} that vary by {_LEAST_SHARE:g} of their size or more", f"{share[lost].min():.2g}", remedy
+        )
+
+
 def _changes(x: np.ndarray) -> np.ndarray:
     """(trials, time) whether any channel of x (trials, time, channels) is another than a sample before; the first is."""
     changed = (x[:, 1:] != x[:, :-1]).any(2)
@@ -293,6 +307,7 @@ def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
         raise UserError(
             f"rates from {1 / _FARTHEST:g} to {_FARTHEST:g}", f"a largest of {largest:.2g}", "rescale the rates"
         )
+    _require_resolved(values, "rates", "subtract what they have in common, or check what was saved under this key")
     if not goes_with(rates, activation, tolerance):
         phi, excess = activation_named(activation), range_excess(rates, activation)
         raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from connector.data.beside import kept_neurons, label
 from connector.data.layout import axes_of_lists, flattened, grid_of, numbers, one_each
+from connector.data.nwb_clock import ENOUGH_SPIKES, FAR, SLOW_HZ
 from connector.data.nwb_observed import only_recorded
 from connector.data.nwb_trials import TrialBins
 from connector.errors import UserError, require
@@ -89,6 +90,7 @@ def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes:
         if events.trials is not None:
             raise UserError(f"trials told once: data.trial_starts, or {_OF_TRIALS}", "both")
         bins = _windows(raw, options, bin_s, notes)
+        _check_clock(events, bins)
         rows, starts = bins.rows, bins.event_s
     elif events.trials is not None:
         events, bins = _side_by_side(events, raw, options, one, bin_s)
@@ -201,6 +203,19 @@ def _windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str
     return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
 
 
+def _check_clock(events: Events, bins: TrialBins) -> None:
+    """Refuses spike times in another unit than those of the trials."""
+    first, last, begin = float(events.times.min()), float(events.times.max()), float(bins.begin.min())
+    end = float((bins.begin + bins.lengths * bins.bin_s).max())
+    busiest = float(np.bincount(events.neurons).max()) / max(last - first, 1e-9)
+    if len(events.times) >= ENOUGH_SPIKES and busiest < SLOW_HZ and last - begin > FAR * (end - begin):
+        raise UserError(
+            "spike times and times of trials on one clock",
+            f"spikes {first:g} to {last:g} s, no neuron above {busiest:.2g} Hz, trials {begin:g} to {end:g} s",
+            "say what their units are: data.spike_unit_s, data.trial_unit_s",
+        )
+
+
 def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> TrialBins:
     """One recording without trials."""
     first = float(events.times.min()) if options.start_s is None else options.start_s
@@ -226,6 +241,11 @@ def _side_by_side(
     ]
     whole = labels.dtype.kind in "iuf" and bool((labels == np.round(labels)).all())
     if n_trials is None and beside and whole and labels.min() >= one and labels.max() < beside[0] + one:
+        if labels.min() > one:  # counted from another number, or without a spike in the first trial
+            got = f"{labels.min():g} to {labels.max():g} for {beside[0]} trials"
+            raise UserError(
+                f"data.spike_trials that count trials from {one}", got, "leave trials without spikes out of all arrays"
+            )
         n_trials, trial = beside[0], labels.astype(np.int64) - one
     elif n_trials is None:
         different, trial = np.unique(labels, return_inverse=True)
