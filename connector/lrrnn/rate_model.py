@@ -5,7 +5,7 @@ It starts from the closed form (:mod:`connector.lrrnn.closed_form`), which on cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -317,6 +317,29 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
         )
     n, spread = model.rnn.n.detach().double(), model.loadings_covariance
     return FittedDynamics(Latents.of(recording, z), loadings, fold, recording.activation, spread, readings, n)
+
+
+def lasting_misfit(fit: FittedDynamics) -> float:
+    """Correlation between neighbouring errors of one step, z[t+1] less the fitted network's step from z[t], of training trials.
+
+    Noise of the states leaves 0 and errors of reading less; a rank that is too low leaves errors that last.
+
+    Args:
+        fit: with ``n``.
+    """
+    latents = fit.latents.trials(fit.fold.train)
+    z = latents.z if fit.readings is None else fit.readings[0][fit.fold.train]
+    u = None if latents.inputs is None else latents.inputs[:, :-1]
+    pairs = (latents.mask[:, 1:] & latents.mask[:, :-1])[..., None]
+    error = torch.where(pairs, z[:, 1:] - fit.network.step(z[:, :-1], u), 0.0)
+    return float((error[:, 1:] * error[:, :-1]).sum() / error.square().sum().clamp_min(1e-300))
+
+
+def of_rollouts(model: RateModel, recording: Recording, fit: FittedDynamics) -> FittedDynamics:
+    """The same fit with the network's own noise-free trajectories for latents, and hence no readings: its misfit, which has a
+    pattern that an estimate of the connectivity would take for signal, is left behind."""
+    z = model.infer(recording, "rollout")
+    return replace(fit, latents=replace(fit.latents, z=z), readings=None)
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:

@@ -19,7 +19,8 @@ from connector.types import Recording, TrialBatch
 _RIDGE = 1e-4
 # What counts as better: a gain of so many standard errors over trials, of this share of the error and of the power.
 _CLEAR, _LEAST_SHARE, _LEAST_POWER = 2.0, 0.01, 1e-5
-_LEAST_SHARE_OF_BOTH = 0.67  # twice the inputs gain something wherever a fit falls short
+# Twice the inputs gain something wherever a fit falls short: they have to gain so much of the error, and beyond the noise.
+_LEAST_SHARES_OF_BOTH = 0.2, 0.67
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def best_inputs(recording: Recording, fold: Fold, arguments: dict[str, Any]) -> 
     # Even a perfect rollout leaves the noise of single rates, of which the shares of an error do not speak.
     noise = min((float(start.model.residual_variance) for start in found.values()), default=0.0)
     for kind, start in found.items():
-        share = _LEAST_SHARE_OF_BOTH if kind == "both" else _LEAST_SHARE
-        if clearly_better(start.errors - noise, found[chosen].errors - noise, power, share):
+        shares = _LEAST_SHARES_OF_BOTH if kind == "both" else (0.0, _LEAST_SHARE)
+        pairs = [(start.errors - least, found[chosen].errors - least) for least in (0.0, noise)]
+        if all(clearly_better(*pair, power, share) for pair, share in zip(pairs, shares)):
             chosen = kind
     return {kind: found[kind] for kind in sorted(found, key=lambda kind: kind == chosen)}
 

@@ -19,7 +19,7 @@ from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
-from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
 from connector.lrrnn.spikes.model import SpikeModel
@@ -44,6 +44,8 @@ _NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
 _EXPLAINS_LITTLE = (
     0.5  # of the variance about the neurons' means: where the closed form leaves as much, another start is tried
 )
+# Rollouts are handed on in place of latents where they foretell rates so well but not perfectly, and errors of a step last.
+_LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.1
 _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 
@@ -281,7 +283,15 @@ def _train_on_rates(
     metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
     loss = _validation_loss(module.model, data, part=data.fold.test)
     metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
-    return fitted_to_rates(module.model, recording, data.fold), metrics
+    found = fitted_to_rates(module.model, recording, data.fold)
+    if recording.inputs is not None and _LEAST_ROLLOUT < metrics["lrrnn/rollout_r2"] < _PERFECT_ROLLOUT:
+        metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
+        if lasting > _LASTS:
+            found = of_rollouts(module.model, recording, found)
+            context.say(
+                f"lrrnn: what the fit misses lasts (correlation {lasting:.2g} from step to step); its rollouts are handed on"
+            )
+    return found, metrics
 
 
 def _validation_loss(

@@ -13,8 +13,9 @@ from connector.data.attractors import teacher
 from connector.data.folds import Fold
 from connector.data.simulation import simulate_recording
 from connector.lrrnn.gauge import Gauge
-from connector.lrrnn.rate_model import RateModel, fitted_dynamics
-from connector.types import TrialBatch
+from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.rate_model import RateModel, fitted_dynamics, lasting_misfit, of_rollouts
+from connector.types import Latents, TrialBatch
 
 
 def test_rate_model_starts_at_the_closed_form_and_infers_held_out_trials():
@@ -127,3 +128,33 @@ def test_errors_of_readings_and_loadings_have_the_stated_covariance():
     assert abs(mean_square(states - recording.latents, spread) - 2) < 0.15
     error = found.loadings.m - recording.loadings.m
     assert abs(mean_square(error, found.loadings_covariance) - 2) < 0.6
+
+
+@pytest.mark.parametrize(("slow", "least", "most"), [(0.0, -0.06, 0.06), (0.9, 0.5, 1.0)])
+def test_errors_of_a_step_that_last_are_told_from_noise_of_the_states(slow, least, most):
+    net, g = make_network(n_inputs=1), torch.Generator().manual_seed(3)
+    recording = record(net, trials=60)
+    z, push = [recording.latents[:, 0]], torch.zeros(60, 2).double()
+    for t in range(recording.n_steps - 1):
+        push = slow * push + 0.05 * torch.randn(60, 2, generator=g).double()
+        z.append(net.step(z[-1], recording.inputs[:, t].double()) + push)
+    latents = Latents.of(recording, torch.stack(z, 1))
+    fit = FittedDynamics(
+        latents, net.loadings, Fold(torch.arange(40), torch.arange(0), torch.arange(0)), "tanh", n=net.n
+    )
+    assert least < lasting_misfit(fit) < most
+
+
+def test_rollouts_handed_on_are_the_networks_own():
+    recording = record(make_network(n_inputs=1, rank=3), trials=40)
+    model = RateModel(200, 2, 1)
+    model.initialise(recording)
+    split = Fold(torch.arange(30), torch.arange(30, 35), torch.arange(35, 40))
+    smoothed = fitted_dynamics(model, recording, split)
+    found = of_rollouts(model, recording, smoothed)
+    errors = []
+    for fit in (smoothed, found):
+        z, u, y = fit.latents.samples()
+        errors.append(float((fit.network.drive(z, u) - y).abs().max()))
+    assert errors[1] < 1e-4 < errors[0]
+    assert found.readings is None
