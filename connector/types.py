@@ -149,6 +149,8 @@ class Recording:
         click_difference: (trials,) float, right minus left clicks heard; or None.
         trial_times_s: (trials,) float, start of each trial in the session, seconds; or None.
         baseline_hz: (trials, K_obs) float, firing rate before each trial, Hz; or None.
+        stretches: of trials that are pieces of continuous recordings, (trials, 2) int64: which recording, and the piece's
+            first sample there; or None. gap: samples there between pieces of training, validation and test, at least.
         neuron_names: K_obs names (with the brain area where known), or empty.
         name: what to call it in titles.
         notes: lines for the session summary (what was dropped and why).
@@ -171,6 +173,8 @@ class Recording:
     click_difference: Tensor | None = None
     trial_times_s: Tensor | None = None
     baseline_hz: Tensor | None = None
+    stretches: Tensor | None = None
+    gap: int = 0
     neuron_names: tuple[str, ...] = ()
     name: str = "recording"
     notes: tuple[str, ...] = field(default=())
@@ -252,6 +256,7 @@ class Recording:
             "click_difference",
             "trial_times_s",
             "baseline_hz",
+            "stretches",
         ]
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
         return replace(self, **cut)

@@ -94,6 +94,7 @@ def other_arrays(rng: np.random.Generator) -> dict:
         "fr": np.tanh(rng.normal(size=(NEURONS, STEPS, TRIALS))), "stim": rng.normal(size=(STEPS, TRIALS)),
         "session": {"n": rng.integers(2, STEPS + 1, TRIALS), "choice": rng.integers(1, 3, TRIALS)},
         "trials": cells(trials), "label": cells(["go", "stop"] * (TRIALS // 2)), "good": np.array([True, True, False, True]),
+        "t": rng.uniform(0, 12, 400), "unit": rng.integers(0, 3, 400), "start": 2.0 * np.arange(TRIALS), "long": rng.poisson(1, (3, 97)),
     }  # fmt: skip
 
 
@@ -116,6 +117,9 @@ ARRAYS_OPTIONS = [
     },
     {"activity": "tri*", "axes": ["trial", "time", "neuron"], "activation": "relu", "range_tolerance": 2.0},
     {"activity": "fr", "axes": ["neuron", "time", "trial"], "conditions": "label", "condition_inputs": True},
+    {"spike_times": "t", "spike_neurons": "unit", "trial_starts": "start", "stop_s": 0.5, "bin_s": 0.05},
+    {"spike_times": "t", "spike_neurons": "unit", "bin_s": 0.05, "piece_s": 0.5},
+    {"activity": "long", "axes": ["neuron", "time"], "bin_s": 0.05, "piece_s": 0.4},
 ]
 
 

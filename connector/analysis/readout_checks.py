@@ -119,8 +119,9 @@ class ReadoutSamples:
     def __init__(self, recording: Recording, fold: Fold):
         self.neurons = even_rows(recording.n_neurons, N_NEURONS)
         mask = recording.mask
-        train, rest = torch.zeros_like(mask), mask.clone()
-        train[fold.train], rest[fold.train] = mask[fold.train], False
+        train, rest = torch.zeros_like(mask), torch.zeros_like(mask)
+        for held, part in ((train, fold.train), (rest, fold.validation), (rest, fold.test)):
+            held[part] = mask[part]
         whole = ActivitySamples.of(recording.activity[..., self.neurons], mask, recording.inputs)
         self.train, self.train_trial = _pairs(whole, train, N_SAMPLES // 2)
         self.held, self.trial = _pairs(whole, rest, N_PAIRS)

@@ -14,6 +14,7 @@ import numpy as np
 from connector.data.beside import input_keys, inputs_of, kept_neurons
 from connector.data.contents import FORMATS
 from connector.data.layout import AXES, check_axes, laid_out, one_each, wrong_axes
+from connector.data.pieces import cut
 from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.data.sources import Sources
@@ -89,6 +90,16 @@ class ArraysOptions:
     )
     lengths: str | None = data_option("KEY of the samples of each trial; null: up to the NaN at its end", default=None)
     times: str | None = data_option("KEY of the trials' times in the session, for slow drift", unit="s", default=None)
+    piece_s: float | None = data_option(
+        "cut recordings without trials, or long trials, into pieces of so many seconds; null: no",
+        unit="s",
+        above=0,
+        default=None,
+    )
+    gap_s: float | None = data_option(
+        "between pieces of training, validation and test, which are blocks of the recording; null: a piece",
+        unit="s", at_least=0, default=None,
+    )  # fmt: skip
     bin_s: float | None = data_option(
         "time between samples; null: 0.01 for spikes, without a unit for rates", unit="s", above=0, default=None
     )
@@ -123,6 +134,10 @@ class ArraysOptions:
         else:
             require(self.activity is None, "data.spike_times", "in place of data.activity", self.spike_times)
             require(self.lengths is None, "data.lengths", "with data.activity, not with data.spike_times", self.lengths)
+        require(self.piece_s is not None or self.gap_s is None, "data.gap_s", "with data.piece_s", self.gap_s)
+        for name in ("choices", "conditions"):
+            alone = self.piece_s is None or getattr(self, name) is None
+            require(alone, f"data.{name}", "with whole trials, without data.piece_s", getattr(self, name))
         seconds(self.spike_unit_s, "data.spike_unit_s")
         if self.start_s is not None and self.stop_s is not None:
             require(self.stop_s > self.start_s, "data.stop_s", f"after data.start_s = {self.start_s:g}", self.stop_s)
@@ -204,13 +219,19 @@ def _finished(
 ) -> Recording:  # fmt: skip
     """The Recording of arrays by the keys of an npz, of labels of conditions, and of inputs that are still as the file has
     them."""
-    from connector.data.recorded import RecordedArrays, recording_of
+    from connector.data.recorded import RecordedArrays, recording_of, tensor
 
     shape = values.get("spikes", values.get("rates")).shape[:2]
     inputs, input_names = inputs_of(raw, values.pop("conditions", None), shape, values.get("lengths"), options, notes)
     values |= {} if inputs is None else {"externalinputs": inputs}
+    more: dict[str, Any] = {"neuron_names": neuron_names}
+    if options.piece_s is not None:
+        values, stretches, more["gap"] = cut(
+            values, bin_s, options.piece_s, options.gap_s, options.max_gigabytes, notes
+        )
+        more["stretches"] = tensor(stretches)
     arrays = RecordedArrays(values, notes, options.activation)
-    return recording_of(arrays, options, bin_s, name, input_names, neuron_names=neuron_names)
+    return recording_of(arrays, options, bin_s, name, input_names, **more)
 
 
 def require_activity(path: Any, options: ArraysOptions) -> None:

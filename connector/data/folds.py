@@ -19,7 +19,8 @@ _NAMED = 10  # neurons left out that are named one by one
 
 @dataclass(frozen=True)
 class Fold:
-    """Trial numbers of the three sets, (n,) int64 each, ascending; together they are all trials, once."""
+    """Trial numbers of the three sets, (n,) int64 each, ascending; together they are all trials, once, but for pieces of
+    continuous recordings between the sets."""
 
     train: Tensor
     validation: Tensor
@@ -49,7 +50,7 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
             "3 trials or more (for training, validation and test)",
             f"{n_trials} trial{'s' if n_trials > 1 else ''}",
             f"cut long trials into n pieces of T samples, n at least {n_folds}: of an npz each array over time by "
-            "x[0, :n * T].reshape(n, T, -1); of NWB by rows of a table of trials",
+            "x[0, :n * T].reshape(n, T, -1); of NWB by rows of a table of trials; data=arrays does it by data.piece_s",
         )
     if n_trials < n_folds:
         remedy = f"choose data.n_folds={n_trials}" + (" or fewer, 3 at least" if n_trials > 3 else "")
@@ -61,6 +62,45 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
     rest[test] = False
     rest[validation] = False
     return Fold(train=rest.nonzero()[:, 0], validation=validation, test=test)
+
+
+def fold_of(recording: Recording, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
+    """As :func:`fold`; of pieces of continuous recordings the folds are blocks of neighbours, in the order of the recording.
+
+    Pieces of validation with fewer than ``recording.gap`` samples between them and a test piece are in no set, and so are
+    training pieces so near to one of validation or test: no set has samples next to another's.
+
+    Raises:
+        UserError: as of fold, or a set is empty.
+    """
+    whole = fold(recording.n_trials, k, n_folds, seed)
+    if recording.stretches is None:
+        return whole
+    place, lengths = recording.stretches.numpy(), recording.lengths.numpy()
+    order = np.lexsort((place[:, 1], place[:, 0]))
+    blocks = np.array_split(order, n_folds)
+    test, validation = blocks[k - 1], blocks[k % n_folds]
+    train = np.setdiff1d(order, np.concatenate([test, validation]))
+
+    def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Those of some pieces that are as far from all others as they have to be."""
+        near = np.zeros(len(some), dtype=bool)
+        for other in others:
+            same = place[some, 0] == place[other, 0]
+            begin, end = place[some, 1], place[some, 1] + lengths[some]
+            between = np.maximum(begin - place[other, 1] - lengths[other], place[other, 1] - end)
+            near |= same & (between < recording.gap)
+        return some[~near]
+
+    validation = apart(validation, test)
+    train = apart(train, np.concatenate([test, validation]))
+    if not (len(train) and len(validation)):
+        raise UserError(
+            f"pieces for training, validation and test with {recording.gap} samples between these sets",
+            f"{recording.n_trials} pieces, too few",
+            "shorten data.gap_s or data.piece_s",
+        )
+    return Fold(*(torch.from_numpy(np.sort(part)).to(torch.int64) for part in (train, validation, test)))
 
 
 def varying(recording: Recording, trials: Tensor) -> Tensor:

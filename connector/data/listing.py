@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from connector.data.contents import Contents, Leaf, natural
+from connector.data.guessing import guess
 from connector.data.matlab import Cells
 from connector.data.preprocessing import as_text
 from connector.data.sources import Sources
@@ -149,99 +150,6 @@ def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterato
         yield key, lists, node
 
 
-# --- a guess --------------------------------------------------------------------------------------------------------
-
-_ACTIVITY = re.compile(
-    r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^f$|^x$|^y$|data|bins", re.I
-)
-_NOT_ACTIVITY = re.compile(
-    r"time|label|weight|mask|iscell|stim|input|choice|angle|target|position|length|lfp|_index$|neu$", re.I
-)
-
-
-def guess(found: Sequence[Entry], one: int = 0) -> tuple[list[str], str]:
-    """Options of ``data=arrays`` that may read a recording from these arrays, and a sentence on what is doubtful; no options
-    where nothing looks like activity."""
-    plausible = [
-        e
-        for e in found
-        if e.first is not None and 2 <= len(_axes_of(e)) <= 3 and math.prod(abs(n) for n in _axes_of(e)) > 20
-    ]
-    plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_last(e.key))] or plausible
-    if not plausible:
-        return [], ""
-    chosen = max(
-        plausible, key=lambda e: (bool(_ACTIVITY.search(_last(e.key))), len(_axes_of(e)), math.prod(map(abs, e.shape)))
-    )
-    sizes = _axes_of(chosen)
-    axes, doubt = _guessed_axes(chosen, sizes, [e for e in found if e is not chosen])
-    options = [
-        f"data.activity={chosen.key}",
-        f"data.axes=[{','.join(axes)}]",
-        f"data.kind={'spikes' if chosen.counts else 'rates'}",
-    ]
-    if "trial" in axes:
-        trials = sizes[axes.index("trial")]
-        for what, names in {
-            "choices": "choice|decision|response",
-            "lengths": "length|n_?bins|n_?samples",
-            "conditions": "condition|label|target|stim",
-        }.items():
-            beside = [e for e in found if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
-            options += [f"data.{what}={beside[0].key}"] if beside else []
-    if not chosen.counts and chosen.low >= -1 and chosen.high <= 1 and chosen.low < 0:
-        options.append("data.activation=tanh")
-    elif not chosen.counts:
-        options.append("data.activation=softplus")
-    return options, doubt
-
-
-def _last(key: str) -> str:
-    return [part for part in key.split("/") if "*" not in part or part.strip("*")][-1:][0] if key.strip("*/") else key
-
-
-def _axes_of(entry: Entry) -> tuple[int, ...]:
-    """Sizes of the axes longer than 1."""
-    return tuple(n for n in entry.shape if n != 1)
-
-
-def _guessed_axes(entry: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) -> tuple[list[str], str]:
-    """Names of the axes: time where sizes differ or successive samples are alike; trials where other arrays have one value
-    for each."""
-    in_lists = len(sizes) - entry.first.squeeze().ndim
-    alike = [0.0] * in_lists + [_likeness(entry.first.squeeze(), axis) for axis in range(entry.first.squeeze().ndim)]
-    time = sizes.index(-1) if -1 in sizes else int(np.argmax(alike))
-    rest = [i for i in range(len(sizes)) if i != time]
-    values = {n: [e.key for e in others if math.prod(e.shape) == n] for n in sizes if n > 1}
-    if len(sizes) == 2:
-        matched = [i for i in (0, 1) if values.get(sizes[i])]
-        names = ["neuron", "neuron"]
-        names[time] = "time"
-        doubt = ""
-        if matched and -1 not in sizes:
-            beside = values[sizes[matched[0]]][0]
-            doubt = (
-                f"{beside} has one value for each of the {sizes[matched[0]]} entries of an axis of {entry.key}: if these are trials of one "
-                "bin each, there are no dynamics in them"
-            )
-        return names, doubt
-    trial = rest[0] if in_lists else max(rest, key=lambda i: (bool(values.get(sizes[i])), -i))
-    names = ["neuron"] * 3
-    names[time], names[trial] = "time", "trial"
-    return names, ""
-
-
-def _likeness(x: np.ndarray, axis: int) -> float:
-    """Correlation of neighbours along an axis, over at most a million numbers."""
-    x = np.moveaxis(x, axis, 0)
-    while x.size > 1_000_000:
-        x = x[:, : max(1, x.shape[1] // 2)] if x.ndim > 1 and x.shape[1] > 1 else x[: len(x) // 2]
-    x = np.nan_to_num(x.astype(float)).reshape(len(x), -1)
-    x = x - x.mean(0)
-    spread = float(np.square(x).sum())
-    return float((x[1:] * x[:-1]).sum() / spread) if spread > 0 and len(x) > 2 else 0.0
-
-
 # --- in words -------------------------------------------------------------------------------------------------------
 
 
@@ -251,11 +159,10 @@ def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], s
     Raises:
         UserError: a file that cannot be read.
     """
-    rows, found, one = [], [], 0
+    found: list[Entry] = []
     with Sources(paths, max_gigabytes) as sources:
         for file in sources.files:
             of_file = entries(file)
-            one = max(one, file.one)
             for entry in of_file:
                 entry.key = f"{file.path.stem}:{entry.key}" if len(paths) > 1 else entry.key
             found += of_file
@@ -263,7 +170,7 @@ def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], s
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
     lines = ["  ".join([x.ljust(n) for x, n in zip(row, widths)] + [row[3]]).rstrip() for row in rows]
     lines += [f"... and {len(found) - _LINES} more"] if len(found) > _LINES else []
-    options, doubt = guess(found, one)
+    options, doubt = guess(found)
     path = f"data.path=[{','.join(map(str, paths))}]" if len(paths) > 1 else f"data.path={paths[0]}"
     command = shlex.join(["python", "train.py", "data=arrays", path, *options]) if options else ""
     return (

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
-from connector.data.folds import Fold, fold, names_of, without_constant
+from connector.data.folds import Fold, fold_of, names_of, without_constant
 from connector.data.input_filter import with_inputs
 from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
 from connector.data.readers import reader, source_of
@@ -250,7 +250,7 @@ class RecordingDataModule(_MemoryDataModule):
         if self.recording is not None:
             return
         recording = self.load()
-        self.fold = fold(recording.n_trials, self.fold_number, self.n_folds, self.fold_seed)
+        self.fold = fold_of(recording, self.fold_number, self.n_folds, self.fold_seed)
         # Of a file with latents and loadings all neurons are known, whatever their activity.
         if recording.latents is None or recording.loadings is None or self.teacher is not None:
             recording, self.left_out = without_constant(recording, self.fold.train)

@@ -96,6 +96,7 @@ def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes:
         events, bins = _side_by_side(events, raw, options, one, bin_s)
     else:
         bins = _whole(events, options, bin_s, notes)
+        starts = bins.event_s
     counts = _counts(events, bins, options.max_gigabytes)
     if not counts.any():
         raise UserError(

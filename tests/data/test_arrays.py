@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT
-from matlab73 import write_matlab73
+from matlab73 import cells, write_matlab73
 from scipy.io import savemat
 
 from connector.data.arrays import load_arrays
@@ -205,3 +205,49 @@ def test_arrays_of_objects_are_not_unpickled_and_the_remedy_works(tmp_path, draw
     got = load_arrays(tmp_path / "b.npz", activity="trial*")
     assert got.lengths.tolist() == [9, 12, 7, 8]
     assert all(torch.allclose(a[: len(x)], torch.tensor(x).float()) for a, x in zip(got.activity, trials))
+
+
+def guessed(path):
+    """Options of the command guessed, as load_arrays takes them."""
+    paths = path if isinstance(path, list) else [path]
+    command = described(paths, 1.0)[1].splitlines()[0]
+    found = dict(word.removeprefix("data.").split("=", 1) for word in shlex.split(command)[4:])
+    numbers = {"bin_s", "piece_s", "tau", "stop_s"} & set(found)
+    found |= {name: float(found[name]) for name in numbers}
+    return found | ({"axes": found["axes"].strip("[]").split(",")} if "axes" in found else {})
+
+
+def test_guesses_of_continuous_recordings_and_spike_times_work(tmp_path, draw):
+    trace = smooth(draw, 1, 900, 8)[0]
+    np.save(tmp_path / "F.npy", 100 * (trace.T + 1))
+    np.save(tmp_path / "iscell.npy", np.stack([np.arange(8) % 2, draw.uniform(size=8)], 1))
+    paths = [tmp_path / "F.npy", tmp_path / "iscell.npy"]
+    options = guessed(paths)
+    assert (options["axes"], options["neurons"]) == (["neuron", "time"], "iscell:iscell/0")
+    assert load_arrays(paths, **options).activity.shape == (4, 200, 4)
+    savemat(tmp_path / "c.mat", {"dff": trace, "fs": 20.0})
+    options = guessed(tmp_path / "c.mat")
+    assert (options["bin_s"], options["axes"]) == (0.05, ["time", "neuron"])
+    assert load_arrays(tmp_path / "c.mat", **options).activity.shape == (18, 50, 8)
+    times, units = np.sort(draw.uniform(0, 60, 3000)), draw.integers(0, 6, 3000)
+    np.savez(tmp_path / "e.npz", spike_times=times, spike_clusters=units, stim_onset=2.0 * np.arange(29))
+    options = guessed(tmp_path / "e.npz")
+    assert options == {
+        "spike_times": "spike_times", "spike_neurons": "spike_clusters", "trial_starts": "stim_onset", "stop_s": 1.0,
+    }  # fmt: skip
+    assert load_arrays(tmp_path / "e.npz", **options).activity.shape == (29, 100, 6)
+    by_unit = [times[units == k] for k in range(6)]
+    savemat(tmp_path / "u.mat", {"unit": cells([{"ts": x} for x in by_unit])})
+    with h5py.File(tmp_path / "n.h5", "w") as file:
+        file["units/spike_times"] = np.concatenate(by_unit)
+        file["units/spike_times_index"] = np.cumsum([len(x) for x in by_unit])
+    for name in ("u.mat", "n.h5"):
+        got = load_arrays(tmp_path / name, **guessed(tmp_path / name))
+        assert got.activity.shape == (29, 40, 6), name
+        assert got.activity.sum() == np.sum(times < times[0] + 58), name
+
+
+def test_a_file_without_activity_is_told_without_a_guess(tmp_path):
+    np.savez(tmp_path / "a.npz", name=np.array(["a", "b"]), x=np.arange(3))
+    with pytest.raises(UserError, match="None looks like activity"):
+        load_arrays(tmp_path / "a.npz")

@@ -1,0 +1,82 @@
+"""Recordings without trials, cut into pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from connector.data.preprocessing import recorded_lengths
+from connector.errors import UserError
+from connector.files import check_size
+
+
+def _runs(recorded: np.ndarray) -> list[tuple[int, int]]:
+    """Begin and end of each run of samples, by (time,) bool."""
+    edges = np.flatnonzero(np.diff(np.r_[False, recorded, False]))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def cut(
+    values: dict[str, np.ndarray],
+    bin_s: float | None,
+    piece_s: float,
+    gap_s: float | None,
+    max_gigabytes: float,
+    notes: list[str],
+) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """Arrays over time in pieces of equal length, one behind the other; samples that are NaN in all neurons are in none.
+
+    Args:
+        values: ``rates`` or ``spikes`` (recordings, time, K), ``externalinputs`` (recordings, time, U), ``lengths`` and ``times``
+            (recordings,), by the keys of an npz. bin_s: seconds between samples. gap_s: between pieces of training, validation
+            and test; None: a piece.
+
+    Returns:
+        the arrays (pieces, time, ...) with ``lengths`` and ``times`` (pieces,); of each piece (pieces, 2) its recording and first
+        sample there; samples of the gap.
+
+    Raises:
+        UserError: no bin width, or no recording as long as a piece.
+    """
+    if bin_s is None:
+        raise UserError("data.bin_s, the seconds between samples, with data.piece_s", "none")
+    kind = "rates" if "rates" in values else "spikes"
+    activity = values[kind]
+    n_recordings, steps, width = activity.shape
+    ends = values.get("lengths", np.full(n_recordings, steps))
+    n = round(piece_s / bin_s)
+    there = np.arange(steps) < ends[:, None]
+    if activity.dtype.kind == "f":
+        there &= ~np.isnan(activity).all(2)
+    found = [(i, a + n * j) for i, row in enumerate(there) for a, b in _runs(row) for j in range((b - a) // max(n, 1))]
+    if n < 2 or not found:
+        longest = max((b - a for row in there for a, b in _runs(row)), default=0)
+        raise UserError(
+            f"data.piece_s of 2 to {longest} samples of {bin_s:g} s, as long as the recording at most", f"{piece_s:g} s"
+        )
+    stretches = np.array(found, dtype=np.int64)
+    channels = values["externalinputs"].shape[2] if "externalinputs" in values else 0
+    check_size(
+        8e-9 * len(stretches) * n * (width + channels), max_gigabytes, "raise data.max_gigabytes if the memory is there"
+    )
+    at = stretches[:, :1], stretches[:, 1:] + np.arange(n)
+    pieces = {key: values[key][at] for key in (kind, "externalinputs") if key in values}
+    if kind == "spikes":
+        empty = recorded_lengths(np.nan_to_num(pieces[kind]).sum(2), np.full(len(stretches), n)) == 0
+        if empty.any() and not empty.all():
+            notes.append(f"{int(empty.sum())} pieces without a spike of any neuron left out: not recorded, it seems")
+            pieces, stretches = {key: x[~empty] for key, x in pieces.items()}, stretches[~empty]
+    pieces["lengths"] = np.full(len(stretches), n, dtype=np.int64)
+    start = values.get("times", np.zeros(1) if n_recordings == 1 else None)
+    if start is not None:
+        pieces["times"] = start[stretches[:, 0]] + bin_s * stretches[:, 1]
+    gap = n if gap_s is None else int(np.ceil(gap_s / bin_s - 1e-9))
+    of = "one recording" if n_recordings == 1 else f"{n_recordings} recordings"
+    notes.append(
+        f"a trial here is a piece of {n * bin_s:g} s ({n} samples) of {of}, {len(stretches)} in all, cut one behind the other: an arbitrary "
+        f"cut, no event of an experiment; {int(there.sum()) - n * len(stretches)} samples are in no piece"
+    )
+    notes.append(
+        f"training, validation and test pieces are blocks of the recording, {gap * bin_s:g} s apart at least; pieces between them are in no "
+        "set"
+    )
+    return pieces, stretches, gap
