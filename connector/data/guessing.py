@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from connector.data.listing import Entry
+from connector.data.entries import Entry
 
 _ACTIVITY = re.compile(
     r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^f$|^x$|^y$|data|bins", re.I

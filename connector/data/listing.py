@@ -1,156 +1,18 @@
-"""The arrays of a file in a table, and a guess of the command that reads a recording from them."""
+"""The arrays of files in a table, and a guess of the command that reads a recording from them."""
 
 from __future__ import annotations
 
-import math
-import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
-
-from connector.data.contents import Contents, Leaf, natural
+from connector.data.entries import Entry, entries
 from connector.data.guessing import guess
-from connector.data.matlab import Cells
-from connector.data.preprocessing import as_text
 from connector.data.sources import Sources
 from connector.errors import UserError
 
 _LINES = 60  # of arrays in a table
-_LETTERS = 24  # of a text
-_DEEPEST = 16
-_HIDDEN = ("specifications",)  # of NWB: the text of its schema
-_MOST_VISITED = 20_000  # arrays
-_MOST_BYTES = 500_000_000  # that are read to tell ranges
-_ALIKE = 4  # names that differ in their numbers only are one line from so many on
-
-
-@dataclass
-class Entry:
-    """The array of a key, or all arrays of a key with `*`.
-
-    Attributes:
-        lists: sizes of the lists that hold the arrays, outermost first. first: the first array that was read.
-    """
-
-    key: str
-    lists: tuple[int, ...] = ()
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    type: str = ""
-    low: float = math.inf
-    high: float = -math.inf
-    whole: bool = True
-    words: list[str] = field(default_factory=list)
-    first: np.ndarray | None = None
-    unread: str = ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the lists and of the arrays; -1 where these differ."""
-        return self.lists + tuple(n[0] if len(set(n)) == 1 else -1 for n in zip(*self.shapes))
-
-    @property
-    def counts(self) -> bool:
-        """Whether all numbers are whole and none is negative."""
-        return self.whole and self.low >= 0 and not self.words
-
-    def see(self, x: Any) -> None:
-        """Add an array to what is told; ``x``: as :class:`Leaf` where it is not to be read."""
-        if x is None:
-            self.unread = "no array: an object, a table, a sparse matrix or a reference"
-            return
-        x = x if isinstance(x, Leaf) else np.asarray(x)
-        same = not self.shapes or len(self.shapes[0]) == len(x.shape)
-        self.shapes.append(tuple(x.shape) if same else self.shapes[0])
-        self.type = (
-            "text"
-            if x.dtype.kind in "SU"
-            else x.dtype.name
-            if x.dtype.names is None
-            else "fields " + ", ".join(x.dtype.names)
-        )
-        if x.dtype.hasobject and not isinstance(x, np.ndarray):
-            self.unread = "objects, which would be unpickled: not read"
-        elif isinstance(x, Leaf):
-            self.unread = "not looked at"
-        elif x.dtype.kind in "SU":
-            words = [" ".join(as_text(w).split())[:_LETTERS] for w in np.unique(x)[:4]]
-            self.words += [w for w in words if w and w not in self.words][: 4 - len(self.words)]
-        elif x.dtype.kind in "biuf" and x.size:
-            self.first = x if self.first is None else self.first
-            finite = x[np.isfinite(x)] if x.dtype.kind == "f" else x
-            if finite.size:
-                self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
-                self.whole &= bool((finite == np.round(finite)).all())
-            if finite.size < x.size:
-                self.unread = "NaN or infinite among them"
-
-    @property
-    def row(self) -> tuple[str, str, str, str]:
-        """Key, shape, type, range in words."""
-        sizes = [f"{min(n)}..{max(n)}" if len(set(n)) > 1 else str(n[0]) for n in zip(*self.shapes)]
-        shape = " x ".join(sizes) or ("one" if self.shapes else "")
-        if self.lists:
-            shape = f"{' x '.join(map(str, self.lists))} of ({shape})"
-        if self.words:
-            told = ", ".join(self.words)
-        elif self.low <= self.high:
-            told = f"{self.low:g} to {self.high:g}" + (", whole numbers" if self.whole else "")
-        else:
-            told = ""
-        return self.key, shape, self.type, "; ".join(x for x in (told, self.unread) if x)
-
-
-def entries(contents: Contents) -> list[Entry]:
-    """All arrays of a file, those of a list, or of names with a number each, as one."""
-    found: dict[str, Entry] = {}
-    read = 0
-    for number, (key, lists, node) in enumerate(_visited(contents.root, "", (), 0)):
-        if number >= _MOST_VISITED:
-            break
-        entry = found.setdefault(key, Entry(key, lists))
-        if isinstance(node, Leaf):
-            size = math.prod(node.shape) * node.dtype.itemsize
-            if node.dtype.hasobject and contents.format in ("npz", "npy"):
-                entry.see(node)
-                continue
-            read += size
-            node = node.read() if read <= _MOST_BYTES else node
-        entry.see(node if not isinstance(node, list) else None)
-    return list(found.values())
-
-
-def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-    """(key, sizes of lists, array) of all that hangs from a node."""
-    if depth > _DEEPEST:
-        return
-    if isinstance(node, Mapping):
-        names = [name for name in natural(node) if depth or name not in _HIDDEN]
-        alike = [re.sub(r"\d+", "*", name) for name in names]
-        for name, pattern in zip(names, alike):
-            many = alike.count(pattern) if pattern != name else 0
-            part, sizes = (pattern, (*lists, many)) if many >= _ALIKE else (name, lists)
-            try:
-                member = node[name]
-            except (KeyError, OSError, RuntimeError):  # a link to nowhere
-                continue
-            yield from _visited(member, f"{key}/{part}" if key else part, sizes, depth + 1)
-    elif isinstance(node, list):
-        sizes = [n for n in node.shape if n != 1] if isinstance(node, Cells) else []
-        sizes = sizes if len(sizes) > 1 and math.prod(sizes) == len(node) else [len(node)]
-        for x in node:
-            nested = isinstance(x, (Mapping, list))
-            empty = isinstance(x, np.ndarray) and x.size == 0
-            if nested or not empty or not any(isinstance(y, (Mapping, list)) for y in node):
-                yield from _visited(x, f"{key}/*" if nested else key, (*lists, *sizes), depth + 1)
-    else:
-        yield key, lists, node
-
-
-# --- in words -------------------------------------------------------------------------------------------------------
 
 
 def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], str]:
@@ -172,13 +34,10 @@ def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], s
     lines += [f"... and {len(found) - _LINES} more"] if len(found) > _LINES else []
     options, doubt = guess(found)
     path = f"data.path=[{','.join(map(str, paths))}]" if len(paths) > 1 else f"data.path={paths[0]}"
-    command = shlex.join(["python", "train.py", "data=arrays", path, *options]) if options else ""
-    return (
-        lines,
-        f"{command}\nThis is a guess{f': {doubt}' if doubt else ', by names and numbers: check axes and kind'}."
-        if command
-        else "",
-    )
+    if not options:
+        return lines, ""
+    command = shlex.join(["python", "train.py", "data=arrays", path, *options])
+    return lines, f"{command}\nThis is a guess: {doubt or 'check axes and kind'}."
 
 
 def told(paths: Sequence[Path], max_gigabytes: float) -> NoReturn:
@@ -186,5 +45,6 @@ def told(paths: Sequence[Path], max_gigabytes: float) -> NoReturn:
     lines, command = described(paths, max_gigabytes)
     table = "\n".join(f"  {line}" for line in lines)
     names = ", ".join(path.name for path in paths)
-    remedy = f"arrays of {names}:\n{table or '  none'}\n{command or 'None looks like activity over time: name it if it is, data.activity=KEY data.axes=[...]'}"
+    nothing = "None looks like activity over time: if one is, name it with data.activity=KEY data.axes=[...]"
+    remedy = f"arrays of {names}:\n{table or '  none'}\n{command or nothing}"
     raise UserError("data.activity naming the array of rates or spike counts", "none", remedy)
