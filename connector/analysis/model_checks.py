@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from connector.analysis.readout_checks import DRIFT, NEGLIGIBLE, RANK, ReadoutChecks, check_readout, states_of
-from connector.analysis.step_checks import Innovations, innovations, time_step_evidence
+from connector.analysis.step_checks import Innovations, innovations, own_time_step, time_step_evidence
 from connector.errors import UserError
 from connector.lrrnn.handover import FittedDynamics
 from connector.types import Recording
@@ -31,6 +31,7 @@ LEAST_SD, LEAST_RATIO, LEAST_SHARE = (
     4.0,
     0.5,
 )  # of innovations: sd, over the standard error, over the states' errors
+LEAST_FACTOR = 1.3  # by which alpha is off, before it is told of
 UNFORESEEN = 0.1  # sd of innovations in an added dimension, above which it is no further state
 LEAST_CORRELATION, LEAST_LEFT = 0.1, 1e-3  # of residuals that are this share of the rates' variance
 LEAST_FILLED = 0.6  # of the directions that noise of each neuron would fill: below, neurons share what is left
@@ -113,9 +114,15 @@ def checks_of(recording: Recording, fit: FittedDynamics) -> dict[str, float]:
     """:meth:`ModelChecks.metrics` of rates; nothing of spikes or two-valued activity, or where data are too few."""
     if recording.kind != "rates":
         return {}
+    found = {}
     with contextlib.suppress(UserError, torch.linalg.LinAlgError):
-        return check_model(recording, fit).metrics()
-    return {}
+        found = check_model(recording, fit).metrics()
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        alpha = own_time_step(recording, fit.fold)
+        if alpha is not None and not 1 / LEAST_FACTOR < alpha / recording.alpha < LEAST_FACTOR:
+            found = {key: value for key, value in found.items() if not key.startswith("lrrnn/cause_")}
+            found |= {"lrrnn/check_alpha": alpha, "lrrnn/cause_alpha": 1.0}
+    return found
 
 
 def is_clear(found: Innovations) -> bool:

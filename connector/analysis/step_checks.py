@@ -10,17 +10,58 @@ from torch import Tensor
 
 from connector.connectivity.nu.design import Design, observed_modes
 from connector.connectivity.nu.regression import log_evidence
+from connector.data.folds import Fold
 from connector.dynamics import activation as activation_named
 from connector.errors import UserError
-from connector.numerics import inverse_root, least_squares, random_rows
-from connector.types import Latents, Loadings
+from connector.lrrnn.observation import Observation
+from connector.numerics import inverse_root, least_squares, random_rows, ridge
+from connector.types import Latents, Loadings, Recording
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 N_NEURONS, N_STATES = 300, 3000
 _WINDOWS, _ORDER = (15, 9, 5), 3  # of the polynomials that smooth noisy states: they know of no time step
 _EXCESS = 1.3  # of the smoothing's residuals over the states' own errors, above which a window is too long
+_EXACT = 1e-3  # share of a step that a whole network leaves unexplained
+_WIDEST, _N_JUDGED = 1000, 20  # of neurons and inputs that foretell; neurons foretold
 _HORIZON = 5  # steps over which residuals of one step are summed
 _CUTOFF, _MOST_MODES = 1e-3, 100
+
+
+def own_time_step(recording: Recording, fold: Fold) -> float | None:
+    """alpha at which the potentials of a whole network relax; None where the rates do not show it.
+
+    Without noise, and with all neurons recorded, h[t+1] = (1 - alpha) h[t] + W phi(h[t]) + B u[t] + C u[t+1] + d holds for some W
+    of any rank, however inputs enter. It is fitted to training trials, and asked to be all but exact on validation trials.
+    """
+    phi, mask = activation_named(recording.activation), recording.mask
+    width = recording.n_neurons + 2 * recording.n_inputs + 1
+    if recording.kind != "rates" or phi.name == "relu" or width > _WIDEST:
+        return None
+    both, parts = mask[:, 1:] & mask[:, :-1], []
+    few = random_rows(recording.n_neurons, _N_JUDGED)
+    for part in (fold.train, fold.validation):
+        now, then = (x[part][both[part]].double() for x in (recording.activity[:, :-1], recording.activity[:, 1:]))
+        keep = random_rows(len(now), max(4000, 10 * width))
+        columns = [now[keep], torch.ones(len(keep), 1).double()]
+        if recording.inputs is not None:
+            columns += [x[part][both[part]][keep].double() for x in (recording.inputs[:, :-1], recording.inputs[:, 1:])]
+        h = [phi.inverse(Observation.of(phi.name).inside(x[keep][:, few], 1e-6)) for x in (now, then)]
+        # Rounding of rates near the ends of phi's range hides their potentials.
+        parts.append((torch.cat(columns, 1), *h, torch.minimum(*map(phi.derivative, h))))
+    (x, now, then, slope), held = parts
+    if len(x) < 3 * width or not len(held[0]):
+        return None
+    fitted = []
+    for i in range(len(few)):
+        of_neuron = slope[:, i, None] * torch.stack([now[:, i], then[:, i]], 1)
+        fitted.append(ridge(slope[:, i, None] * x, of_neuron, 1e-12 * float(x.square().sum())))
+    of_now, of_then = torch.stack(fitted).permute(2, 1, 0)
+    left, moved = ((y - x @ of_y) * slope for y, of_y in ((now, of_now), (then, of_then)))
+    kept = float((left * moved).sum() / left.square().sum().clamp_min(1e-300))
+    left, moved = ((y - held[0] @ of_y) * held[3] for y, of_y in ((held[1], of_now), (held[2], of_then)))
+    error, stated = (float((moved - share * left).square().sum()) for share in (kept, 1 - recording.alpha))
+    exact = error < _EXACT * float(((held[2] - held[1]) * held[3]).square().sum()) and 4 * error < stated
+    return 1 - kept if exact and 0 < 1 - kept <= 1.01 else None
 
 
 class Innovations(NamedTuple):

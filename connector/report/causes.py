@@ -119,6 +119,13 @@ def _time_step(metrics: Mapping[str, float], name: str) -> str:
     )
 
 
+def _alpha(metrics: Mapping[str, float], name: str) -> str:
+    return (
+        f"the rates of each step follow all but exactly from those of the last, and neurons relax by {metrics[CHECK + name]:.3g} of the "
+        "way in a step: data.alpha = dt / tau is wrong; set it to that"
+    )
+
+
 _SENTENCES: dict[str, Callable[[Mapping[str, float], str], str]] = {
     "rank": _rank,
     "fewer": _fewer,
@@ -128,4 +135,5 @@ _SENTENCES: dict[str, Callable[[Mapping[str, float], str], str]] = {
     "smoothing": _smoothing,
     "process_noise": _process_noise,
     "time_step": _time_step,
+    "alpha": _alpha,
 }

@@ -118,6 +118,7 @@ _NAMES = {
     "smoothing": "rates were smoothed",
     "process_noise": "states carry noise",
     "time_step": "the time step is wrong",
+    "alpha": "the time step of a whole network is wrong",
 } | {f"activation_{name}": f"the activation is {name}" for name in ("tanh", "relu", "softplus", "sigmoid")}
 for _name in ("tanh", "relu", "softplus", "sigmoid"):
     METRICS[f"lrrnn/check_activation_{_name}"] = Metric(
