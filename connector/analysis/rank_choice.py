@@ -20,7 +20,7 @@ from connector.types import Recording
 
 MOST = 12
 N_FOLDS = 3
-_PATIENCE = 2  # ranks tried beyond the best
+_PATIENCE = 2  # ranks tried beyond the last that helps
 _MORE_NEURONS = 4  # times the rank, for half of them to show the states
 
 
@@ -57,7 +57,7 @@ def choose_rank(
         trials: (n,) int64, those that may be looked at.
         has_bias: whether neurons have a bias.
         tried: called with each rank before it is fitted.
-        most: rank at which to end, if the error has not grown before.
+        most: rank at which to end, if the error has not ceased to fall before.
 
     Raises:
         UserError: spikes; fewer than three trials, eight neurons or two samples in a trial.
@@ -89,10 +89,15 @@ def choose_rank(
         if found is None or not bool(found.isfinite().all()):
             break
         errors.append(found)
-        if rank > _PATIENCE and all(float(x.mean()) > _least(errors) for x in errors[-_PATIENCE:]):
+        if rank > _PATIENCE and _gained(errors) <= NEGLIGIBLE * (variance - _least(errors)):
             break
     require(bool(errors), "rates that one latent dimension can be fitted to", "none", "give lrrnn.rank")
     return _chosen(torch.stack(errors), trial, variance)
+
+
+def _gained(errors: list[Tensor]) -> float:
+    """What the last ranks have lowered the error by."""
+    return _least(errors[:-_PATIENCE]) - _least(errors[-_PATIENCE:])
 
 
 def _least(errors: list[Tensor]) -> float:

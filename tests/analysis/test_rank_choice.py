@@ -55,6 +55,7 @@ def test_what_no_rank_can_be_chosen_for_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ranks_of_twenty_networks():
     """Sizes, activations, noise and inputs drawn at random; 18 of 20 at least."""
     right = 0
