@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.beside import input_keys, inputs_of, kept_neurons
+from connector.data.beside import input_keys, inputs_of, kept_of
 from connector.data.contents import FORMATS
-from connector.data.layout import AXES, check_axes, laid_out, one_each, wrong_axes
+from connector.data.layout import AXES, check_axes, laid_out, numbers, one_each, wrong_axes
 from connector.data.pieces import cut
+from connector.data.preprocessing import begun_at
 from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, settled
 from connector.data.sources import Sources
@@ -76,6 +77,9 @@ class ArraysOptions:
     stop_s: float | None = data_option(
         "end of the bins, counted alike; null: trial_stops, or the last spike", unit="s", default=None
     )
+    trials: Any = data_option(
+        "trials kept: KEY of a mask, or of their numbers; or a list of numbers; counted alike; null: all", default=None
+    )
     inputs: Any = data_option("KEY of external inputs, or a list of KEYs, their channels side by side", default=None)
     input_axes: list[str] | None = data_option(
         "axes of the inputs, among trial, time, input; along one that is not named they are constant; null: as data.axes, input "
@@ -119,7 +123,7 @@ class ArraysOptions:
             if getattr(self, name) is not None:
                 check_axes(getattr(self, name), known, f"data.{name}")
         text_or_list = "a KEY, or a list"
-        for name in ("inputs", "neurons"):
+        for name in ("inputs", "neurons", "trials"):
             value = getattr(self, name)
             require(value is None or isinstance(value, (str, list, tuple)), f"data.{name}", text_or_list, value)
         require(
@@ -182,47 +186,49 @@ def load_arrays(
     if options.spike_times is not None:
         return _of_spike_times(raw, options, one, name, notes)
     activity, lengths = _activity(raw, options)
-    activity = _without_filler(activity, options.kind, notes)
     if lengths is not None and "lengths" in raw:
         raise UserError("trials whose lengths are said once", "data.lengths and arrays of different lengths")
-    kept, names = kept_neurons(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
-    activity = activity[:, :, kept]
+    n_trials = len(activity)
+    rows, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
+    kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
+    activity = _without_filler(activity[rows][:, :, kept], options.kind, notes)
     kind = _kind(activity, options.kind, notes)
-    values = {kind: np.require(activity, requirements=["W", "O"])}
-    values |= _of_trials(raw, options, len(activity)) | ({} if lengths is None else {"lengths": lengths})
+    values = {kind: activity} | ({} if lengths is None else {"lengths": lengths[rows]})
     bin_s = options.bin_s if options.bin_s is not None or kind == "rates" else _BIN_S
-    return _finished(values, raw, options, bin_s, name, notes, names)
+    return _finished(values, raw, options, bin_s, name, notes, neuron_names=names, rows=rows, n_trials=n_trials)
 
 
 def _of_spike_times(raw: dict[str, Any], options: ArraysOptions, one: int, name: str, notes: list[str]) -> Recording:
     bin_s = _BIN_S if options.bin_s is None else options.bin_s
     found = counted(raw, options, one, bin_s, notes)
     rows = np.arange(len(found.counts)) if found.rows is None else found.rows
-    starts = raw.get("trial_starts")
-    n_trials = len(rows) if found.rows is None else len(one_each(starts, None, "", ""))
-    values = {what: x[rows] for what, x in _of_trials(raw, options, n_trials).items()}
-    values |= {} if found.times_s is None or "times" in values else {"times": found.times_s}
-    values |= {"spikes": found.counts} | ({} if found.lengths is None else {"lengths": found.lengths})
-    return _finished(values, raw, options, bin_s, name, notes, found.names)
-
-
-def _of_trials(raw: dict[str, Any], options: ArraysOptions, number: int) -> dict[str, np.ndarray]:
-    """What the file has of each trial, (trials,) each."""
-    return {
-        what: one_each(raw[what], number, f"data.{what}", getattr(options, what)) for what in _PER_TRIAL if what in raw
-    }
+    n_trials = len(rows) if found.rows is None else len(one_each(raw["trial_starts"], None, "", ""))
+    wanted, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
+    some = np.isin(rows, wanted)
+    if not some.any():
+        raise UserError("data.trials with some of the trials that were recorded", "none")
+    values = {"spikes": found.counts, "times": found.times_s, "lengths": found.lengths}
+    values = {key: x if some.all() else x[some] for key, x in values.items() if x is not None}
+    return _finished(
+        values, raw, options, bin_s, name, notes, neuron_names=found.names, rows=rows[some], n_trials=n_trials
+    )
 
 
 def _finished(
     values: dict[str, np.ndarray], raw: dict[str, Any], options: ArraysOptions, bin_s: float | None, name: str, notes: list[str],
-    neuron_names: tuple[str, ...],
+    *, neuron_names: tuple[str, ...], rows: np.ndarray, n_trials: int,
 ) -> Recording:  # fmt: skip
-    """The Recording of arrays by the keys of an npz, of labels of conditions, and of inputs that are still as the file has
-    them."""
+    """The Recording of activity, by the keys of an npz, of those trials ``rows`` of ``n_trials`` that are kept, and of what
+    the file has beside it of all of them."""
     from connector.data.recorded import RecordedArrays, recording_of, tensor
 
-    shape = values.get("spikes", values.get("rates")).shape[:2]
-    inputs, input_names = inputs_of(raw, values.pop("conditions", None), shape, values.get("lengths"), options, notes)
+    of_trials = {x: one_each(raw[x], n_trials, f"data.{x}", getattr(options, x)) for x in _PER_TRIAL if x in raw}
+    kind = "rates" if "rates" in values else "spikes"
+    values |= {what: x[rows] for what, x in of_trials.items()}
+    steps = values[kind].shape[1]
+    lengths = np.broadcast_to(values.get("lengths", steps), len(rows))
+    labels = values.pop("conditions", None)
+    inputs, input_names = inputs_of(raw, labels, lengths, (n_trials, steps), rows, options, notes)
     values |= {} if inputs is None else {"externalinputs": inputs}
     more: dict[str, Any] = {"neuron_names": neuron_names}
     if options.piece_s is not None:
@@ -230,8 +236,20 @@ def _finished(
             values, bin_s, options.piece_s, options.gap_s, options.max_gigabytes, notes
         )
         more["stretches"] = tensor(stretches)
-    arrays = RecordedArrays(values, notes, options.activation)
-    return recording_of(arrays, options, bin_s, name, input_names, **more)
+    elif "lengths" not in values:
+        values |= _begun(values, kind, notes)
+    values[kind] = np.require(values[kind], requirements=["W", "O"])
+    return recording_of(RecordedArrays(values, notes, options.activation), options, bin_s, name, input_names, **more)
+
+
+def _begun(values: dict[str, np.ndarray], kind: str, notes: list[str]) -> dict[str, np.ndarray]:
+    """Activity and inputs of trials that are padded with NaN at the front, from the first sample on."""
+    activity = values[kind]
+    first = (~np.isnan(activity).all(2)).argmax(1) if activity.dtype.kind == "f" else np.zeros(1)
+    if not first.any():
+        return {}
+    notes.append(f"{int((first > 0).sum())} trials padded with NaN at the front moved to begin at the first sample")
+    return {key: begun_at(values[key], first) for key in (kind, "externalinputs") if key in values}
 
 
 def require_activity(path: Any, options: ArraysOptions) -> None:
@@ -250,7 +268,7 @@ def _read(paths: list[Path], options: ArraysOptions) -> tuple[dict[str, Any], in
         main, file = sources.value(str(key))
         raw["activity" if options.spike_times is None else "spike_times"] = main
         one = file.one
-        for what in (*_PER_TRIAL, "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
+        for what in (*_PER_TRIAL, "trials", "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
             named = getattr(options, what)
             if isinstance(named, str):
                 raw[what], beside = sources.value(named)
@@ -269,6 +287,8 @@ def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, 
     """(trials, time, neurons) and the trials' lengths, or None."""
     value, where = raw["activity"], options.activity
     axes = list(options.axes or AXES)
+    if isinstance(value, np.ndarray):
+        numbers(value, str(where))
     if options.axes is None and isinstance(value, np.ndarray) and value.ndim != 3:
         raise wrong_axes(where, value.shape, axes)
     if not {"time", "neuron"} <= set(axes):

@@ -23,17 +23,17 @@ def label(x: Any) -> str:
     return str(int(x)) if float(x).is_integer() else f"{x:.15g}"
 
 
-def kept_neurons(
-    value: Any, number: int, one: int, notes: list[str], ids: Sequence[str] = ()
+def kept_of(
+    value: Any, number: int, one: int, notes: list[str], ids: Sequence[str] = (), what: str = "neurons"
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers of the neurons kept, (n,) from 0, and their names; none where all are.
+    """Numbers of the neurons (or trials) kept, (n,) from 0, and their names; none where all are.
 
     Args:
         value: a mask, or numbers or names of neurons; None: all. number: of the neurons. ids: their names, where the file
-            has names; a mask may then be of all names from 0 (or ``one``) on.
+            has names; a mask may then be of all names from 0 (or ``one``) on. what: of the option.
 
     Raises:
-        UserError: none of these, or no neuron is kept.
+        UserError: none of these, or none is kept.
     """
     if value is None:
         return np.arange(number), ()
@@ -48,14 +48,14 @@ def kept_neurons(
         kept = np.array([named.index(x) for x in words if x in named], dtype=int)
         known = len(kept) == len(words) or (bool(ids) and len(kept) > 0)
         there = "among those of the spikes" if ids else f"from {one} to {number - 1 + one}"
-        expected = f"data.neurons as a mask of {number} neurons, or different numbers {there}"
+        expected = f"data.{what} as a mask of {number} {what}, or different numbers {there}"
         require(
             known and len(set(words)) == len(words),
             expected,
             ", ".join(words[:6]) + (", ..." if len(words) > 6 else ""),
         )
-    require(len(kept) > 0, "data.neurons that keeps some", "none kept")
-    notes.append(f"{len(kept)} of {number} neurons kept (data.neurons)")
+    require(len(kept) > 0, f"data.{what} that keeps some", "none kept")
+    notes.append(f"{len(kept)} of {number} {what} kept (data.{what})")
     return kept, tuple(named[i] for i in kept)
 
 
@@ -65,47 +65,43 @@ def input_keys(options: Any) -> list[str]:
 
 
 def inputs_of(
-    raw: dict[str, Any],
-    labels: np.ndarray | None,
-    shape: tuple[int, int],
-    lengths: np.ndarray | None,
-    options: Any,
+    raw: dict[str, Any], labels: np.ndarray | None, lengths: np.ndarray, shape: tuple[int, int], rows: np.ndarray, options: Any,
     notes: list[str],
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Inputs (trials, time, U) and their names; ``lengths`` (trials,): of the activity's trials, or None for all samples."""
+) -> tuple[np.ndarray | None, tuple[str, ...]]:  # fmt: skip
+    """Inputs (kept trials, time, U) and their names.
+
+    Args:
+        raw: ``inputs``, by KEY. labels: of the trials kept, or None. lengths: their samples. shape: trials of the file, samples
+            of the longest. rows: the trials kept.
+    """
     found, names = [], []
     for key, value in raw["inputs"].items():
-        x = _one_input(key, value, shape, lengths, options)
-        found.append(x)
+        x, own = _one_input(key, value, shape, options)
+        if own is not None and not np.array_equal(np.broadcast_to(own, shape[:1])[rows], lengths):
+            raise UserError(f"data.inputs {key} with as many samples as the activity in each trial", "other lengths")
+        found.append(x[rows])
         names += [key] if x.shape[2] == 1 else [f"{key} {i + 1}" for i in range(x.shape[2])]
     if labels is not None:
         kinds, of_trial = _conditions(labels, options.conditions, notes)
         if options.condition_inputs:
             of_each = (of_trial[:, None] == np.arange(len(kinds))).astype(float)
-            found.append(np.broadcast_to(of_each[:, None], (*shape, len(kinds))))
+            found.append(np.broadcast_to(of_each[:, None], (len(rows), shape[1], len(kinds))))
             names += [f"{options.conditions} {kind}" for kind in kinds]
     if not found:
         return None, ()
-    check_size(
-        8e-9 * shape[0] * shape[1] * len(names),
-        options.max_gigabytes,
-        "raise data.max_gigabytes if the memory is there",
-    )
+    size = 8e-9 * len(rows) * shape[1] * len(names)
+    check_size(size, options.max_gigabytes, "raise data.max_gigabytes if the memory is there")
     return np.concatenate(found, axis=2).astype(float), tuple(names)
 
 
-def _one_input(key: str, value: Any, shape: tuple[int, int], lengths: np.ndarray | None, options: Any) -> np.ndarray:
-    """(trials, time, channels) of one key."""
+def _one_input(key: str, value: Any, shape: tuple[int, int], options: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """(trials, time, channels) of one key, and the trials' lengths where they differ."""
     axes = options.input_axes
     if axes is None:
         axes = ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
         if isinstance(value, np.ndarray) and value.ndim == len(axes) - 1:
             axes.remove("input")
     x, own = laid_out(value, axes, key, options.max_gigabytes, last="input")
-    if own is not None and not np.array_equal(
-        own, np.broadcast_to(shape[1] if lengths is None else lengths, own.shape)
-    ):
-        raise UserError(f"data.inputs {key} with as many samples as the activity in each trial", "other lengths")
     for axis, name in enumerate(("trial", "time")):
         if x.shape[axis] != (shape[axis] if name in axes else 1):
             raise UserError(
@@ -113,7 +109,7 @@ def _one_input(key: str, value: Any, shape: tuple[int, int], lengths: np.ndarray
                 f"shape {x.shape} (trials, time, inputs)",
                 "name the axes that it has, in their order: data.input_axes=[trial,time,input]",
             )
-    return np.broadcast_to(x, (*shape, x.shape[2]))
+    return np.broadcast_to(x, (*shape, x.shape[2])), own
 
 
 def _conditions(labels: np.ndarray, key: str | None, notes: list[str]) -> tuple[list[str], np.ndarray]:

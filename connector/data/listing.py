@@ -46,5 +46,9 @@ def told(paths: Sequence[Path], max_gigabytes: float) -> NoReturn:
     table = "\n".join(f"  {line}" for line in lines)
     names = ", ".join(path.name for path in paths)
     nothing = "None looks like activity over time: if one is, name it with data.activity=KEY data.axes=[...]"
+    if "unpickled" in table:
+        nothing = (
+            "Objects are not read: save each array under a name of its own, numpy.savez(FILE, **{f'trial{i}': x ...})"
+        )
     remedy = f"arrays of {names}:\n{table or '  none'}\n{command or nothing}"
     raise UserError("data.activity naming the array of rates or spike counts", "none", remedy)

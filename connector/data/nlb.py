@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from connector.data.preprocessing import recorded_lengths, require_counts
+from connector.data.preprocessing import begun_at, recorded_lengths, require_counts
 from connector.data.readers import Reader, require_format
 from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
@@ -214,8 +214,7 @@ def _moved_to_the_start(counts: np.ndarray, notes: list[str]) -> tuple[np.ndarra
         )
     if first.any():
         notes.append(f"{int((first > 0).sum())} trials padded with NaN at the front moved to begin at the first sample")
-        order = (place[None, :] + first[:, None]) % counts.shape[1]
-        counts = np.take_along_axis(counts, order[:, :, None], axis=1)
+        counts = begun_at(counts, first)
     counts[place[None, :] >= lengths[:, None]] = 0
     return counts[:, : lengths.max()], lengths
 

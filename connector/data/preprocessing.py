@@ -134,6 +134,12 @@ def pad_trials(trials: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return padded, lengths
 
 
+def begun_at(x: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Arrays (trials, time, channels) whose trials begin at the samples ``first`` (trials,); what was before is behind them."""
+    order = (np.arange(x.shape[1]) + first[:, None]) % x.shape[1]
+    return np.take_along_axis(x, order[:, :, None], axis=1)
+
+
 _SURE = 30.0  # spikes expected in a silence that is none: chance would be exp(-30)
 
 

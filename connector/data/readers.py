@@ -194,4 +194,5 @@ def require_format(path: str | os.PathLike, *wanted: str) -> str:
     remedy = (
         remedy or "save the arrays with numpy.savez(FILE, rates=...) and use data=npz, or data=arrays for other names"
     )
-    raise UserError(" or ".join(words[name][0] for name in wanted), f"{Path(path).name}, {what}", remedy)
+    expected = " or ".join(words[name][0] for name in wanted) if len(wanted) < 4 else "an npz, npy, MATLAB or HDF5 file"
+    raise UserError(expected, f"{Path(path).name}, {what}", remedy)

@@ -151,7 +151,7 @@ class RecordedArrays:
             raise UserError(
                 f"{self.kind} with at least 2 samples in every trial",
                 f"{int((lengths < 2).sum())} trials of NaN only (or but one sample)",
-                "leave those trials out",
+                "leave those trials out (data=arrays does, by data.trials)",
             )
         if lengths.min() < steps:
             self.notes.append(
@@ -219,7 +219,7 @@ class RecordedArrays:
             raise UserError(
                 f"finite {kind}",
                 f"{int(bad.sum())} NaN or infinite entries within the trials' lengths{of}",
-                "leave out these neurons, or mend the file"
+                "leave out these neurons (data=arrays does, by data.neurons), or mend the file"
                 if of
                 else "mend the file, or give `lengths` so that missing samples lie past a trial's end",
             )
@@ -313,6 +313,7 @@ def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
         raise UserError(
             f"rates in the range of {activation}, ({phi.low:g}, {phi.high:g}), but for noise",
             f"values from {values.min():g} to {values.max():g} (rms excess {excess:.2g}, tolerated {tolerance:g})",
-            "set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound, as dF/F), "
-            "rescale the rates, or raise data.range_tolerance",
+            "set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound, as dF/F); z-scores, "
+            "and dF/F with many negative values, have a scale of their own: shift and rescale them into the range; for noise raise "
+            "data.range_tolerance",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from connector.data.beside import kept_neurons, label
+from connector.data.beside import kept_of, label
 from connector.data.layout import axes_of_lists, flattened, grid_of, numbers, one_each
 from connector.data.nwb_clock import ENOUGH_SPIKES, FAR, SLOW_HZ
 from connector.data.nwb_observed import only_recorded
@@ -155,7 +155,7 @@ def _events(raw: Mapping[str, Any], options: Any, one: int) -> Events:
 
 def _chosen(events: Events, chosen: Any, one: int, notes: list[str]) -> Events:
     """Those of the neurons that ``data.neurons`` names."""
-    kept, names = kept_neurons(chosen, len(events.names), one, notes, events.names if events.named else ())
+    kept, names = kept_of(chosen, len(events.names), one, notes, events.names if events.named else ())
     place = np.full(len(events.names), -1)
     place[kept] = np.arange(len(kept))
     inside = place[events.neurons] >= 0

@@ -177,3 +177,36 @@ def test_a_cell_without_a_field_is_left_out_and_an_empty_cell_is_kept(tmp_path):
         8,
         2,
     )
+
+
+def test_a_mask_of_trials_goes_through_all_that_belongs_to_them(tmp_path, trials):
+    draw = np.random.default_rng(1)
+    correct, choice, when = np.array([1, 0, 1, 1, 0, 1]), np.array([0, 1, 1, 0, 0, 1]), 3.0 * np.arange(6)
+    inputs = [draw.normal(size=len(x)) for x in trials]
+    of_three = {"correct": correct, "choice": choice, "when": when, "cue": cells(["a", "b", "a", "c", "b", "c"])}
+    savemat(tmp_path / "x.mat", {"x": cells(trials), "u": cells(inputs)} | of_three)
+    keys = {"inputs": "u", "input_axes": ["trial", "time"], "choices": "choice", "times": "when"}
+    got = load_arrays(tmp_path / "x.mat", activity="x", trials="correct", **keys)
+    kept = [0, 2, 3, 5]
+    assert holds(got, [trials[i] for i in kept])
+    assert holds(got.trials(torch.arange(4)), [trials[i] for i in kept])
+    assert (got.choices.tolist(), got.trial_times_s.tolist()) == (choice[kept].tolist(), when[kept].tolist())
+    assert all(np.allclose(u[: LENGTHS[i], 0], inputs[i]) for u, i in zip(got.inputs, kept))
+    some = load_arrays(tmp_path / "x.mat", activity="x", trials=[6, 1], conditions="cue", condition_inputs=True)
+    assert holds(some, [trials[5], trials[0]])
+    assert some.input_names == ("cue a", "cue c")
+    with pytest.raises(UserError, match="a mask of 6 trials, or different numbers from 1 to 6"):
+        load_arrays(tmp_path / "x.mat", activity="x", trials=[0])
+
+
+def test_trials_padded_with_nan_at_the_front_begin_at_their_first_sample(tmp_path, trials):
+    padded = np.full((6, 15, NEURONS), np.nan)
+    inputs = np.zeros((6, 15, 1))
+    for row, u, x in zip(padded, inputs, trials):
+        row[15 - len(x) :] = x
+        u[15 - len(x) :, 0] = np.arange(1, len(x) + 1)
+    np.savez(tmp_path / "x.npz", x=padded, u=inputs)
+    got = load_arrays(tmp_path / "x.npz", activity="x", inputs="u")
+    assert holds(got, trials)
+    assert all(u[: len(x), 0].tolist() == [*range(1, len(x) + 1)] for u, x in zip(got.inputs, trials))
+    assert any("6 trials padded with NaN at the front" in note for note in got.notes)

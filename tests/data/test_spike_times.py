@@ -140,6 +140,10 @@ def test_trials_after_the_recording_had_ended_are_not_silent_ones(tmp_path, spik
     )
     kept = [0, 1, 3, 4, 5, 6, 7]
     assert holds(got, counts[kept])
+    keys = {"spike_times": "t", "spike_neurons": "n", "trial_starts": "start", "stop_s": 0.4, "choices": "choice"}
+    some = load(tmp_path / "a.npz", trials=[2, 3, 6, 9], **keys)
+    assert holds(some, counts[[3, 6]])
+    assert some.choices.tolist() == [1, 0]
     assert got.choices.tolist() == [i % 2 for i in kept]
     assert sum("left out" in note for note in got.notes) == 2
 
