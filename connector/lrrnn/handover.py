@@ -31,6 +31,7 @@ class FittedDynamics:
             samples say too little by themselves.
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
+        rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
         field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
     """
 
@@ -41,6 +42,7 @@ class FittedDynamics:
     loadings_covariance: Tensor | None = None
     readings: tuple[Tensor, Tensor] | None = None
     n: Tensor | None = None
+    rollouts: bool = False
     field: FieldPosterior | None = None
 
     @property
@@ -105,6 +107,7 @@ class FittedDynamics:
             "b": loadings.b,
             "d": loadings.d,
             "n": self.n,
+            "rollouts": True if self.rollouts else None,
             "loadings_covariance": self.loadings_covariance,
             "readings": readings,
             "readings_covariance": covariance,
@@ -139,6 +142,7 @@ class FittedDynamics:
             loadings_covariance=tensors.get("loadings_covariance"),
             readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
             n=tensors.get("n"),
+            rollouts=bool(arrays.get("rollouts", False)),
             field=FieldPosterior.of_arrays(tensors, str(arrays.get("field_activation"))),
         )
         _check(found)

@@ -339,7 +339,7 @@ def of_rollouts(model: RateModel, recording: Recording, fit: FittedDynamics) -> 
     """The same fit with the network's own noise-free trajectories for latents, and hence no readings: its misfit, which has a
     pattern that an estimate of the connectivity would take for signal, is left behind."""
     z = model.infer(recording, "rollout")
-    return replace(fit, latents=replace(fit.latents, z=z), readings=None)
+    return replace(fit, latents=replace(fit.latents, z=z), readings=None, rollouts=True)
 
 
 def _as_batch(data: TrialBatch | Recording) -> TrialBatch:

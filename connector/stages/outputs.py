@@ -122,12 +122,19 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         observed=readings,
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
+    warned = ""
     error = 0.0 if readings is None else _reading_error(latents.z[latents.mask], readings[1][latents.mask])
     if error > _READABLE:
         warned = (
             f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
             "direction. Intervals of nu have not been checked beyond 20 %, and no sign is told."
         )
+    elif inputs.rollouts:
+        warned = (
+            "The latent states are trajectories of the fitted network, which misses a part of the activity. Intervals of nu are those "
+            "of that network: they do not hold what it misses, and no sign is told."
+        )
+    if warned:
         found.summary.update(warnings=[*found.summary["warnings"], warned], unbacked=True)
     return found
 

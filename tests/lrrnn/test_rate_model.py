@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from connector.data.simulation import simulate_recording
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.rate_model import RateModel, fitted_dynamics, lasting_misfit, of_rollouts
+from connector.runs.store import RunStore
+from connector.stages.outputs import _from_trajectories
 from connector.types import Latents, TrialBatch
 
 
@@ -145,7 +148,7 @@ def test_errors_of_a_step_that_last_are_told_from_noise_of_the_states(slow, leas
     assert least < lasting_misfit(fit) < most
 
 
-def test_rollouts_handed_on_are_the_networks_own():
+def test_rollouts_handed_on_are_the_networks_own(tmp_path):
     recording = record(make_network(n_inputs=1, rank=3), trials=40)
     model = RateModel(200, 2, 1)
     model.initialise(recording)
@@ -158,3 +161,13 @@ def test_rollouts_handed_on_are_the_networks_own():
         errors.append(float((fit.network.drive(z, u) - y).abs().max()))
     assert errors[1] < 1e-4 < errors[0]
     assert found.readings is None
+    assert not smoothed.rollouts
+    store = RunStore(tmp_path)
+    store.write_stage_inputs(found)
+    again = store.read_stage_inputs()
+    assert again.rollouts
+    # What the fit misses is in no interval: no sign is told.
+    options = SimpleNamespace(data=None, connectivity=SimpleNamespace(recorded_fraction=None, max_states=300), seed=0)
+    summary = _from_trajectories(options, again).summary
+    assert summary["unbacked"]
+    assert any("trajectories of the fitted network" in said for said in summary["warnings"])
