@@ -52,6 +52,7 @@ from whole_files import (
     nlb_arrays,
     other_arrays,
     own_arrays,
+    rnn_arrays,
     session,
     write_flat_h5,
     write_h5,
@@ -68,6 +69,7 @@ from connector.data.clicks import load_rat
 from connector.data.nlb import load_nlb
 from connector.data.npz import load_npz
 from connector.data.nwb import load_nwb
+from connector.data.rnn import load_rnn
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
 from connector.export import main as export_main
@@ -248,6 +250,8 @@ class Reader:
 READERS = {
     "npz": Reader(("own.npz",), read_recording_file(load_npz), own_arrays, write_npz_with_pickles),
     "npz FINDR": Reader(("findr.npz",), read_recording_file(load_npz), findr_arrays, write_npz_with_pickles),
+    "rnn": Reader(("rnn.npz",), read_recording_file(load_rnn), rnn_arrays, write_npz_with_pickles),
+    "rnn torch": Reader(("rnn.pt",), read_recording_file(load_rnn)),
     "rat v5": Reader(("rat.mat",), read_recording_file(load_rat), session, savemat),
     "rat v7.3": Reader(("rat73.mat",), read_recording_file(load_rat), session, write_matlab73, hdf5=True),
     "nwb": Reader(("planted.nwb", "exported.nwb"), read_nwb, hdf5=True),
@@ -353,6 +357,7 @@ BASES = {
     "attractor": SMALL,
     "npz": ["data=npz", "data.path={whole}/own.npz"],
     "rat": ["data=rat", "data.path={whole}/rat.mat"],
+    "rnn": ["data=rnn", "data.path={whole}/rnn.pt"],
     "nwb": ["data=nwb", "data.path={whole}/planted.nwb"],
     "nlb": ["data=nlb", "data.path={whole}/nlb.h5"],
     "arrays": ["data=arrays", "data.path={whole}/arrays.h5", "data.activity=fr", "data.axes=[neuron,time,trial]"],

@@ -220,11 +220,20 @@ connectivity:
 """
 
 
+def rnn_arrays(rng: np.random.Generator) -> dict:
+    return {
+        "W": rng.normal(size=(NEURONS, NEURONS)), "B": rng.normal(size=(NEURONS, 2)), "d": rng.normal(size=NEURONS),
+        "alpha": np.float64(0.2), "externalinputs": rng.normal(size=(TRIALS, STEPS, 2)),
+    }  # fmt: skip
+
+
 def write_whole(folder: Path) -> None:
     """One whole file for each reader, under its name."""
     rng = np.random.default_rng(0)
     np.savez(folder / "own.npz", **own_arrays(rng))
     np.savez_compressed(folder / "findr.npz", **findr_arrays(rng))
+    np.savez(folder / "rnn.npz", **rnn_arrays(rng))
+    torch.save({name: torch.as_tensor(value) for name, value in rnn_arrays(rng).items()}, folder / "rnn.pt")
     savemat(folder / "rat.mat", session(rng), do_compression=True)
     write_matlab73(folder / "rat73.mat", session(rng))
     write_h5(folder / "nlb.h5", nlb_arrays(rng))

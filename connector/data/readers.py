@@ -24,6 +24,7 @@ READERS = {
     "rat": "connector.data.clicks",
     "nwb": "connector.data.nwb",
     "nlb": "connector.data.nlb",
+    "rnn": "connector.data.rnn",
     "arrays": "connector.data.arrays",  # last: of what others read, too
 }
 
@@ -66,9 +67,9 @@ def read_recording(path: str | os.PathLike | Sequence[str | os.PathLike], format
     """A recording from a file of any format that is known.
 
     Args:
-        path: the file; of arrays also a list of files.
-        format: "auto" (by content), or a key of READERS: "npz", "rat", "nwb", "nlb", "arrays".
-        options: of load_npz, load_rat, load_nwb, load_nlb or load_arrays.
+        path: the file; of arrays and networks also a list of files.
+        format: "auto" (by content), or a key of READERS: "npz", "rat", "nwb", "nlb", "rnn", "arrays".
+        options: of load_npz, load_rat, load_nwb, load_nlb, load_rnn or load_arrays.
 
     Raises:
         UserError: a file that no reader understands, or what the reader raises.
@@ -102,6 +103,7 @@ def source_of(path: str | os.PathLike) -> str:
 _MATLAB_REMEDY = "use data=rat for a session of the Poisson-clicks task, data=arrays for any other"
 _FORMATS = {
     "npz": ("an npz file", "use data=npz"),
+    "torch": ("a file of torch.save", "use data=rnn for the weights of a recurrent network"),
     "matlab5": ("a MATLAB v5 file", _MATLAB_REMEDY),
     "matlab73": ("a MATLAB v7.3 file", _MATLAB_REMEDY),
     "nwb": ("an NWB file", "use data=nwb"),
@@ -153,6 +155,9 @@ def _recognise(path: Path) -> str:
         "matlab5": b"MATLAB 5.0",
         "lfs": b"version https://git-lfs",
     }
+    # The first file in an archive of torch.save.
+    if head.startswith(b"PK\x03\x04") and b"/data.pkl" in head[30 : 30 + int.from_bytes(head[26:28], "little")]:
+        return "torch"
     for name, start in starts.items():
         if head.startswith(start):
             return name

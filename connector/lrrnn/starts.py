@@ -11,7 +11,7 @@ from torch import Tensor
 from connector.data.folds import Fold
 from connector.data.input_filter import INPUT_KINDS, with_inputs
 from connector.errors import UserError
-from connector.lrrnn.closed_form import fit_rates_closed_form
+from connector.lrrnn.closed_form import bias_supported, fit_rates_closed_form
 from connector.lrrnn.rate_model import RateModel
 from connector.types import Recording, TrialBatch
 
@@ -45,14 +45,18 @@ def quick_start(recording: Recording, fold: Fold, arguments: dict[str, Any], kin
     """The closed form without simulated trajectories, a tenth of its cost; None where the training trials allow none.
 
     Args:
-        recording: with its inputs as they were given, or of this ``kind``; arguments: of :class:`RateModel`.
+        recording: with its inputs as they were given, or of this ``kind``.
+        arguments: of :class:`RateModel`; ``has_bias`` None: as the rates ask for.
     """
     seen = with_inputs(recording, kind)
     train = seen.trials(fold.train)
-    model = RateModel(**arguments | {"n_inputs": seen.n_inputs})
     ridge = _RIDGE * float(train.activity[train.mask].square().mean()) / train.n_neurons
+    rank, has_bias = arguments["rank"], arguments["has_bias"]
     try:
-        model.start_from(fit_rates_closed_form(train, model.rnn.rank, model.rnn.has_bias, ridge, smooth=False))
+        if has_bias is None:
+            has_bias = bias_supported(train, rank)
+        model = RateModel(**arguments | {"n_inputs": seen.n_inputs, "has_bias": has_bias})
+        model.start_from(fit_rates_closed_form(train, rank, has_bias, ridge, smooth=False))
     except (UserError, torch.linalg.LinAlgError):
         return None
     return Start(kind, model, trial_errors(model, seen, fold))

@@ -71,7 +71,7 @@ class AttractorData(DataOptions, SimulationOptions):
 class FileData(DataOptions):
     """A recording in a file; the options of its format are those that its reader declares."""
 
-    path: Any = option("the file; of arrays also a list of files", stages=_DATA)
+    path: Any = option("the file; of arrays and networks also a list of files", stages=_DATA)
 
     def check(self) -> None:
         super().check()

@@ -210,17 +210,17 @@ def _arguments(sizes: DataSizes) -> dict[str, Any]:
     return {name: getattr(sizes, name) for name in ("n_neurons", "rank", "n_inputs", "alpha")}
 
 
-def _rate_arguments(sizes: DataSizes) -> dict[str, Any]:
-    return _arguments(sizes) | {"has_bias": sizes.has_bias, "activation": sizes.activation}
+def _rate_arguments(sizes: DataSizes, has_bias: bool | None) -> dict[str, Any]:
+    return _arguments(sizes) | {"has_bias": has_bias, "activation": sizes.activation}
 
 
-def _take_inputs(context: StageContext, data: RecordingDataModule) -> QuickStart | None:
+def _take_inputs(context: StageContext, data: RecordingDataModule, has_bias: bool | None) -> QuickStart | None:
     """Have the recording's inputs enter as the options say, or as validation trials ask for; the start that was tried then."""
     kind = context.options.lrrnn.inputs
     data.take_inputs("instant" if kind == "auto" else kind)
     if data.recording.inputs is None or kind != "auto":
         return None
-    found = best_inputs(data.recording, data.fold, _rate_arguments(data.sizes))
+    found = best_inputs(data.recording, data.fold, _rate_arguments(data.sizes, has_bias))
     if not found:
         return None
     kind, power = list(found)[-1], power_about_means(data.recording, data.fold)
@@ -236,11 +236,9 @@ def _better_start(
     """Of the closed form in ``model`` and a quick start, which is made where the first explains little, the better one by
     validation; its loss. One that explains nothing is told of."""
     recording, fold, power = data.recording, data.fold, power_about_means(data.recording, data.fold)
-    if quick is None or quick.model.rnn.has_bias != model.rnn.has_bias:
-        quick = None
-        if not loss < _EXPLAINS_LITTLE * power:
-            arguments = _rate_arguments(data.sizes) | {"has_bias": model.rnn.has_bias}
-            quick = quick_start(recording, fold, arguments, recording.input_kind)
+    if quick is None and not loss < _EXPLAINS_LITTLE * power:
+        arguments = _rate_arguments(data.sizes, model.rnn.has_bias)
+        quick = quick_start(recording, fold, arguments, recording.input_kind)
     if quick is not None and clearly_better(quick.errors, trial_errors(model, recording, fold), power):
         model.load_state_dict(quick.model.state_dict())
         context.say(
@@ -259,13 +257,14 @@ def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
     options, choice = context.options, context.options.lrrnn
-    quick = _take_inputs(context, data)
-    sizes, recording, has_bias = data.sizes, data.recording, data.sizes.has_bias
-    if choice.bias is None and recording.loadings is None:
-        has_bias = bias_supported(recording.trials(data.fold.train), sizes.rank)
+    has_bias = None if choice.bias is None and data.recording.loadings is None else data.sizes.has_bias
+    quick = _take_inputs(context, data, has_bias)
+    sizes, recording = data.sizes, data.recording
+    if has_bias is None:
+        train = recording.trials(data.fold.train)
+        has_bias = bias_supported(train, sizes.rank) if quick is None else quick.model.rnn.has_bias
         context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
-    arguments = _rate_arguments(sizes) | {
-        "has_bias": has_bias,
+    arguments = _rate_arguments(sizes, has_bias) | {
         "init": choice.init,
         "init_std": choice.init_std,
         "weight_penalty": choice.weight_penalty,

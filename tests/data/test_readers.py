@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from commands import ROOT
 from matlab73 import write_matlab73
 from scipy.io import savemat
@@ -39,11 +40,26 @@ def files_of_every_format(folder: Path) -> dict[str, Path]:
     paths = {
         name: folder / f"{i}.npz"
         for i, name in enumerate(
-            ("npz", "npy", "matlab5", "matlab73", "nwb", "nwb1", "nlb", "hdf5", "lfs", "html", "empty", "unknown")
+            (
+                "npz",
+                "torch",
+                "npy",
+                "matlab5",
+                "matlab73",
+                "nwb",
+                "nwb1",
+                "nlb",
+                "hdf5",
+                "lfs",
+                "html",
+                "empty",
+                "unknown",
+            )
         )
     }
     np.savez(folder / "a.npz", rates=_rates())
     (folder / "a.npz").rename(paths["npz"])
+    torch.save({"W": torch.eye(3)}, paths["torch"])
     np.save(folder / "b.npy", _rates())
     (folder / "b.npy").rename(paths["npy"])
     savemat(folder / "c.mat", {"x": 1.0})
@@ -80,7 +96,7 @@ def test_formats_are_recognised_by_content(tmp_path):
 @pytest.mark.parametrize("reader", READERS)
 def test_a_file_of_another_format_is_refused_with_the_data_set_that_reads_it(tmp_path, reader):
     words = {
-        "npz": "data=npz", "npy": "data=arrays", "matlab5": "data=rat", "matlab73": "data=rat", "nwb": "data=nwb",
+        "npz": "data=npz", "torch": "data=rnn", "npy": "data=arrays", "matlab5": "data=rat", "matlab73": "data=rat", "nwb": "data=nwb",
         "nwb1": "NWB 2", "nlb": "data=nlb", "hdf5": "data=arrays", "lfs": "git lfs pull", "html": "download",
         "empty": "again", "unknown": "data=npz",
     }  # fmt: skip

@@ -107,7 +107,7 @@ def tables_of(page):
     return found
 
 
-@pytest.mark.parametrize("source", ["npz", "arrays", "nwb", "nlb", "rat", "attractor"])
+@pytest.mark.parametrize("source", ["npz", "rnn", "arrays", "nwb", "nlb", "rat", "attractor"])
 def test_the_tables_of_data_sets_have_all_options_with_their_defaults(source):
     tables = tables_of("data.md")
     mark = "Simulated networks" if source == "attractor" else f"(`data={source}`)"
@@ -129,7 +129,7 @@ def test_the_tables_of_data_sets_have_all_options_with_their_defaults(source):
 SMALL_FLOWS = [option for option in SMALL if not option.startswith("data.")]
 SMALL_SPIKES = ["lrrnn.n_units=8"]
 SMALL_RAT = ["stages=[lrrnn]"]  # five neurons: too few for a distribution
-FILES = ("data=npz", "data=arrays", "data=nwb", "data=nlb", "data=rat", "experiment=rat")
+FILES = ("data=npz", "data=rnn", "data=arrays", "data=nwb", "data=nlb", "data=rat", "experiment=rat")
 # A machine with what a command asks for is not always there; the nearest thing that every machine has.
 INSTEAD = {
     "trainer=gpu": ["trainer=cpu"],

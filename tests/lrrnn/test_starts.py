@@ -8,7 +8,7 @@ from connector.data.folds import fold
 from connector.lrrnn.starts import best_inputs, clearly_better, power_about_means
 
 
-def arguments(recording, rank=2, has_bias=True):
+def arguments(recording, rank=2, has_bias=None):
     sizes = {"n_neurons": recording.n_neurons, "rank": rank, "n_inputs": recording.n_inputs, "has_bias": has_bias}
     return sizes | {"alpha": recording.alpha, "activation": recording.activation}
 
@@ -28,6 +28,14 @@ def test_validation_trials_tell_how_inputs_enter(kind, noise):
     assert list(found)[-1] == kind
     power = power_about_means(recording, split)
     assert found[kind].loss - noise**2 < (0.001 if noise == 0 else 0.1) * power
+
+
+def test_a_network_without_bias_from_rest_is_judged_without_one():
+    net = make_network(k=40, n_inputs=1)
+    recording = record_filtered(net, trials=40, steps=30)
+    found = best_inputs(recording, fold(40), arguments(recording))
+    assert list(found)[-1] == "filtered"
+    assert found["filtered"].loss < 1e-6
 
 
 @pytest.mark.parametrize("activation", ["relu", "softplus", "sigmoid"])

@@ -1,0 +1,226 @@
+"""Recurrent networks trained with torch: their weights, and the inputs to run them on or the activity that they gave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from connector.data.readers import Reader, require_format
+from connector.data.recorded import RecordedArrays, recording_of
+from connector.data.settings import data_option, memory_option, settled
+from connector.errors import UserError
+from connector.files import check_size, paths_of, read_arrays, read_saved
+
+if TYPE_CHECKING:
+    from connector.types import Recording
+
+_TRIALS = ("externalinputs", "rates", "lengths", "times", "choices")
+_WEIGHTS = ("W", "B", "d", "c", "alpha")
+_TORCH = ("weight_hh_l0", "weight_ih_l0", "bias_hh_l0", "bias_ih_l0")
+_REMEDY = "save torch.save(net.state_dict() | {'externalinputs': u}, FILE), or give its activity with data=npz"
+_AGREE = 0.05  # rms difference of rates, over their rms, up to which the weights are said to give them
+
+
+@dataclass
+class RnnOptions:
+    """How a trained network is read: the options of ``data=rnn`` and keywords of :func:`load_rnn`."""
+
+    activation: str | None = data_option("phi of the neurons; null: tanh", default=None)
+    alpha: float | None = data_option(
+        "dt / tau; null: the file's `alpha`, and 1 of a torch.nn.RNN", above=0, at_most=1, default=None
+    )
+    recorded_fraction: float = data_option(
+        "neurons in the file over all of the network", above=0, at_most=1, default=1.0
+    )
+    range_tolerance: float = data_option(
+        "largest rms excess of given rates over the activation's range, relative to half the range",
+        at_least=0, default=0.3,
+    )  # fmt: skip
+    max_gigabytes: float = memory_option("largest size of the files, and of the rates")
+
+
+class Weights(NamedTuple):
+    """Of a network h' = -h + W phi(h) + B u + d: w (K, K), b (K, U), d (K,), and alpha or None; float64.
+
+    ``discrete``: of a torch.nn.RNN, r[t] = phi(W r[t-1] + B u[t] + d).
+    """
+
+    w: np.ndarray
+    b: np.ndarray
+    d: np.ndarray
+    alpha: float | None
+    discrete: bool
+
+    def run(self, u: np.ndarray, alpha: float, activation: str) -> np.ndarray:
+        """Rates (trials, time, K) float32 under inputs u (trials, time, U), from h = 0: h[t+1] = (1 - alpha) h[t] + alpha
+        (W phi(h[t]) + B u[t] + d); a torch.nn.RNN from r = 0."""
+        import torch
+
+        from connector.dynamics import activation as activation_named
+
+        phi = activation_named(activation)
+        w, b, d, u = (torch.from_numpy(x).double() for x in (self.w, self.b, self.d, u))
+        h = torch.zeros(len(u), len(w), dtype=torch.float64)
+        rates = torch.zeros(*u.shape[:2], len(w))
+        for t in range(u.shape[1]):
+            before = h if self.discrete else phi(h)
+            drive = before @ w.T + u[:, t] @ b.T + d
+            h = phi(drive) if self.discrete else (1 - alpha) * h + alpha * drive
+            rates[:, t] = h if self.discrete else before
+        return rates.numpy()
+
+
+def load_rnn(
+    path: str | os.PathLike | Sequence[str | os.PathLike],
+    options: RnnOptions | None = None,
+    *,
+    name: str | None = None,
+    **keywords,
+) -> Recording:
+    """The activity of a trained network, as a recording of rates.
+
+    A file of ``torch.save`` or an npz holds the weights: a state dict of a ``torch.nn.RNN`` of one layer, whatever the names
+    in front, or W (K, K), B (K, U) and d or c (K,), the biases, of a network that filters its inputs. The same file, or
+    another, holds ``externalinputs`` (trials, time, U) to run it on, or the ``rates`` (trials, time, K) that it gave with them,
+    and optionally ``lengths``. Other keys are ignored and named in the notes.
+
+    Args:
+        path: the file, or a list of files; options: how to read; None: the defaults of :class:`RnnOptions`.
+        name: of the recording; None: the first file's. keywords: options by their names.
+
+    Raises:
+        UserError: no such weights or inputs, other shapes, damage, a file that has to be unpickled.
+    """
+    options = settled(RnnOptions, options, keywords)
+    paths = paths_of(path)
+    found: dict[str, np.ndarray] = {}
+    for file in paths:
+        for key, value in _read(file, options.max_gigabytes).items():
+            if key in found:
+                raise UserError("each name in one file", f"{key} in {file.name}, too")
+            found[key] = value
+    weights = weights_of(found)
+    values = {key: np.asarray(found[key]) for key in _TRIALS if key in found}
+    used = {*_TRIALS, *_WEIGHTS}
+    ignored = [key for key in found if key not in used and key.rsplit(".", 1)[-1] not in _TORCH]
+    notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
+    activation = options.activation or "tanh"
+    alpha = options.alpha or weights.alpha
+    if alpha is None:
+        raise UserError("the time step of the network, dt / tau", "none", "give data.alpha, or `alpha` in the file")
+    _complete(values, weights, alpha, activation, options.max_gigabytes, notes)
+    told = SimpleNamespace(
+        activation=activation, alpha=alpha, range_tolerance=options.range_tolerance, choice_values=None
+    )
+    return recording_of(RecordedArrays(values, notes, activation), told, None, name or paths[0].stem)
+
+
+def _read(path: os.PathLike, max_gigabytes: float) -> dict[str, np.ndarray]:
+    """Arrays by name, of dictionaries in dictionaries joined by dots; whatever is no array is left out."""
+    if require_format(path, "torch", "npz") == "npz":
+        return read_arrays(path, max_gigabytes=max_gigabytes)[0]
+    check_size(1e-9 * os.stat(path).st_size, max_gigabytes, "raise data.max_gigabytes if the memory is there")
+    return dict(_flat(read_saved(path, "a state dict of tensors"), ""))
+
+
+def _flat(saved: Any, prefix: str, depth: int = 0) -> list[tuple[str, np.ndarray]]:
+    import torch
+
+    if isinstance(saved, Mapping) and depth < 10:
+        return [pair for key, value in saved.items() for pair in _flat(value, f"{prefix}{key}.", depth + 1)]
+    if isinstance(saved, (int, float)):
+        saved = torch.tensor(float(saved))
+    if not isinstance(saved, torch.Tensor) or saved.is_complex():
+        return []
+    value = saved.detach().cpu()
+    return [(prefix.removesuffix("."), (value.double() if value.dtype == torch.bfloat16 else value).numpy())]
+
+
+def weights_of(found: Mapping[str, np.ndarray]) -> Weights:
+    """The weights among arrays by name; see :func:`load_rnn`.
+
+    Raises:
+        UserError: none that are understood, or shapes that do not fit each other.
+    """
+    matrices = [key for key in found if key.rsplit(".", 1)[-1] == "weight_hh_l0"]
+    more = [key for key in found if key.rsplit(".", 1)[-1] in ("weight_hh_l1", "weight_hh_l0_reverse")]
+    if more or len(matrices) > 1:
+        raise UserError("one network of one layer, run forward", ", ".join(more or matrices), _REMEDY)
+    if matrices:
+        prefix = matrices[0].removesuffix("weight_hh_l0")
+        w, b = found[matrices[0]], found.get(prefix + "weight_ih_l0")
+        rows = w.shape[0] if w.ndim == 2 else 0
+        if rows and w.shape[1] and rows in (3 * w.shape[1], 4 * w.shape[1]):
+            gated = "torch.nn.GRU" if rows == 3 * w.shape[1] else "torch.nn.LSTM"
+            raise UserError("a torch.nn.RNN, which is equation (1)", f"the weights of a {gated}", _REMEDY)
+        biases = [found[prefix + key] for key in ("bias_ih_l0", "bias_hh_l0") if prefix + key in found]
+        names, alpha, discrete = (matrices[0], prefix + "weight_ih_l0"), 1.0, True
+    else:
+        w, b, alpha, discrete, names = found.get("W"), found.get("B"), None, False, ("W", "B")
+        size = None if w is None else w.shape[:1]
+        biases = [found[key] for key in ("d", "c") if key in found and np.shape(found[key]) == size][:1]
+        alpha = float(found["alpha"]) if np.size(found.get("alpha", ())) == 1 else None
+    if w is None or b is None:
+        there = ", ".join(f"{key} {np.shape(value)}" for key, value in list(found.items())[:8]) or "nothing"
+        raise UserError("W (K, K) and B (K, U), or weight_hh_l0 and weight_ih_l0 of a torch.nn.RNN", there, _REMEDY)
+    if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
+        raise UserError(f"{names[0]} of shape (K, K)", str(w.shape))
+    if b.ndim != 2 or len(b) != len(w):
+        raise UserError(
+            f"{names[1]} of shape ({len(w)}, U)", str(b.shape), "give B transposed" if w.shape[0] in b.shape else ""
+        )
+    if any(bias.shape != (len(w),) for bias in biases):
+        raise UserError(f"biases of shape ({len(w)},)", ", ".join(str(bias.shape) for bias in biases))
+    d = sum((bias.astype(float) for bias in biases), np.zeros(len(w)))
+    for what, value in zip((*names, "biases"), (w, b, d)):
+        if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+            raise UserError(f"finite real numbers in {what}", "others")
+    if alpha is not None and not 0 < alpha <= 1:
+        raise UserError("alpha = dt / tau in (0, 1]", str(alpha))
+    return Weights(w.astype(float), b.astype(float), d, alpha, discrete)
+
+
+def _complete(
+    values: dict[str, np.ndarray],
+    weights: Weights,
+    alpha: float,
+    activation: str,
+    max_gigabytes: float,
+    notes: list[str],
+) -> None:
+    """Adds the network's own rates where there are none, and notes how far given ones are from these."""
+    u, given = values.get("externalinputs"), values.get("rates")
+    (k, n_inputs), own = weights.b.shape, None
+    if u is None and given is None:
+        raise UserError(
+            f"externalinputs (trials, time, {n_inputs}) to run the network on, or the rates that it gave", "neither",
+            "add them to the file, or give another one beside: data.path=[NET,TRIALS]",
+        )  # fmt: skip
+    if u is not None:
+        if u.ndim != 3 or u.shape[2] != n_inputs or 0 in u.shape or u.dtype.kind not in "biuf":
+            raise UserError(f"externalinputs of shape (trials, time, {n_inputs})", f"{u.dtype} of shape {u.shape}")
+        check_size(8e-9 * u.shape[0] * u.shape[1] * k, max_gigabytes, "give fewer trials")
+        if "lengths" not in values and given is None:
+            values["lengths"] = np.full(len(u), u.shape[1])
+        own = weights.run(np.nan_to_num(u.astype(float)), alpha, activation)
+    if given is None:
+        values["rates"] = own
+        notes.append(f"rates by running the network of {k} neurons from rest")
+    elif own is not None and given.shape == own.shape and given.dtype.kind in "biuf":
+        seen = np.isfinite(given)
+        off = float(np.sqrt(np.square(own - given)[seen].mean() / max(np.square(own[seen]).mean(), 1e-300)))
+        if not off < _AGREE:
+            notes.append(
+                f"the weights, run from rest with these inputs, give other rates (rms difference {off:.2g} of their size): noise, "
+                "other starts, another data.alpha or data.activation"
+            )
+    if values["rates"].ndim == 3 and values["rates"].shape[2] != k:
+        raise UserError(f"rates of the network's {k} neurons", f"shape {values['rates'].shape}")
+
+
+READER = Reader(RnnOptions, load_rnn, formats=("torch", "npz"), several=True)
