@@ -31,8 +31,8 @@ class FittedDynamics:
             samples say too little by themselves.
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
-        rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
         field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
+        rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
     """
 
     latents: Latents
@@ -42,8 +42,8 @@ class FittedDynamics:
     loadings_covariance: Tensor | None = None
     readings: tuple[Tensor, Tensor] | None = None
     n: Tensor | None = None
-    rollouts: bool = False
     field: FieldPosterior | None = None
+    rollouts: bool = False
 
     @property
     def network(self) -> Network:

@@ -130,7 +130,7 @@ def test_keys_of_the_files_are_those_written(tmp_path):
         "tanh", loadings, zeros(5, 3), p, zeros(6, 6), zeros(6), p[None], zeros(2), zeros(2, 2), zeros(1)
     )
     store.write_stage_inputs(
-        FittedDynamics(latents, loadings, fold, "tanh", zeros(5, 4, 4), readings, zeros(5, 2), field)
+        FittedDynamics(latents, loadings, fold, "tanh", zeros(5, 4, 4), readings, zeros(5, 2), field, True)
     )
     assert set(read_npz(store.latents_file)) == documented("latents.npz")
     write_network(tmp_path / "network.npz", Network(zeros(5, 2), zeros(5, 2)), 0.0)
