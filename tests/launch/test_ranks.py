@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from calls import gone, is_there
 from commands import ROOT, typed
 
+from connector import interruption
 from connector.errors import RunFailure, UserError
 from connector.launch import distributed
 from connector.launch.ranks import require_launched, require_numbers
@@ -102,6 +104,17 @@ def test_a_process_that_belongs_to_another_ends_with_it(tmp_path):
         assert is_there(child)
         parent.kill()
     assert gone(child)
+
+
+def test_ranks_are_started_as_belonging_to_the_first_and_the_command_heeds_it(monkeypatch):
+    seen, ended = {}, []
+    distributed._starting(lambda _: seen.update(os.environ))(SimpleNamespace(procs=[]))
+    assert seen[interruption.PARENT] == str(os.getpid())
+    assert interruption.PARENT not in os.environ
+    monkeypatch.setenv(interruption.PARENT, "17")
+    monkeypatch.setattr(interruption, "end_with", ended.append)
+    assert typed("--help").returncode == 0
+    assert ended == [17]
 
 
 def process(code):

@@ -27,7 +27,8 @@ def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
     metrics = json.loads((directory / "metrics.json").read_text())
     for key in (
         "connectivity/sinkhorn", "connectivity/squared_error", "connectivity/dissimilarity", "dynamics/attractors_kept",
-        "dynamics/field_error", "dynamics/field_error_projected", "lrrnn/val_loss", "timing/lrrnn_seconds",
+        "dynamics/field_error", "dynamics/field_error_projected", "dynamics/drive_gain", "dynamics/drive_gain_sd",
+        "loadings/outside_support", "lrrnn/rates_r2", "lrrnn/rates_r2_pca", "lrrnn/val_loss", "timing/lrrnn_seconds",
         "timing/loadings_seconds", "timing/outputs_seconds",
     ):  # fmt: skip
         assert np.isfinite(metrics[key]), key

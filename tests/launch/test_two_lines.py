@@ -12,6 +12,7 @@ from commands import CONF, ROOT, typed
 from hydra import compose, initialize_config_dir
 
 from connector import sample
+from connector.compare import main as compare
 from connector.errors import RunFailure, UserError, exit_code, explain
 from connector.files import write_npz, write_text
 from connector.launch.job import guarded, logging_to
@@ -102,8 +103,9 @@ def test_a_place_that_is_none_is_named_with_the_option(kind, tmp_path, capsys, m
     )
     done = typed("-m", "seed=1,2", "data.n_neurons=20", f"hydra.sweep.dir={place}", cwd=tmp_path)
     assert "hydra.sweep.dir=DIR" in in_two_lines(done.returncode, done.stderr)
-    code = sample.main([str(RUN), "--neurons", "3", "--out", str(place / "x.npz")])
-    assert "--out" in in_two_lines(code, capsys.readouterr().err)
+    for main, more in ((sample.main, ["--neurons", "3"]), (compare, [])):
+        code = main([str(RUN), *more, "--out", str(place / "x.npz")])
+        assert "--out" in in_two_lines(code, capsys.readouterr().err)
 
 
 def test_a_full_disk_and_ctrl_c_of_a_script(tmp_path, capsys, monkeypatch):
