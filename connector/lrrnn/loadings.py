@@ -17,7 +17,9 @@ def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tenso
     It binds a neuron that the data leave open in a direction, for instance one that every input saturates.
     """
     spread = 1.48 * theta.abs().median(0).values
-    return dispersion / torch.maximum(spread, moment.diagonal().clamp_min(1e-12).rsqrt()).square() + 1e-10
+    size = moment.diagonal()
+    size = torch.where(size > 0, size, 1.0)
+    return dispersion / torch.maximum(spread, size.rsqrt()).square() + 1e-10 * size
 
 
 def _loading_equations(

@@ -113,7 +113,7 @@ def test_ranks_are_started_as_belonging_to_the_first_and_the_command_heeds_it(mo
     assert interruption.PARENT not in os.environ
     monkeypatch.setenv(interruption.PARENT, "17")
     monkeypatch.setattr(interruption, "end_with", ended.append)
-    assert typed("--help").returncode == 0
+    typed("--cfg", "job")
     assert ended == [17]
 
 

@@ -95,6 +95,12 @@ def test_rates_of_relu_in_any_unit(scale):
     same(from_rates(net, z, u, rates=scale), from_rates(net, z, u))
 
 
+def test_inputs_of_rates_in_any_unit():
+    """Currents in amperes, say."""
+    net, z, u = driven("tanh", n_inputs=1)
+    assert from_rates(net, z, u, inputs=1e-9, noise=0.05)[0] < 1.5 * from_rates(net, z, u, noise=0.05)[0]
+
+
 @pytest.mark.parametrize("activation", ["tanh", "softplus"])
 def test_latents_in_any_unit_and_neurons_and_trials_in_any_order(activation):
     net, z, u = driven(activation)
