@@ -251,6 +251,11 @@ class RecordingDataModule(_MemoryDataModule):
             return
         recording = self.load()
         self.fold = fold_of(recording, self.fold_number, self.n_folds, self.fold_seed)
+        if recording.stretches is not None:
+            sizes = [len(part) for part in (self.fold.train, self.fold.validation, self.fold.test)]
+            said = "pieces for training, validation and test: {}, {} and {}; in no set: {}"
+            note = said.format(*sizes, recording.n_trials - sum(sizes))
+            recording = replace(recording, notes=(*recording.notes, note))
         # Of a file with latents and loadings all neurons are known, whatever their activity.
         if recording.latents is None or recording.loadings is None or self.teacher is not None:
             recording, self.left_out = without_constant(recording, self.fold.train)

@@ -127,6 +127,9 @@ def test_a_gap_that_leaves_nothing_is_refused(tmp_path, trace):
     )
     with pytest.raises(UserError, match=r"data\.gap_s or data\.piece_s"):
         module.setup()
+    module.reading["gap_s"] = 4.0
+    module.setup()
+    assert "pieces for training, validation and test: 52, 16 and 18; in no set: 4" in module.recording.notes
     for options, words in (
         ({"piece_s": 0.1}, "of 2 to 1803 samples"),
         ({"piece_s": 500}, "of 2 to 1803 samples"),
