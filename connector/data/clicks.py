@@ -183,7 +183,7 @@ def _read_session(path: Path, max_gigabytes: float, notes: list[str]) -> tuple[l
         raise UserError(
             "a session with the variables `trials` and `neurons`",
             f"{path.name} without {' and '.join(missing)}",
-            "for other data save the arrays with numpy.savez and use data=npz",
+            "for other data use data=arrays; `connector look FILE` lists what is there",
         )
     trials, neurons = (_records(content[what], what, notes) for what in ("trials", "neurons"))
     if not trials or not neurons:
