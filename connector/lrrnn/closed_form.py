@@ -82,6 +82,7 @@ def bias_supported(recording: Recording, rank: int, seed: int = 0) -> bool:
     not harmless: latents are then known up to a shift only, and an odd nonlinearity cannot drive them to it.
     """
     check_rates(recording, rank)
+    recording, _ = _in_own_units(recording)
     samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs)
     observation = with_noise_seen(samples, Observation.of(recording.activation))
     few = samples.subset(random_rows(len(samples), subset_size(samples), seed))
@@ -132,6 +133,29 @@ def _without_inputs(
     theta = theta.clone()
     theta[:, rank : rank + u.shape[1]] += theta[:, :rank] @ jump
     return z - u @ jump.T, theta
+
+
+def _in_own_units(recording: Recording) -> tuple[Recording, Tensor | None]:
+    """The recording with each input divided by a power of two near its rms, and these (U,): floors and damping are then the
+    same in every unit, and sums lose no digit by it."""
+    if recording.inputs is None:
+        return recording, None
+    rms = recording.inputs[recording.mask].double().square().mean(0).sqrt()
+    unit = torch.where(rms > 0, 2.0 ** rms.clamp_min(1e-300).log2().round(), 1.0)
+    return replace(recording, inputs=recording.inputs / unit.to(recording.inputs)), unit
+
+
+def _in_given_units(fit: ClosedFormFit, unit: Tensor) -> ClosedFormFit:
+    """The inverse for what was fitted; unit (U,)."""
+    loadings, latents, spread = fit.loadings, fit.latents, fit.loadings_covariance
+    columns = torch.ones(spread.shape[1], dtype=unit.dtype, device=unit.device)
+    columns[loadings.rank : loadings.rank + len(unit)] = unit
+    return replace(
+        fit,
+        loadings=replace(loadings, b=loadings.b / unit),
+        latents=replace(latents, inputs=latents.inputs * unit),
+        loadings_covariance=spread / columns[:, None] / columns,
+    )
 
 
 class _RateFit:
@@ -266,6 +290,7 @@ def fit_rates_closed_form(
         UserError: for spikes, or a rank that the recording cannot support.
     """
     check_rates(recording, rank)
+    recording, unit = _in_own_units(recording)
     fit = _RateFit(recording, rank, has_bias, regularizer, observation, offset)
     fit.start(seed)
     fit.fit_dynamics(fit.z)
@@ -278,7 +303,8 @@ def fit_rates_closed_form(
         fit.shoot(7)
         fit.refit_loadings(fit.smooth()[0].reshape(-1, rank)[fit.samples.rows])
         fit.shoot(2)
-    return _finished(fit, smooth)
+    found = _finished(fit, smooth)
+    return found if unit is None else _in_given_units(found, unit)
 
 
 def _finished(fit: _RateFit, smooth: bool) -> ClosedFormFit:

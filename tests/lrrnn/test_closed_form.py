@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rate_networks import drive_error, make_network, record, unexplained
@@ -134,3 +136,18 @@ def test_refusals():
         fit_rates_closed_form(recording, 0)
     with pytest.raises(UserError):
         RateModel(10, 2, init="lucky")
+
+
+@pytest.mark.parametrize("unit", [2.0**-30, 1e-9, 1e6])
+def test_the_unit_of_the_inputs_changes_nothing_but_b(unit):
+    """Of few samples too, where floors and damping bind."""
+    net = make_network(k=40, n_inputs=1, seed=2)
+    recording = record(net, trials=15, steps=25, noise=0.1)
+    one, other = (fit_rates_closed_form(replace(recording, inputs=x * recording.inputs), 2) for x in (1.0, unit))
+    torch.testing.assert_close(other.loadings.m, one.loadings.m, rtol=0, atol=1e-5)
+    torch.testing.assert_close(unit * other.loadings.b, one.loadings.b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.n, one.n, rtol=1e-3, atol=1e-3)
+    scale = torch.tensor([1.0, 1.0, unit], dtype=torch.float64)
+    spread = scale[:, None] * other.loadings_covariance * scale
+    torch.testing.assert_close(spread, one.loadings_covariance, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(other.latents.inputs, unit * one.latents.inputs)
