@@ -27,11 +27,13 @@ class Entry:
     """The array of a key, or all arrays of a key with `*`.
 
     Attributes:
-        lists: sizes of the lists that hold the arrays, outermost first. first: the first array that was read.
+        lists: sizes of the lists that hold the arrays, outermost first. one: number of the first column in keys. first: the
+            first array that was read.
     """
 
     key: str
     lists: tuple[int, ...] = ()
+    one: int = 0
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     type: str = ""
     low: float = math.inf
@@ -105,7 +107,7 @@ def entries(contents: Contents) -> list[Entry]:
     for number, (key, lists, node) in enumerate(_visited(contents.root, "", (), 0)):
         if number >= _MOST_VISITED:
             break
-        entry = found.setdefault(key, Entry(key, lists))
+        entry = found.setdefault(key, Entry(key, lists, contents.one))
         if isinstance(node, Leaf):
             size = math.prod(node.shape) * node.dtype.itemsize
             if node.dtype.hasobject and contents.format in ("npz", "npy"):

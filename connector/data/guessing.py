@@ -19,6 +19,7 @@ _NOT_ACTIVITY = re.compile(
 _TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$", re.I)
 _OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template", re.I)
 _STARTS = re.compile(r"start|onset|_on$|trial_times?|^go|cue|align", re.I)
+_PAIRS = re.compile(r"interval|trials?$|epochs?$|start_?stop|on_?off", re.I)
 _OF_TRIALS = {
     "choices": "choice|decision|response",
     "lengths": "length|n_?bins|n_?samples",
@@ -55,7 +56,7 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
             and _axes_of(e)[:1] == (neurons,)
             and len(_axes_of(e)) < 3
         ):
-            options.append(f"data.neurons={e.key}" + ("/0" if len(_axes_of(e)) == 2 else ""))
+            options.append(f"data.neurons={e.key}" + (f"/{e.one}" if len(_axes_of(e)) == 2 else ""))
             break
     if "trial" not in axes:
         return options + _pieces(found), _of_one_bin(chosen, sizes, others)
@@ -105,6 +106,11 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
             return [*options, f"data.spike_trials={of_trial[0].key}"], said
         starts = [e for e in found if e is not entry and not e.lists and len(_axes_of(e)) == 1 and e.low < e.high]
         starts = [e for e in starts if _STARTS.search(_last(e.key)) and math.prod(e.shape) >= 3]
+        pairs = [e for e in found if _PAIRS.search(_last(e.key)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
+        if pairs and pairs[0].low < pairs[0].high:
+            key, one = pairs[0].key, pairs[0].one
+            unit = ["data.trial_unit_s=1"] if entry.whole else []
+            return [*options, f"data.trial_starts={key}/{one}", f"data.trial_stops={key}/{one + 1}", *unit], said
         if starts:
             unit = ["data.trial_unit_s=1"] if entry.whole else []
             return [

@@ -236,6 +236,11 @@ def test_guesses_of_continuous_recordings_and_spike_times_work(tmp_path, draw):
         "spike_times": "spike_times", "spike_neurons": "spike_clusters", "trial_starts": "stim_onset", "stop_s": 1.0,
     }  # fmt: skip
     assert load_arrays(tmp_path / "e.npz", **options).activity.shape == (29, 100, 6)
+    starts = np.arange(1.0, 50.0, 3)
+    savemat(tmp_path / "i.mat", {"ts": times, "cluster": units, "trials": np.stack([starts, starts + 0.8], 1)})
+    options = guessed(tmp_path / "i.mat")
+    assert (options["trial_starts"], options["trial_stops"]) == ("trials/1", "trials/2")
+    assert load_arrays(tmp_path / "i.mat", **options).activity.shape == (17, 80, 6)
     by_unit = [times[units == k] for k in range(6)]
     savemat(tmp_path / "u.mat", {"unit": cells([{"ts": x} for x in by_unit])})
     with h5py.File(tmp_path / "n.h5", "w") as file:
