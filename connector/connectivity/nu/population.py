@@ -69,7 +69,7 @@ def build_pool(
         # With l ~ N(0, P), known up to an error of variance S, a second moment estimated from the same neurons has
         # ((P + S) / P)^2 times the variance that it would have were P known.
         total, errors = stacked.var(0, unbiased=False), covariance.diagonal(dim1=1, dim2=2).mean(0)
-        varies = total > 1e-12 * total.max()
+        varies = total > 1e-12 * stacked.square().mean(0)
         inflation = float((total / (total - errors).clamp_min(0.1 * total))[varies].mean()) ** 2
     extra = 0 if pseudo == "auto" and fraction == 1 else pseudo
     centres = Loadings.unstack(points.view(k, cloud, dim).mean(1), *shape)
@@ -136,6 +136,16 @@ class Population(NamedTuple):
     spreads: Tensor
 
 
+def _units(variance: Tensor) -> Tensor:
+    """(P,) powers of two near the sd of columns a thousand times apart or more, among which the small ones would pass for
+    constant; else ones."""
+    size = variance.clamp_min(0).sqrt()
+    varying = size > 0
+    if not varying.any() or float(size.max() / size[varying].min()) < 1e3:
+        return torch.ones_like(size)
+    return torch.where(varying, 2.0 ** size.clamp_min(1e-300).log2().round(), 1.0)
+
+
 def clouds(stacked: Tensor, covariance: Tensor, population: Population | None) -> Tensor:
     """Sigma points (K, 2P, P) of each true loading given its estimate (K, P) and its error's covariance (K, P, P).
 
@@ -143,7 +153,12 @@ def clouds(stacked: Tensor, covariance: Tensor, population: Population | None) -
     posterior, of which mean and covariance are kept; without one the points lie about the estimate.
     """
     dim, found = stacked.shape[1], []
-    for rows, errors in zip(stacked.split(20_000), covariance.split(20_000)):
+    variance = (covariance if population is None else population.spreads).diagonal(dim1=1, dim2=2).mean(0)
+    units = _units(variance)
+    square = units[:, None] * units
+    if population is not None:
+        population = Population(population.weights, population.means / units, population.spreads / square)
+    for rows, errors in zip((stacked / units).split(20_000), (covariance / square).split(20_000)):
         middle, left = rows, errors
         if population is not None:
             share, mean, spread, _ = _true_loading(rows, errors, *population)
@@ -155,7 +170,7 @@ def clouds(stacked: Tensor, covariance: Tensor, population: Population | None) -
         root = vectors * (dim * values.clamp_min(0)).sqrt()[:, None, :]  # columns: sqrt(P) times the principal axes
         arms = root.transpose(1, 2)
         found.append(torch.cat([middle[:, None] + arms, middle[:, None] - arms], dim=1))
-    return torch.cat(found)
+    return torch.cat(found) * units
 
 
 def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, spreads: Tensor):
@@ -174,7 +189,14 @@ def _true_loading(rows: Tensor, errors: Tensor, weights: Tensor, means: Tensor, 
 def deconvolve(stacked: Tensor, covariance: Tensor, generator: torch.Generator, steps: int = 40) -> Population:
     """Mixture of normals behind noisy rows by expectation-maximisation; number of components by BIC."""
     pick = torch.randperm(len(stacked), generator=generator)[:2000].to(stacked.device)
-    rows, errors = stacked[pick], covariance[pick]
+    units = _units(stacked.var(0, unbiased=False))
+    square = units[:, None] * units
+    found = _deconvolve(stacked[pick] / units, covariance[pick] / square, generator, steps)
+    return Population(found.weights, found.means * units, found.spreads * square)
+
+
+def _deconvolve(rows: Tensor, errors: Tensor, generator: torch.Generator, steps: int) -> Population:
+    """Of columns in comparable units."""
     k, dim = rows.shape
     mean = rows.mean(0)
     overall = (rows - mean).T @ (rows - mean) / k
