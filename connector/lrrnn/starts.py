@@ -38,7 +38,8 @@ class Start:
 
 def trial_errors(model: RateModel, recording: Recording, fold: Fold) -> Tensor:
     """Mean squared errors of the rollouts of validation trials (B,), infinite where one ran away."""
-    return model.trial_errors(TrialBatch.of(recording, fold.validation)).double().nan_to_num(torch.inf, posinf=torch.inf)
+    found = model.trial_errors(TrialBatch.of(recording, fold.validation)).double()
+    return torch.where(torch.isfinite(found), found, torch.inf)
 
 
 def quick_start(recording: Recording, fold: Fold, arguments: dict[str, Any], kind: str) -> Start | None:
