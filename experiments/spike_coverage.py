@@ -198,7 +198,8 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
     stable = count_fixed_points(own, torch.eye(2).double(), counted.region).counts()
     rows, nu = truth.fresh.stack(), truth.nu
     low, high = model.interval(rows, 0.95)
-    claimed = ((low > 0) | (high < 0)) & (not model.summary["unbacked"])
+    told = model.summary["signs_told"] and not model.summary["unbacked"]
+    claimed = ((low > 0) | (high < 0)) & told
     return {
         "kind": kind,
         "form": form,

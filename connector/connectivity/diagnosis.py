@@ -115,5 +115,5 @@ def diagnose(mean: ConditionalMean, rows: Tensor, level: float = 0.95, errors: T
         has_bias=mean.has_bias,
         warnings=tuple(mean.summary.get("warnings", ())),
         converged=bool(mean.summary.get("converged", True)),
-        signs_told=told,
+        signs_told=told and bool(mean.summary.get("signs_told", True)),
     )

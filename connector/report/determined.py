@@ -36,6 +36,7 @@ class Determined(Protocol):
     warnings: tuple[str, ...]
     converged: bool
     sign_determined: Tensor
+    signs_told: bool
     open_share: float
 
 
@@ -81,6 +82,11 @@ def sentences(found: Determined) -> list[str]:
             f"Required by the data and that smoothness together: whether nu is positive or negative, {signs(found)} of the "
             f"neurons (the {100 * found.level:g} % interval there excludes zero). These signs follow from the "
             "few combinations above, neurons with like loadings sharing one; they are not so many separate findings."
+        )
+    elif not found.signs_told:
+        said.append(
+            "Whether nu is positive or negative is told at no neuron, whatever the intervals: too much of nu is open, or what it is made "
+            "from does not suffice."
         )
     else:
         said.append(

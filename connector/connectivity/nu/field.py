@@ -33,6 +33,7 @@ _STATES = 1500  # over which a basis is built
 _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
+_OPEN = 0.5  # expected squared error of nu over its mean square, above which no sign is told
 _BACKED = 0.5  # of the drive's size that the recorded neurons may miss with n = nu
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 
@@ -122,7 +123,10 @@ def fit_field(
             f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size: nu is so steep in the "
             "loadings that it rests on neurons nobody recorded, and none of its signs is told."
         )
-    model.summary.update({"estimator": "field_posterior", "warnings": warned, "unbacked": few or missed > _BACKED})
+    # The size of nu is one for all intervals, and the prior's where little of nu is known: their errors go together.
+    told = model.summary["predicted_error"] <= _OPEN
+    about = {"warnings": warned, "unbacked": few or missed > _BACKED, "signs_told": told}
+    model.summary.update({"estimator": "field_posterior", **about})
     return model
 
 

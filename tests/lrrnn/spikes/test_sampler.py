@@ -226,9 +226,13 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     assert mixing.ess > 0
     assert mixing.seen > LEAST_SEEN
     assert float(torch.linalg.eigvalsh(found.field.noise)[0]) >= LEAST_NOISE**2
-    # where few draws are independent, nothing is said of signs
+    # where most of nu is open, or few draws are independent, nothing is said of signs
     choice = SimpleNamespace(estimator="trajectories", regularizer=None, max_states=1000, recorded_fraction=0.1)
     options = SimpleNamespace(connectivity=choice, data=SimpleNamespace(stride=1), seed=0)
+    model = estimate_conditional_mean(options, found, None)
+    judged = diagnose(model, found.loadings.stack())
+    assert judged.signs_told == (model.summary["predicted_error"] <= 0.5 and not model.summary["unbacked"])
+    assert not judged.signs_told
     few = module.replace(found, field=module.replace(found.field, effective=torch.tensor([10.0])))
     model = estimate_conditional_mean(options, few, None)
     assert model.summary["unbacked"]
