@@ -250,7 +250,9 @@ def test_help_tells_meanings_values_ranges_and_units_without_torch():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     for line in (
         "lrrnn.rank = 2",
-        "number of latent dimensions R [from 1 to 20]",
+        "number of latent dimensions R; auto, for rates: the smallest with which",
+        "[from 1 to 20, or auto]",
+        "hidden layers [from 1 to 100]",
         "debug=default",
         "data.n_neurons = 1000",
     ):
