@@ -215,6 +215,7 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
         "signs_wrong": int((claimed & (model.mean(rows).sign() != nu.sign())).sum()),
         "stable_points": int(stable[0]),
         "stable_points_drawn": dict(Counter(str(x) for x in counted.stable.tolist())),
+        "nu_predicted": model.summary["predicted_error"],
         "draws": mixing.ess,
         "noise_found": float(fit.field.noise.diagonal().sqrt().mean()),
         "cpu_seconds": round(sampled, 1),

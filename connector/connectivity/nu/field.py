@@ -33,7 +33,7 @@ _STATES = 1500  # over which a basis is built
 _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
-_OPEN = 0.5  # expected squared error of nu over its mean square, above which no sign is told
+_OPEN = 0.1  # expected squared error of nu over its mean square, above which no sign is told
 _BACKED = 0.5  # of the drive's size that the recorded neurons may miss with n = nu
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 

@@ -231,7 +231,7 @@ def test_hand_over_is_complete_and_one_seed_gives_one_result():
     options = SimpleNamespace(connectivity=choice, data=SimpleNamespace(stride=1), seed=0)
     model = estimate_conditional_mean(options, found, None)
     judged = diagnose(model, found.loadings.stack())
-    assert judged.signs_told == (model.summary["predicted_error"] <= 0.5 and not model.summary["unbacked"])
+    assert judged.signs_told == (model.summary["predicted_error"] <= 0.1 and not model.summary["unbacked"])
     assert not judged.signs_told
     few = module.replace(found, field=module.replace(found.field, effective=torch.tensor([10.0])))
     model = estimate_conditional_mean(options, few, None)
