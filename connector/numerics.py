@@ -96,6 +96,11 @@ def whitening_of(x: Tensor) -> Tensor:
     return inverse_root(x / scale) / scale[:, None]
 
 
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two nearest to each size (in logarithms), by which dividing loses no digit; 1 for a size of 0."""
+    return torch.where(size > 0, 2.0 ** size.clamp_min(1e-300).log2().round(), 1.0)
+
+
 def leading_modes(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues (q,) above ``cutoff`` of the largest, falling, and eigenvectors (P, q) of a symmetric matrix (P, P)."""
     values, vectors = torch.linalg.eigh(gram)

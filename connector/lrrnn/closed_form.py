@@ -25,7 +25,7 @@ from connector.lrrnn.output_weights import (
 from connector.lrrnn.samples import ActivitySamples, subset_size
 from connector.lrrnn.smoother import linearised_step, moment_covariance, smooth_latents
 from connector.lrrnn.start import mean_loss, start_fit, with_noise_seen
-from connector.numerics import even_rows, least_squares, random_rows
+from connector.numerics import even_rows, least_squares, power_of_two, random_rows
 from connector.types import Latents, Loadings, Recording
 
 # Ridge parameter of the start for them.
@@ -140,8 +140,7 @@ def _in_own_units(recording: Recording) -> tuple[Recording, Tensor | None]:
     same in every unit, and sums lose no digit by it."""
     if recording.inputs is None:
         return recording, None
-    rms = recording.inputs[recording.mask].double().square().mean(0).sqrt()
-    unit = torch.where(rms > 0, 2.0 ** rms.clamp_min(1e-300).log2().round(), 1.0)
+    unit = power_of_two(recording.inputs[recording.mask].double().square().mean(0).sqrt())
     return replace(recording, inputs=recording.inputs / unit.to(recording.inputs)), unit
 
 

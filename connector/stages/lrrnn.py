@@ -283,8 +283,10 @@ def _train_on_rates(
     loss = _validation_loss(module.model, data, part=data.fold.test)
     metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
     found = fitted_to_rates(module.model, recording, data.fold)
+    if recording.inputs is None:
+        return found, metrics
     foretold = 1 - metrics["lrrnn/val_loss"] / power_about_means(recording, data.fold)
-    if recording.inputs is not None and _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
+    if _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
         metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
         if lasting > _LASTS:
             found = of_rollouts(module.model, recording, found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from connector.connectivity.student_t import quadrature
-from connector.numerics import covariance_root, inverse_root, whitening_of
+from connector.numerics import covariance_root, inverse_root, power_of_two, whitening_of
 from connector.types import Loadings
 
 _HALVINGS, _BY_CHANCE = 10, 3.0  # of the smoothing that is the rule's; gain of log likelihood that is no evidence
@@ -143,7 +143,7 @@ def _units(variance: Tensor) -> Tensor:
     varying = size > 0
     if not varying.any() or float(size.max() / size[varying].min()) < 1e3:
         return torch.ones_like(size)
-    return torch.where(varying, 2.0 ** size.clamp_min(1e-300).log2().round(), 1.0)
+    return power_of_two(size)
 
 
 def clouds(stacked: Tensor, covariance: Tensor, population: Population | None) -> Tensor:
