@@ -16,15 +16,21 @@ from connector.files import MAX_GIGABYTES
 def _look(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="connector look",
-        description="List the arrays of npz, npy, MATLAB and HDF5 files, with shape, type and range, and guess the command "
-        "that reads a recording from them. Nothing is written.",
+        description="List the arrays of npz, npy, MATLAB and HDF5 files, or the tables and time series of an NWB file, with shape, type "
+        "and range, and guess the command that reads a recording from them. Nothing is written.",
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--max-gigabytes", type=float, default=MAX_GIGABYTES, help="largest size of arrays in memory")
     given = parser.parse_args(arguments)
-    lines, command = described(given.files, given.max_gigabytes)
+    formats = [recognise_format(path) for path in given.files]
+    if formats == ["nwb"]:
+        from connector.data.nwb_listing import described_nwb
+
+        lines, command = described_nwb(given.files[0], given.max_gigabytes)
+    else:
+        lines, command = described(given.files, given.max_gigabytes)
     print("\n".join(lines) or "no arrays")
-    if len(given.files) == 1 and recognise_format(given.files[0]) in ("nwb", "nlb"):
+    if formats == ["nlb"]:
         print(f"\ndata={source_of(given.files[0])} may read this file by itself.")
     if command:
         print(f"\n{command}")

@@ -51,7 +51,7 @@ PARTS = {
             "connector.data.clicks.load_rat",
             "connector.data.clicks.RatOptions",
             "connector.data.nwb.load_nwb",
-            "connector.data.nwb.NwbOptions",
+            "connector.data.nwb_options.NwbOptions",
             "connector.data.nlb.load_nlb",
             "connector.data.nlb.NlbOptions",
             "connector.data.modules.RecordingDataModule",

@@ -82,11 +82,10 @@ def inputs_of(
         found.append(x[rows])
         names += [key] if x.shape[2] == 1 else [f"{key} {i + 1}" for i in range(x.shape[2])]
     if labels is not None:
-        kinds, of_trial = _conditions(labels, options.conditions, notes)
+        of_each, kinds = inputs_of_conditions(labels, options.conditions, shape[1], notes)
         if options.condition_inputs:
-            of_each = (of_trial[:, None] == np.arange(len(kinds))).astype(float)
-            found.append(np.broadcast_to(of_each[:, None], (len(rows), shape[1], len(kinds))))
-            names += [f"{options.conditions} {kind}" for kind in kinds]
+            found.append(of_each)
+            names += kinds
     if not found:
         return None, ()
     size = 8e-9 * len(rows) * shape[1] * len(names)
@@ -110,6 +109,14 @@ def _one_input(key: str, value: Any, shape: tuple[int, int], options: Any) -> tu
                 "name the axes that it has, in their order: data.input_axes=[trial,time,input]",
             )
     return np.broadcast_to(x, (*shape, x.shape[2])), own
+
+
+def inputs_of_conditions(labels: np.ndarray, key: str, n_steps: int, notes: list[str]) -> tuple[np.ndarray, list[str]]:
+    """An input for each condition (trials, time, conditions), 1 in its trials and 0 in others, and their names; tells of them."""
+    kinds, of_trial = _conditions(labels, key, notes)
+    of_each = (of_trial[:, None] == np.arange(len(kinds))).astype(float)
+    inputs = np.broadcast_to(of_each[:, None], (len(labels), n_steps, len(kinds)))
+    return inputs, [f"{key} {kind}" for kind in kinds]
 
 
 def _conditions(labels: np.ndarray, key: str | None, notes: list[str]) -> tuple[list[str], np.ndarray]:

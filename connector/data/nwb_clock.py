@@ -25,6 +25,8 @@ class Clock:
     Attributes:
         units_s: column -> seconds per unit of its times, 1 where it is not named; from_start: columns whose times count
             from their row's start_time; notes: told of what is read otherwise than as seconds of the session.
+        event_times: what times in other columns than start_time and stop_time count from: "session", "trial" (start_time),
+            or "auto", which recognises the two.
         start, following: (rows,) when a row begins, and the next one does.
     """
 
@@ -32,6 +34,7 @@ class Clock:
     units_s: dict[str, float]
     from_start: list[str]
     notes: list[str]
+    event_times: str = "auto"
     start: np.ndarray = field(init=False)
     following: np.ndarray = field(init=False)
 
@@ -73,12 +76,14 @@ class Clock:
         Raises:
             UserError: most lie far outside, and do not seem to count from the start.
         """
-        if column in self.from_start:
+        ends = column == "stop_time"
+        if column in self.from_start or (self.event_times == "trial" and not ends):
             return True, np.zeros(len(value), dtype=bool)
+        if self.event_times == "session" and not ends:
+            return False, np.zeros(len(value), dtype=bool)
         start, following = self.start[row], self.following[row]
         length = following - start
         known = np.isfinite(value) & np.isfinite(length)
-        ends = column == "stop_time"
         outside = value < start if ends else (value < start - length) | (value > following + length)
         astray = known & outside
         if 2 * astray.sum() <= known.sum():
@@ -92,11 +97,22 @@ class Clock:
         raise UserError(
             f"times of the {self.table.name} column {column!r} within their trials, in seconds of the session",
             f"{int(astray.sum())} of {len(found)} far outside ({_range(found)}; start_time {_range(self.start)})",
-            f"do they count from start_time, data.from_start=[{column}]; are they no seconds, "
-            f"data.time_units={{{column}:SECONDS}}; do some trials lack the event, leave those out with data.trials",
+            f"do they count from start_time, data.from_start=[{column}]; are they right, data.event_times=session; are they no "
+            f"seconds, data.time_units={{{column}:SECONDS}}; do some trials lack the event, leave those out with data.trials",
         )
 
-    def within(self, value: np.ndarray) -> bool:
+    def is_event(self, column: str, value: np.ndarray) -> bool:
+        """Whether numbers (rows,) in a column are each the time of an event, as far as is said or seen; else constants."""
+        if column in self.from_start:
+            return True
+        length = self.following - self.start
+        known = np.isfinite(value) & np.isfinite(length)
+        if self.event_times == "trial":  # whole numbers may be codes of something else
+            inside = bool(((value >= 0) & (value <= length))[known].all())
+            return inside and not np.array_equal(value[known], np.round(value[known]))
+        return self._within(value)
+
+    def _within(self, value: np.ndarray) -> bool:
         """Whether numbers (rows,) are times of the session for all that they show: each lies within its own row."""
         known = np.isfinite(value) & np.isfinite(self.following)
         inside = (value >= self.start) & (value < self.following)
@@ -116,6 +132,16 @@ class Clock:
 def _range(values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     return f"{values.min():g} to {values.max():g}" if len(values) else "none"
+
+
+def spike_span(cells: Table, units: np.ndarray, units_s: dict[str, float]) -> tuple[float, float]:
+    """The first and last spike of some units, seconds of the session."""
+    rows = cells.rows("spike_times", "the spike times of sorted units")
+    times = np.concatenate([np.asarray(rows[unit], dtype=float) for unit in units]) * units_s.get("spike_times", 1.0)
+    times = times[np.isfinite(times)]
+    if not len(times):
+        raise UserError("spike times of the units", "none")
+    return float(times.min()), float(times.max())
 
 
 def spike_trains(cells: Table, units: np.ndarray, clock: Clock, counted: str, notes: list[str]) -> list[np.ndarray]:
@@ -160,7 +186,7 @@ def _in_session(times: np.ndarray, clock: Clock, unit: str) -> np.ndarray:
 def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     times = np.concatenate(trains) if trains else np.zeros(0)
     start = clock.start[np.isfinite(clock.start)]
-    if len(times) < ENOUGH_SPIKES or len(start) < 2:
+    if len(times) < ENOUGH_SPIKES:
         return
     first, last = float(times.min()), float(times.max())
     length = (clock.following - clock.start)[np.isfinite(clock.following - clock.start)]
@@ -170,6 +196,8 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     of_trials = "; where it is the trials, {start_time:0.001,stop_time:0.001}"
     if np.array_equal(times, np.round(times)):
         raise UserError(expected, f"{got}, all spike_times whole numbers", other_unit)
+    if len(start) < 2:
+        return
     unreached = (clock.following <= first) | (clock.start >= last)
     if 2 * unreached.sum() > len(start):
         if back and np.abs(times).max() <= 1.5 * length.max():

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from connector.data.nwb import NOTED, SHORTEST_BIN_S, load_pynwb
+from connector.data.nwb import NOTED, SHORTEST_BIN_S
+from connector.data.nwb_file import load_pynwb
 from connector.data.preprocessing import require_counts
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, atomic, check_size

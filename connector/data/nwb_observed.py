@@ -37,21 +37,41 @@ def observed(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock, *, 
         if any(not np.array_equal(spans, spans_of[0]) for spans in spans_of):
             _check_unit("obs_intervals", unit * of_units, clock, end)
         spans_of = [unit * spans for spans in spans_of]
+    alike: dict[bytes, np.ndarray] = {}  # most units were observed at the same times
     for k, spans in enumerate(spans_of):
         if spans.size and (spans.ndim != 2 or spans.shape[1] != 2):
             raise UserError("obs_intervals of the units table as pairs, start and stop", f"shape {spans.shape}")
         if spans.size:  # a unit without any is one of which nothing is said
-            seen[:, k] = _covered(spans, begin, end, slack)
-    invalid = getattr(cells.nwb, "invalid_times", None)
-    if invalid is not None and len(invalid):
-        columns = [np.asarray(whole(invalid[x].data, cells.max_gigabytes)) for x in ("start_time", "stop_time")]
-        spans = np.stack(columns, 1).astype(float) * clock.units_s.get(
-            "invalid_times", clock.units_s.get("start_time", 1.0)
-        )
-        _check_unit("invalid_times", spans[:, 0], clock, end)
-        for a, b in spans:
-            seen &= ~((begin < b - slack) & (end > a + slack))[:, None]
+            key = spans.tobytes()
+            alike[key] = alike[key] if key in alike else _covered(spans, begin, end, slack)
+            seen[:, k] = alike[key]
+    for a, b in invalid_spans(cells, clock, end):
+        seen &= ~((begin < b - slack) & (end > a + slack))[:, None]
     return seen
+
+
+def invalid_spans(cells: Table, clock: Clock, end: np.ndarray) -> np.ndarray:
+    """(spans, 2) start and stop of the file's invalid_times, seconds; ``end``: of the trials (trials,)."""
+    invalid = getattr(cells.nwb, "invalid_times", None)
+    if invalid is None or not len(invalid):
+        return np.zeros((0, 2))
+    columns = [np.asarray(whole(invalid[x].data, cells.max_gigabytes)) for x in ("start_time", "stop_time")]
+    spans = np.stack(columns, 1).astype(float) * clock.units_s.get(
+        "invalid_times", clock.units_s.get("start_time", 1.0)
+    )
+    _check_unit("invalid_times", spans[:, 0], clock, end)
+    return spans
+
+
+def observed_steps(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock) -> np.ndarray:
+    """(trials, steps) whether any of the units was observed in a bin."""
+    if "obs_intervals" not in cells.columns and not len(invalid_spans(cells, clock, bins.begin)):
+        return bins.inside
+    begin = (bins.begin[:, None] + np.arange(bins.n_steps) * bins.bin_s).ravel()
+    one = np.zeros(len(begin), dtype=np.int64)
+    steps = TrialBins(one, begin, begin, one + 1, bins.bin_s)
+    seen = observed(cells, units, steps, clock, trials_only=False).any(1)
+    return bins.inside & seen.reshape(bins.n_trials, bins.n_steps)
 
 
 def _no_seconds(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> bool:

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from connector.data.nwb_options import SESSION
 from connector.data.preprocessing import as_text as text
 from connector.errors import UserError
 from connector.files import check_size, limited_memory
 
 _TABLES = ("units", "electrodes")
 _SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
+# Columns that labs write a unit's place in, and those that hold the id of its electrode where no region does.
+_PLACES = ("location", "brain_area", "brain_region", "region", "area", "structure", "ecephys_structure_acronym")
+_ELECTRODE_IDS = ("peak_channel_id", "electrode_id", "channel_id", "maximum_amplitude_channel", "max_electrode")
+_COMPARED = {"<=": np.less_equal, ">=": np.greater_equal, "<": np.less, ">": np.greater, "!=": np.not_equal}
 
 
 class Table:
@@ -21,18 +26,19 @@ class Table:
 
     def __init__(self, path: Path, nwb, name: str, max_gigabytes: float):
         self.path, self.nwb, self.name, self.max_gigabytes = path, nwb, name, max_gigabytes
-        intervals = _interval_tables(nwb)
-        of_rows = intervals if name not in _TABLES else {name: getattr(nwb, name)}
+        intervals = interval_tables(nwb)
+        of_rows = intervals if name not in _TABLES else {name: units_of(nwb) if name == "units" else nwb.electrodes}
         self.table = of_rows.get(name)
         if self.table is None or len(self.table) == 0:
             there = [x for x in _TABLES if getattr(nwb, x, None) is not None] + list(intervals)
             usable = [x for x in intervals if x != name and x != "invalid_times" and len(intervals[x])]
             remedy = ", or ".join(f"data.table={x}" for x in usable)
+            remedy = f"read the rows of another table as trials, {remedy}; or cut" if remedy else "cut"
             raise UserError(
                 f"an NWB file with a table of {name}",
                 f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
                 f"(tables: {', '.join(there) or 'none'})",
-                f"read the rows of another table as trials: {remedy}" if remedy and name not in _TABLES else "",
+                f"{remedy} the whole recording into pieces, data.piece_s=2" if name not in _TABLES else "",
             )
 
     def __len__(self) -> int:
@@ -42,12 +48,23 @@ class Table:
     def columns(self) -> list[str]:
         return list(self.table.colnames)
 
+    def has(self, column: str) -> bool:
+        """Whether there is such a column, or, by NAME/NUMBER, such an entry of the rows of one, counted from 0."""
+        name, _, number = column.rpartition("/")
+        by_id = column == "id" and hasattr(self.table, "id")
+        return by_id or column in self.columns or (name in self.columns and number.isdecimal())
+
     def rows(self, column: str, what: str = "") -> list | np.ndarray:
         """A column: an array with one value or row for each row of the table, or a list of arrays where it is ragged.
 
         Raises:
             UserError: no such column; names those there are.
         """
+        if column == "id" and self.has(column) and column not in self.columns:
+            return np.asarray(self.table.id[:])
+        whole_column, _, number = column.rpartition("/")
+        if column not in self.columns and self.has(column):
+            return _entry(self.rows(whole_column), int(number), f"the {self.name} column {whole_column}")
         if column not in self.columns:
             raise UserError(
                 f"a column of the {self.name} table" + (f" with {what}" if what else ""),
@@ -69,7 +86,7 @@ class Table:
             return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
         plain = hasattr(value, "data") and not hasattr(value, "elements")
         data = whole(value.data if plain else value, self.max_gigabytes)
-        return data if isinstance(data, list) else np.asarray(data)
+        return data if isinstance(data, list) and any(np.ndim(x) for x in data) else np.asarray(data)
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of one number in each row, (rows,) float."""
@@ -84,10 +101,50 @@ class Table:
         return getattr(self.rows(column), "dtype", np.dtype(float)).kind == "b"
 
 
-def _interval_tables(nwb) -> dict[str, Any]:
-    """The tables of time intervals of a file by their names, trials among them."""
+class Session(Table):
+    """The whole session as a table of one row: from ``first_s`` to ``last_s``."""
+
+    def __init__(self, path: Path, nwb, first_s: float, last_s: float, max_gigabytes: float):
+        self.path, self.nwb, self.name, self.max_gigabytes = path, nwb, SESSION, max_gigabytes
+        self.table = {"start_time": np.array([first_s]), "stop_time": np.array([last_s])}
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.table)
+
+
+def _entry(rows: list | np.ndarray, number: int, what: str) -> np.ndarray:
+    """The entry of that number of each row, NaN or an empty text where a list is too short."""
+    if isinstance(rows, np.ndarray) and (rows.ndim < 2 or number >= rows.shape[1]):
+        raise UserError(f"{what} with {number + 1} entries or more in each row", f"shape {rows.shape}")
+    if isinstance(rows, np.ndarray):
+        return rows[:, number]
+    there = [row[number] if len(row) > number else None for row in rows]
+    texts = any(isinstance(x, (str, bytes)) for x in there)
+    return np.array([("" if texts else np.nan) if x is None else x for x in there])
+
+
+def interval_tables(nwb) -> dict[str, Any]:
+    """The tables of time intervals of a file by their names, trials first: those of NWB, and others with a start_time."""
     found = {x: getattr(nwb, x, None) for x in ("trials", "epochs", "invalid_times")}
-    return {x: table for x, table in {**found, **(nwb.intervals or {})}.items() if table is not None}
+    found |= dict(nwb.intervals or {})
+    for item in nwb.objects.values():
+        if "start_time" in (getattr(item, "colnames", None) or ()) and not any(item is x for x in found.values()):
+            found.setdefault(item.name, item)
+    return {x: table for x, table in found.items() if table is not None}
+
+
+def units_of(nwb) -> Any:
+    """The units table, wherever it lies; None where there is none, or several but at no place of their own."""
+    import pynwb
+
+    if nwb.units is not None:
+        return nwb.units
+    found = [x for x in nwb.objects.values() if isinstance(x, pynwb.misc.Units) and len(x)]
+    return found[0] if len(found) == 1 else None
 
 
 def whole(data, max_gigabytes: float):
@@ -101,11 +158,22 @@ def whole(data, max_gigabytes: float):
 
 
 def matching(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
-    """Which rows hold one of the values wanted; numbers compare as numbers, all else as text."""
+    """Which rows hold one of the values wanted, or a list with one of them; numbers compare as numbers, all else as text.
+
+    A text such as ">0.9" stands for all numbers that it holds for.
+    """
     wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
     if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError(f"{what} with one value in each row", "lists")
+        sizes = [len(row) for row in rows]
+        flat = np.concatenate([np.ravel(row) for row in rows]) if len(rows) else np.zeros(0)
+        if isinstance(rows, np.ndarray) and rows.ndim > 2:
+            raise UserError(f"{what} with one value, or a list, in each row", f"shape {rows.shape}")
+        held = matching(flat, wanted, what)
+        return np.array([part.any() for part in np.split(held, np.cumsum(sizes)[:-1])], dtype=bool)
     if rows.dtype.kind in "biuf":
+        bounds = [_bound(value) for value in wanted]
+        if all(bounds):
+            return np.logical_or.reduce([compare(rows.astype(float), number) for compare, number in bounds])
         found = rows.astype(float)
         try:
             keys = [float(value) for value in wanted]
@@ -121,32 +189,65 @@ def matching(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
     return np.isin(found, keys)
 
 
+def _bound(value: Any) -> tuple[np.ufunc, float] | None:
+    """Of "<0.5" the comparison and the number."""
+    sign = next((x for x in _COMPARED if isinstance(value, str) and value.strip().startswith(x)), None)
+    try:
+        return None if sign is None else (_COMPARED[sign], float(value.strip()[len(sign) :]))
+    except ValueError:
+        return None
+
+
 def unit_values(cells: Table, column: str) -> list | np.ndarray:
-    """A units column, or, by each unit's first electrode, one of the electrodes table or the location of its group."""
-    if column in cells.columns:
+    """A units column, or, by each unit's first electrode, one of the electrodes table or the location of its group.
+
+    A unit's electrode is the first of its ``electrodes``, or the one whose id it has, as in ``peak_channel_id``.
+    """
+    if cells.has(column):
         return cells.rows(column)
     electrodes = cells.nwb.electrodes
     of_electrodes = [] if electrodes is None else list(electrodes.colnames)
-    if column in of_electrodes and "electrodes" in cells.columns:
+    place = _electrode_rows(cells) if column in of_electrodes else None
+    if place is not None:
+        values = Table(cells.path, cells.nwb, "electrodes", cells.max_gigabytes).rows(column)
+        if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf" and (place >= 0).all():
+            return values[place]
+        return np.array([text(values[row]) if row >= 0 else "" for row in place])
+    if column == "location" and "electrode_group" in cells.columns:
+        return np.array([text(group.location) for group in cells.table["electrode_group"][:]])
+    there = cells.columns + [x for x in of_electrodes if x not in cells.columns]
+    raise UserError(
+        f"a column of the {cells.name} table", f"{column!r} in {cells.path.name}", f"there are: {', '.join(there)}"
+    )
+
+
+def _electrode_rows(cells: Table) -> np.ndarray | None:
+    """(units,) the row of the electrodes table of each unit, -1 for none; None where the file does not say."""
+    if "electrodes" in cells.columns:
         index = cells.table["electrodes"]
         ends = np.asarray(index.data[:], dtype=np.int64)
-        if hasattr(index, "target"):
-            region, starts = np.asarray(index.target.data[:], dtype=np.int64), np.r_[0, ends[:-1]]
-        else:
-            region, starts, ends = ends, np.arange(len(ends)), np.arange(len(ends)) + 1
-        values = Table(cells.path, cells.nwb, "electrodes", cells.max_gigabytes).rows(column)
-        return np.array([text(values[region[a]]) if b > a else "" for a, b in zip(starts, ends)])
-    if column == "location" and "electrode_group" in cells.columns:
-        return np.array([str(group.location) for group in cells.table["electrode_group"][:]])
-    there = cells.columns + [x for x in of_electrodes if x not in cells.columns and "electrodes" in cells.columns]
-    raise UserError("a column of the units table", f"{column!r} in {cells.path.name}", f"there are: {', '.join(there)}")
+        if not hasattr(index, "target"):
+            return ends
+        region, starts = np.asarray(index.target.data[:], dtype=np.int64), np.r_[0, ends[:-1]]
+        return np.array([region[a] if b > a else -1 for a, b in zip(starts, ends)], dtype=np.int64)
+    ids = {int(x): row for row, x in enumerate(cells.nwb.electrodes.id[:])}
+    for column in _ELECTRODE_IDS:
+        if (
+            column in cells.columns
+            and isinstance(values := cells.rows(column), np.ndarray)
+            and values.dtype.kind in "iuf"
+        ):
+            rows = np.array([ids.get(int(x), -1) if np.isfinite(x) else -1 for x in values.ravel()], dtype=np.int64)
+            if len(rows) == len(cells) and (rows >= 0).any():
+                return rows
+    return None
 
 
-def filtered_units(cells: Table, wanted: dict[str, Any], notes: list[str]) -> np.ndarray:
-    """Numbers of the units with the values wanted in their columns."""
+def filtered_rows(cells: Table, wanted: dict[str, Any], notes: list[str]) -> np.ndarray:
+    """Numbers of the units, or of the rows of another table of channels, with the values wanted in their columns."""
     keep = np.ones(len(cells), dtype=bool)
     for column, values in wanted.items():
-        keep &= matching(unit_values(cells, column), values, f"units column {column}")
+        keep &= matching(unit_values(cells, column), values, f"{cells.name} column {column}")
     if not keep.any():
         raise UserError("units that data.units keeps", f"none of {len(keep)}", "loosen data.units")
     if not keep.all():
@@ -173,11 +274,14 @@ def active_units(rates: np.ndarray, min_rate_hz: float | None, notes: list[str])
 
 def unit_places(cells: Table, kept: np.ndarray) -> list[str]:
     """Where each unit was recorded; empty where the file does not say."""
-    try:
-        places = [text(x) for x in np.asarray(unit_values(cells, "location"))[kept]]
-    except UserError:
-        return []
-    return places if any(places) else []
+    for column in _PLACES:
+        try:
+            places = [text(x).strip() for x in np.asarray(unit_values(cells, column))[kept]]
+        except UserError:
+            continue
+        if any(places):
+            return places
+    return []
 
 
 def unit_names(cells: Table, kept: np.ndarray, places: list[str]) -> tuple[str, ...]:

@@ -1,21 +1,19 @@
-"""Trials of NWB files: their bins, what is counted and averaged in them, and what the trials table tells of each."""
+"""Trials of NWB files: their bins, and what is counted and averaged in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from connector.data.nwb_clock import Clock
-from connector.data.nwb_tables import Table, matching, whole
-from connector.data.preprocessing import bin_events, choices_from
+from connector.data.nwb_tables import matching
 from connector.errors import UserError
 
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.
-_DECIMALS = 9
+DECIMALS = 9
 _ENOUGH, _MOST, _GAP = (
     20,
     0.95,
@@ -42,16 +40,25 @@ class TrialBins:
         rows: (trials,) their rows in the trials table; event_s: when the event happened that they are aligned to.
         begin: (trials,) seconds in the session; lengths: (trials,) int64; bin_s: seconds.
         n_steps: bins of the longest trial; more where trials are padded further.
+        stretches: of pieces (pieces, 2): the row that each is cut from, and its first sample there; else None.
     """
 
-    def __init__(self, rows: np.ndarray, event_s: np.ndarray, begin: np.ndarray, lengths: np.ndarray, bin_s: float):
+    def __init__(
+        self, rows: np.ndarray, event_s: np.ndarray, begin: np.ndarray, lengths: np.ndarray, bin_s: float,
+        stretches: np.ndarray | None = None,
+    ):  # fmt: skip
         self.rows, self.event_s = rows, event_s
-        self.begin, self.lengths, self.bin_s = begin, lengths, bin_s
+        self.begin, self.lengths, self.bin_s, self.stretches = begin, lengths, bin_s, stretches
         self.n_trials, self.n_steps = len(begin), int(lengths.max())
 
     def take(self, keep: np.ndarray) -> TrialBins:
         """Some of the trials, by (trials,) bool."""
-        return TrialBins(self.rows[keep], self.event_s[keep], self.begin[keep], self.lengths[keep], self.bin_s)
+        of_trials = (x[keep] for x in (self.rows, self.event_s, self.begin, self.lengths))
+        return TrialBins(*of_trials, self.bin_s, None if self.stretches is None else self.stretches[keep])
+
+    def moved(self, begin: np.ndarray) -> TrialBins:
+        """The same trials with bins from other times on, (trials,)."""
+        return TrialBins(self.rows, self.event_s, begin, self.lengths, self.bin_s, self.stretches)
 
     def places(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For ascending times in the session: which of them lie in a trial, and the bin (trial * n_steps + step).
@@ -63,7 +70,7 @@ class TrialBins:
         n = np.maximum(high - low, 0)
         trial = np.repeat(np.arange(self.n_trials), n)
         which = np.arange(len(trial)) - np.repeat(np.cumsum(n) - n - low, n)
-        relative = np.round(times_s[which] - self.begin[trial], _DECIMALS)
+        relative = np.round(times_s[which] - self.begin[trial], DECIMALS)
         step = np.floor(relative / self.bin_s + 1e-9).astype(np.int64)
         inside = (step >= 0) & (step < self.lengths[trial])
         return which[inside], trial[inside] * self.n_steps + step[inside]
@@ -87,8 +94,8 @@ class TrialBins:
         number = np.bincount(place, minlength=size)
         sums = np.stack([np.bincount(place, weights=x[which], minlength=size) for x in values.T], axis=1)
         begins = (self.begin[:, None] + np.arange(self.n_steps) * self.bin_s).ravel()
-        before = np.searchsorted(times_s, begins + 10.0**-_DECIMALS, side="right") - 1
-        usual = _interval(times_s)
+        before = np.searchsorted(times_s, begins + 10.0**-DECIMALS, side="right") - 1
+        usual = regular_interval(times_s)
         pause = (_GAP * usual if usual else float(np.diff(times_s).max(initial=0.0))) + 2 * self.bin_s
         held = begins - times_s[np.maximum(before, 0)] <= (pause if usual else np.inf)
         known = (before >= 0) & (begins <= times_s[-1] + pause) & held
@@ -121,7 +128,7 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
         columns = align if until is None else f"{align} or {until}"
         notes.append(f"{int((keep & ~timed).sum())} trials without {columns} left out")
     keep &= timed
-    span = np.where(timed, np.round(ends - event - start_s, _DECIMALS), 0.0)
+    span = np.where(timed, np.round(ends - event - start_s, DECIMALS), 0.0)
     lengths = np.floor(span / bin_s + 1e-6).astype(np.int64)
     short = keep & (lengths < 2)
     if short.any():
@@ -145,141 +152,8 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
     return TrialBins(kept, event[kept], begin, lengths, bin_s)
 
 
-def trial_inputs(
-    clock: Clock, names: Sequence[str], bins: TrialBins, from_event: bool
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """External inputs (trials, steps, channels), zero past a trial's end, and the channels' names.
-
-    Args:
-        from_event: event times in columns count from the event that trials are aligned to, not in the session.
-    """
-    parts, labels = [], []
-    for name in names:
-        values = _input(clock, name, bins, from_event)
-        channels = values.shape[2]
-        parts.append(values)
-        labels += [name] if channels == 1 else [f"{name} {i + 1}" for i in range(channels)]
-    return np.concatenate(parts, axis=2) if parts else None, tuple(labels)
-
-
-def time_series(nwb) -> dict[str, list]:
-    """All time series of a file by their names."""
-    import pynwb
-
-    series: dict[str, list] = {}
-    for item in nwb.objects.values():
-        if isinstance(item, pynwb.TimeSeries):
-            series.setdefault(item.name, []).append(item)
-    return series
-
-
-def _input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
-    """An external input (trials, steps, channels), zero past a trial's end."""
-    table = clock.table
-    if name in table.columns:
-        values = _column_input(clock, name, bins, from_event)[:, :, None]
-    else:
-        series = time_series(table.nwb)
-        if name not in series:
-            raise UserError(
-                "a trials column or a time series for data.inputs",
-                f"{name!r} in {table.path.name}",
-                f"columns: {', '.join(table.columns)}; time series: {', '.join(series) or 'none'}",
-            )
-        if len(series[name]) > 1:
-            raise UserError(f"one time series {name!r}", f"{len(series[name])} of that name in {table.path.name}")
-        values = _series_input(series[name][0], bins, clock, table.max_gigabytes)
-    unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
-    if unknown.any():
-        raise UserError(
-            f"finite values of the input {name!r} in all trials",
-            f"{int(unknown.sum())} trials without, or in part",
-            "leave those trials out with data.trials",
-        )
-    values[~bins.inside] = 0
-    return values
-
-
-def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
-    table = clock.table
-    rows = table.rows(name)
-    if not isinstance(rows, list) and rows.ndim == 1:
-        numbers = table.numbers(name)
-        if table.is_boolean(name) or not clock.within(numbers):
-            return np.repeat(numbers[bins.rows][:, None], bins.n_steps, axis=1)
-        clock.notes.append(f"{name} is read as the time of one event in each trial, where all of its values lie")
-        rows = numbers[:, None]
-    events = [np.asarray(rows[trial]) for trial in bins.rows]
-    if any(times.size and times.dtype.kind not in "iuf" for times in events):
-        raise UserError("event times, numbers", f"text in the {table.name} column {name!r}")
-    events = [times.astype(float).ravel() * clock.units_s.get(name, 1.0) for times in events]
-    origin = bins.event_s
-    if not from_event:
-        together = np.concatenate([np.zeros(0), *events])
-        relative, _ = clock.counting(name, together, np.repeat(bins.rows, [len(times) for times in events]))
-        origin = clock.start[bins.rows] if relative else np.zeros(bins.n_trials)
-    binned = np.zeros((bins.n_trials, bins.n_steps))
-    for i, times in enumerate(events):
-        relative_s = np.round(times[np.isfinite(times)] + origin[i] - bins.begin[i], _DECIMALS)
-        binned[i, : bins.lengths[i]] = bin_events(relative_s, int(bins.lengths[i]), bins.bin_s)
-    if any(times.size for times in events) and not binned.any():
-        raise UserError(
-            f"events of the {table.name} column {name!r} within the trials",
-            f"{sum(times.size for times in events)} of them, all outside",
-            "check the window, data.event_times and data.from_start",
-        )
-    return binned
-
-
-def _interval(times: np.ndarray) -> float:
+def regular_interval(times: np.ndarray) -> float:
     """Between ascending times that come at regular intervals, but for some; else 0."""
     apart = np.diff(times)
     usual = float(np.median(apart)) if len(apart) >= _ENOUGH else 0.0
     return usual if np.mean(np.abs(apart - usual) <= 0.5 * usual) > _MOST else 0.0
-
-
-def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -> np.ndarray:
-    values = np.asarray(whole(series.data, max_gigabytes))
-    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
-        raise UserError(
-            f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
-        )
-    values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
-    if series.timestamps is not None:
-        times = np.asarray(whole(series.timestamps, max_gigabytes), dtype=float)
-    else:
-        times = series.starting_time + np.arange(len(values)) / series.rate
-    times = times * clock.units_s.get(series.name, 1.0)
-    known, length = np.isfinite(times), float(np.median(bins.lengths)) * bins.bin_s
-    apart = _interval(np.sort(times[known]))
-    if apart > length and series.name not in clock.units_s:  # so that it would stand still in each trial
-        raise UserError(
-            f"a time series {series.name!r} with several samples in a trial of {length:g} s, times in seconds of the session",
-            f"samples {apart:g} apart",
-            f"in milliseconds, data.time_units={{{series.name}:0.001}}; in seconds, data.time_units={{{series.name}:1}}",
-        )
-    if not known.any():
-        raise UserError(f"a time series {series.name!r} with timestamps", "none that is a finite number")
-    times, values = times[known], values[known]
-    order = np.argsort(times, kind="stable")
-    return bins.averages(times[order], values[order])
-
-
-def choices_of(table: Table, column: str, values: Sequence[Any] | None, kept: np.ndarray) -> np.ndarray:
-    """0 left, 1 right, NaN none, (trials,)."""
-    rows = table.rows(column)
-    if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError(f"a {table.name} column with one choice in each trial", f"{column!r}, which holds lists")
-    return choices_from(rows[kept], values, f"the {table.name} column {column!r}")
-
-
-def baseline_rates(table: Table, column: str, kept: np.ndarray, kept_units: np.ndarray, n_units: int) -> np.ndarray:
-    """(trials, units) firing rate before each trial, Hz."""
-    rows = table.rows(column)
-    if isinstance(rows, list) and {len(row) for row in rows} == {n_units}:
-        rows = np.stack(rows)
-    if isinstance(rows, list) or rows.shape != (len(table), n_units) or rows.dtype.kind not in "iuf":
-        raise UserError(
-            f"a trials column with a rate for each of {n_units} units in each trial", f"{column!r}, which has not"
-        )
-    return np.ascontiguousarray(rows[kept][:, kept_units])

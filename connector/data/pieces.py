@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from connector.data.preprocessing import recorded_lengths
@@ -9,10 +11,55 @@ from connector.errors import UserError
 from connector.files import check_size
 
 
-def _runs(recorded: np.ndarray) -> list[tuple[int, int]]:
+def runs(recorded: np.ndarray) -> list[tuple[int, int]]:
     """Begin and end of each run of samples, by (time,) bool."""
     edges = np.flatnonzero(np.diff(np.r_[False, recorded, False]))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def samples_of(piece_s: float, gap_s: float | None, bin_s: float) -> tuple[int, int]:
+    """Samples of a piece, and of the gap between pieces of training, validation and test, where None is a piece."""
+    n = round(piece_s / bin_s)
+    return n, n if gap_s is None else int(np.ceil(gap_s / bin_s - 1e-9))
+
+
+def stretches_in(there: np.ndarray, n: int, bin_s: float, piece_s: float) -> np.ndarray:
+    """Pieces of n samples (pieces, 2), the recording and the first sample of each, by (recordings, time) bool: what was recorded.
+
+    Raises:
+        UserError: no recording is as long as a piece.
+    """
+    found = [(i, a + n * j) for i, row in enumerate(there) for a, b in runs(row) for j in range((b - a) // max(n, 1))]
+    require_pieces(found, n, max((b - a for row in there for a, b in runs(row)), default=0), bin_s, piece_s)
+    return np.array(found, dtype=np.int64)
+
+
+def require_pieces(found: Sequence, n: int, longest: int, bin_s: float, piece_s: float) -> None:
+    """Raises UserError where there is no piece, or each is a single sample; ``longest``: samples of the longest stretch."""
+    if n < 2 or not len(found):
+        raise UserError(
+            f"data.piece_s of 2 to {longest} samples of {bin_s:g} s, as long as the recording at most", f"{piece_s:g} s"
+        )
+
+
+def with_spikes(counts: np.ndarray, notes: list[str]) -> np.ndarray:
+    """(pieces,) bool: which of the pieces (pieces, time, K) were recorded, as far as spikes tell."""
+    empty = recorded_lengths(counts.sum(2), np.full(len(counts), counts.shape[1])) == 0
+    if empty.any() and not empty.all():
+        notes.append(f"{int(empty.sum())} pieces without a spike of any neuron left out: not recorded, it seems")
+        return ~empty
+    return np.ones(len(counts), dtype=bool)
+
+
+def told(n: int, gap: int, bin_s: float, n_recordings: int, n_pieces: int, n_left: int) -> list[str]:
+    """What a piece is, and what the sets are, in words."""
+    of = "one recording" if n_recordings == 1 else f"{n_recordings} recordings"
+    return [
+        f"a trial here is a piece of {n * bin_s:g} s ({n} samples) of {of}, {n_pieces} in all, cut one behind the other: an arbitrary "
+        f"cut, no event of an experiment; {n_left} samples are in no piece",
+        f"training, validation and test pieces are blocks of the recording, {gap * bin_s:g} s apart at least; pieces between them are in no "
+        "set",
+    ]
 
 
 def cut(
@@ -43,17 +90,11 @@ def cut(
     activity = values[kind]
     n_recordings, steps, width = activity.shape
     ends = values.get("lengths", np.full(n_recordings, steps))
-    n = round(piece_s / bin_s)
     there = np.arange(steps) < ends[:, None]
     if activity.dtype.kind == "f":
         there &= ~np.isnan(activity).all(2)
-    found = [(i, a + n * j) for i, row in enumerate(there) for a, b in _runs(row) for j in range((b - a) // max(n, 1))]
-    if n < 2 or not found:
-        longest = max((b - a for row in there for a, b in _runs(row)), default=0)
-        raise UserError(
-            f"data.piece_s of 2 to {longest} samples of {bin_s:g} s, as long as the recording at most", f"{piece_s:g} s"
-        )
-    stretches = np.array(found, dtype=np.int64)
+    n, gap = samples_of(piece_s, gap_s, bin_s)
+    stretches = stretches_in(there, n, bin_s, piece_s)
     channels = values["externalinputs"].shape[2] if "externalinputs" in values else 0
     check_size(
         8e-9 * len(stretches) * n * (width + channels), max_gigabytes, "raise data.max_gigabytes if the memory is there"
@@ -61,22 +102,11 @@ def cut(
     at = stretches[:, :1], stretches[:, 1:] + np.arange(n)
     pieces = {key: values[key][at] for key in (kind, "externalinputs") if key in values}
     if kind == "spikes":
-        empty = recorded_lengths(np.nan_to_num(pieces[kind]).sum(2), np.full(len(stretches), n)) == 0
-        if empty.any() and not empty.all():
-            notes.append(f"{int(empty.sum())} pieces without a spike of any neuron left out: not recorded, it seems")
-            pieces, stretches = {key: x[~empty] for key, x in pieces.items()}, stretches[~empty]
+        recorded = with_spikes(np.nan_to_num(pieces[kind]), notes)
+        pieces, stretches = {key: x[recorded] for key, x in pieces.items()}, stretches[recorded]
     pieces["lengths"] = np.full(len(stretches), n, dtype=np.int64)
     start = values.get("times", np.zeros(1) if n_recordings == 1 else None)
     if start is not None:
         pieces["times"] = start[stretches[:, 0]] + bin_s * stretches[:, 1]
-    gap = n if gap_s is None else int(np.ceil(gap_s / bin_s - 1e-9))
-    of = "one recording" if n_recordings == 1 else f"{n_recordings} recordings"
-    notes.append(
-        f"a trial here is a piece of {n * bin_s:g} s ({n} samples) of {of}, {len(stretches)} in all, cut one behind the other: an arbitrary "
-        f"cut, no event of an experiment; {int(there.sum()) - n * len(stretches)} samples are in no piece"
-    )
-    notes.append(
-        f"training, validation and test pieces are blocks of the recording, {gap * bin_s:g} s apart at least; pieces between them are in no "
-        "set"
-    )
+    notes += told(n, gap, bin_s, n_recordings, len(stretches), int(there.sum()) - n * len(stretches))
     return pieces, stretches, gap

@@ -218,32 +218,38 @@ def usable_times(times: np.ndarray | None, name: str, notes: list[str]) -> np.nd
     return None
 
 
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) -> np.ndarray:
     """Choices, 0 left, 1 right, NaN none, (trials,).
 
     Args:
-        values: (trials,) numbers or texts; coded: the two that mean left and right, others are no choice. None: 0 / 1,
-            false / true or left / right, and other numbers are refused; where: what holds them, for messages.
+        values: (trials,) numbers or texts; coded: the two that mean left and right, or a list of such for a side, others are no
+            choice. None: 0 / 1, false / true or left / right, and other numbers are refused; where: what holds them, for
+            messages.
     """
-    numeric = values.dtype.kind in "biuf"
+    numeric, sides = values.dtype.kind in "biuf", [_several(v) for v in coded or ()]
     if numeric:
         try:
-            left, right = (float(v) for v in coded) if coded is not None else (0.0, 1.0)
+            left, right = ([float(v) for v in side] for side in sides or [[0], [1]])
         except (TypeError, ValueError) as error:
             raise UserError(f"data.choice_values as numbers, as in {where}", str(list(coded or ()))) from error
         values = values.astype(float)
     else:
         values = np.array([as_text(value).strip().lower() for value in values])
-        left, right = (str(v).strip().lower() for v in coded) if coded is not None else ("left", "right")
-    choices = np.where(values == left, 0.0, np.where(values == right, 1.0, np.nan))
+        left, right = ([str(v).strip().lower() for v in side] for side in sides or [["left"], ["right"]])
+    choices = np.where(np.isin(values, left), 0.0, np.where(np.isin(values, right), 1.0, np.nan))
     unsaid = np.isnan(choices) if not numeric else np.isnan(choices) & ~np.isnan(values)
     # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.
     if (unsaid.any() and numeric and coded is None) or (unsaid.any() and np.isnan(choices).all()):
         found = [f"{x:g}" if numeric else str(x) for x in np.unique(values)]
+        said = ["/".join(f"{v:g}" if numeric else v for v in side) for side in (left, right)]
         raise UserError(
-            f"choices {left:g} and {right:g} in {where}" if numeric else f"choices {left} and {right} in {where}",
+            f"choices {said[0]} and {said[1]} in {where}",
             ", ".join(found[:6]) + (", ..." if len(found) > 6 else ""),
-            "say which values mean left and right: data.choice_values=[LEFT,RIGHT]",
+            "say which values mean left and right: data.choice_values=[LEFT,RIGHT], several as [[A,B],[C,D]]",
         )
     return choices
 

@@ -18,8 +18,10 @@ KEYWORDS = {"tau_s": "tau", "noise_std": "process_noise", "observation_noise_std
 
 
 def require_two(values: list[Any] | None) -> None:
-    """Raises UserError for ``data.choice_values`` that are not two."""
-    require(values is None or len(values) == 2, "data.choice_values", "as a list of two, [LEFT,RIGHT]", values)
+    """Raises UserError for ``data.choice_values`` that are not two, or two lists that have a value in common or none."""
+    sides = [list(x) if isinstance(x, (list, tuple)) else [x] for x in values or ()]
+    fits = values is None or (len(sides) == 2 and all(sides) and not any(x in sides[1] for x in sides[0]))
+    require(fits, "data.choice_values", "as a list of two, [LEFT,RIGHT], or of two lists, [[A,B],[C,D]]", values)
 
 
 def settled(schema: type[T], options: T | None, keywords: dict[str, Any]) -> T:

@@ -243,7 +243,7 @@ def test_filters_of_trials(path):
         ({"inputs": ["bouts"]}, ["'bouts'", "lists of lists"]),
         ({"inputs": ["late"]}, ["'late'", "1 trials", "data.trials"]),
         ({"inputs": ["coherence"], "stop_s": 0.1}, ["'coherence'", "1 trials"]),
-        ({"event_times": "trial"}, ["data.event_times", "session, align"]),
+        ({"event_times": "start"}, ["data.event_times", "auto, session, trial, align"]),
         ({"choices": "signed_choice"}, ["-1, 0, 1", "data.choice_values"]),
         ({"choices": "choice", "choice_values": ["l", "r"]}, ["l and r", "left", "data.choice_values"]),
         ({"choices": "choice", "choice_values": ["l"]}, ["list of two"]),
@@ -284,13 +284,15 @@ def test_files_without_the_tables_or_cut_short(tmp_path, path):
     nwb.add_epoch(0.0, 1.0, "baseline")
     with pynwb.NWBHDF5IO(str(tmp_path / "empty.nwb"), "w") as io:
         io.write(nwb)
-    with pytest.raises(UserError, match=r"a table of trials(?s:.*)absent(?s:.*)epochs"):
+    with pytest.raises(
+        UserError, match=r"units with spike times, or data.series(?s:.*)epochs  *1 rows(?s:.*)stop_time"
+    ):
         load_nwb(tmp_path / "empty.nwb")
     nwb = pynwb.NWBFile("no units", "no units", datetime(2026, 1, 1, tzinfo=UTC))
     nwb.add_trial(0.0, 1.0)
     with pynwb.NWBHDF5IO(str(tmp_path / "units.nwb"), "w") as io:
         io.write(nwb)
-    with pytest.raises(UserError, match=r"a table of units(?s:.*)trials"):
+    with pytest.raises(UserError, match=r"units with spike times(?s:.*)trials  *1 rows"):
         load_nwb(tmp_path / "units.nwb")
     whole = path.read_bytes()
     for share in (0.05, 0.5, 0.99):

@@ -109,7 +109,7 @@ def test_no_option_equals_the_main_experiment():
         (["data=nwb", "data.path=x", "data.start_s=1", "data.stop_s=0.5"], ["data.stop_s", "0.5"]),
         (["data=nwb", "data.path=x", "data.bin_s=0"], ["data.bin_s", "0"]),
         (["data=nwb", "data.path=x", "data.units=good"], ["data.units", "good", "{COLUMN:VALUE}"]),
-        (["data=nwb", "data.path=x", "data.event_times=trial"], ["data.event_times", "trial"]),
+        (["data=nwb", "data.path=x", "data.event_times=start"], ["data.event_times", "start"]),
         (["data=nwb", "data.path=x", "data.choice_values=[1]"], ["data.choice_values", "[1]"]),
         (["data=nlb", "data.path=x", "data.split=test"], ["data.split", "test"]),
         (["data=npz", "data.path=[x,y]"], ["data.path naming a file", "['x', 'y']"]),

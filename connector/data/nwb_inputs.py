@@ -1,0 +1,176 @@
+"""What the table of trials, and time series, of an NWB file tell of each trial: inputs, conditions, choices, rates before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from connector.data.beside import inputs_of_conditions
+from connector.data.nwb_clock import Clock
+from connector.data.nwb_options import NwbOptions
+from connector.data.nwb_series import all_series, series_named, times_of
+from connector.data.nwb_tables import Table, whole
+from connector.data.nwb_trials import DECIMALS, TrialBins, regular_interval
+from connector.data.preprocessing import as_text as text
+from connector.data.preprocessing import bin_events, choices_from, usable_times
+from connector.errors import UserError
+
+
+def trial_inputs(
+    clock: Clock, options: NwbOptions, bins: TrialBins, notes: list[str]
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """External inputs (trials, steps, channels), zero past a trial's end, and the channels' names."""
+    parts, labels = [], []
+    for name in options.inputs or ():
+        values = _input(clock, name, bins, options, notes)
+        channels = values.shape[2]
+        parts.append(values)
+        labels += [name] if channels == 1 else [f"{name} {i + 1}" for i in range(channels)]
+    if options.conditions is not None:
+        of_trials = labels_of(clock.table, options.conditions)[bins.rows]
+        values, kinds = inputs_of_conditions(of_trials, options.conditions, bins.n_steps, notes)
+        if options.condition_inputs:
+            parts.append(np.where(bins.inside[:, :, None], values, 0.0))
+            labels += kinds
+    return np.concatenate(parts, axis=2) if parts else None, tuple(labels)
+
+
+def labels_of(table: Table, column: str) -> np.ndarray:
+    """(rows,) a number or text for each row; of lists of texts, as tags, these joined."""
+    rows = table.rows(column)
+    if isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind in "biuf":
+        return rows.astype(float) if rows.dtype.kind == "b" else rows
+    if isinstance(rows, np.ndarray) and rows.ndim == 1:
+        return np.array([text(x) for x in rows])
+    if all(isinstance(x, (str, bytes)) for row in rows for x in np.ravel(row).tolist()):
+        return np.array([", ".join(text(x) for x in np.ravel(row)) for row in rows])
+    raise UserError(
+        f"a {table.name} column with one label in each row, or texts", f"{column!r}, which holds lists",
+        f"name one entry of the lists: {column}/0",
+    )  # fmt: skip
+
+
+def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes: list[str]) -> np.ndarray:
+    """An external input (trials, steps, channels), zero past a trial's end."""
+    table = clock.table
+    if table.has(name):
+        values = _column_input(clock, name, bins, options.event_times == "align")[:, :, None]
+    else:
+        try:
+            found = series_named(table.nwb, name)
+        except UserError as error:
+            raise UserError(
+                "a trials column or a time series for data.inputs",
+                f"{error.got} in {table.path.name}",
+                error.remedy if error.remedy.startswith("name its path") else
+                f"columns: {', '.join(table.columns)}; time series: {', '.join(all_series(table.nwb)) or 'none'}",
+            ) from error  # fmt: skip
+        parts = [_series_input(x, bins, clock, table.max_gigabytes) for x in found.values()]
+        values = np.concatenate(parts, axis=2)
+    unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
+    if unknown.any() and options.absent_inputs == "zero" and np.isnan(values[bins.inside]).any():
+        values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        notes.append(
+            f"{name} is NaN in {int(unknown.sum())} trials, in part or throughout: 0 there (data.absent_inputs=zero)"
+        )
+        unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
+    if unknown.any():
+        raise UserError(
+            f"finite values of the input {name!r} in all trials",
+            f"{int(unknown.sum())} trials without, or in part",
+            "leave those trials out with data.trials; where NaN says that there was none, data.absent_inputs=zero",
+        )
+    values[~bins.inside] = 0
+    return values
+
+
+def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
+    table = clock.table
+    rows = table.rows(name)
+    if not isinstance(rows, list) and rows.ndim == 1:
+        numbers = table.numbers(name)
+        if table.is_boolean(name) or not clock.is_event(name, numbers * clock.units_s.get(name, 1.0)):
+            return np.repeat(numbers[bins.rows][:, None], bins.n_steps, axis=1)
+        clock.notes.append(f"{name} is read as the time of one event in each trial, where all of its values lie")
+        rows = numbers[:, None]
+    events = [np.asarray(rows[trial]) for trial in bins.rows]
+    if any(times.size and times.dtype.kind not in "iuf" for times in events):
+        raise UserError("event times, numbers", f"text in the {table.name} column {name!r}")
+    events = [times.astype(float).ravel() * clock.units_s.get(name, 1.0) for times in events]
+    origin = bins.event_s
+    if not from_event:
+        together = np.concatenate([np.zeros(0), *events])
+        relative, _ = clock.counting(name, together, np.repeat(bins.rows, [len(times) for times in events]))
+        origin = clock.start[bins.rows] if relative else np.zeros(bins.n_trials)
+    binned = np.zeros((bins.n_trials, bins.n_steps))
+    for i, times in enumerate(events):
+        relative_s = np.round(times[np.isfinite(times)] + origin[i] - bins.begin[i], DECIMALS)
+        binned[i, : bins.lengths[i]] = bin_events(relative_s, int(bins.lengths[i]), bins.bin_s)
+    if any(times.size for times in events) and not binned.any():
+        raise UserError(
+            f"events of the {table.name} column {name!r} within the trials",
+            f"{sum(times.size for times in events)} of them, all outside",
+            "check the window, data.event_times and data.from_start",
+        )
+    return binned
+
+
+def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -> np.ndarray:
+    values = np.asarray(whole(series.data, max_gigabytes))
+    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not len(values):
+        raise UserError(
+            f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
+        )
+    values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
+    times = times_of(series, clock.units_s, len(values), max_gigabytes)
+    known, length = np.isfinite(times), float(np.median(bins.lengths)) * bins.bin_s
+    apart = regular_interval(np.sort(times[known]))
+    if apart > length and series.name not in clock.units_s:  # so that it would stand still in each trial
+        raise UserError(
+            f"a time series {series.name!r} with several samples in a trial of {length:g} s, times in seconds of the session",
+            f"samples {apart:g} apart",
+            f"in milliseconds, data.time_units={{{series.name}:0.001}}; in seconds, data.time_units={{{series.name}:1}}",
+        )
+    if not known.any():
+        raise UserError(f"a time series {series.name!r} with timestamps", "none that is a finite number")
+    times, values = times[known], values[known]
+    order = np.argsort(times, kind="stable")
+    return bins.averages(times[order], values[order])
+
+
+def trial_times(clock: Clock, column: str | None, align: str, bins: TrialBins, notes: list[str]) -> np.ndarray | None:
+    """(trials,) times of the trials in the session, s: of a column, or of their events; of pieces, where they begin."""
+    if bins.stretches is not None:
+        return bins.begin
+    if column is None:
+        return None
+    # Those of the event are laid on the session's clock, where the column is not.
+    times = bins.event_s if column == align else clock.as_written(column)[bins.rows]
+    return usable_times(times, f"the {clock.table.name} column {column}", notes)
+
+
+def per_trial(table: Table, column: str | None, bins: TrialBins) -> np.ndarray | None:
+    """(trials,) numbers of a column."""
+    return None if column is None else table.numbers(column)[bins.rows]
+
+
+def choices_of(table: Table, column: str, values: Sequence[Any] | None, kept: np.ndarray) -> np.ndarray:
+    """0 left, 1 right, NaN none, (trials,)."""
+    rows = table.rows(column)
+    if isinstance(rows, list) or rows.ndim != 1:
+        raise UserError(f"a {table.name} column with one choice in each trial", f"{column!r}, which holds lists")
+    return choices_from(rows[kept], values, f"the {table.name} column {column!r}")
+
+
+def baseline_rates(table: Table, column: str, kept: np.ndarray, kept_units: np.ndarray, n_units: int) -> np.ndarray:
+    """(trials, units) firing rate before each trial, Hz."""
+    rows = table.rows(column)
+    if isinstance(rows, list) and {len(row) for row in rows} == {n_units}:
+        rows = np.stack(rows)
+    if isinstance(rows, list) or rows.shape != (len(table), n_units) or rows.dtype.kind not in "iuf":
+        raise UserError(
+            f"a trials column with a rate for each of {n_units} units in each trial", f"{column!r}, which has not"
+        )
+    return np.ascontiguousarray(rows[kept][:, kept_units])

@@ -1,0 +1,119 @@
+"""The trials of an NWB file: rows of a table of intervals, or pieces of them, or of the whole session where no table is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from connector.data.nwb_clock import Clock
+from connector.data.nwb_observed import observed_steps
+from connector.data.nwb_options import SESSION, NwbOptions
+from connector.data.nwb_series import Samples, all_series, recorded_steps, stretches_of_samples
+from connector.data.nwb_tables import Session, Table, interval_tables
+from connector.data.nwb_trials import TrialBins, Window, trial_bins
+from connector.data.pieces import require_pieces, samples_of, stretches_in, told
+from connector.errors import UserError
+
+
+def table_of(path: Path, nwb, options: NwbOptions, span: Callable[[], tuple[float, float]], notes: list[str]) -> Table:
+    """The table whose rows are the trials; with ``piece_s`` the session where it is asked for, or where there are no trials.
+
+    Args:
+        span: first and last second that was recorded.
+    """
+    trials = interval_tables(nwb).get("trials")
+    without = options.table == "trials" and (trials is None or not len(trials))
+    if options.piece_s is None or not (options.table == SESSION or without):
+        return Table(path, nwb, options.table, options.max_gigabytes)
+    first, last = span()
+    first = options.start_s or first
+    last = last if options.stop_s is None else options.stop_s
+    if not last > first:
+        raise UserError("data.stop_s after the begin of the recording", f"{last:g} s, begin {first:g} s")
+    why = "no table of trials: " if without else ""
+    notes.append(
+        f"{why}the session from {first:.6g} to {last:.6g} s is one recording; data.start_s and data.stop_s narrow it"
+    )
+    return Session(path, nwb, first, last, options.max_gigabytes)
+
+
+def clock_of(table: Table, cells: Table | None, options: NwbOptions, notes: list[str]) -> Clock:
+    """The clock of the table's times and of the others that the options name."""
+    units_s = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
+    of_cells = [] if cells is None else cells.columns
+    series = [x.name for x in all_series(table.nwb).values()] if units_s else []
+    known = [*table.columns, *of_cells, "invalid_times", *series]
+    for name, columns in (("time_units", units_s), ("from_start", options.from_start)):
+        unknown = ", ".join(column for column in columns if column not in known)
+        if unknown:
+            raise UserError(f"columns for data.{name} among {', '.join(known)}", unknown)
+    event_times = "auto" if options.event_times == "align" else options.event_times
+    if isinstance(table, Session):  # which has its times in seconds
+        units_s = {column: unit for column, unit in units_s.items() if column not in table.columns}
+    return Clock(table, units_s, list(options.from_start), notes, event_times)
+
+
+def rows_of(clock: Clock, options: NwbOptions, bin_s: float, notes: list[str]) -> TrialBins:
+    """The bins of the table's rows."""
+    until = "stop_time" if options.until is None and options.stop_s is None else options.until
+    window = Window(options.align or "start_time", options.start_s, options.stop_s, until, bin_s)
+    if isinstance(clock.table, Session):
+        window = Window("start_time", 0.0, None, "stop_time", bin_s)
+    return trial_bins(clock, window, options.trials or {}, notes)
+
+
+def pieces_of_spikes(
+    rows: TrialBins, cells: Table, units: np.ndarray, clock: Clock, options: NwbOptions, notes: list[str]
+) -> tuple[TrialBins, int]:
+    """Pieces of the rows, of bins in which some of the units were observed; and the bins between sets of pieces."""
+    there = rows.inside
+    if options.unobserved == "leave_out":
+        there &= observed_steps(cells, units, rows, clock)
+    return _pieces(rows, there, options, notes)
+
+
+def pieces_of_series(
+    rows: TrialBins, samples: Samples, clock: Clock, options: NwbOptions, notes: list[str]
+) -> tuple[TrialBins, int]:
+    """Pieces of the rows, of neighbouring samples; gaps between samples are in none."""
+    if rows.bin_s != samples.step_s:
+        return _pieces(rows, recorded_steps(rows, samples), options, notes)
+    n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
+    ends = rows.begin + rows.lengths * rows.bin_s
+    if isinstance(clock.table, Session):  # whose samples, by their clock, may be more than its bins
+        ends = clock.as_written("stop_time")
+    stretches, begin, n_samples, longest = stretches_of_samples(rows.begin, ends, samples, n)
+    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
+    notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_samples - n * len(stretches))
+    return _cut(rows, stretches, begin, n), gap
+
+
+def _pieces(rows: TrialBins, there: np.ndarray, options: NwbOptions, notes: list[str]) -> tuple[TrialBins, int]:
+    n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
+    stretches = stretches_in(there, n, rows.bin_s, options.piece_s)
+    notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), int(there.sum()) - n * len(stretches))
+    return _cut(rows, stretches, rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s, n), gap
+
+
+def _cut(rows: TrialBins, stretches: np.ndarray, begin: np.ndarray, n: int) -> TrialBins:
+    of, lengths = stretches[:, 0], np.full(len(stretches), n, dtype=np.int64)
+    return TrialBins(rows.rows[of], rows.event_s[of], begin, lengths, rows.bin_s, stretches)
+
+
+def told_of(bins: TrialBins, what: str, n_channels: int, places: list[str]) -> list[str]:
+    """Trials and neurons in words. Args: what: of the neurons, in words."""
+    from connector.types import span
+
+    said = f"{bins.n_trials} trials of {span(bins.lengths)} bins of {1000 * bins.bin_s:g} ms; {n_channels} {what}"
+    counted = ", ".join(f"{places.count(place)} {place}" for place in dict.fromkeys(places))
+    return [said, f"units: {counted}"] if places else [said]
+
+
+def more_of_pieces(bins: TrialBins, gap: int) -> dict[str, Any]:
+    """Attributes of a Recording of pieces."""
+    from connector.data.recorded import tensor
+
+    return {} if bins.stretches is None else {"stretches": tensor(bins.stretches), "gap": gap}

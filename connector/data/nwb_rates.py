@@ -1,0 +1,121 @@
+"""Time series of NWB files as recordings of rates: calcium imaging, filtered spikes, any series with a channel for each neuron."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from connector.data.nwb_inputs import choices_of, per_trial, trial_inputs, trial_times
+from connector.data.nwb_observed import invalid_spans, most_observed
+from connector.data.nwb_options import NwbOptions
+from connector.data.nwb_pieces import clock_of, more_of_pieces, pieces_of_series, rows_of, table_of, told_of
+from connector.data.nwb_series import Samples, activity_in, begun_at_samples, bin_of, samples_of
+from connector.data.nwb_trials import TrialBins
+from connector.data.recorded import RecordedArrays, recording_of, tensor
+from connector.errors import UserError
+from connector.files import check_size
+
+if TYPE_CHECKING:
+    from connector.types import Recording
+
+_TAU_S, _FEWEST_BINS = 0.1, 3.0  # of a time constant that is not given: no fewer bins than so many
+
+
+def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: list[str]) -> Recording:
+    """A recording of kind "rates" of the time series that ``options.series`` names.
+
+    Bins are as wide as samples are apart, unless ``bin_s`` says otherwise. Samples of which none is known in any channel, those
+    in invalid_times and those that are missing are unobserved: trials that hold such are left out, pieces lie between them.
+
+    Raises:
+        UserError: no such series, or of none but text; no trial in which it was recorded.
+    """
+    names = [options.series] if isinstance(options.series, str) else list(options.series)
+    scales = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
+    samples = samples_of(path, nwb, names, options, scales, notes)
+    bin_s = bin_of(samples, options.bin_s, notes)
+    tau = max(_TAU_S, _FEWEST_BINS * bin_s) if options.tau is None else options.tau
+    if bin_s > tau:
+        raise UserError("a bin of at most the time constant", f"bins of {bin_s:g} s, data.tau {tau:g} s")
+    if options.tau is None and tau > _TAU_S:
+        notes.append(f"time constant taken as {tau:g} s, {_FEWEST_BINS:g} bins; data.tau says otherwise")
+    half = samples.step_s / 2
+    table = table_of(path, nwb, options, lambda: (samples.times[0] - half, samples.times[-1] + half), notes)
+    clock = clock_of(table, None, options, notes)
+    bins, gap = rows_of(clock, options, bin_s, notes), 0
+    if options.unobserved == "leave_out":
+        samples = _valid(samples, invalid_spans(table, clock, bins.begin + bins.lengths * bin_s), notes)
+    if options.piece_s is None:
+        bins = begun_at_samples(bins, samples)
+    else:
+        bins, gap = pieces_of_series(bins, samples, clock, options, notes)
+    activity, bins, channels = _observed(bins, samples, options.max_gigabytes, notes)
+    neurons = tuple(samples.names[k] for k in channels)
+    notes[:0] = told_of(bins, f"channels of {', '.join(names)}, as rates", len(neurons), [])
+    inputs, input_names = trial_inputs(clock, options, bins, notes)
+    align = options.align or "start_time"
+    values = {
+        "rates": activity,
+        "lengths": bins.lengths,
+        "externalinputs": inputs,
+        "choices": None if options.choices is None else choices_of(table, options.choices, options.choice_values, bins.rows),
+        "times": trial_times(clock, options.trial_times or align, align, bins, notes),
+    }  # fmt: skip
+    values = {key: value for key, value in values.items() if value is not None}
+    read = SimpleNamespace(
+        activation=options.activation, alpha=None, tau=tau, range_tolerance=options.range_tolerance, choice_values=None
+    )
+    more: dict[str, Any] = more_of_pieces(bins, gap)
+    more |= {key: tensor(per_trial(table, getattr(options, key), bins)) for key in ("evidence", "click_difference")}
+    return recording_of(
+        RecordedArrays(values, notes, options.activation), read, bin_s, name, input_names, neuron_names=neurons, **more
+    )
+
+
+def _valid(samples: Samples, invalid: np.ndarray, notes: list[str]) -> Samples:
+    """Those outside of spans (spans, 2)."""
+    away = np.zeros(len(samples.times), dtype=bool)
+    for a, b in invalid:
+        away |= (samples.times >= a) & (samples.times < b)
+    if not away.any():
+        return samples
+    notes.append(f"{int(away.sum())} samples in invalid_times left out")
+    if away.all():
+        raise UserError("samples outside of invalid_times", "none", "are these wrong, data.unobserved=ignore")
+    return samples.take(~away)
+
+
+def _observed(
+    bins: TrialBins, samples: Samples, max_gigabytes: float, notes: list[str]
+) -> tuple[np.ndarray, TrialBins, np.ndarray]:
+    """Activity (trials, steps, channels) of those trials and channels that were recorded throughout, and which these are."""
+    check_size(
+        1e-9 * samples.values.itemsize * 2 * bins.n_trials * bins.n_steps * len(samples.names),
+        max_gigabytes,
+        f"the longest trial has {bins.n_steps} bins: widen data.bin_s, or choose channels by data.units",
+    )
+    activity = activity_in(bins, samples)
+    seen = ~np.isnan(activity).any(1)  # past a trial's end are zeros
+    trials, of_channels = most_observed(seen)
+    if not trials.any():
+        first, last = samples.times[[0, -1]]
+        raise UserError(
+            "trials in which the series was recorded throughout",
+            f"none of {bins.n_trials}; samples from {first:g} to {last:g} s, trials from {bins.begin.min():g} to "
+            f"{(bins.begin + bins.lengths * bins.bin_s).max():g} s",
+            "are both in seconds? data.time_units says what units are; narrow the window with data.start_s, data.stop_s",
+        )
+    if not of_channels.all():
+        notes.append(f"{int((~of_channels).sum())} channels left out, NaN in too many of the trials")
+    if not trials.all():
+        what = "trials" if bins.stretches is None else "pieces"
+        notes.append(
+            f"{int((~trials).sum())} {what} left out, in part without samples of all channels kept: not recorded"
+        )
+    if not (trials.all() and of_channels.all()):
+        activity = activity[trials][:, :, of_channels]
+        bins = bins.take(trials)
+    return activity[:, : bins.n_steps], bins, of_channels.nonzero()[0]
