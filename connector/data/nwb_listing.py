@@ -23,7 +23,7 @@ from connector.errors import UserError
 _LINES = 80
 _MOST_BYTES = 50_000_000  # of a column that is read to tell its range
 _MOST_NUMBERS = 2_000_000  # of a series
-_FEWEST_ROWS = 5  # of a table that may be trials
+_FEWEST_ROWS = 20  # of a table that may be trials
 _CHOICE = re.compile(r"choice|response|decision|lick_?side|chosen", re.I)
 _PIECES = ["data.bin_s=0.05", "data.piece_s=2"]
 
@@ -84,7 +84,7 @@ def _described(path: Path, nwb: Any, max_gigabytes: float) -> tuple[list[str], s
     lines = ["  ".join([x.ljust(n) for x, n in zip(row, widths)] + [row[3]]).rstrip() for row in rows]
     lines += [f"... and {left} more"] if left > 0 else []
     options, doubt = _guess(tables, {name: len(x) for name, x in named.items() if x is not None}, series)
-    if not options:
+    if not doubt:
         return lines, ""
     command = shlex.join(["python", "train.py", "data=nwb", f"data.path={path}", *options])
     return lines, f"{command}\nThis is a guess: {doubt}."
@@ -146,7 +146,7 @@ def _series(key: str, series: Any, max_gigabytes: float) -> _Series:
 
 
 def _guess(tables: dict[str, list[Entry]], sizes: dict[str, int], series: Sequence[_Series]) -> tuple[list[str], str]:
-    """Options of ``data=nwb``, none where nothing looks like activity; and what is doubtful about them."""
+    """Options of ``data=nwb``, and what is doubtful about them; nothing where nothing looks like activity."""
     spikes = any(entry.key == "spike_times" for entry in tables.get("units", ()))
     options, doubt = ([], "") if spikes else _activity(series)
     if not spikes and not options:
