@@ -1,4 +1,4 @@
-"""Write a recording of spikes as an NWB file: connector export SESSION.mat --out FILE.nwb [data.OPTION=VALUE]"""
+"""Write a recording of spikes as an NWB file: connector export SESSION.mat --out FILE.nwb [--subject-id NAME ...] [data.OPTION=VALUE]"""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
+from connector.data.nwb_session import NwbSession, time_of
 from connector.data.readers import READERS, read_recording, source_of
+from connector.declarations import declared
 from connector.errors import RunFailure, UserError, exit_code
 from connector.runs.naming import conf_directory
 from connector.runs.options import FileData, checked_data
@@ -51,6 +54,12 @@ def _export(arguments: Sequence[str] | None) -> None:
     parser.add_argument("recording", type=Path, help=f"a file that data=NAME reads, NAME among {', '.join(READERS)}")
     parser.add_argument("--out", type=Path, required=True, help="the NWB file to write")
     parser.add_argument("--force", action="store_true", help="replace a file of that name")
+    about = parser.add_argument_group("subject and session", "for other users of the file; archives ask for them")
+    for name, declared_option, kind in declared(NwbSession):
+        several = {"nargs": "+"} if get_origin(kind) is tuple else {}
+        flag = f"--{name.replace('_', '-')}"
+        typed = time_of if name == "session_start" else str
+        about.add_argument(flag, type=typed, help=declared_option.meaning, metavar="X", **several)
     parser.add_argument(
         "options",
         nargs="*",
@@ -63,8 +72,11 @@ def _export(arguments: Sequence[str] | None) -> None:
         raise UserError("--out naming another file than the recording", str(given.out))
     if given.out.exists() and not given.force:
         raise UserError("--out naming a file that is not there yet", str(given.out), "--force replaces it")
+    said = {name: getattr(given, name) for name, _, _ in declared(NwbSession) if getattr(given, name) is not None}
+    session = NwbSession(**{name: tuple(x) if isinstance(x, list) else x for name, x in said.items()})
+    session.of_file()
     recording = read_recording(given.recording, options.source, **options.reading())
-    export_nwb(recording, given.out, max_gigabytes=options.max_gigabytes)
+    export_nwb(recording, given.out, session=session, max_gigabytes=options.max_gigabytes)
     lost = same_recording(recording, load_nwb(given.out))
     if lost:
         raise RunFailure("export", f"{given.out} does not read back the same: {', '.join(lost)} differ", "")

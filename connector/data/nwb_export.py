@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from connector.data.nwb import NOTED, SHORTEST_BIN_S
 from connector.data.nwb_file import load_pynwb
+from connector.data.nwb_session import NwbSession
 from connector.data.preprocessing import require_counts
 from connector.errors import UserError
 from connector.files import MAX_GIGABYTES, atomic, check_size
@@ -25,6 +27,7 @@ def export_nwb(
     recording: Recording,
     path: str | os.PathLike,
     *,
+    session: NwbSession | None = None,
     session_start: datetime | None = None,
     description: str = "",
     max_gigabytes: float = MAX_GIGABYTES,
@@ -40,8 +43,9 @@ def export_nwb(
     Args:
         recording: of kind "spikes", with a bin width.
         path: the file to write.
-        session_start: when the session started, for other users of the file; None: unknown (written as 1970-01-01).
-        description: of the session.
+        session: what is known of subject and session, for other users of the file; None: nothing.
+        session_start: when the session started; None: as ``session`` has it, else unknown (written as 1970-01-01).
+        description: of the session, likewise.
         max_gigabytes: largest size of the spike times.
 
     Raises:
@@ -52,13 +56,18 @@ def export_nwb(
     if not path.parent.is_dir():
         raise UserError("a folder to write the NWB file to", f"no folder {path.parent}")
     start, known = _session_clock(recording)
-    unknown = "" if session_start is not None else "The session's date is not known. "
-    nwb = pynwb.NWBFile(
-        session_description=description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
-        identifier=recording.name,
-        session_start_time=session_start or datetime(1970, 1, 1, tzinfo=UTC),
-        notes="\n".join(recording.notes) or None,
+    session = session or NwbSession()
+    session = replace(
+        session, session_start=session_start or session.session_start, description=description or session.description
     )
+    unknown = "" if session.session_start is not None else "The session's date is not known. "
+    nwb = pynwb.NWBFile(
+        session_description=session.description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
+        identifier=recording.name,
+        notes="\n".join(recording.notes) or None,
+        **session.of_file(),
+    )
+    nwb.subject = pynwb.file.Subject(**session.of_subject())
     noted = {key: getattr(recording, key) for key in ("bin_s", "n_steps", "alpha", "activation")}
     noted |= {"align": "start_time", "until": "stop_time", "min_rate_hz": 0.0}
     with warnings.catch_warnings():
@@ -167,6 +176,7 @@ def _add_units(nwb, recording: Recording, start: np.ndarray, noted: dict[str, An
         description="spikes within the trials, spread evenly within their bins; none are known outside the trials",
         columns=data,
         id=list(range(recording.n_neurons)),
+        resolution=recording.bin_s,  # within their bins times are made up
     )
 
 

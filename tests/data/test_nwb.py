@@ -13,6 +13,7 @@ from connector.data.attractors import teacher
 from connector.data.npz import load_npz
 from connector.data.nwb import load_nwb
 from connector.data.nwb_export import export_nwb, same_recording
+from connector.data.nwb_session import NwbSession
 from connector.data.simulation import simulate_recording
 from connector.errors import UserError
 from connector.types import Recording
@@ -435,6 +436,42 @@ def test_other_tools_read_an_exported_file(tmp_path):
             assert np.all(np.diff(times) > 0)
         first = nwb.stimulus["left clicks"]
         assert np.array_equal(np.sort(first.data[:]), np.sort(recording.inputs[:, :, 0][recording.mask].numpy()))
+
+
+def test_an_exported_file_names_subject_and_session_as_archives_ask_for_them(tmp_path):
+    start = datetime(2018, 5, 3, 10, 30, tzinfo=UTC)
+    session = NwbSession(
+        subject_id="T176", species="rat", sex="M", age="P90D", session_start=start, experimenter=("Luo, T.",),
+        institution="Princeton", keywords=("decision",), session_id="a",
+    )  # fmt: skip
+    export_nwb(a_recording(), tmp_path / "a.nwb", session=session)
+    assert same_recording(a_recording(), load_nwb(tmp_path / "a.nwb")) == []
+    with pynwb.NWBHDF5IO(str(tmp_path / "a.nwb"), "r") as io:
+        nwb = io.read()
+        about = (nwb.subject.subject_id, nwb.subject.species, nwb.subject.sex, nwb.subject.age, nwb.session_id)
+        assert about == ("T176", "Rattus norvegicus", "M", "P90D", "a")
+        assert (nwb.session_start_time, nwb.institution, tuple(nwb.experimenter)) == (start, "Princeton", ("Luo, T.",))
+        assert nwb.units.resolution == 0.01  # a bin: where in it a spike was is not known
+    export_nwb(a_recording(), tmp_path / "b.nwb")  # of whom nothing is known
+    with pynwb.NWBHDF5IO(str(tmp_path / "b.nwb"), "r") as io:
+        nwb = io.read()
+        assert (nwb.subject.subject_id, nwb.subject.species, nwb.subject.sex, nwb.subject.age) == (
+            "unknown",
+            None,
+            "U",
+            "P0D/",
+        )
+        assert "not known" in nwb.session_description
+    for wrong, words in (
+        ({"sex": "male"}, "--sex among M, F, O, U"),
+        ({"age": "90 days"}, "--age as P90D"),
+        ({"age": "P"}, "--age as P90D"),
+        ({"subject_id": "a/b"}, "--subject-id of some letters"),
+        ({"session_start": datetime(2100, 1, 1)}, "--session-start in the past"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export_nwb(a_recording(), tmp_path / "c.nwb", session=NwbSession(**wrong))
+    assert not (tmp_path / "c.nwb").exists()
 
 
 @pytest.mark.parametrize("text", ["not JSON", "[1]", '{"bin_s": 0.01}', '{"bin_s": 0.01, "alpha": 0}'])
