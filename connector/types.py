@@ -127,11 +127,53 @@ class Loadings:
 
 
 @dataclass(frozen=True)
+class RateScale:
+    """How recorded rates stand to phi: rate = gain phi(h) + offset, for each neuron.
+
+    Attributes:
+        kind: what was fitted: "offset", "gain" or "both".
+        gain, offset: (K,) float64, in units of the recorded rates.
+        weight: (K,) float64, of the neurons' squared errors in units of phi: their precision, over its mean.
+        spread: standard deviation of the prior of log gains; 0 where gains are no more than units (relu).
+        errors: (K, 2) standard errors of log gain and of offset / gain; 0 where not fitted.
+    """
+
+    kind: str
+    gain: Tensor
+    offset: Tensor
+    weight: Tensor
+    spread: float
+    errors: Tensor
+
+    @property
+    def gains(self) -> bool:
+        return self.kind in ("gain", "both") and self.spread > 0
+
+    @property
+    def offsets(self) -> bool:
+        return self.kind in ("offset", "both")
+
+    def own(self, rates: Tensor) -> Tensor:
+        """Recorded rates (..., K) in units of phi."""
+        return ((rates - self.offset.to(rates)) / self.gain.to(rates)).to(rates)
+
+    def recorded(self, rates: Tensor) -> Tensor:
+        """phi(h) (..., K) in units of the recorded rates."""
+        return self.gain.to(rates) * rates + self.offset.to(rates)
+
+    def neurons(self, index: Tensor | slice) -> RateScale:
+        """Of some of the neurons."""
+        cut = {name: getattr(self, name)[index] for name in ("gain", "offset", "weight", "errors")}
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True)
 class Recording:
     """Activity of a recorded population, trial by trial, with all that is known about it.
 
     Attributes:
         activity: (trials, time, K_obs) float32; rates in the range of ``activation``, or spike counts per bin.
+            With ``scale`` rates in units of phi, as it makes them of those recorded.
             Samples at or past a trial's length are zero.
         kind: "rates" or "spikes".
         lengths: (trials,) int64, number of recorded samples of each trial.
@@ -178,6 +220,7 @@ class Recording:
     neuron_names: tuple[str, ...] = ()
     name: str = "recording"
     notes: tuple[str, ...] = field(default=())
+    scale: RateScale | None = None
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
@@ -261,6 +304,11 @@ class Recording:
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
         return replace(self, **cut)
 
+    def on_scale(self, scale: RateScale) -> Recording:
+        """Recorded rates in units of phi, zero past a trial's end."""
+        activity = torch.where(self.mask[..., None], scale.own(self.activity), 0.0)
+        return replace(self, activity=activity, scale=scale)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the K neurons; where they have none, numbers from 0."""
@@ -275,6 +323,7 @@ class Recording:
             n=None if self.n is None else self.n[index],
             baseline_hz=None if self.baseline_hz is None else self.baseline_hz[:, index],
             neuron_names=tuple(self.names[i] for i in index.tolist()),
+            scale=None if self.scale is None else self.scale.neurons(index),
         )
 
 

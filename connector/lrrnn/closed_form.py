@@ -83,7 +83,7 @@ def bias_supported(recording: Recording, rank: int, seed: int = 0) -> bool:
     """
     check_rates(recording, rank)
     recording, _ = _in_own_units(recording)
-    samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs)
+    samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs, scale=recording.scale)
     observation = with_noise_seen(samples, Observation.of(recording.activation))
     few = samples.subset(random_rows(len(samples), subset_size(samples), seed))
     n_observed, n_neurons = len(few) * recording.n_neurons, recording.n_neurons
@@ -171,7 +171,7 @@ class _RateFit:
     ):
         self.recording, self.rank, self.has_bias, self.regularizer = recording, rank, has_bias, regularizer
         self.mask = recording.mask
-        self.samples = ActivitySamples.of(recording.activity, self.mask, recording.inputs, offset)
+        self.samples = ActivitySamples.of(recording.activity, self.mask, recording.inputs, offset, recording.scale)
         self.observation = with_noise_seen(self.samples, observation or Observation.of(recording.activation))
         self.phi = self.observation.phi
         self.misfit: float | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples, outer
-from connector.types import Loadings
+from connector.types import Loadings, RateScale
 
 # Prior standard deviation of latents, in units where they have variance one; binds only what the data leave open.
 _PRIOR_SD = 10.0
@@ -70,7 +70,7 @@ def update_latents(
             if fixed is not None:
                 h += fixed
             h = samples.with_offset(h, at)
-            s, w, residual = observation.newton_terms(y, h, matching_left > 0)
+            s, w, residual = samples.newton_terms(observation, y, h, matching_left > 0)
             normal = (w @ pairs).double().reshape(-1, rank, rank)
             dispersion = observation.dispersion(float(residual.square().mean()))
             precision = prior_precision(dispersion, unit)
@@ -125,6 +125,7 @@ def least_squares_latents(
     observation: Observation,
     inputs: Tensor | None = None,
     offset: Tensor | None = None,
+    scale: RateScale | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """The latents that best explain each sample's rates through the loadings, sample by sample.
 
@@ -135,12 +136,13 @@ def least_squares_latents(
         activity: (trials, time, K) rates; mask: (trials, time) True where a sample counts.
         observation: phi and the noise about it.
         inputs: (trials, time, U) or None; offset: (trials, time, K), a known part of the potentials, or None.
+        scale: of the rates, whose weights the neurons have; None: alike.
 
     Returns:
         z (trials, time, R) float64, zero where masked; the normal matrices (trials, time, R, R) (information on z in
         units of the noise variance of one rate); the mean squared residual.
     """
-    samples = ActivitySamples.of(activity, mask, inputs, offset)
+    samples = ActivitySamples.of(activity, mask, inputs, offset, scale)
     theta, rank = loadings.stack().detach().double(), loadings.rank
     z, normal, error = latents_of(samples, theta, rank, observation)
     return samples.grid(z, mask), samples.grid(normal, mask), error
@@ -156,6 +158,8 @@ def read_states(
     dispersion: float = 1.0,
     inputs: Tensor | None = None,
     offset: Tensor | None = None,
+    *,
+    scale: RateScale | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One unregularised Fisher-scoring step from a good guide: what each sample says of the state, on its own.
 
@@ -166,12 +170,12 @@ def read_states(
         activity: (trials, time, K) rates, or counts over their scale; mask: (trials, time).
         guide: (trials, time, R) smoothed states.
         dispersion: variance of a rate about phi(h) (1 for two-valued data and counts).
-        inputs: (trials, time, U); offset: (trials, time, K), a known part of the potentials.
+        inputs: (trials, time, U); offset: (trials, time, K), a known part of the potentials; scale: of the rates.
 
     Returns:
         (trials, time, R) readings, zero where masked; their covariances (trials, time, R, R); float64.
     """
-    samples = ActivitySamples.of(activity, mask, inputs, offset)
+    samples = ActivitySamples.of(activity, mask, inputs, offset, scale)
     theta, rank = loadings.stack().detach().double(), loadings.rank
     low = samples.activity.dtype
     z = guide.reshape(-1, rank)[samples.rows].double()
@@ -179,7 +183,7 @@ def read_states(
     pairs, eye = outer(m), torch.eye(rank, dtype=z.dtype, device=z.device)
     moved, covariance = torch.zeros_like(z), z.new_zeros(len(z), rank, rank)
     for at, y in samples.pieces():
-        score, weight, _ = observation.newton_terms(y, samples.with_offset(x[at] @ theta.to(low).T, at))
+        score, weight, _ = samples.newton_terms(observation, y, samples.with_offset(x[at] @ theta.to(low).T, at))
         information = (weight @ pairs).double().reshape(-1, rank, rank) + prior_precision(
             dispersion, observation.unit
         ) * eye

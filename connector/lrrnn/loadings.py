@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from connector.dynamics import value_and_slope
 from connector.lrrnn.latents import DAMPING, limited_solve
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples, outer
-from connector.numerics import random_rows
+from connector.numerics import random_rows, symmetric_root
 
 
 def _column_precision(theta: Tensor, moment: Tensor, dispersion: float) -> Tensor:
@@ -45,12 +46,12 @@ def _loading_equations(
     for at, y in samples.pieces():
         piece = x[at].to(low)
         y, h = y if neurons is None else y[:, neurons], samples.with_offset(piece @ theta_low, at, neurons)
-        s, w, _ = observation.newton_terms(y, h, matching)
+        s, w, _ = samples.newton_terms(observation, y, h, matching, neurons)
         if seen_only and observation.phi.name == "relu":
             w = w * (y > 0)
         normal += (w.T @ outer(piece)).double()
         score += (s.T @ piece).double()
-        loss += observation.loss(y, h).sum(0).double()
+        loss += samples.loss(observation, y, h, neurons).sum(0).double()
     return normal.reshape(n_neurons, width, width), score, loss
 
 
@@ -80,8 +81,32 @@ def loadings_covariance(
     power = float(samples.activity[samples.rows[random_rows(len(samples), 200)]].square().mean())
     dispersion = max(dispersion, power * (20 * torch.finfo(samples.activity.dtype).eps) ** 2)
     normal, _, _ = _loading_equations(samples, x, theta, observation, seen_only=True)
+    if samples.scale is not None:
+        left = normal - _taken_by_scale(samples, x, theta, observation, dispersion)
+        normal = symmetric_root(left, 0.0, power=1)  # rounding may leave less than nothing
     precision = _column_precision(theta, x.T @ x / len(x), dispersion)
     return torch.linalg.inv(normal + torch.diag(precision)) * dispersion
+
+
+def _taken_by_scale(
+    samples: ActivitySamples, x: Tensor, theta: Tensor, observation: Observation, dispersion: float
+) -> Tensor:
+    """Information (K, P, P) on the loadings that gains and offsets, which are fitted beside them, take away."""
+    scale, low = samples.scale, samples.activity.dtype
+    fitted = [scale.gains, scale.offsets]
+    mixed, own = x.new_zeros(len(theta), x.shape[1], 2), x.new_zeros(len(theta), 2, 2)
+    for at, _ in samples.pieces():
+        piece = x[at].to(low)
+        h = samples.with_offset(piece @ theta.to(low).T, at)
+        value, slope = value_and_slope(observation.phi, h)
+        columns = [value, torch.ones_like(value)]
+        for i, column in enumerate(columns):
+            mixed[:, :, i] += ((slope * column).T @ piece).double()
+            own[:, i] += torch.stack([(column * other).sum(0) for other in columns], 1).double()
+    weight = scale.weight.to(x)[:, None, None]
+    prior = torch.diag(x.new_tensor([dispersion / max(scale.spread, 1e-3) ** 2, 0.0]))
+    mixed, own = (mixed * weight)[:, :, fitted], (own * weight + prior)[:, fitted][:, :, fitted]
+    return mixed @ torch.linalg.pinv(own, hermitian=True) @ mixed.mT
 
 
 def converged_loadings(

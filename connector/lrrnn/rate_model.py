@@ -23,7 +23,7 @@ from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples
 from connector.lrrnn.smoother import smooth_latents
 from connector.lrrnn.start import with_noise_seen
-from connector.types import Latents, Loadings, Recording, TrialBatch
+from connector.types import Latents, Loadings, RateScale, Recording, TrialBatch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class LeastSquares(NamedTuple):
 class RateModel(nn.Module):
     """A low-rank RNN fitted to recorded rates, or to counts over their scale, through its dynamics.
 
-    The recorded neurons are the units of the network. A trial's initial state is read out of its first samples
+    The recorded neurons are the units of the network. Rates of a scale of their own are in units of phi here, and each neuron
+    counts by its weight. A trial's initial state is read out of its first samples
     through the loadings (least squares, then smoothed with the dynamics), so held-out trials need no parameters
     of their own; it is recomputed for every batch and carries no gradient.
 
@@ -90,7 +91,7 @@ class RateModel(nn.Module):
             raise UserError("at least one sample to read the initial state from", str(start_samples))
         self.rnn = LowRankRNN(n_neurons, rank, n_inputs, has_bias, alpha, activation, init_std)
         self.init, self.weight_penalty, self.start_samples = init, float(weight_penalty), start_samples
-        self.count_scale = count_scale
+        self.count_scale, self.scale = count_scale, None
         width = rank + n_inputs + int(has_bias)
         self.register_buffer("residual_variance", torch.ones((), dtype=torch.float64))
         self.register_buffer("process_covariance", torch.eye(rank, dtype=torch.float64))
@@ -116,16 +117,18 @@ class RateModel(nn.Module):
         """
         if self.init == "random":
             check_rates(recording, self.rnn.rank)
+            self.scale = recording.scale
             self.calibrate(recording, offset=offset)
             return None
         observation = None if self.count_scale is None else self.observation
         fit = fit_rates_closed_form(recording, self.rnn.rank, self.rnn.has_bias, observation=observation, offset=offset)
-        self.start_from(fit)
+        self.start_from(fit, recording.scale)
         return fit
 
     @torch.no_grad()
-    def start_from(self, fit: ClosedFormFit) -> None:
-        """Take parameters and noise levels from a closed form of this rank, with these inputs and bias."""
+    def start_from(self, fit: ClosedFormFit, scale: RateScale | None = None) -> None:
+        """Take parameters and noise levels from a closed form of this rank, with these inputs and bias, to rates of that scale."""
+        self.scale = scale
         self.rnn.set_network(fit.network)
         self.two_valued.fill_(fit.observation.noise == "two_valued")
         self.residual_variance.fill_(fit.residual_sd**2)
@@ -141,7 +144,7 @@ class RateModel(nn.Module):
             offset: as in :meth:`initialise`.
         """
         loadings = self.loadings()
-        samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs, offset)
+        samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs, offset, self.scale)
         if self.count_scale is None:
             self.two_valued.fill_(with_noise_seen(samples, self.observation).noise == "two_valued")
         if found is None:
@@ -200,7 +203,8 @@ class RateModel(nn.Module):
     def _errors(self, batch: TrialBatch) -> Tensor:
         h = self._potentials(batch, self.rollout(batch))
         observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
-        return observation.loss(batch.activity, h) * batch.mask[..., None]
+        errors = observation.loss(batch.activity, h) * batch.mask[..., None]
+        return errors if self.scale is None else errors * self.scale.weight.to(errors)
 
     def _potentials(self, batch: TrialBatch, z: Tensor) -> Tensor:
         h = potentials(self.rnn.loadings(), z, batch.inputs)
@@ -260,11 +264,12 @@ class RateModel(nn.Module):
         neurons: Tensor | None = None,
     ) -> LeastSquares:
         """Sample-wise latents of some trials; see :func:`least_squares_latents`. ``neurons``: as in :meth:`posterior`."""
-        loadings = self.loadings()
+        loadings, scale = self.loadings(), self.scale
         if neurons is not None:
+            scale = None if scale is None else scale.neurons(neurons)
             activity, loadings = activity[..., neurons], loadings.map(lambda x: x[neurons])
             offset = None if offset is None else offset[..., neurons]
-        return LeastSquares(*least_squares_latents(activity, mask, loadings, self.observation, inputs, offset))
+        return LeastSquares(*least_squares_latents(activity, mask, loadings, self.observation, inputs, offset, scale))
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
@@ -313,7 +318,15 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
     readings = None
     if noisy:
         readings = read_states(
-            recording.activity, mask, z, loadings, model.observation, model.dispersion, recording.inputs, offset
+            recording.activity,
+            mask,
+            z,
+            loadings,
+            model.observation,
+            model.dispersion,
+            recording.inputs,
+            offset,
+            scale=model.scale,
         )
     n, spread = model.rnn.n.detach().double(), model.loadings_covariance
     return FittedDynamics(Latents.of(recording, z), loadings, fold, recording.activation, spread, readings, n)

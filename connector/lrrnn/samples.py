@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from connector.lrrnn.observation import Observation
+from connector.types import RateScale
+
 # Elements of (samples x neurons) handled at once: temporaries stay in the cache and memory stays bounded.
 CHUNK_ELEMENTS = 1 << 19
 # Most samples, and about how many elements (samples x neurons), for steps that hold all of a subset in memory.
@@ -23,11 +26,19 @@ class ActivitySamples:
     inputs: Tensor | None  # (trials * time, U)
     rows: Tensor  # (S,)
     offset: Tensor | None = None  # (trials * time, K), known part of the potential
+    scale: RateScale | None = None  # of the K neurons, in whose units of phi the activity is
 
     @staticmethod
-    def of(activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None) -> ActivitySamples:
+    def of(
+        activity: Tensor,
+        mask: Tensor,
+        inputs: Tensor | None,
+        offset: Tensor | None = None,
+        scale: RateScale | None = None,
+    ) -> ActivitySamples:
         flat, known = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (inputs, offset))
-        return ActivitySamples(activity.reshape(-1, activity.shape[-1]), flat, mask.reshape(-1).nonzero()[:, 0], known)
+        rows = mask.reshape(-1).nonzero()[:, 0]
+        return ActivitySamples(activity.reshape(-1, activity.shape[-1]), flat, rows, known, scale)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,8 +49,30 @@ class ActivitySamples:
     def every(self, step: int) -> ActivitySamples:
         """The same samples of every ``step``-th neuron."""
         return replace(
-            self, activity=self.activity[:, ::step], offset=None if self.offset is None else self.offset[:, ::step]
+            self,
+            activity=self.activity[:, ::step],
+            offset=None if self.offset is None else self.offset[:, ::step],
+            scale=None if self.scale is None else self.scale.neurons(slice(None, None, step)),
         )
+
+    def newton_terms(
+        self, observation: Observation, y: Tensor, h: Tensor, matching: bool = False, neurons: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`Observation.newton_terms` of rows of the activity, of some neurons, each with its weight."""
+        score, information, residual = observation.newton_terms(y, h, matching)
+        if self.scale is None:
+            return score, information, residual
+        weight = self._weight(y, neurons)
+        return score * weight, information * weight, residual * weight.sqrt()
+
+    def loss(self, observation: Observation, y: Tensor, h: Tensor, neurons: Tensor | None = None) -> Tensor:
+        """:meth:`Observation.loss`, each neuron's with its weight."""
+        found = observation.loss(y, h)
+        return found if self.scale is None else found * self._weight(y, neurons)
+
+    def _weight(self, y: Tensor, neurons: Tensor | None) -> Tensor:
+        weight = self.scale.weight.to(y)
+        return weight if neurons is None else weight[neurons]
 
     def design(self, z: Tensor, has_bias: bool) -> Tensor:
         """[z, u, 1] of shape (S, P), the factors of the stacked loadings."""

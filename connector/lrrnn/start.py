@@ -14,7 +14,7 @@ from connector.lrrnn.samples import ActivitySamples, outer
 from connector.numerics import least_squares, random_rows
 
 
-def _denoised(y: Tensor) -> tuple[Tensor, float]:
+def denoised(y: Tensor) -> tuple[Tensor, float]:
     """The part of y (S, K) in singular modes that stand out of white noise, and the rms of the rest.
 
     Threshold: the median singular value times the factor that is optimal for unknown white noise (Gavish, Donoho
@@ -36,7 +36,7 @@ def _principal_start(
 ) -> tuple[Tensor, Tensor]:
     """Latents (S, R) with unit second moment and stacked loadings (K, P) from the principal components of phi^-1."""
     y = samples.activity[samples.rows].double()
-    kept, noise = _denoised(y)
+    kept, noise = denoised(y)
     spread = observation.spread(y)
     margin = spread * min(max(0.2 * noise / max(spread, 1e-12), 1e-6), 0.05)
     full = observation.phi.inverse(observation.inside(kept, margin))
@@ -79,7 +79,7 @@ def _joint_step(
     low, rank, width = samples.activity.dtype, z.shape[1], theta.shape[1]
     x, m = samples.design(z, has_bias).to(low), theta[:, :rank].to(low)
     h = samples.with_offset(x @ theta.to(low).T, slice(None))
-    s, w, _ = observation.newton_terms(samples.activity[samples.rows], h)
+    s, w, _ = samples.newton_terms(observation, samples.activity[samples.rows], h)
 
     def block(normal: Tensor, size: int, floor: float = 1e-10) -> Tensor:
         normal = normal.double().reshape(-1, size, size)
@@ -100,11 +100,11 @@ def _joint_step(
         return ((weighted - back).T @ x).double() + torch.einsum("kpq,kq->kp", extra, direction)
 
     residual = ((s - w * (eliminated(s).to(low) @ m.T)).T @ x).double()
-    move = _conjugate_gradients(schur, residual, lambda r: torch.einsum("kpq,kq->kp", inverse_theta, r))
+    move = conjugate_gradients(schur, residual, lambda r: torch.einsum("kpq,kq->kp", inverse_theta, r))
     return eliminated(s - w * (x @ move.to(low).T)), move
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     operator: Callable, right: Tensor, precondition: Callable, iterations: int = 60, tolerance: float = 1e-3
 ) -> Tensor:
     """Solution of operator(x) = right for a positive semidefinite operator, to a relative residual."""
@@ -129,7 +129,7 @@ def mean_loss(samples: ActivitySamples, z: Tensor, theta: Tensor, observation: O
     h = samples.with_offset(
         samples.design(z, has_bias).to(samples.activity.dtype) @ theta.to(samples.activity.dtype).T, slice(None)
     )
-    return float(observation.loss(samples.activity[samples.rows], h).mean())
+    return float(samples.loss(observation, samples.activity[samples.rows], h).mean())
 
 
 def start_fit(

@@ -57,7 +57,7 @@ def quick_start(recording: Recording, fold: Fold, arguments: dict[str, Any], kin
         if has_bias is None:
             has_bias = bias_supported(train, rank)
         model = RateModel(**arguments | {"n_inputs": seen.n_inputs, "has_bias": has_bias})
-        model.start_from(fit_rates_closed_form(train, rank, has_bias, ridge, smooth=False))
+        model.start_from(fit_rates_closed_form(train, rank, has_bias, ridge, smooth=False), train.scale)
     except (UserError, torch.linalg.LinAlgError):
         return None
     return Start(kind, model, trial_errors(model, seen, fold))
@@ -99,4 +99,5 @@ def power_about_means(recording: Recording, fold: Fold, part: Tensor | None = No
     a model that knows these."""
     train, held = recording.trials(fold.train), recording.trials(fold.validation if part is None else part)
     mean = train.activity[train.mask].double().mean(0)
-    return float((held.activity[held.mask].double() - mean).square().mean())
+    squares = (held.activity[held.mask].double() - mean).square()
+    return float((squares if held.scale is None else squares * held.scale.weight).mean())
