@@ -256,7 +256,7 @@ def references_to(file: h5py.File, name: str) -> list[tuple[str, str]]:
 
     def look(where, item):
         for key, value in item.attrs.items():
-            with contextlib.suppress(ValueError):  # to an object that a round before has removed
+            with contextlib.suppress(ValueError, KeyError):  # to an object that a round before has removed
                 if isinstance(value, h5py.Reference) and value and file[value].name == f"/{name}":
                     found.append((where, key))
 

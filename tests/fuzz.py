@@ -69,6 +69,7 @@ from connector.data.clicks import load_rat
 from connector.data.nlb import load_nlb
 from connector.data.npz import load_npz
 from connector.data.nwb import load_nwb
+from connector.data.nwb_listing import described_nwb
 from connector.data.rnn import load_rnn
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError
@@ -148,7 +149,8 @@ def quietly(main: Callable, arguments: list[str]) -> int:
 def refused_in_lines(code: int, said: str, longest: int = 2) -> int:
     """An exit code that a command may end with; raises UserError for a refusal."""
     if code == 2:
-        longest = 90 if "Arrays of " in said else longest  # the arrays of a file are told, a line each
+        listed = "Arrays of " in said or "Tables and series of " in said
+        longest = 90 if listed else longest  # what is in a file is told, a line each
         promise(0 < len(said.strip().splitlines()) <= longest and "Traceback" not in said, f"a short message: {said!r}")
         raise UserError("", said)
     promise(code == 0, f"exit code 0 or 2, not {code}: {said[-300:]}")
@@ -160,6 +162,8 @@ def read_recording_file(load: Callable, **options) -> Callable[[Path, np.random.
 
 
 def read_nwb(path: Path, rng: np.random.Generator) -> None:
+    if rng.random() < 0.2:
+        described_nwb(path, LIMIT_GB)
     options = NWB_OPTIONS[rng.integers(len(NWB_OPTIONS))] if "planted" in path.name else {}
     check_recording(load_nwb(path, max_gigabytes=LIMIT_GB, **options))
 

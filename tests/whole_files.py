@@ -155,6 +155,12 @@ def write_nwb(path: Path, rng: np.random.Generator) -> None:
         )  # fmt: skip
     ramp = pynwb.TimeSeries(name="running", data=np.arange(200.0), unit="cm/s", rate=20.0, starting_time=-1.0)
     nwb.add_acquisition(ramp)
+    trace = rng.uniform(size=(300, 4))
+    seconds = np.r_[0:150, 170:320] / 25.0
+    module = nwb.create_processing_module("ophys", "x")
+    module.add(pynwb.TimeSeries(name="dff", data=trace, unit="x", timestamps=seconds, conversion=0.5))
+    nwb.add_epoch(start_time=0.0, stop_time=6.0, tags=["sleep", "pre"])
+    nwb.add_epoch(start_time=6.0, stop_time=12.0, tags=["wake"])
     with pynwb.NWBHDF5IO(str(path), "w") as file:
         file.write(nwb)
 
@@ -165,6 +171,18 @@ NWB_OPTIONS = [
     {"until": "stop_time", "start_s": -0.05, "baseline_hz": "before", "evidence": "contrast", "bin_s": 0.02},
     {"units": {"quality": "good", "location": "V1"}, "trials": {"choice": ["left"]}, "trial_times": "go_time"},
     {"inputs": ["clicks"], "event_times": "align", "stop_s": 0.2, "min_rate_hz": 0.1},
+    {"series": "ophys/dff", "activation": "relu", "conditions": "choice", "condition_inputs": True},
+    {
+        "series": ["dff"],
+        "activation": "relu",
+        "table": "session",
+        "piece_s": 1.0,
+        "inputs": ["running"],
+        "bin_s": 0.1,
+        "tau": 0.3,
+    },
+    {"table": "epochs", "trials": {"tags": "wake"}, "piece_s": 1.0, "conditions": "tags", "units": {"id": ">=1"}},
+    {"piece_s": 0.1, "inputs": ["clicks/0"], "event_times": "session", "absent_inputs": "zero"},
 ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from connector.data.nwb_clock import spike_span, spike_trains
 from connector.data.nwb_file import opened
-from connector.data.nwb_inputs import baseline_rates, choices_of, per_trial, trial_inputs, trial_times
+from connector.data.nwb_inputs import baseline_rates, choices_of, per_trial, trial_inputs, trial_times, with_inputs
 from connector.data.nwb_listing import require_activity
 from connector.data.nwb_observed import only_observed, only_recorded
 from connector.data.nwb_options import NwbOptions
@@ -88,6 +88,7 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
     bins, gap = rows_of(clock, options, options.bin_s, notes), 0
     if options.piece_s is not None:
         bins, gap = pieces_of_spikes(bins, cells, units, clock, options, notes)
+        bins = with_inputs(clock, options, bins, notes)
     if options.unobserved == "leave_out":
         bins, units = only_observed(cells, units, bins, clock, notes, trials_only=bool(noted))
     unchanged = given.bin_s is None and given.align is None and given.start_s == 0

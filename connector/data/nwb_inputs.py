@@ -37,6 +37,24 @@ def trial_inputs(
     return np.concatenate(parts, axis=2) if parts else None, tuple(labels)
 
 
+def with_inputs(clock: Clock, options: NwbOptions, bins: TrialBins, notes: list[str]) -> TrialBins:
+    """Pieces less those in which an input that is a time series was not recorded throughout."""
+    for name in options.inputs or ():
+        if not clock.table.has(name):
+            unknown = unknown_in(_of_series(clock, name, bins), bins)
+            if unknown.all():
+                raise UserError(f"pieces in which the input {name!r} was recorded", f"none of {bins.n_trials}")
+            if unknown.any():
+                notes.append(f"{int(unknown.sum())} pieces left out, in part without the input {name}: not recorded")
+                bins = bins.take(~unknown)
+    return bins
+
+
+def unknown_in(values: np.ndarray, bins: TrialBins) -> np.ndarray:
+    """(trials,) whether an input (trials, steps, channels) is unknown somewhere in a trial."""
+    return (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
+
+
 def labels_of(table: Table, column: str) -> np.ndarray:
     """(rows,) a number or text for each row; of lists of texts, as tags, these joined."""
     rows = table.rows(column)
@@ -54,28 +72,16 @@ def labels_of(table: Table, column: str) -> np.ndarray:
 
 def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes: list[str]) -> np.ndarray:
     """An external input (trials, steps, channels), zero past a trial's end."""
-    table = clock.table
-    if table.has(name):
+    of_column = clock.table.has(name)
+    if of_column:
         values = _column_input(clock, name, bins, options.event_times == "align")[:, :, None]
     else:
-        try:
-            found = series_named(table.nwb, name)
-        except UserError as error:
-            raise UserError(
-                "a trials column or a time series for data.inputs",
-                f"{error.got} in {table.path.name}",
-                error.remedy if error.remedy.startswith("name its path") else
-                f"columns: {', '.join(table.columns)}; time series: {', '.join(all_series(table.nwb)) or 'none'}",
-            ) from error  # fmt: skip
-        parts = [_series_input(x, bins, clock, table.max_gigabytes) for x in found.values()]
-        values = np.concatenate(parts, axis=2)
-    unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
-    if unknown.any() and options.absent_inputs == "zero" and np.isnan(values[bins.inside]).any():
-        values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)
-        notes.append(
-            f"{name} is NaN in {int(unknown.sum())} trials, in part or throughout: 0 there (data.absent_inputs=zero)"
-        )
-        unknown = (~np.isfinite(values) & bins.inside[:, :, None]).any((1, 2))
+        values = _of_series(clock, name, bins)
+    absent = np.isnan(values) & bins.inside[:, :, None]
+    if of_column and options.absent_inputs == "zero" and absent.any():
+        notes.append(f"{name} is NaN in {int(absent.any((1, 2)).sum())} trials: 0 there (data.absent_inputs=zero)")
+        values[absent] = 0
+    unknown = unknown_in(values, bins)
     if unknown.any():
         raise UserError(
             f"finite values of the input {name!r} in all trials",
@@ -84,6 +90,22 @@ def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes:
         )
     values[~bins.inside] = 0
     return values
+
+
+def _of_series(clock: Clock, name: str, bins: TrialBins) -> np.ndarray:
+    """A time series in the bins (trials, steps, channels), NaN where it is not known."""
+    table = clock.table
+    try:
+        found = series_named(table.nwb, name)
+    except UserError as error:
+        raise UserError(
+            "a trials column or a time series for data.inputs",
+            f"{error.got} in {table.path.name}",
+            error.remedy if error.remedy.startswith("name its path") else
+            f"columns: {', '.join(table.columns)}; time series: {', '.join(all_series(table.nwb)) or 'none'}",
+        ) from error  # fmt: skip
+    parts = [_series_input(x, bins, clock, table.max_gigabytes) for x in found.values()]
+    return np.concatenate(parts, axis=2)
 
 
 def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:

@@ -64,7 +64,7 @@ class NwbOptions:
         default=None,
     )
     absent_inputs: str = data_option(
-        "inputs that are NaN in a trial: refuse, or zero where NaN says that there was none, as of contrasts",
+        "inputs from columns that are NaN in a trial: refuse, or zero where NaN says that there was none, as of contrasts",
         choices=("refuse", "zero"), before="refuse",
     )  # fmt: skip
     conditions: str | None = data_option("trials column with a label of each trial, numbers or texts", before=None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.nwb_inputs import choices_of, per_trial, trial_inputs, trial_times
+from connector.data.nwb_inputs import choices_of, per_trial, trial_inputs, trial_times, with_inputs
 from connector.data.nwb_observed import invalid_spans, most_observed
 from connector.data.nwb_options import NwbOptions
 from connector.data.nwb_pieces import clock_of, more_of_pieces, pieces_of_series, rows_of, table_of, told_of
@@ -52,6 +52,7 @@ def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: 
         bins = begun_at_samples(bins, samples)
     else:
         bins, gap = pieces_of_series(bins, samples, clock, options, notes)
+        bins = with_inputs(clock, options, bins, notes)
     activity, bins, channels = _observed(bins, samples, options.max_gigabytes, notes)
     neurons = tuple(samples.names[k] for k in channels)
     notes[:0] = told_of(bins, f"channels of {', '.join(names)}, as rates", len(neurons), [])

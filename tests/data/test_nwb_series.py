@@ -208,6 +208,18 @@ def test_a_recording_without_trials_is_cut_into_pieces_between_gaps():
     assert samples_of(inside)[[0, -1], [0, -1]].tolist() == [70, 269]
 
 
+def test_pieces_lie_where_an_input_was_recorded_too():
+    file = with_series(trials=False)
+    file.add_acquisition(pynwb.TimeSeries(name="run", data=np.arange(300.0), unit="x", rate=10.0, starting_time=13.0))
+    found = load(file, series="dff", piece_s=2, inputs=["run"])
+    first = samples_of(found)[:, 0]
+    assert first.tolist() == list(range(100, 400, 20))
+    assert torch.equal(found.inputs[:, :, 0], (first[:, None] - 100 + torch.arange(20)).float())
+    assert "15 pieces left out, in part without the input run" in said(found)
+    with pytest.raises(UserError, match="input 'run' was recorded"):
+        load(file, series="dff", piece_s=2, inputs=["run"], start_s=50.0)
+
+
 def test_a_clock_that_jitters_and_drifts_loses_no_sample():
     rng = np.random.default_rng(0)
     times = FIRST + np.cumsum(1 / HZ + 1e-4 + rng.uniform(-0.01, 0.01, SAMPLES))
