@@ -168,6 +168,35 @@ class RateScale:
 
 
 @dataclass(frozen=True)
+class TrainedNetwork:
+    """A network trained on a task, dh/dt = -h + W phi(h) + B u + d in units of 1 / tau, and what the trials ask of it.
+
+    Attributes:
+        w: (K, K); b: (K, U); d: (K,), float64.
+        neurons: (K_obs,) int64, the recorded ones.
+        held: (C, U) constant inputs under which it is looked at; visited: (S, K) rates of all its neurons at some samples, from
+            the drive of which it is looked at. float64.
+        outputs: (trials, time, O) of its linear readout, or None; targets: of the same shape, or None.
+        scored: (trials, time, O) bool, where the targets count; or None.
+    """
+
+    w: Tensor
+    b: Tensor
+    d: Tensor
+    neurons: Tensor
+    held: Tensor
+    visited: Tensor
+    outputs: Tensor | None = None
+    targets: Tensor | None = None
+    scored: Tensor | None = None
+
+    def trials(self, index: Tensor) -> TrainedNetwork:
+        """With outputs and targets of some trials."""
+        names = ("outputs", "targets", "scored")
+        return replace(self, **{k: getattr(self, k)[index] for k in names if getattr(self, k) is not None})
+
+
+@dataclass(frozen=True)
 class Recording:
     """Activity of a recorded population, trial by trial, with all that is known about it.
 
@@ -194,6 +223,7 @@ class Recording:
         stretches: of trials that are pieces of continuous recordings, (trials, 2) int64: which recording, and the piece's
             first sample there; or None. gap: samples there between pieces of training, validation and test, at least.
         neuron_names: K_obs names (with the brain area where known), or empty.
+        trained: the network whose activity this is, where it was trained on a task and its weights are known.
         name: what to call it in titles.
         notes: lines for the session summary (what was dropped and why).
     """
@@ -218,6 +248,7 @@ class Recording:
     stretches: Tensor | None = None
     gap: int = 0
     neuron_names: tuple[str, ...] = ()
+    trained: TrainedNetwork | None = None
     name: str = "recording"
     notes: tuple[str, ...] = field(default=())
     scale: RateScale | None = None
@@ -302,7 +333,7 @@ class Recording:
             "stretches",
         ]
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
-        return replace(self, **cut)
+        return replace(self, trained=None if self.trained is None else self.trained.trials(index), **cut)
 
     def on_scale(self, scale: RateScale) -> Recording:
         """Recorded rates in units of phi, zero past a trial's end."""
@@ -324,6 +355,7 @@ class Recording:
             baseline_hz=None if self.baseline_hz is None else self.baseline_hz[:, index],
             neuron_names=tuple(self.names[i] for i in index.tolist()),
             scale=None if self.scale is None else self.scale.neurons(index),
+            trained=None if self.trained is None else replace(self.trained, neurons=self.trained.neurons[index]),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,12 +17,17 @@ from connector.errors import UserError
 from connector.files import check_size, paths_of, read_arrays, read_saved
 
 if TYPE_CHECKING:
-    from connector.types import Recording
+    from torch import Tensor
+
+    from connector.types import Recording, TrainedNetwork
 
 _TRIALS = ("externalinputs", "rates", "lengths", "times", "choices")
 _WEIGHTS = ("W", "B", "d", "c", "alpha")
+_TASK = ("targets", "score_mask")
+_OFTEN, _MOST_HELD = 0.05, 4  # inputs in which so many of the trials end are looked at as held; so many at most
 _TORCH = ("weight_hh_l0", "weight_ih_l0", "bias_hh_l0", "bias_ih_l0")
 _REMEDY = "save torch.save(net.state_dict() | {'externalinputs': u}, FILE), or give its activity with data=npz"
+_N_VISITED = 100  # samples from which the network is looked at
 _AGREE = 0.05  # rms difference of rates, over their rms, up to which the weights are said to give them
 
 
@@ -87,7 +92,8 @@ def load_rnn(
     A file of ``torch.save`` or an npz holds the weights: a state dict of a ``torch.nn.RNN`` of one layer, whatever the names
     in front, or W (K, K), B (K, U) and d or c (K,), the biases, of a network that filters its inputs. The same file, or
     another, holds ``externalinputs`` (trials, time, U) to run it on, or the ``rates`` (trials, time, K) that it gave with them,
-    and optionally ``lengths``. Other keys are ignored and named in the notes.
+    and optionally ``lengths``; with the linear readout, O (O, K) and c (O,) or a ``torch.nn.Linear``, also ``targets``
+    (trials, time, O) and ``score_mask`` of that shape, where they count. Other keys are ignored and named in the notes.
 
     Args:
         path: the file, or a list of files; options: how to read; None: the defaults of :class:`RnnOptions`.
@@ -105,8 +111,9 @@ def load_rnn(
                 raise UserError("each name in one file", f"{key} in {file.name}, too")
             found[key] = value
     weights = weights_of(found)
+    readout = readout_of(found, len(weights.w))
     values = {key: np.asarray(found[key]) for key in _TRIALS if key in found}
-    used = {*_TRIALS, *_WEIGHTS}
+    used = {*_TRIALS, *_WEIGHTS, *_TASK, *(() if readout is None else readout.keys)}
     ignored = [key for key in found if key not in used and key.rsplit(".", 1)[-1] not in _TORCH]
     notes = [f"keys not used: {', '.join(ignored)}"] if ignored else []
     activation = options.activation or "tanh"
@@ -117,7 +124,10 @@ def load_rnn(
     told = SimpleNamespace(
         activation=activation, alpha=alpha, range_tolerance=options.range_tolerance, choice_values=None
     )
-    return recording_of(RecordedArrays(values, notes, activation), told, None, name or paths[0].stem)
+    recording = recording_of(RecordedArrays(values, notes, activation), told, None, name or paths[0].stem)
+    notes.clear()
+    trained = _trained(weights, recording, found, readout, notes)
+    return replace(recording, trained=trained, notes=(*recording.notes, *notes))
 
 
 def _read(path: os.PathLike, max_gigabytes: float) -> dict[str, np.ndarray]:
@@ -183,6 +193,96 @@ def weights_of(found: Mapping[str, np.ndarray]) -> Weights:
     if alpha is not None and not 0 < alpha <= 1:
         raise UserError("alpha = dt / tau in (0, 1]", str(alpha))
     return Weights(w.astype(float), b.astype(float), d, alpha, discrete)
+
+
+class Readout(NamedTuple):
+    """The linear readout of a network: weights (O, K), offset (O,), float64, and the names under which they were found."""
+
+    weights: np.ndarray
+    offset: np.ndarray
+    keys: tuple[str, ...]
+
+    def of(self, rates: np.ndarray) -> np.ndarray:
+        """Outputs (trials, time, O) float32 of rates (trials, time, K)."""
+        return (rates @ self.weights.T + self.offset).astype(np.float32)
+
+
+def readout_of(found: Mapping[str, np.ndarray], n_neurons: int) -> Readout | None:
+    """O and c, or the one linear layer that takes K rates, among arrays by name; None where there is none, or are several.
+
+    Raises:
+        UserError: a readout of another shape.
+    """
+    layers = [
+        key
+        for key, value in found.items()
+        if key.rsplit(".", 1)[-1] == "weight" and np.ndim(value) == 2 and value.shape[1] == n_neurons
+    ]
+    if "O" in found:
+        name, offset = "O", "c" if np.shape(found.get("c")) == np.shape(found["O"])[:1] else None
+    elif len(layers) == 1:
+        name, offset = layers[0], layers[0].removesuffix("weight") + "bias"
+    else:
+        return None
+    weights, c = found[name], found.get(offset)
+    c = np.zeros(len(weights)) if c is None else c
+    if weights.ndim != 2 or weights.shape[1] != n_neurons or c.shape != weights.shape[:1]:
+        raise UserError(f"a readout {name} of shape (outputs, {n_neurons})", f"{weights.shape}, offset {c.shape}")
+    if not all(x.dtype.kind in "biuf" and np.isfinite(x).all() for x in (weights, c)):
+        raise UserError(f"finite real numbers in the readout {name}", "others")
+    return Readout(weights.astype(float), c.astype(float), (name, *(() if offset not in found else (offset,))))
+
+
+def _trained(
+    weights: Weights,
+    recording: Recording,
+    found: Mapping[str, np.ndarray],
+    readout: Readout | None,
+    notes: list[str],
+) -> TrainedNetwork:
+    """The network with its outputs on the recording's trials, and what they should have been."""
+    import torch
+
+    from connector.numerics import even_rows
+    from connector.types import TrainedNetwork
+
+    w, b, d = (torch.from_numpy(x) for x in (weights.w, weights.b, weights.d))
+    rates = recording.activity.numpy()
+    outputs = None if readout is None else readout.of(rates)
+    task = dict.fromkeys(("targets", "scored"))
+    for name, key in zip(task, _TASK, strict=True):
+        value = found.get(key)
+        if value is None:
+            continue
+        if outputs is None:
+            notes.append(f"{key} not used: no readout O (outputs, {len(w)}) in the file")
+        elif value.shape != outputs.shape or value.dtype.kind not in "biuf":
+            raise UserError(f"{key} of the outputs' shape {outputs.shape}", f"{value.dtype} of shape {value.shape}")
+        else:
+            task[name] = value.astype(np.float32)
+    if task["targets"] is not None:  # what was not told cannot be scored
+        told = np.isfinite(task["targets"]) & (True if task["scored"] is None else task["scored"] > 0)
+        task = {"targets": np.nan_to_num(task["targets"]), "scored": told}
+    tensors = {k: None if v is None else torch.from_numpy(v) for k, v in task.items()}
+    outputs = None if outputs is None else torch.from_numpy(outputs)
+    visited = recording.activity[recording.mask].double()
+    visited = visited[even_rows(len(visited), _N_VISITED)]
+    held = held_inputs(recording, b.shape[1])
+    return TrainedNetwork(w, b, d, torch.arange(len(w)), held, visited, outputs, **tensors)
+
+
+def held_inputs(recording: Recording, n_inputs: int) -> Tensor:
+    """The inputs in which trials end, the most frequent first: those of 5 % of the trials or more, four at most; zero where
+    there are none. (C, U) float64."""
+    import torch
+
+    if recording.inputs is None:
+        return torch.zeros(1, n_inputs, dtype=torch.float64)
+    last = recording.inputs[torch.arange(recording.n_trials), recording.lengths - 1].double()
+    values, count = torch.unique(last, dim=0, return_counts=True)
+    order = count.argsort(descending=True, stable=True)[:_MOST_HELD]
+    often = order[count[order] >= max(2, _OFTEN * len(last))]
+    return values[often] if len(often) else last.new_zeros(1, n_inputs)
 
 
 def _complete(

@@ -3,5 +3,11 @@
 from connector.moved import lazily
 
 __getattr__ = lazily(
-    __name__, "figures.fields", "figures.uncertain", "figures.weights", "figures.activity", "figures.style"
+    __name__,
+    "figures.fields",
+    "figures.uncertain",
+    "figures.weights",
+    "figures.activity",
+    "figures.trained",
+    "figures.style",
 )

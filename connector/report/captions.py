@@ -102,3 +102,18 @@ def losses(*, joined: bool, bound: bool, kept: bool) -> str:
     if kept:
         said += " Where no epoch improved on the start, the start was kept, and training changed nothing."
     return said
+
+
+def trained_network(*, outputs: bool, trial: int) -> str:
+    """Whether outputs are drawn, of the test trial of that number."""
+    said = (
+        "The trained network beside its low-rank fit. Left: how many dimensions hold the recurrent drive W r of the visited states, "
+        "and how many the weights W themselves; what W does beyond the visited states is spare. Middle: stable fixed points of both, "
+        "in the plane of the rates' two leading components; each colour is one of the inputs in which trials end."
+    )
+    if outputs:
+        said += (
+            f" Right: outputs in trial {trial}, numbered from 0 as in the file. The sampled network is simulated from the trial's first "
+            "state and has a linear readout of its own, fitted to the training trials."
+        )
+    return said

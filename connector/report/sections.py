@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from connector.report import determined, nulls
 from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
-from connector.report.numbers import format_number
+from connector.report.numbers import counted, format_number, percent
 from connector.report.opening import LEVEL, Findings, relative_sigma
 
 ESTIMATED = "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
@@ -25,11 +25,39 @@ def dynamics(f: Findings) -> str:
             "This recording is driven by inputs. A count of fixed points from such data proves nothing by itself: "
             "what states do long after the trials' end is extrapolation."
         )
+    if (of_trained := trained_network(f.metrics)) is not None:
+        said.append(of_trained)
     said.append(
         "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
         "smallest change that restores the recurrent drive at the recorded states."
     )
     return "\n\n".join(said)
+
+
+def trained_network(metrics: Mapping[str, float]) -> str | None:
+    """The trained network beside its fit: what of it acts, where both settle, whether a sampled network does the task."""
+    if (dimensions := metrics.get("lrrnn/trained_acting_dimensions")) is None:
+        return None
+    acting, by_chance = (metrics[f"lrrnn/trained_acting_{name}"] for name in ("weights", "by_chance"))
+    said = (
+        f"The recurrent drive of the trained network lies in {counted(round(dimensions), 'dimension')} (99 % of its variance on the "
+        f"visited states). {percent(acting)} of its squared weights act there, of random weights {percent(by_chance)} would; the "
+        "rest is spare: the recorded activity would be nearly the same without it."
+    )
+    own, fitted = (round(metrics[f"lrrnn/trained_stable_points{of}"]) for of in ("", "_of_fit"))
+    said += f" The network has {counted(own, 'stable fixed point')} in reach of the visited states, the low-rank fit {fitted}"
+    if (apart := metrics.get("lrrnn/trained_stable_points_apart")) is not None:
+        said += f", at most {format_number(apart)} standard deviations of the rates apart"
+    said += "."
+    if (given := metrics.get("dynamics/task_r2")) is not None:
+        said += f" A projected network of sampled neurons gives the outputs of held-out trials with R² {given:.3f}"
+        if "dynamics/task" in metrics:
+            said += (
+                f" and solves the task to {format_number(metrics['dynamics/task'])}, the trained one to "
+                f"{format_number(metrics['dynamics/task_trained'])} (1 is perfect)"
+            )
+        said += "."
+    return said
 
 
 def connectivity(f: Findings) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from connector import figures
 from connector.analysis.attractors import find_attractors, network_field
 from connector.analysis.distances import connectivity_entries
+from connector.analysis.trained_network import acting_part, outputs_of, stable_points
 from connector.dynamics import activation, leading_fixed_points, potentials
 from connector.files import read_npz
 from connector.numerics import even_rows
@@ -233,6 +234,24 @@ def latents(results: Results) -> tuple[str, Figure]:
         time_unit="s" if recording.bin_s else "tau",
         lengths=recording.lengths,
     )
+
+
+@report_figure("trained_network", DYNAMICS, lambda results: results.data.recording.trained is not None)
+def trained_network(results: Results) -> tuple[str, Figure]:
+    recording, fit = results.data.recording, results.inputs
+    trained, train, test = recording.trained, fit.fold.train, int(fit.fold.test[0])
+    rates = recording.activity[train][recording.mask[train]]
+    part = acting_part(trained.w[:, trained.neurons], rates[even_rows(len(rates), N_DRAWN)])
+    points = [] if fit.n is None else [(of.network, of.fitted) for of in stable_points(recording, fit)]
+    outputs = None
+    if trained.outputs is not None:
+        end, sampled = int(recording.lengths[test]), outputs_of(results.projected, trained, fit)[0]
+        targets = None if trained.targets is None else trained.targets[test, :end]
+        outputs = trained.outputs[test, :end], sampled[:end], targets
+    figure = figures.trained_network(
+        (part.drive, part.matrix), fit.latents.rank, rates, points, outputs, step=fit.latents.alpha
+    )
+    return captions.trained_network(outputs=outputs is not None, trial=test), figure
 
 
 @report_figure("losses", TRAINING)

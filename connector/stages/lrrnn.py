@@ -45,7 +45,7 @@ _EXPLAINS_LITTLE = (
     0.5  # of the variance about the neurons' means: where the closed form leaves as much, another start is tried
 )
 # Rollouts are handed on in place of latents where they foretell rates so well but not perfectly, and errors of a step last.
-_LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.1
+_LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.05
 _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
 

@@ -297,7 +297,8 @@ def prepare_outputs(context: StageContext, inputs: FittedDynamics, mark: str) ->
 
     def finish() -> None:
         distribution = assemble(options, inputs, loadings_flow, mean, module.flow.eval())
-        if connectivity.projection_regularizer is None and inputs.latents.drive is not None:
+        of_model = inputs.latents.drive is not None or inputs.rollouts
+        if connectivity.projection_regularizer is None and of_model:
             chosen = choose_projection_regularizer(distribution, inputs, options.seed)
             distribution.projection_regularizer = chosen
             context.say(

@@ -28,6 +28,7 @@ from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.analysis.model_checks import checks_of
 from connector.analysis.separated_groups import detectable_separation, separated_groups
+from connector.analysis.trained_network import measures_of_trained, task_measures
 from connector.connectivity.nu.draws import Draws
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
@@ -63,6 +64,8 @@ def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
     inputs, known = store.read_stage_inputs(), recording.loadings
     given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
     found = rates_explained(inputs, recording.activity, given=given) | checks_of(recording, inputs)
+    if recording.trained is not None and inputs.n is not None:
+        found |= measures_of_trained(recording, inputs)
     return found | ({"lrrnn/origin_distance": origin_distance(inputs)} if given and known.has_bias else {})
 
 
@@ -152,6 +155,9 @@ class Results:
             steps["distance to the truth"] = self._against_file
         if self.reference is not None:
             steps["attractors"] = self._attractors
+        trained = self.data.recording.trained
+        if trained is not None and trained.outputs is not None:
+            steps["task"] = lambda: task_measures(self.projected, self.data.recording, self.inputs)
         if self.attractor_counts is not None:
             steps["attractors of draws"] = self.attractor_counts.metrics
         steps["cell types"] = self._cell_types

@@ -41,7 +41,8 @@ def test_names_in_front_and_files_beside_one_another(tmp_path):
     recording = load_rnn([tmp_path / "net.pt", tmp_path / "trials.npz"])
     with torch.no_grad():
         torch.testing.assert_close(recording.activity, net(u)[0], rtol=1e-4, atol=1e-5)
-    assert "keys not used: epoch, state.model.readout.weight" in recording.notes
+    assert "keys not used: epoch" in recording.notes
+    assert recording.trained.outputs.shape == (12, 15, 1)
 
 
 def test_weights_of_a_network_that_filters_its_inputs(tmp_path):
@@ -98,3 +99,42 @@ def test_a_network_of_low_rank_is_found_whole_from_the_command_line(tmp_path):
     run = load_run(tmp_path / "run")
     assert run.latents.input_kind == "filtered"
     assert run.metrics["lrrnn/rollout_r2"] > 0.999
+
+
+@pytest.mark.parametrize("names", [("O", "c"), ("readout.weight", "readout.bias"), ("net.fc.weight", "net.fc.bias")])
+def test_the_readout_gives_the_networks_outputs(tmp_path, names):
+    net, u = of_torch(), inputs()
+    weights, offset = torch.randn(3, K), torch.randn(3)
+    torch.save(net.state_dict() | {"externalinputs": u} | dict(zip(names, (weights, offset))), tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt")
+    trained = recording.trained
+    torch.testing.assert_close(trained.outputs, recording.activity @ weights.T + offset, rtol=1e-4, atol=1e-5)
+    assert trained.targets is None
+    assert not recording.notes[1:]
+
+
+def test_targets_that_are_not_told_are_not_scored(tmp_path):
+    saved = of_torch().state_dict() | {"externalinputs": inputs(), "O": torch.ones(1, K)}
+    targets = torch.ones(12, 15, 1)
+    targets[0, 0], targets[1] = torch.nan, 0.5
+    mask = torch.ones(12, 15, 1)
+    mask[1] = 0
+    torch.save(saved | {"targets": targets, "score_mask": mask}, tmp_path / "net.pt")
+    trained = load_rnn(tmp_path / "net.pt").trained
+    assert trained.scored.sum() == 12 * 15 - 1 - 15
+    assert torch.isfinite(trained.targets).all()
+    torch.save(saved | {"targets": targets[:, :5]}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match="of the outputs' shape"):
+        load_rnn(tmp_path / "net.pt")
+    del saved["O"]
+    torch.save(saved | {"targets": targets}, tmp_path / "net.pt")
+    assert any("no readout" in note for note in load_rnn(tmp_path / "net.pt").notes)
+
+
+def test_the_inputs_that_trials_end_in_are_looked_at(tmp_path):
+    u = inputs(40)
+    u[:30, -1], u[30:, -1] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    torch.save(of_torch().state_dict() | {"externalinputs": u}, tmp_path / "net.pt")
+    assert load_rnn(tmp_path / "net.pt").trained.held.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    torch.save(of_torch().state_dict() | {"externalinputs": inputs(40)}, tmp_path / "net.pt")  # all of them different
+    assert load_rnn(tmp_path / "net.pt").trained.held.tolist() == [[0.0, 0.0]]
