@@ -216,3 +216,72 @@ def others():
         units.add_unit(spike_times=times)
     file.create_processing_module("ecephys", "x").add(units)
     return file
+
+
+def events():
+    """Events as series in a behaviour module, intervals as a series of on and off, a table of events, and no trials but it."""
+    file, rng = blank(), np.random.default_rng(7)
+    add_units(file, trains(7))
+    module = file.create_processing_module("behavior", "x")
+    licks = np.sort(rng.uniform(0, END, 300))
+    container = pynwb.behavior.BehavioralEvents()
+    container.create_timeseries(name="licks", data=np.ones(300), unit="n.a.", timestamps=licks)
+    container.create_timeseries(name="rewards", data=rng.uniform(size=30), unit="ul", timestamps=STARTS + 0.5)
+    module.add(container)
+    on_off = pynwb.misc.IntervalSeries(name="light", data=np.tile([1, -1], TRIALS).astype(np.int8), timestamps=np.ravel(
+        np.stack([STARTS + 0.2, STARTS + 0.7], axis=1)))  # fmt: skip
+    module.add(pynwb.behavior.BehavioralEpochs(interval_series=on_off))
+    table = file.create_events_table(name="tones", description="x")
+    table.add_column(name="pitch", description="kHz")
+    for i, start in enumerate(STARTS):
+        table.add_row(timestamp=start + 0.1, pitch=(4.0, 8.0)[i % 2])
+    return file
+
+
+def nlb():
+    """Neural Latents Benchmark: units held out, observed in the trials of one split alone, lists of lists in the trials, kinematics."""
+    file, rng = blank(), np.random.default_rng(8)
+    group = file.create_electrode_group("M1", "x", "M1", file.create_device("array"))
+    for _ in range(UNITS):
+        file.add_electrode(group=group, location="M1")
+    file.add_unit_column("heldout", "x")
+    spikes = trains(8)
+    for k in range(UNITS):
+        seen = np.stack([STARTS, STARTS + 2.0], axis=1)[: TRIALS if k < 6 else 24]
+        within = np.concatenate([spikes[k][(spikes[k] >= a) & (spikes[k] < b)] for a, b in seen])
+        file.add_unit(spike_times=within, obs_intervals=seen, heldout=k >= 6, electrodes=[k])
+    for name, index in (("target_pos", 2), ("move_onset_time", False), ("success", False), ("split", False)):
+        file.add_trial_column(name, "x", index=index)
+    for i, start in enumerate(STARTS):
+        file.add_trial(
+            start_time=start, stop_time=start + 2.0, target_pos=[[1, 2], [3, 4]], move_onset_time=start + 0.7 if i < 24 else np.nan,
+            success=True, split=("train", "val")[i % 2] if i < 24 else "test",
+        )  # fmt: skip
+    hand = np.concatenate([np.stack([np.arange(200.0), np.arange(200.0)], axis=1) for _ in STARTS])
+    when = np.concatenate([start + np.arange(200) / 100 for start in STARTS])
+    file.create_processing_module("behavior", "x").add(
+        pynwb.TimeSeries(name="hand_pos", data=hand, unit="mm", timestamps=when)
+    )
+    noise = rng.normal(size=(100, 96))
+    file.add_acquisition(pynwb.TimeSeries(name="broadband", data=noise, unit="V", rate=1.0))
+    return file
+
+
+def human():
+    """Human single neurons: few units from clusters, trials with texts and numbers as texts, times that lack, markers as a series."""
+    file = blank()
+    add_units(file, trains(9), {"clusterID_orig": np.arange(UNITS), "waveforms_isolation_distance": [np.nan] * UNITS})
+    columns = {
+        "stimCategory": np.arange(TRIALS) % 5 + 1,
+        "category_name": ["houses", "landscapes", "mobility", "phones", "smallAnimal"] * (TRIALS // 5),
+        "response_value": ["NA" if i < 10 else str(31 + i % 6) for i in range(TRIALS)],
+        "stim_on_time": STARTS + 0.1,
+        "response_time": [np.nan if i < 10 else STARTS[i] + 1.5 for i in range(TRIALS)],
+        "stim_phase": ["learn" if i < 10 else "recog" for i in range(TRIALS)],
+    }
+    add_rows_of_trials(file, columns)
+    marks = pynwb.misc.AnnotationSeries(
+        name="events", data=["61", "66"] * TRIALS, timestamps=np.sort(np.r_[STARTS, STARTS + 1])
+    )
+    file.add_acquisition(marks)
+    return file

@@ -77,7 +77,9 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
     from connector.dynamics import activation as activation_named
     from connector.types import Recording
 
-    noted = _noted_reading(path, nwb) if given.piece_s is None else {}
+    noted = _noted_reading(path, nwb)
+    if given.piece_s is not None:  # the trials are others
+        noted = {key: noted[key] for key in ("bin_s", "alpha", "activation") if key in noted}
     options, alpha = _completed(given, noted)
     activation_named(options.activation)
     require_activity(path, nwb, options)

@@ -135,13 +135,22 @@ def _range(values: np.ndarray) -> str:
 
 
 def spike_span(cells: Table, units: np.ndarray, units_s: dict[str, float]) -> tuple[float, float]:
-    """The first and last spike of some units, seconds of the session."""
-    rows = cells.rows("spike_times", "the spike times of sorted units")
-    times = np.concatenate([np.asarray(rows[unit], dtype=float) for unit in units]) * units_s.get("spike_times", 1.0)
-    times = times[np.isfinite(times)]
-    if not len(times):
+    """First and last second of a recording: of the units' obs_intervals where these are not open, else of their spikes."""
+
+    def range_of(column: str, scale_s: float) -> tuple[float, float]:
+        rows = cells.rows(column, "the spike times of sorted units")
+        times = np.concatenate([np.ravel(np.asarray(rows[unit], dtype=float)) for unit in units]) * scale_s
+        times = times[np.isfinite(times)]
+        return (float(times.min()), float(times.max())) if len(times) else (np.nan, np.nan)
+
+    first, last = range_of("spike_times", units_s.get("spike_times", 1.0))
+    if np.isnan(first):
         raise UserError("spike times of the units", "none")
-    return float(times.min()), float(times.max())
+    if "obs_intervals" in cells.columns:
+        begin, end = range_of("obs_intervals", units_s.get("obs_intervals", 1.0))
+        first = begin if 0 <= first - begin <= last - first else first
+        last = end if 0 <= end - last <= last - first else last
+    return first, last
 
 
 def spike_trains(cells: Table, units: np.ndarray, clock: Clock, counted: str, notes: list[str]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from connector.data.beside import inputs_of_conditions
 from connector.data.nwb_clock import Clock
 from connector.data.nwb_options import NwbOptions
 from connector.data.nwb_series import all_series, series_named, times_of
-from connector.data.nwb_tables import Table, whole
+from connector.data.nwb_tables import Table, interval_tables, whole
 from connector.data.nwb_trials import DECIMALS, TrialBins, regular_interval
 from connector.data.preprocessing import as_text as text
 from connector.data.preprocessing import bin_events, choices_from, usable_times
@@ -95,6 +95,10 @@ def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes:
 def _of_series(clock: Clock, name: str, bins: TrialBins) -> np.ndarray:
     """A time series in the bins (trials, steps, channels), NaN where it is not known."""
     table = clock.table
+    events = {x: item for x, item in interval_tables(table.nwb).items() if "timestamp" in item.colnames}
+    if name in events:
+        times = Table(table.path, table.nwb, name, table.max_gigabytes).numbers("timestamp")
+        return _events_in(times * clock.units_s.get(name, 1.0), name, bins, clock.notes)
     try:
         found = series_named(table.nwb, name)
     except UserError as error:
@@ -106,6 +110,13 @@ def _of_series(clock: Clock, name: str, bins: TrialBins) -> np.ndarray:
         ) from error  # fmt: skip
     parts = [_series_input(x, bins, clock, table.max_gigabytes) for x in found.values()]
     return np.concatenate(parts, axis=2)
+
+
+def _events_in(times: np.ndarray, what: str, bins: TrialBins, notes: list[str]) -> np.ndarray:
+    """(trials, steps, 1) number of events in each bin."""
+    told = f"{what} holds events: counted in each bin"
+    notes += [] if told in notes else [told]
+    return bins.counts(np.sort(times[np.isfinite(times)]))[:, :, None].astype(float)
 
 
 def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) -> np.ndarray:
@@ -148,6 +159,13 @@ def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -
     values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
     times = times_of(series, clock.units_s, len(values), max_gigabytes)
     known, length = np.isfinite(times), float(np.median(bins.lengths)) * bins.bin_s
+    if type(series).__name__ == "IntervalSeries":  # above 0 where an interval begins, below where it ends
+        order = np.argsort(times[known], kind="stable")
+        return _switched(times[known][order], values[known][order, 0] > 0, bins)
+    ordered = np.sort(times[known])
+    marks = len(ordered) > 0 and values.shape[1] == 1 and not np.ptp(values) and not regular_interval(ordered)
+    if type(series.parent).__name__ == "BehavioralEvents" or marks:
+        return _events_in(times, series.name, bins, clock.notes)
     apart = regular_interval(np.sort(times[known]))
     if apart > length and series.name not in clock.units_s:  # so that it would stand still in each trial
         raise UserError(
@@ -160,6 +178,13 @@ def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -
     times, values = times[known], values[known]
     order = np.argsort(times, kind="stable")
     return bins.averages(times[order], values[order])
+
+
+def _switched(times: np.ndarray, on: np.ndarray, bins: TrialBins) -> np.ndarray:
+    """(trials, steps, 1) 1 in bins that begin in an interval, 0 in others; times: when it is switched on or off."""
+    begins = bins.begin[:, None] + np.arange(bins.n_steps) * bins.bin_s
+    before = np.searchsorted(times, begins + 1e-9, side="right") - 1
+    return np.where(before >= 0, on[np.maximum(before, 0)], False).astype(float)[:, :, None]
 
 
 def trial_times(clock: Clock, column: str | None, align: str, bins: TrialBins, notes: list[str]) -> np.ndarray | None:

@@ -15,7 +15,7 @@ import numpy as np
 from connector.data.entries import Entry
 from connector.data.nwb_file import opened
 from connector.data.nwb_options import NwbOptions
-from connector.data.nwb_series import all_series, times_of
+from connector.data.nwb_series import all_series, channel_table, times_of
 from connector.data.nwb_tables import Table, interval_tables, units_of
 from connector.data.nwb_trials import regular_interval
 from connector.errors import UserError
@@ -23,6 +23,7 @@ from connector.errors import UserError
 _LINES = 80
 _MOST_BYTES = 50_000_000  # of a column that is read to tell its range
 _MOST_NUMBERS = 2_000_000  # of a series
+_SHORTEST_S = 0.2  # of its rows
 _FEWEST_ROWS = 20  # of a table that may be trials
 _CHOICE = re.compile(r"choice|response|decision|lick_?side|chosen", re.I)
 _PIECES = ["data.bin_s=0.05", "data.piece_s=2"]
@@ -74,7 +75,7 @@ def _described(path: Path, nwb: Any, max_gigabytes: float) -> tuple[list[str], s
             rows.append((name, "0 rows", "", ""))
             continue
         table = Table(path, nwb, name, max_gigabytes)
-        tables[name] = [_column(table, column) for column in table.columns]
+        tables[name] = [_column(table, column) for column in table.table.colnames]
         rows.append((name, f"{len(table)} rows", "", ""))
         rows += [(f"  {row[0]}", *row[1:]) for row in (entry.row for entry in tables[name])]
     series = [_series(key, x, max_gigabytes) for key, x in all_series(nwb).items()]
@@ -121,6 +122,9 @@ def _column(table: Table, column: str) -> Entry:
 def _series(key: str, series: Any, max_gigabytes: float) -> _Series:
     data, found = series.data, _Series(key, type(series).__name__, ())
     shape = tuple(getattr(data, "shape", None) or np.shape(data))
+    place = channel_table(series)[1]
+    if len(shape) == 2 and series.timestamps is None and len(place) == shape[0] != shape[1]:
+        shape, found.kind = shape[::-1], f"{found.kind}, (channels, samples) in the file"
     found.shape = tuple(n for i, n in enumerate(shape) if i == 0 or n != 1)
     when, scaled = "", ""
     try:
@@ -130,7 +134,7 @@ def _series(key: str, series: Any, max_gigabytes: float) -> _Series:
         every = f"every {found.step_s:.4g} s" if found.step_s else "at irregular times"
         when = f"{every}, {known.min():.6g} to {known.max():.6g} s" if len(known) else "without times"
         if len(shape) in (1, 2) and math.prod(shape):
-            some = np.asarray(data[: max(1, _MOST_NUMBERS // max(1, math.prod(shape[1:])))])
+            some = np.asarray(data[: max(1, _MOST_NUMBERS // max(1, math.prod(np.shape(data)[1:])))])
             if some.dtype.kind in "biuf":
                 some = some * (series.conversion or 1.0) + (series.offset or 0.0)
                 found.low, found.high = float(np.nanmin(some)), float(np.nanmax(some))
@@ -151,7 +155,9 @@ def _guess(tables: dict[str, list[Entry]], sizes: dict[str, int], series: Sequen
     options, doubt = ([], "") if spikes else _activity(series)
     if not spikes and not options:
         return [], ""
-    usable = [x for x in tables if x not in ("units", "electrodes", "invalid_times") and sizes[x] >= _FEWEST_ROWS]
+    usable = [
+        x for x in tables if x not in ("units", "electrodes", "invalid_times") and _may_be_trials(tables[x], sizes[x])
+    ]
     if not usable:
         pieces = _PIECES if spikes else _PIECES[1:]
         return options + pieces, doubt or "the recording has no trials and is cut into pieces"
@@ -163,6 +169,15 @@ def _guess(tables: dict[str, list[Entry]], sizes: dict[str, int], series: Sequen
             options += [f"data.choices={entry.key}", *said]
             break
     return options, doubt or f"each row of {table} is a trial, from start_time to stop_time"
+
+
+def _may_be_trials(columns: list[Entry], n_rows: int) -> bool:
+    """Whether a table has enough rows, and these are long enough."""
+    ends = {entry.key: entry.first for entry in columns if entry.key in ("start_time", "stop_time")}
+    if n_rows < _FEWEST_ROWS or len(ends) < 2 or any(x is None for x in ends.values()):
+        return False
+    lasting = (ends["stop_time"] - ends["start_time"]).astype(float)
+    return not (lasting < _SHORTEST_S).sum() > len(lasting) / 2
 
 
 def _values(entry: Entry) -> list[str] | None:

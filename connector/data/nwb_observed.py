@@ -23,24 +23,11 @@ def observed(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock, *, 
     begin, end = bins.begin, bins.begin + bins.lengths * bins.bin_s
     slack = _TOLERATED * bins.bin_s
     seen = np.ones((len(begin), len(units)), dtype=bool)
-    intervals = None
-    if "obs_intervals" in cells.columns:
-        intervals = cells.rows("obs_intervals")
-    elif trials_only:
-        intervals = [np.stack([clock.start, clock.as_written("stop_time")], axis=1)] * len(cells)
-    spans_of = [] if intervals is None else [np.asarray(intervals[unit], dtype=float) for unit in units]
-    if "obs_intervals" in cells.columns:
-        of_units = np.concatenate([spans.ravel() for spans in spans_of])
-        unit = clock.units_s.get("obs_intervals", 1.0)
-        if _no_seconds("obs_intervals", of_units, clock, end):  # written like the spike times beside them
-            unit = clock.units_s.get("spike_times", 1.0)
-        if any(not np.array_equal(spans, spans_of[0]) for spans in spans_of):
-            _check_unit("obs_intervals", unit * of_units, clock, end)
-        spans_of = [unit * spans for spans in spans_of]
+    spans_of = _spans_of(cells, units, clock, end)
+    if trials_only and "obs_intervals" not in cells.columns:
+        spans_of = [np.stack([clock.start, clock.as_written("stop_time")], axis=1)] * len(units)
     alike: dict[bytes, np.ndarray] = {}  # most units were observed at the same times
     for k, spans in enumerate(spans_of):
-        if spans.size and (spans.ndim != 2 or spans.shape[1] != 2):
-            raise UserError("obs_intervals of the units table as pairs, start and stop", f"shape {spans.shape}")
         if spans.size:  # a unit without any is one of which nothing is said
             key = spans.tobytes()
             alike[key] = alike[key] if key in alike else _covered(spans, begin, end, slack)
@@ -63,15 +50,47 @@ def invalid_spans(cells: Table, clock: Clock, end: np.ndarray) -> np.ndarray:
     return spans
 
 
-def observed_steps(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock) -> np.ndarray:
-    """(trials, steps) whether any of the units was observed in a bin."""
-    if "obs_intervals" not in cells.columns and not len(invalid_spans(cells, clock, bins.begin)):
-        return bins.inside
-    begin = (bins.begin[:, None] + np.arange(bins.n_steps) * bins.bin_s).ravel()
-    one = np.zeros(len(begin), dtype=np.int64)
-    steps = TrialBins(one, begin, begin, one + 1, bins.bin_s)
-    seen = observed(cells, units, steps, clock, trials_only=False).any(1)
-    return bins.inside & seen.reshape(bins.n_trials, bins.n_steps)
+def _spans_of(cells: Table, units: np.ndarray, clock: Clock, end: np.ndarray) -> list[np.ndarray]:
+    """(spans, 2) of each unit when it was observed by its obs_intervals, seconds; none where the file has no such column."""
+    if "obs_intervals" not in cells.columns:
+        return []
+    intervals = cells.rows("obs_intervals")
+    spans_of = [np.asarray(intervals[unit], dtype=float) for unit in units]
+    for spans in spans_of:
+        if spans.size and (spans.ndim != 2 or spans.shape[1] != 2):
+            raise UserError("obs_intervals of the units table as pairs, start and stop", f"shape {spans.shape}")
+    of_units = np.concatenate([spans.ravel() for spans in spans_of])
+    unit = clock.units_s.get("obs_intervals", 1.0)
+    if _no_seconds("obs_intervals", of_units, clock, end):  # written like the spike times beside them
+        unit = clock.units_s.get("spike_times", 1.0)
+    if any(not np.array_equal(spans, spans_of[0]) for spans in spans_of):
+        _check_unit("obs_intervals", unit * of_units, clock, end)
+    return [unit * spans for spans in spans_of]
+
+
+def observed_spans(cells: Table, units: np.ndarray, bins: TrialBins, clock: Clock) -> np.ndarray:
+    """(spans, 2) when any of the units was observed, ascending and apart, seconds: all the time where nothing is said."""
+    end = bins.begin + bins.lengths * bins.bin_s
+    spans_of = _spans_of(cells, units, clock, end)
+    spans = np.array([[-np.inf, np.inf]])
+    if spans_of and all(spans.size for spans in spans_of):
+        spans = _joined(np.concatenate(spans_of), _TOLERATED * bins.bin_s)
+    for a, b in invalid_spans(cells, clock, end):
+        before, after = spans[spans[:, 0] < a], spans[spans[:, 1] > b]
+        before = np.stack([before[:, 0], np.minimum(before[:, 1], a)], axis=1)
+        spans = np.concatenate([before, np.stack([np.maximum(after[:, 0], b), after[:, 1]], axis=1)])
+    return spans
+
+
+def _joined(spans: np.ndarray, slack: float) -> np.ndarray:
+    """Spans (n, 2), ascending and apart, of which those are one that have no more than ``slack`` between them."""
+    spans = spans[~np.isnan(spans).any(1)]  # an interval may be open
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    if not len(spans):
+        return spans
+    until = np.maximum.accumulate(spans[:, 1])
+    first = np.r_[True, spans[1:, 0] > until[:-1] + slack]
+    return np.stack([spans[first, 0], until[np.r_[first[1:], True]]], axis=1)
 
 
 def _no_seconds(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> bool:
@@ -92,13 +111,10 @@ def _check_unit(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> 
 
 def _covered(spans: np.ndarray, begin: np.ndarray, end: np.ndarray, slack: float) -> np.ndarray:
     """Which of [begin, end] lie within one of the spans, joined where no more than ``slack`` is between them."""
-    spans = spans[~np.isnan(spans).any(1)]  # an interval may be open
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    spans = _joined(spans, slack)
     if not len(spans):
         return np.zeros(len(begin), dtype=bool)
-    until = np.maximum.accumulate(spans[:, 1])
-    first = np.r_[True, spans[1:, 0] > until[:-1] + slack]
-    starts, stops = spans[first, 0], until[np.r_[first[1:], True]]
+    starts, stops = spans.T
     place = np.searchsorted(starts, begin + slack, side="right") - 1
     return (place >= 0) & (stops[np.maximum(place, 0)] >= end - slack)
 

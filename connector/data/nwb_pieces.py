@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from connector.data.nwb_clock import Clock
-from connector.data.nwb_observed import observed_steps
+from connector.data.nwb_observed import observed_spans
 from connector.data.nwb_options import SESSION, NwbOptions
 from connector.data.nwb_series import Samples, all_series, recorded_steps, stretches_of_samples
 from connector.data.nwb_tables import Session, Table, interval_tables
@@ -69,10 +69,33 @@ def pieces_of_spikes(
     rows: TrialBins, cells: Table, units: np.ndarray, clock: Clock, options: NwbOptions, notes: list[str]
 ) -> tuple[TrialBins, int]:
     """Pieces of the rows, of bins in which some of the units were observed; and the bins between sets of pieces."""
-    there = rows.inside
+    n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
+    spans = np.array([[-np.inf, np.inf]])
     if options.unobserved == "leave_out":
-        there &= observed_steps(cells, units, rows, clock)
-    return _pieces(rows, there, options, notes)
+        spans = observed_spans(cells, units, rows, clock)
+    stretches, begin, n_bins, longest = stretches_of_spans(rows, spans, n)
+    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
+    notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_bins - n * len(stretches))
+    return _cut(rows, stretches, begin, n), gap
+
+
+def stretches_of_spans(rows: TrialBins, spans: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Pieces of n bins, one behind the other within each span (spans, 2) that was observed of a row.
+
+    Returns:
+        the row and first bin of each (pieces, 2), its place in the row's own bins to the nearest; when each begins (pieces,), s;
+        bins in all spans; of the longest.
+    """
+    found, begin, number, longest = [], [], 0, 0
+    for row, (a, b) in enumerate(zip(rows.begin, rows.begin + rows.lengths * rows.bin_s)):
+        for low, high in spans[(spans[:, 0] < b) & (spans[:, 1] > a)]:
+            low, high = max(low, a), min(high, b)
+            bins = int((high - low) / rows.bin_s + 1e-6)
+            number, longest = number + bins, max(longest, bins)
+            starts = low + n * rows.bin_s * np.arange(bins // max(n, 1))
+            found += [(row, round((start - a) / rows.bin_s)) for start in starts]
+            begin += list(starts)
+    return np.array(found, dtype=np.int64).reshape(-1, 2), np.array(begin), number, longest
 
 
 def pieces_of_series(
@@ -80,7 +103,11 @@ def pieces_of_series(
 ) -> tuple[TrialBins, int]:
     """Pieces of the rows, of neighbouring samples; gaps between samples are in none."""
     if rows.bin_s != samples.step_s:
-        return _pieces(rows, recorded_steps(rows, samples), options, notes)
+        there = recorded_steps(rows, samples)
+        n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
+        stretches = stretches_in(there, n, rows.bin_s, options.piece_s)
+        notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), int(there.sum()) - n * len(stretches))
+        return _cut(rows, stretches, rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s, n), gap
     n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
     ends = rows.begin + rows.lengths * rows.bin_s
     if isinstance(clock.table, Session):  # whose samples, by their clock, may be more than its bins
@@ -89,13 +116,6 @@ def pieces_of_series(
     require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
     notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_samples - n * len(stretches))
     return _cut(rows, stretches, begin, n), gap
-
-
-def _pieces(rows: TrialBins, there: np.ndarray, options: NwbOptions, notes: list[str]) -> tuple[TrialBins, int]:
-    n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
-    stretches = stretches_in(there, n, rows.bin_s, options.piece_s)
-    notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), int(there.sum()) - n * len(stretches))
-    return _cut(rows, stretches, rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s, n), gap
 
 
 def _cut(rows: TrialBins, stretches: np.ndarray, begin: np.ndarray, n: int) -> TrialBins:

@@ -127,7 +127,7 @@ def _one_series(
         got = f"{values.dtype} of shape {values.shape}"
         raise UserError(f"a time series {key} of numbers, (samples,) or (samples, channels)", got)
     values = values.reshape(len(values), -1)
-    region, place = _channel_table(series)
+    region, place = channel_table(series)
     n_times = len(values) if series.timestamps is None else len(series.timestamps)
     if len(values) != n_times == values.shape[1] or (series.timestamps is None and _lies_across(values, place)):
         notes.append(f"{key} is (channels, samples), {values.shape}, in the file: transposed")
@@ -165,7 +165,7 @@ class _Region(Table):
         self.name, self.table = table.name, table
 
 
-def _channel_table(series) -> tuple[Any, np.ndarray]:
+def channel_table(series) -> tuple[Any, np.ndarray]:
     """The table whose rows are the channels of a series, its ROIs or electrodes, and the row of each; None and nothing."""
     region = getattr(series, "rois", None) or getattr(series, "electrodes", None)
     if region is None:

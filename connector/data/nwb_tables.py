@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,15 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        return list(self.table.colnames)
+        """Names of the columns; a table of events has a start_time, and a stop_time where it has durations."""
+        return [*self.table.colnames, *self._of_events]
+
+    @property
+    def _of_events(self) -> Sequence[str]:
+        names = self.table.colnames
+        if "timestamp" not in names or "start_time" in names:
+            return []
+        return ["start_time"] + ["stop_time"] * ("duration" in names)
 
     def has(self, column: str) -> bool:
         """Whether there is such a column, or, by NAME/NUMBER, such an entry of the rows of one, counted from 0."""
@@ -62,6 +71,8 @@ class Table:
         """
         if column == "id" and self.has(column) and column not in self.columns:
             return np.asarray(self.table.id[:])
+        if column in self._of_events:
+            return self.numbers("timestamp") + (self.numbers("duration") if column == "stop_time" else 0)
         whole_column, _, number = column.rpartition("/")
         if column not in self.columns and self.has(column):
             return _entry(self.rows(whole_column), int(number), f"the {self.name} column {whole_column}")
@@ -111,6 +122,8 @@ class Session(Table):
     def __len__(self) -> int:
         return 1
 
+    _of_events = ()
+
     @property
     def columns(self) -> list[str]:
         return list(self.table)
@@ -128,11 +141,12 @@ def _entry(rows: list | np.ndarray, number: int, what: str) -> np.ndarray:
 
 
 def interval_tables(nwb) -> dict[str, Any]:
-    """The tables of time intervals of a file by their names, trials first: those of NWB, and others with a start_time."""
+    """The tables of time intervals of a file by their names, trials first: those of NWB, of events, others with a start_time."""
     found = {x: getattr(nwb, x, None) for x in ("trials", "epochs", "invalid_times")}
     found |= dict(nwb.intervals or {})
     for item in nwb.objects.values():
-        if "start_time" in (getattr(item, "colnames", None) or ()) and not any(item is x for x in found.values()):
+        timed = {"start_time", "timestamp"} & set(getattr(item, "colnames", None) or ())
+        if timed and not any(item is x for x in found.values()):
             found.setdefault(item.name, item)
     return {x: table for x, table in found.items() if table is not None}
 

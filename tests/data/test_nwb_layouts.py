@@ -15,8 +15,11 @@ pytest.importorskip("pynwb", reason="reading NWB needs the extra `nwb`")
 import nwb_layouts as made
 from nwb_layouts import STARTS, TRIALS, UNITS
 
-pytestmark = pytest.mark.filterwarnings("ignore:The linked table")  # hdmf, of units without a region of electrodes
-LAYOUTS = ("allen", "ibl", "svoboda", "churchland", "buzsaki", "others")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The linked table"),  # hdmf, of units without a region of electrodes
+    pytest.mark.filterwarnings("ignore:.* is deprecated. Use an EventsTable"),  # as labs have them
+]
+LAYOUTS = ("allen", "ibl", "svoboda", "churchland", "buzsaki", "others", "events", "nlb", "human")
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,62 @@ def test_tables_of_trials_and_of_units_in_modules(files):
     found = load_nwb(files["others"], table="task", choices="correct")
     assert np.array_equal(found.activity, counts(made.trains(6), STARTS, 2.0, 0.01))
     assert np.array_equal(found.choices, np.arange(TRIALS) % 2)
+
+
+def test_events_are_counted_wherever_they_stand_and_what_is_switched_on_is_on(files):
+    found = load_nwb(
+        files["events"], table="tones", start_s=-0.1, stop_s=0.9, inputs=["licks", "rewards", "light", "tones"],
+        conditions="pitch",
+    )  # fmt: skip
+    assert np.array_equal(found.activity, counts(made.trains(7), STARTS, 1.0, 0.01))
+    licks, rewards, light, tones = found.inputs.unbind(2)
+    when = (
+        made.pynwb.NWBHDF5IO(str(files["events"]), "r")
+        .read()
+        .processing["behavior"]["BehavioralEvents"]["licks"]
+        .timestamps[:]
+    )
+    assert np.array_equal(licks, counts([when], STARTS, 1.0, 0.01)[:, :, 0])
+    assert rewards.nonzero()[:, 1].tolist() == [50] * TRIALS
+    assert np.array_equal(light, np.tile((np.arange(100) >= 20) & (np.arange(100) < 70), (TRIALS, 1)))
+    assert tones.nonzero()[:, 1].tolist() == [10] * TRIALS
+    assert "15 of 4, 15 of 8" in said(found)
+
+
+def test_nlb_units_held_out_are_observed_in_a_part_and_series_have_gaps_between_trials(files):
+    found = load_nwb(
+        files["nlb"],
+        trials={"split": ["train", "val"]},
+        align="move_onset_time",
+        start_s=-0.2,
+        stop_s=0.6,
+        inputs=["hand_pos"],
+    )
+    assert np.array_equal(found.activity, counts(made.trains(8), STARTS[:24] + 0.5, 0.8, 0.01))
+    assert np.array_equal(found.inputs[:, :, 1], np.tile(np.arange(50.0, 130.0), (24, 1)))
+    held_in = load_nwb(files["nlb"], units={"heldout": False})
+    assert (held_in.n_trials, held_in.n_neurons) == (TRIALS, 6)
+    pieces = load_nwb(
+        files["nlb"], units={"heldout": False}, table="session", piece_s=1
+    )  # of the trials: no more was observed
+    begins = np.ravel(np.stack([STARTS, STARTS + 1.0], axis=1))
+    assert np.array_equal(pieces.activity, counts(made.trains(8)[:6], begins, 1.0, 0.01))
+    rates = load_nwb(files["nlb"], series="hand_pos", activation="relu", piece_s=0.5)
+    assert rates.n_trials == 4 * TRIALS
+    with pytest.raises(UserError, match=r"'target_pos'(?s:.*)lists of lists"):
+        load_nwb(files["nlb"], conditions="target_pos")
+
+
+def test_human_trials_with_times_that_lack_and_numbers_as_texts(files):
+    found = load_nwb(
+        files["human"], align="stim_on_time", stop_s=1.0, conditions="category_name", trials={"stim_phase": "recog"},
+        choices="response_value", choice_values=[["31", "32", "33"], ["34", "35", "36"]],
+    )  # fmt: skip
+    assert np.array_equal(found.activity, counts(made.trains(9), STARTS[10:] + 0.1, 1.0, 0.01))
+    assert np.array_equal(found.choices, (np.arange(10, TRIALS) % 6) // 3)
+    assert load_nwb(files["human"], align="response_time", start_s=-1, stop_s=0.0).n_trials == 20
+    with pytest.raises(UserError, match="time series acquisition/events of numbers"):
+        load_nwb(files["human"], series="events")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
