@@ -16,7 +16,8 @@ from connector.types import Recording, TrainedNetwork
 
 _DRIVE = 0.99  # share of the variance of the drive that what is said to act gives
 _N_SAMPLES = 20_000
-_N_STARTS = 100
+_N_STARTS = 48
+_SETTLE = 60.0  # tau
 _READOUT_PENALTY = 1e-6  # of the mean square of a rate
 _EQUAL = 1e-6  # of the range of the targets
 
@@ -71,12 +72,14 @@ class StablePoints(NamedTuple):
         u: (U,) the input.
         network: (F, K_obs) rates at those of the network; fitted: (F', K_obs) of the fit.
         matched: (min(F, F'),) distance of each pair that belongs together: rms difference of the rates over their rms sd.
+        slowest: time constant of the network's slowest direction at its points, tau; 0 without a point.
     """
 
     u: Tensor
     network: Tensor
     fitted: Tensor
     matched: Tensor
+    slowest: float
 
 
 def stable_points(recording: Recording, fit: FittedDynamics) -> list[StablePoints]:
@@ -96,13 +99,15 @@ def stable_points(recording: Recording, fit: FittedDynamics) -> list[StablePoint
             lambda h, constant=constant: phi(h) @ trained.w.T + constant - h,
             weighed + constant,
             alpha=fit.latents.alpha,
-        ).points
-        fitted = find_attractors(net, starts_of_fit, u=as_taken).points
-        rates = phi(own)[:, trained.neurons]
+            settle=_SETTLE,
+        )
+        fitted = find_attractors(net, starts_of_fit, u=as_taken, settle=_SETTLE).points
+        rates, slow = phi(own.points)[:, trained.neurons], own.eigenvalues.real.flatten()
         of_fit = net.rates(fitted, None if as_taken is None else as_taken.expand(len(fitted), -1))
         apart = torch.cdist(rates, of_fit) / rates.shape[1] ** 0.5 / size
         pairs = linear_sum_assignment(apart.numpy())
-        found.append(StablePoints(u, rates, of_fit, apart[pairs[0], pairs[1]]))
+        slowest = -1 / float(slow.max()) if len(slow) else 0.0
+        found.append(StablePoints(u, rates, of_fit, apart[pairs[0], pairs[1]], slowest))
     return found
 
 
@@ -121,6 +126,7 @@ def measures_of_trained(recording: Recording, fit: FittedDynamics) -> dict[str, 
     matched = torch.cat([of_input.matched for of_input in points])
     if len(matched):
         found["lrrnn/trained_stable_points_apart"] = float(matched.max())
+        found["lrrnn/trained_slowest"] = max(of_input.slowest for of_input in points)
     return found
 
 

@@ -27,7 +27,7 @@ _TASK = ("targets", "score_mask")
 _OFTEN, _MOST_HELD = 0.05, 4  # inputs in which so many of the trials end are looked at as held; so many at most
 _TORCH = ("weight_hh_l0", "weight_ih_l0", "bias_hh_l0", "bias_ih_l0")
 _REMEDY = "save torch.save(net.state_dict() | {'externalinputs': u}, FILE), or give its activity with data=npz"
-_N_VISITED = 100  # samples from which the network is looked at
+_N_VISITED = 48  # samples from which the network is looked at
 _AGREE = 0.05  # rms difference of rates, over their rms, up to which the weights are said to give them
 
 

@@ -72,7 +72,7 @@ def _points(ax: Axes, rates: np.ndarray, points: Sequence[tuple[np.ndarray, np.n
             ax.scatter(*_columns((at - centre) @ plane), lw=1.3, label=label, **style)
     title = "Stable points" if any(len(a) + len(b) for a, b in points) else "Stable points: none"
     ax.set(title=title, xlabel="component 1 of the rates", ylabel="component 2 of the rates")
-    ax.legend(loc="best")
+    ax.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _columns(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,4 +96,4 @@ def _outputs(ax: Axes, outputs: tuple[Tensor, Tensor, Tensor | None], step: floa
         ax.set_yticks([-k * apart for k in range(min(trained.shape[1], _MOST_OUTPUTS))])
         ax.set_yticklabels([str(k + 1) for k in range(min(trained.shape[1], _MOST_OUTPUTS))])
         ax.set_ylabel("output, number")
-    ax.legend(loc="upper right")
+    ax.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")

@@ -9,6 +9,7 @@ from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
 from connector.report.numbers import counted, format_number, percent
 from connector.report.opening import LEVEL, Findings, relative_sigma
 
+_SLOW = 20.0  # tau: a direction in which states rest for as long as most trials last
 ESTIMATED = "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
 
 
@@ -49,6 +50,11 @@ def trained_network(metrics: Mapping[str, float]) -> str | None:
     if (apart := metrics.get("lrrnn/trained_stable_points_apart")) is not None:
         said += f", at most {format_number(apart)} standard deviations of the rates apart"
     said += "."
+    if (slowest := metrics.get("lrrnn/trained_slowest", 0.0)) > _SLOW:
+        said += (
+            f" About one of them states move with a time constant of {format_number(slowest)} tau: within a trial they rest along a "
+            "line or a ring, and how many of its points are stable in the end is chance."
+        )
     if (given := metrics.get("dynamics/task_r2")) is not None:
         said += f" A projected network of sampled neurons gives the outputs of held-out trials with R² {given:.3f}"
         if "dynamics/task" in metrics:
