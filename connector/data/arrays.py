@@ -17,9 +17,9 @@ from connector.data.layout import AXES, check_axes, laid_out, numbers, one_each,
 from connector.data.pieces import cut
 from connector.data.preprocessing import begun_at
 from connector.data.readers import Reader
-from connector.data.settings import data_option, memory_option, require_two, settled
+from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
-from connector.data.spike_times import counted, given_numbers, seconds, split_by_ends
+from connector.data.spike_times import counted, given_numbers, split_by_ends
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import paths_of

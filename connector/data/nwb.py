@@ -85,7 +85,7 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
     require_activity(path, nwb, options)
     cells = Table(path, nwb, "units", options.max_gigabytes)
     units = filtered_rows(cells, options.units or {}, notes)
-    table = table_of(path, nwb, options, lambda: spike_span(cells, units, options.time_units or {}), notes)
+    table = table_of(path, nwb, options, lambda: spike_span(cells, units, options.scales_s), notes)
     clock = clock_of(table, cells, options, notes)
     bins, gap = rows_of(clock, options, options.bin_s, notes), 0
     if options.piece_s is not None:
@@ -152,7 +152,7 @@ def _recorded(
     if bins.stretches is None:
         return only_recorded(counts, bins, notes)
     recorded = with_spikes(counts, notes)
-    return counts[recorded], bins.take(recorded)
+    return (counts, bins) if recorded.all() else (counts[recorded], bins.take(recorded))
 
 
 def _noted_reading(path: Path, nwb) -> dict[str, Any]:

@@ -123,6 +123,11 @@ def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) ->
     table = clock.table
     rows = table.rows(name)
     if not isinstance(rows, list) and rows.ndim == 1:
+        if rows.dtype.kind not in "biuf":
+            raise UserError(
+                f"a {table.name} column with one number in each row, or event times", f"{name!r}, which holds text",
+                f"its labels become inputs by data.conditions={name} data.condition_inputs=true",
+            )  # fmt: skip
         numbers = table.numbers(name)
         if table.is_boolean(name) or not clock.is_event(name, numbers * clock.units_s.get(name, 1.0)):
             return np.repeat(numbers[bins.rows][:, None], bins.n_steps, axis=1)

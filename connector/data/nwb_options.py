@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from connector.data.settings import data_option, memory_option, require_two
+from connector.data.settings import data_option, memory_option, require_two, seconds
 from connector.declarations import require
 
 SESSION = "session"  # the table of one row, from the first to the last that was recorded
@@ -34,6 +34,11 @@ class NwbOptions:
         "in place of spikes, time series whose channels are the neurons, of rates: NAME or the end of its path, MODULE/CONTAINER/NAME, * "
         "for any part; or a list of such, side by side",
         before=None,
+    )
+    kind: str = data_option(
+        "what a series holds: rates, or counts of spikes in successive bins",
+        choices=("rates", "spikes"),
+        before="rates",
     )
     table: str = data_option(
         "table of time intervals whose rows are the trials: trials, epochs, stimulus presentations, any other; session: the whole "
@@ -84,7 +89,7 @@ class NwbOptions:
         choices=("session", "trial"), before="session",
     )  # fmt: skip
     time_units: Any = data_option(
-        "seconds per unit of times that are not in seconds, by column or time series, as {spike_times:0.001,start_time:0.001}; "
+        "seconds per unit of times that are not in seconds, by column or time series, as {spike_times:1/30000,start_time:0.001}; "
         "null: none",
         before=None,
     )
@@ -122,18 +127,23 @@ class NwbOptions:
     )
     max_gigabytes: float = memory_option("largest size of the counts in memory")
 
+    @property
+    def scales_s(self) -> dict[str, float]:
+        """Seconds per unit of times, by column or time series."""
+        return {str(column): seconds(unit, "data.time_units") for column, unit in (self.time_units or {}).items()}
+
     def check(self) -> None:
         for name in ("units", "trials", "time_units"):
             value = getattr(self, name)
             require(value is None or isinstance(value, dict), f"data.{name}", "as {COLUMN:VALUE}", value)
         for column, unit in (self.time_units or {}).items():
-            number = isinstance(unit, (int, float)) and not isinstance(unit, bool) and 0 < unit < float("inf")
-            require(number, f"data.time_units of {column}", "a number of seconds greater than 0", unit)
+            seconds(unit, f"data.time_units of {column}")
         require_two(self.choice_values)
         names = [self.series] if isinstance(self.series, str) else self.series
         several = names is None or (isinstance(names, list) and names and all(isinstance(x, str) and x for x in names))
         require(bool(several), "data.series", "as NAME, or a list of such", self.series)
         of_spikes = {"spike_times": "session", "baseline_hz": None, "min_rate_hz": None}
+        require(names is not None or self.kind == "rates", "data.kind", "with data.series", self.kind)
         for name, usual in of_spikes.items():
             alone = names is None or getattr(self, name) == usual
             require(alone, f"data.{name}", "with spikes, without data.series", getattr(self, name))

@@ -42,12 +42,12 @@ def table_of(path: Path, nwb, options: NwbOptions, span: Callable[[], tuple[floa
 
 def clock_of(table: Table, cells: Table | None, options: NwbOptions, notes: list[str]) -> Clock:
     """The clock of the table's times and of the others that the options name."""
-    units_s = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
+    units_s = options.scales_s
     of_cells = [] if cells is None else cells.columns
     series = [x.name for x in all_series(table.nwb).values()] if units_s else []
     known = [*table.columns, *of_cells, "invalid_times", *series]
     for name, columns in (("time_units", units_s), ("from_start", options.from_start)):
-        unknown = ", ".join(column for column in columns if column not in known)
+        unknown = ", ".join(column for column in columns if column not in known and not table.has(column))
         if unknown:
             raise UserError(f"columns for data.{name} among {', '.join(known)}", unknown)
     event_times = "auto" if options.event_times == "align" else options.event_times

@@ -25,7 +25,7 @@ _TAU_S, _FEWEST_BINS = 0.1, 3.0  # of a time constant that is not given: no fewe
 
 
 def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: list[str]) -> Recording:
-    """A recording of kind "rates" of the time series that ``options.series`` names.
+    """A recording of the time series that ``options.series`` names, of kind "rates", or of counts, ``options.kind``.
 
     Bins are as wide as samples are apart, unless ``bin_s`` says otherwise. Samples of which none is known in any channel, those
     in invalid_times and those that are missing are unobserved: trials that hold such are left out, pieces lie between them.
@@ -34,9 +34,12 @@ def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: 
         UserError: no such series, or of none but text; no trial in which it was recorded.
     """
     names = [options.series] if isinstance(options.series, str) else list(options.series)
-    scales = {str(column): float(unit) for column, unit in (options.time_units or {}).items()}
-    samples = samples_of(path, nwb, names, options, scales, notes)
+    samples = samples_of(path, nwb, names, options, options.scales_s, notes)
     bin_s = bin_of(samples, options.bin_s, notes)
+    if options.kind == "spikes" and bin_s != samples.step_s:
+        raise UserError(
+            "data.bin_s of counts as the time between samples", f"{bin_s:g} s, samples {samples.step_s:g} s apart"
+        )
     tau = max(_TAU_S, _FEWEST_BINS * bin_s) if options.tau is None else options.tau
     if bin_s > tau:
         raise UserError("a bin of at most the time constant", f"bins of {bin_s:g} s, data.tau {tau:g} s")
@@ -55,20 +58,18 @@ def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: 
         bins = with_inputs(clock, options, bins, notes)
     activity, bins, channels = _observed(bins, samples, options.max_gigabytes, notes)
     neurons = tuple(samples.names[k] for k in channels)
-    notes[:0] = told_of(bins, f"channels of {', '.join(names)}, as rates", len(neurons), [])
+    notes[:0] = told_of(bins, f"channels of {', '.join(names)}, as {options.kind}", len(neurons), [])
     inputs, input_names = trial_inputs(clock, options, bins, notes)
     align = options.align or "start_time"
     values = {
-        "rates": activity,
+        options.kind: activity,
         "lengths": bins.lengths,
         "externalinputs": inputs,
         "choices": None if options.choices is None else choices_of(table, options.choices, options.choice_values, bins.rows),
         "times": trial_times(clock, options.trial_times or align, align, bins, notes),
     }  # fmt: skip
     values = {key: value for key, value in values.items() if value is not None}
-    read = SimpleNamespace(
-        activation=options.activation, alpha=None, tau=tau, range_tolerance=options.range_tolerance, choice_values=None
-    )
+    read = SimpleNamespace(**{**vars(options), "alpha": None, "tau": tau, "choice_values": None})
     more: dict[str, Any] = more_of_pieces(bins, gap)
     more |= {key: tensor(per_trial(table, getattr(options, key), bins)) for key in ("evidence", "click_difference")}
     return recording_of(

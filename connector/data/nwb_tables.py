@@ -265,7 +265,8 @@ def filtered_rows(cells: Table, wanted: dict[str, Any], notes: list[str]) -> np.
     if not keep.any():
         raise UserError("units that data.units keeps", f"none of {len(keep)}", "loosen data.units")
     if not keep.all():
-        notes.append(f"{int((~keep).sum())} of {len(keep)} units left out by data.units")
+        what = "units" if cells.name == "units" else f"rows of {cells.name}"
+        notes.append(f"{int((~keep).sum())} of {len(keep)} {what} left out by data.units")
     return keep.nonzero()[0]
 
 

@@ -239,7 +239,9 @@ def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) ->
         values = values.astype(float)
     else:
         values = np.array([as_text(value).strip().lower() for value in values])
-        left, right = ([str(v).strip().lower() for v in side] for side in sides or [["left"], ["right"]])
+        left, right = (
+            [str(v).strip().lower() for v in side] for side in sides or [["left", "false"], ["right", "true"]]
+        )
     choices = np.where(np.isin(values, left), 0.0, np.where(np.isin(values, right), 1.0, np.nan))
     unsaid = np.isnan(choices) if not numeric else np.isnan(choices) & ~np.isnan(values)
     # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, TypeVar
 
+from connector import errors
 from connector.declarations import check, option, require
 from connector.files import MAX_GIGABYTES
 
@@ -22,6 +25,24 @@ def require_two(values: list[Any] | None) -> None:
     sides = [list(x) if isinstance(x, (list, tuple)) else [x] for x in values or ()]
     fits = values is None or (len(sides) == 2 and all(sides) and not any(x in sides[1] for x in sides[0]))
     require(fits, "data.choice_values", "as a list of two, [LEFT,RIGHT], or of two lists, [[A,B],[C,D]]", values)
+
+
+def seconds(value: Any, option: str) -> float:
+    """A number of seconds that may be typed as a fraction, 1/30000.
+
+    Raises:
+        UserError: no positive number.
+    """
+    try:
+        found = float(Fraction(str(value).replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        found = math.nan
+    errors.require(
+        0 < found < math.inf and not isinstance(value, bool),
+        f"{option} as seconds, such as 0.001 or 1/30000",
+        repr(value),
+    )
+    return found
 
 
 def settled(schema: type[T], options: T | None, keywords: dict[str, Any]) -> T:

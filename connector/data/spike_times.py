@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from connector.data.layout import axes_of_lists, flattened, grid_of, numbers, on
 from connector.data.nwb_clock import ENOUGH_SPIKES, FAR, SLOW_HZ
 from connector.data.nwb_observed import only_recorded
 from connector.data.nwb_trials import TrialBins
-from connector.errors import UserError, require
+from connector.data.settings import seconds
+from connector.errors import UserError
 from connector.files import check_size
 
 _MOST_BINS = 10**8  # of a trial
@@ -50,24 +50,6 @@ class Counted:
     times_s: np.ndarray | None
     rows: np.ndarray | None
     names: tuple[str, ...]
-
-
-def seconds(value: Any, option: str) -> float:
-    """A number of seconds that may be typed as a fraction, 1/30000.
-
-    Raises:
-        UserError: no positive number.
-    """
-    try:
-        found = float(Fraction(str(value).replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        found = math.nan
-    require(
-        0 < found < math.inf and not isinstance(value, bool),
-        f"{option} as seconds, such as 0.001 or 1/30000",
-        repr(value),
-    )
-    return found
 
 
 def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]) -> Counted:

@@ -178,7 +178,7 @@ def test_a_stop_time_that_is_a_duration_is_read_as_one(counts):
         ({"clicks": list(ONSET[:, None] + [1.2])}, {"inputs": ["clicks"]}, ["'clicks'", "20 of them, all outside"]),
         ({"clicks": list(ONSET[:, None] + [0.2])}, {"inputs": ["clicks"], "event_times": "align"}, ["all outside"]),
         ({}, {"time_units": {"spike_time": 0.001}}, ["data.time_units", "spike_time"]),
-        ({}, {"time_units": {"spike_times": 0}}, ["data.time_units of spike_times", "greater than 0"]),
+        ({}, {"time_units": {"spike_times": 0}}, ["data.time_units of spike_times", "such as 0.001 or 1/30000"]),
         ({}, {"from_start": ["cue"]}, ["data.from_start", "cue"]),
     ],
 )

@@ -255,7 +255,7 @@ def test_rois_are_chosen_by_columns_of_their_table_and_channels_first_is_turned(
     cells = load(imaging(across=True), series="Fluorescence/plane0", units={"iscell/0": 1, "iscell/1": ">0.15"})
     assert torch.equal(cells.activity, plain.activity[:, :, [2, 4, 5]])
     assert cells.neuron_names == ("roi 2", "roi 4", "roi 5")
-    assert "3 of 6 units left out by data.units" in said(cells)
+    assert "3 of 6 rows of rois0 left out by data.units" in said(cells)
     with pytest.raises(UserError, match=r"a column of the rois0 table(?s:.*)iscell"):
         load(imaging(), series="Fluorescence/plane0", units={"quality": "good"})
     with pytest.raises(UserError, match="whose channels are rows of a table"):
@@ -268,6 +268,17 @@ def test_series_in_milliseconds_are_read_with_the_unit_said():
         load(file, series="dff")
     found = load(file, series="dff", time_units={"dff": 0.001})
     assert torch.equal(found.activity, load(with_series(), series="dff").activity)
+
+
+def test_counts_in_successive_bins_are_read_as_spikes():
+    counts = np.random.default_rng(0).poisson(1.0, size=(SAMPLES, 4))
+    found = load(with_series(values=counts, trials=False), series="dff", kind="spikes", piece_s=2, activation=None)
+    assert (found.kind, found.activation) == ("spikes", "softplus")
+    assert np.array_equal(found.activity.reshape(-1, 4), counts)
+    with pytest.raises(UserError, match="counts as the time between samples"):
+        load(with_series(values=counts), series="dff", kind="spikes", bin_s=0.2)
+    with pytest.raises(UserError, match="whole numbers"):
+        load(with_series(), series="dff", kind="spikes")
 
 
 def test_the_time_constant_is_no_shorter_than_three_bins_where_it_is_not_given():

@@ -10,6 +10,7 @@ from connector.data.preprocessing import (
     adapt_clicks,
     adapt_stereo_clicks,
     bin_events,
+    choices_from,
     mean_rates_hz,
     pad_trials,
     range_excess,
@@ -17,6 +18,7 @@ from connector.data.preprocessing import (
     silent_ends,
     silent_spells,
 )
+from connector.data.settings import require_two
 from connector.errors import UserError
 
 
@@ -126,3 +128,19 @@ def test_ends_of_trials_without_any_spike_are_told_from_silence():
     counts[2, 30:] = counts[11, 35:] = 0
     assert silent_ends(counts, lengths) == (3, 2)
     assert silent_ends(counts[:, :, :1], lengths) == (0, 0)  # one neuron may be silent as long
+
+
+def test_several_values_may_mean_a_side():
+    words = np.array([b"Left", b"lick right", b"none", b"RIGHT"])
+    assert np.array_equal(
+        choices_from(words, ["left", ["right", "lick right"]], "x"), [0, 1, np.nan, 1], equal_nan=True
+    )
+    assert np.array_equal(
+        choices_from(np.array([1, 2, 3, 4, 5]), [[1, 2], [3, 4]], "x"), [0, 0, 1, 1, np.nan], equal_nan=True
+    )
+    assert choices_from(np.array(["True", "False"]), None, "x").tolist() == [1, 0]
+    with pytest.raises(UserError, match=r"choices a/b and c in x(?s:.*)several as"):
+        choices_from(np.array(["d"]), [["a", "b"], "c"], "x")
+    for wrong in ([[1, 2], [2, 3]], [[], [1]], [1, 2, 3]):
+        with pytest.raises(UserError, match="list of two"):
+            require_two(wrong)
