@@ -49,7 +49,7 @@ class Clock:
     def as_written(self, column: str) -> np.ndarray:
         """(rows,) the times of a column, in seconds, whatever they count from."""
         if np.asarray(self.table.numbers(column)).size and self.table.is_boolean(column):
-            raise UserError(f"a {self.table.name} column with times", f"{column!r}, which holds true and false")
+            raise UserError(f"a column of {self.table.name} with times", f"{column!r}, which holds true and false")
         return self.table.numbers(column) * self.units_s.get(column, 1.0)
 
     def times(self, column: str) -> np.ndarray:

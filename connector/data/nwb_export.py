@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def export_nwb(
     unknown = "" if session.session_start is not None else "The session's date is not known. "
     nwb = pynwb.NWBFile(
         session_description=session.description or f"{unknown}Spike counts of {recording.name}, exported by Connector.",
-        identifier=recording.name,
+        identifier=f"{recording.name} {uuid4()}",  # archives want it different in all files
         notes="\n".join(recording.notes) or None,
         **session.of_file(),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from connector.data.beside import inputs_of_conditions
 from connector.data.nwb_clock import Clock
 from connector.data.nwb_options import NwbOptions
-from connector.data.nwb_series import all_series, series_named, times_of
+from connector.data.nwb_series import all_series, scaled, series_named, times_of
 from connector.data.nwb_tables import Table, interval_tables, whole
 from connector.data.nwb_trials import DECIMALS, TrialBins, regular_interval
 from connector.data.preprocessing import as_text as text
@@ -65,7 +65,7 @@ def labels_of(table: Table, column: str) -> np.ndarray:
     if all(isinstance(x, (str, bytes)) for row in rows for x in np.ravel(row).tolist()):
         return np.array([", ".join(text(x) for x in np.ravel(row)) for row in rows])
     raise UserError(
-        f"a {table.name} column with one label in each row, or texts", f"{column!r}, which holds lists",
+        f"a column of {table.name} with one label in each row, or texts", f"{column!r}, which holds lists",
         f"name one entry of the lists: {column}/0",
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _column_input(clock: Clock, name: str, bins: TrialBins, from_event: bool) ->
     if not isinstance(rows, list) and rows.ndim == 1:
         if rows.dtype.kind not in "biuf":
             raise UserError(
-                f"a {table.name} column with one number in each row, or event times", f"{name!r}, which holds text",
+                f"a column of {table.name} with one number in each row, or event times", f"{name!r}, which holds text",
                 f"its labels become inputs by data.conditions={name} data.condition_inputs=true",
             )  # fmt: skip
         numbers = table.numbers(name)
@@ -161,7 +161,7 @@ def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -
         raise UserError(
             f"a time series {series.name!r} of numbers, (samples,) or (samples, channels)", str(values.shape)
         )
-    values = values.astype(float).reshape(len(values), -1) * series.conversion + series.offset
+    values = scaled(series, values.reshape(len(values), -1).astype(float))
     times = times_of(series, clock.units_s, len(values), max_gigabytes)
     known, length = np.isfinite(times), float(np.median(bins.lengths)) * bins.bin_s
     if type(series).__name__ == "IntervalSeries":  # above 0 where an interval begins, below where it ends
@@ -212,7 +212,7 @@ def choices_of(table: Table, column: str, values: Sequence[Any] | None, kept: np
     """0 left, 1 right, NaN none, (trials,)."""
     rows = table.rows(column)
     if isinstance(rows, list) or rows.ndim != 1:
-        raise UserError(f"a {table.name} column with one choice in each trial", f"{column!r}, which holds lists")
+        raise UserError(f"a column of {table.name} with one choice in each trial", f"{column!r}, which holds lists")
     return choices_from(rows[kept], values, f"the {table.name} column {column!r}")
 
 

@@ -135,6 +135,7 @@ def _one_series(
     times = times_of(series, units_s, len(values), options.max_gigabytes)
     if len(times) != len(values):
         raise UserError(f"a time for each of the {len(values)} samples of {key}", f"{len(times)} times")
+    values = scaled(series, values)
     names = _channel_names(series, key, region, place, values.shape[1], label)
     if options.units:
         if region is None or len(place) != values.shape[1]:
@@ -143,7 +144,6 @@ def _one_series(
         rows = filtered_rows(_Region(path, nwb, region, options.max_gigabytes), options.units, notes)
         kept = np.isin(place, rows).nonzero()[0]
         values, names = values[:, kept], tuple(names[k] for k in kept)
-    values = _scaled(series, values)
     there = np.isfinite(times) & ~np.isnan(values).all(1)
     times, values = times[there], values[there]
     if (np.diff(times) < 0).any():
@@ -192,7 +192,7 @@ def _channel_names(series, path: str, region, place: np.ndarray, number: int, se
     return tuple(f"{label}{where or what} {number}" for where, number in zip(places, ids))
 
 
-def _scaled(series, values: np.ndarray) -> np.ndarray:
+def scaled(series, values: np.ndarray) -> np.ndarray:
     """In the unit that the file names: data x conversion (x that of each channel) + offset."""
     values = values.astype(np.float32 if values.dtype == np.float32 else float, copy=False)
     each = getattr(series, "channel_conversion", None)

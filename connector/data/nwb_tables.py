@@ -83,15 +83,20 @@ class Table:
                 f"there are: {', '.join(self.columns)}",
             )
         value = self.table[column]
+        if isinstance(getattr(getattr(getattr(value, "target", value), "data", None), "dtype", None), list):
+            got = f"{column!r}, which holds references to other parts of the file"
+            raise UserError(f"a column of {self.name} of numbers or texts", got)
         if hasattr(value, "target"):  # ragged: an index into the data of all rows
             if hasattr(value.target, "target"):
-                raise UserError(f"a {self.name} column of values or lists", f"{column!r}, which holds lists of lists")
+                raise UserError(
+                    f"a column of {self.name} of values or lists", f"{column!r}, which holds lists of lists"
+                )
             ends = np.asarray(whole(value.data, self.max_gigabytes), dtype=np.int64)
             data = whole(value.target.data, self.max_gigabytes)
             starts = np.r_[0, ends[:-1]]
             if (ends < starts).any() or ends[-1] > len(data):
                 raise UserError(
-                    f"a {self.name} column whose rows follow one another",
+                    f"a column of {self.name} whose rows follow one another",
                     f"{column!r} in {self.path.name}, whose index is damaged",
                 )
             return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
@@ -105,7 +110,7 @@ class Table:
         array = None if isinstance(value, list) else value
         if array is None or array.ndim != 1 or array.dtype.kind not in "biuf":
             kind = "lists" if array is None or array.ndim != 1 else "text"
-            raise UserError(f"a {self.name} column with one number in each row", f"{column!r}, which holds {kind}")
+            raise UserError(f"a column of {self.name} with one number in each row", f"{column!r}, which holds {kind}")
         return array.astype(float)
 
     def is_boolean(self, column: str) -> bool:

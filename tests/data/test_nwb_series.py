@@ -148,6 +148,23 @@ def test_conversion_and_offset_are_applied_and_transposed_data_turned():
     assert torch.allclose(load(file, series="dff").activity, 0.5 * load(with_series(), series="dff").activity + 0.25)
 
 
+def test_each_channel_has_its_own_conversion_whichever_are_kept():
+    file = empty(trials=False)
+    group = file.create_electrode_group("shank", "x", "CA1", file.create_device("probe"))
+    for i in range(4):
+        file.add_electrode(group=group, location=("CA1", "DG")[i % 2])
+    region = file.create_electrode_table_region(region=[3, 1, 0, 2], description="x")
+    whole = np.random.default_rng(0).integers(0, 1000, (SAMPLES, 4)).astype(np.int16)
+    file.add_acquisition(
+        pynwb.ecephys.ElectricalSeries(
+            name="mua", data=whole, electrodes=region, rate=HZ, conversion=1e-3, channel_conversion=[1.0, 2.0, 3.0, 4.0]
+        )
+    )
+    found = load(file, series="mua", piece_s=2, units={"location": "CA1"})
+    assert found.neuron_names == ("CA1 0", "CA1 2")
+    assert np.allclose(found.activity.reshape(-1, 2), 1e-3 * whole[:, 2:] * [3, 4])
+
+
 def test_data_with_channels_first_are_turned(tmp_path):
     file = with_series(timestamps=TIMES)
     turned = write(tmp_path, file, {"acquisition/dff/data": traces().T})

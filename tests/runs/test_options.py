@@ -53,14 +53,16 @@ def test_every_data_set_that_help_lists_is_one_and_divides_its_trials_alike():
 def test_options_that_hold_lists_and_columns():
     reading = checked(
         composed(
-            "data=nwb", "data.path=x", "data.units={quality:good,location:[V1,CA1]}", "data.trials={block:[1,2]}",
-            "data.inputs=[left_clicks,contrast]", "data.choice_values=[-1,1]", "data.stop_s=0.5", "data.start_s=-0.25",
+            "data=nwb", "data.path=x", "data.units={quality:'>0.9',location:[V1,CA1]}", "data.trials={block:[1,2]}",
+            "data.inputs=[left_clicks,target/1]", "data.choice_values=[[-1,left side],[1,2]]", "data.stop_s=0.5", "data.start_s=-0.25",
+            "data.series=[ophys/Fluorescence/plane*,b]", "data.time_units={b:1/30}",
         )
     ).data.reading()  # fmt: skip
-    assert reading["units"] == {"quality": "good", "location": ["V1", "CA1"]}
+    assert reading["units"] == {"quality": ">0.9", "location": ["V1", "CA1"]}
     assert reading["trials"] == {"block": [1, 2]}
-    assert reading["inputs"] == ["left_clicks", "contrast"]
-    assert reading["choice_values"] == [-1, 1]
+    assert reading["inputs"] == ["left_clicks", "target/1"]
+    assert reading["choice_values"] == [[-1, "left side"], [1, 2]]
+    assert (reading["series"], reading["time_units"]) == (["ophys/Fluorescence/plane*", "b"], {"b": "1/30"})
     assert (reading["start_s"], reading["stop_s"]) == (-0.25, 0.5)
 
 
