@@ -226,6 +226,8 @@ class Recording:
         trained: the network whose activity this is, where it was trained on a task and its weights are known.
         name: what to call it in titles.
         notes: lines for the session summary (what was dropped and why).
+        scale: how rates recorded in units of their own were brought into those of phi; None: they are as they were recorded.
+        out_of_range: what is said of recorded rates that do not go with the range of ``activation``; empty where they do.
     """
 
     activity: Tensor
@@ -252,6 +254,7 @@ class Recording:
     name: str = "recording"
     notes: tuple[str, ...] = field(default=())
     scale: RateScale | None = None
+    out_of_range: str = ""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)

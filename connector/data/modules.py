@@ -21,7 +21,7 @@ from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import paths_of
-from connector.types import DataSizes, Recording, TrialBatch
+from connector.types import DataSizes, RateScale, Recording, TrialBatch
 
 _SLOWEST_HZ, _FASTEST_HZ = 0.1, 2000.0  # of the busiest of many neurons: beyond, bins are in other units
 
@@ -234,6 +234,7 @@ class RecordingDataModule(_MemoryDataModule):
         self._has_bias = has_bias
         self.recording: Recording | None = None
         self._given: Recording | None = None  # with its inputs as they were read
+        self._recorded: Recording | None = None  # with rates in their own units
         self.left_out: tuple[str, ...] = ()
         self.fold: Fold | None = None
         self.sizes: DataSizes | None = None
@@ -276,6 +277,18 @@ class RecordingDataModule(_MemoryDataModule):
             n_steps=recording.n_steps,
         )
         self.recording = recording
+
+    @property
+    def recorded(self) -> Recording:
+        """The recording with rates in their own units, and inputs as they were given."""
+        return self.recording if self._recorded is None else self._recorded
+
+    def take_scale(self, scale: RateScale | None) -> None:
+        """From here on the rates are in units of phi, as ``scale`` makes them of those recorded; None leaves them as they are."""
+        if scale is None:
+            return
+        self._recorded = self.recorded
+        self.recording, self._given = self._recorded.on_scale(scale), None
 
     def take_inputs(self, kind: str) -> None:
         """From here on the inputs are as a network of this ``kind`` takes them (:mod:`connector.data.input_filter`), in the

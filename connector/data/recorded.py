@@ -29,7 +29,7 @@ def recording_of(
         input_names: of the inputs; none: numbers. more: further attributes of the Recording.
 
     Raises:
-        UserError: activity that is not finite, never varies, or does not go with the activation; arrays of other shapes.
+        UserError: activity that is not finite, or never varies; arrays of other shapes.
     """
     from connector.dynamics import activation as activation_named
     from connector.types import Recording
@@ -37,7 +37,7 @@ def recording_of(
     kind = arrays.kind
     activation = options.activation or ("tanh" if kind == "rates" else "softplus")
     activation_named(activation)
-    arrays.check_activity(activation, options.range_tolerance)
+    out_of_range = arrays.check_activity(activation, options.range_tolerance)
     inputs = arrays.per_step("externalinputs")
     if inputs is not None:
         _require_resolved(inputs[arrays.keep], "externalinputs", "subtract their means, or leave them out")
@@ -61,6 +61,7 @@ def recording_of(
         trial_times_s=tensor(arrays.trial_times()),
         name=name,
         notes=tuple(arrays.notes),
+        out_of_range=out_of_range,
         **more,
     )
 
@@ -203,8 +204,8 @@ class RecordedArrays:
         )
         return recorded
 
-    def check_activity(self, activation: str, tolerance: float) -> None:
-        """Refuses activity that is not finite, never varies, or does not go with the activation."""
+    def check_activity(self, activation: str, tolerance: float) -> str:
+        """Refuses activity that is not finite, or never varies. What is said of rates that do not go with the activation."""
         kind = self.kind
         values = self.activity.reshape(-1, self.activity.shape[2]) if self.keep.all() else self.activity[self.keep]
         low, high = values.min(axis=0), values.max(axis=0)  # NaN and infinities reach one of them
@@ -227,8 +228,8 @@ class RecordedArrays:
             raise UserError(f"{kind} that vary", "activity that never varies", "check what was saved under this key")
         if kind == "spikes":
             _check_counts(values, low)
-        else:
-            _check_range(values, activation, tolerance)
+            return ""
+        return _out_of_range(values, activation, tolerance)
 
     def choices(self, coded: list[Any] | None) -> np.ndarray | None:
         """0 left, 1 right, NaN none."""
@@ -288,32 +289,37 @@ def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
         raise UserError("spike counts per bin, whole numbers", "fractions", remedy)
 
 
-def _check_range(values: np.ndarray, activation: str, tolerance: float) -> None:
+def _out_of_range(values: np.ndarray, activation: str, tolerance: float) -> str:
+    """What is said of rates (samples, K) that do not go with the range of the activation; empty where they do."""
     import torch
 
     from connector.data.preprocessing import goes_with, range_excess
     from connector.dynamics import activation as activation_named
 
-    rates = torch.from_numpy(values)
-    least = _LEAST_SPAN * (activation_named(activation).high - activation_named(activation).low)
-    if least < float("inf") and np.ptp(values) < least:
-        raise UserError(
-            f"rates of neurons whose activation is {activation}",
-            f"a span of {np.ptp(values):.2g}, all but nothing of its range",
-            "rescale the rates, or set data.activation=relu, for which units do not matter",
-        )
+    rates, phi = torch.from_numpy(values), activation_named(activation)
     largest = float(np.abs(values).max())
     if not 1 / _FARTHEST < largest < _FARTHEST:  # whose squares single precision does not hold
         raise UserError(
             f"rates from {1 / _FARTHEST:g} to {_FARTHEST:g}", f"a largest of {largest:.2g}", "rescale the rates"
         )
     _require_resolved(values, "rates", "subtract what they have in common, or check what was saved under this key")
-    if not goes_with(rates, activation, tolerance):
-        phi, excess = activation_named(activation), range_excess(rates, activation)
+    if np.ptp(values) < _LEAST_SPAN * (phi.high - phi.low) < float("inf"):
+        return f"a span of {np.ptp(values):.2g}, all but nothing of its range"
+    if goes_with(rates, activation, tolerance):
+        return ""
+    excess = range_excess(rates, activation)
+    return f"values from {values.min():g} to {values.max():g} (rms excess {excess:.2g}, tolerated {tolerance:g})"
+
+
+def require_in_range(recording: Recording) -> None:
+    """Raises UserError where recorded rates do not go with the range of the activation."""
+    from connector.dynamics import activation as activation_named
+
+    phi = activation_named(recording.activation)
+    if recording.out_of_range and recording.scale is None:
         raise UserError(
-            f"rates in the range of {activation}, ({phi.low:g}, {phi.high:g}), but for noise",
-            f"values from {values.min():g} to {values.max():g} (rms excess {excess:.2g}, tolerated {tolerance:g})",
-            "set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound, as dF/F); z-scores, "
-            "and dF/F with many negative values, have a scale of their own: shift and rescale them into the range; for noise raise "
-            "data.range_tolerance",
+            f"rates in the range of {phi.name}, ({phi.low:g}, {phi.high:g}), but for noise",
+            recording.out_of_range,
+            "give each neuron a gain and an offset, lrrnn.scale=auto (dF/F, z-scores); or set data.activation to the neurons' "
+            "nonlinearity (relu or softplus where rates have no upper bound); for noise raise data.range_tolerance",
         )

@@ -183,6 +183,8 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             drop_orphans(store, stage, schedule)
         launch.wait_for_all_ranks()  # the next stage reads what the first rank has written
         context.say(f"{stage}: done in {seconds:.1f} s ({cpu_seconds:.1f} s of CPU time)")
+    if store.latents_file.exists() and data.recording.kind == "rates":
+        data.take_scale(store.read_stage_inputs().scale)
     if data.recording.inputs is not None and store.latents_file.exists():
         data.take_inputs(store.read_stage_inputs().latents.input_kind)
 

@@ -14,7 +14,7 @@ from connector.data.folds import Fold
 from connector.dynamics import Network, activation
 from connector.lrrnn.field_posterior import FieldPosterior
 from connector.lrrnn.gauge import Gauge
-from connector.types import Latents, Loadings
+from connector.types import Latents, Loadings, RateScale
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class FittedDynamics:
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
         field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
+        scale: of the recorded rates, where they have one of their own; those that were fitted are in units of phi.
         rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
     """
 
@@ -44,6 +45,7 @@ class FittedDynamics:
     n: Tensor | None = None
     field: FieldPosterior | None = None
     rollouts: bool = False
+    scale: RateScale | None = None
 
     @property
     def network(self) -> Network:
@@ -116,6 +118,7 @@ class FittedDynamics:
             "validation": fold.validation,
             "test": fold.test,
             **({} if self.field is None else self.field.arrays()),
+            **({} if self.scale is None else _of_scale(self.scale)),
         }
 
     @staticmethod
@@ -144,9 +147,29 @@ class FittedDynamics:
             n=tensors.get("n"),
             rollouts=bool(arrays.get("rollouts", False)),
             field=FieldPosterior.of_arrays(tensors, str(arrays.get("field_activation"))),
+            scale=_scale_of(arrays, tensors),
         )
         _check(found)
         return found
+
+
+def _of_scale(scale: RateScale) -> dict[str, Any]:
+    """The arrays of a scale by the names of latents.npz."""
+    return {
+        "scale": scale.kind,
+        "gain": scale.gain,
+        "offset": scale.offset,
+        "scale_weight": scale.weight,
+        "scale_spread": scale.spread,
+        "scale_errors": scale.errors,
+    }
+
+
+def _scale_of(arrays: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor]) -> RateScale | None:
+    if "scale" not in arrays:
+        return None
+    columns = (tensors[name] for name in ("gain", "offset", "scale_weight"))
+    return RateScale(str(arrays["scale"]), *columns, float(arrays["scale_spread"]), tensors["scale_errors"])
 
 
 def _check(fit: FittedDynamics) -> None:
@@ -160,6 +183,11 @@ def _check(fit: FittedDynamics) -> None:
         "n": (fit.n, (loadings.n_neurons, rank)),
         "lengths": (latents.lengths, (trials,)),
     }
+    if fit.scale is not None:
+        k = loadings.n_neurons
+        shapes |= {name: (getattr(fit.scale, name), (k,)) for name in ("gain", "offset", "weight")}
+        shapes["scale_errors"] = (fit.scale.errors, (k, 2))
+        require_finite(fit.scale.gain, fit.scale.offset, fit.scale.weight, fit.scale.errors)
     for name, (value, shape) in shapes.items():
         if value is not None and shape is not None and tuple(value.shape) != shape:
             raise ValueError(f"{name} of shape {tuple(value.shape)}, not {shape}")

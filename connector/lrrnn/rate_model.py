@@ -329,7 +329,8 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
             scale=model.scale,
         )
     n, spread = model.rnn.n.detach().double(), model.loadings_covariance
-    return FittedDynamics(Latents.of(recording, z), loadings, fold, recording.activation, spread, readings, n)
+    latents, phi = Latents.of(recording, z), recording.activation
+    return FittedDynamics(latents, loadings, fold, phi, spread, readings, n, scale=model.scale)
 
 
 def lasting_misfit(fit: FittedDynamics) -> float:

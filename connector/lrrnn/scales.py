@@ -60,15 +60,15 @@ def _first_guess(y: Tensor, phi: Activation, kind: str, factor: float) -> tuple[
     return gain, (high + low) / 2 - gain * middle
 
 
-def fit_scale(recording: Recording, rank: int, has_bias: bool, kind: str, seed: int = 0) -> ScaleFit:
-    """Gains and offsets with loadings and latents, from no start, on a subset of the samples of rates in their own units.
+def fit_scale(recording: Recording, rank: int, has_bias: bool, kind: str, most: int = _SAMPLES) -> ScaleFit:
+    """Gains and offsets with loadings and latents, from no start, on ``most`` samples of rates in their own units.
 
     Raises:
         UserError: rates that the rank cannot be fitted to.
     """
     phi = activation_named(recording.activation)
     samples = ActivitySamples.of(recording.activity, recording.mask, recording.inputs)
-    few = samples.subset(random_rows(len(samples), _SAMPLES, seed))
+    few = samples.subset(random_rows(len(samples), most))
     y = few.activity[few.rows]
     size, found = signal_range(y)[0], []
     for factor in _STARTS[phi.name] if kind in ("gain", "both") else (1.0,):

@@ -64,6 +64,11 @@ TAKEN = {  # how a network takes its inputs
     "filtered": "pass the neurons' time constant before they enter the potentials",
     "both": "enter the neurons' potentials at once and through the neurons' time constant",
 }
+SCALE_KINDS = {  # what each neuron has beside its loadings, of rates on a scale of their own
+    "offset": "each neuron has an offset",
+    "gain": "each neuron has a gain",
+    "both": "each neuron has a gain and an offset",
+}
 NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 
 # Measures under the other baseline: those of the fit, and those of the nulls with what the baseline grants them.

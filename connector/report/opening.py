@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from connector.report import nulls
 from connector.report.determined import Determined, signs
-from connector.report.glossary import GRANTS, TAKEN
+from connector.report.glossary import GRANTS, SCALE_KINDS, TAKEN
 from connector.report.numbers import counted, format_number, percent
 
 LEVEL = 0.05  # below it a p-value counts as evidence
@@ -44,6 +44,7 @@ class Findings:
         truth_settles_on: what the true mean field does; settles_on: what the projected network without inputs does, in words.
         attractors: within the visited region, kind and number -> probability, the most probable first.
         has_inputs: whether the recording is driven by known inputs; input_kind: how the network takes them.
+        scale: what each neuron's rates have beside its loadings, "offset", "gain", "both" or "none".
     """
 
     kind: str
@@ -71,13 +72,14 @@ class Findings:
     attractors: Mapping[str, float] | None = None
     has_inputs: bool = True
     input_kind: str = "instant"
+    scale: str = "none"
 
 
 def opening(found: Findings) -> list[str]:
     """Three to ten sentences, each of one thing."""
     why = nulls.nothing_found(found.metrics)
     if why is not None:
-        said = [sentence for part in (_fit, _inputs, _prediction, _baseline) if (sentence := part(found))]
+        said = [sentence for part in (_fit, _scale, _inputs, _prediction, _baseline) if (sentence := part(found))]
         return [
             *said,
             f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}, neither a vector field nor a sign of nu.",
@@ -85,6 +87,7 @@ def opening(found: Findings) -> list[str]:
         ]
     parts = (
         _fit,
+        _scale,
         _inputs,
         _prediction,
         _baseline,
@@ -120,6 +123,16 @@ def _fit(f: Findings) -> str:
 def _inputs(f: Findings) -> str:
     """Where they enter otherwise than equation (1) has it."""
     return "" if f.input_kind == "instant" else f"In this model the inputs {TAKEN[f.input_kind]}."
+
+
+def _scale(f: Findings) -> str:
+    """Where rates are not phi(h) itself."""
+    if f.scale == "none":
+        return ""
+    said = f"The rates are fitted on a scale of their own: {SCALE_KINDS[f.scale]}"
+    if "lrrnn/gains_open" in f.metrics:
+        return f"{said}; the rates leave the gain of {percent(f.metrics['lrrnn/gains_open'])} of the neurons open."
+    return f"{said}; a gain of relu neurons is the length of their loadings." if f.scale != "offset" else f"{said}."
 
 
 def _prediction(f: Findings) -> str:

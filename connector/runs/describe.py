@@ -11,12 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from connector.declarations import Option, declared, kind_in_words
+from connector.runs.lrrnn_options import LowRankRNNOptions
 from connector.runs.naming import conf_directory
 from connector.runs.options import (
     DATA_TYPES,
     ConnectivityOptions,
     LoggerOptions,
-    LowRankRNNOptions,
     Options,
     TrainerOptions,
 )

@@ -15,6 +15,7 @@ from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.input_filter import with_inputs
 from connector.data.modules import RecordingDataModule
+from connector.data.recorded import require_in_range
 from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
@@ -33,6 +34,7 @@ from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES, TAKEN
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
+from connector.stages.scaling import has_bias_of, refit_scale, take_scale
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
 from connector.types import DataSizes, Latents, Recording, TrialBatch
 
@@ -110,6 +112,7 @@ class LowRankRNNModule(StageModule):
 def given_stage_inputs(data: RecordingDataModule) -> FittedDynamics:
     """The hand-over of a recording that carries its latents and loadings."""
     recording = data.recording
+    require_in_range(recording)
     latents = Latents.of(recording, recording.latents.double() * recording.mask[..., None])
     return FittedDynamics(latents, recording.loadings.map(Tensor.double), data.fold, recording.activation)
 
@@ -121,7 +124,10 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
         UserError: another rank than that of known latents, with stages to follow, where truth and estimate are compared.
     """
     truth, stages = data.recording.latents, context.options.stages
-    chosen = choose_rank_of(context, data)
+    with one_thread(context.options):
+        chosen = take_scale(context, data) | choose_rank_of(context, data)
+        if context.options.lrrnn.rank == "auto":
+            chosen |= refit_scale(context, data)
     rank = data.sizes.rank
     comparable = truth is not None and truth.shape[2] == rank
     if truth is not None and not comparable and (stages == "auto" or set(stages) != {"lrrnn"}):
@@ -257,7 +263,7 @@ def _train_on_rates(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
     options, choice = context.options, context.options.lrrnn
-    has_bias = None if choice.bias is None and data.recording.loadings is None else data.sizes.has_bias
+    has_bias = has_bias_of(context, data)
     quick = _take_inputs(context, data, has_bias)
     sizes, recording = data.sizes, data.recording
     if has_bias is None:

@@ -230,6 +230,7 @@ class Results:
             attractors=None if self.attractor_counts is None else self.attractor_counts.probabilities,
             has_inputs=recording.n_inputs > 0,
             input_kind=self.inputs.latents.input_kind,
+            scale="none" if self.inputs.scale is None else self.inputs.scale.kind,
         )
 
     @cached_property

@@ -19,7 +19,7 @@ _MODES = 50
 def result_tables(options: Options, store: RunStore, data: RecordingDataModule) -> dict[str, TableData]:
     """What a finished stage says of each recorded neuron, and of each mode of their activity.
 
-    ``neurons``: loadings with the standard deviations of their errors, output weights of the fitted low-rank RNN, and nu
+    ``neurons``: loadings with the standard deviations of their errors, gains and offsets of rates on their own scale, output weights of the fitted low-rank RNN, and nu
     with its interval at the neuron's true loadings, given their estimates and errors, each as far as the run has it. ``modes``: principal components of
     phi at the training states: the eigenvalue g_j of (K/T) X X^T with X = phi / K,
     its share in their sum, and g_j / (g_j + lambda), the share to which the data fix the mode, where the estimate of nu has one lambda.
@@ -35,6 +35,9 @@ def result_tables(options: Options, store: RunStore, data: RecordingDataModule) 
     if inputs.loadings_covariance is not None:
         sd = inputs.loadings_covariance.diagonal(dim1=1, dim2=2).sqrt()
         columns |= {f"{name} sd": values for name, values in zip(names, sd.T)}
+    if inputs.scale is not None:
+        columns |= {"gain": inputs.scale.gain, "gain relative sd": inputs.scale.errors[:, 0]}
+        columns |= {"offset": inputs.scale.offset, "offset sd": inputs.scale.gain * inputs.scale.errors[:, 1]}
     if inputs.n is not None:
         columns |= {f"n_{i + 1} fitted": values for i, values in enumerate(inputs.n.T)}
     lam = None

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from connector.data.npz import load_npz
+from connector.data.recorded import require_in_range
 from connector.errors import UserError
 
 TRIALS, STEPS, NEURONS = 6, 9, 4
@@ -219,10 +220,23 @@ def test_noisy_and_saturated_rates_pass(tmp_path):
     assert load_npz(_save(tmp_path / "a.npz", rates=noisy)).n_neurons == NEURONS
     saturated = np.sign(_rates()).astype(np.float32)
     assert float(load_npz(_save(tmp_path / "b.npz", rates=saturated)).activity.abs().min()) == 1
-    with pytest.raises(UserError, match="range of tanh"):
-        load_npz(_save(tmp_path / "c.npz", rates=20 * np.abs(noisy)))
-    assert load_npz(tmp_path / "c.npz", activation="softplus").activation == "softplus"
-    assert load_npz(tmp_path / "c.npz", range_tolerance=100).activation == "tanh"
+    far = load_npz(_save(tmp_path / "c.npz", rates=20 * np.abs(noisy)))
+    with pytest.raises(UserError, match=r"range of tanh(?s:.*)lrrnn.scale=auto"):
+        require_in_range(far)
+    assert not load_npz(tmp_path / "c.npz", activation="softplus").out_of_range
+    assert not load_npz(tmp_path / "c.npz", range_tolerance=100).out_of_range
+
+
+def _with(array: np.ndarray, value: float) -> np.ndarray:
+    changed = array.astype(float)
+    changed[1, 2, 3] = value
+    return changed
+
+
+@pytest.mark.parametrize("rates", [30 * np.abs(_rates()), _with(_rates(), 1e6), 1e-12 * _rates()])
+def test_rates_out_of_the_range_are_refused_where_they_may_have_no_scale(tmp_path, rates):
+    with pytest.raises(UserError, match=r"in the range of tanh(?s:.*)lrrnn.scale=auto"):
+        require_in_range(load_npz(_save(tmp_path / "a.npz", rates=rates)))
 
 
 def test_calcium_is_no_tanh(tmp_path):
@@ -236,19 +250,13 @@ def test_calcium_is_no_tanh(tmp_path):
     for peak in (1.8, 3.0, 4.9):
         path = _save(tmp_path / "a.npz", rates=dff * peak / dff.max())
         with pytest.raises(UserError, match=r"range of tanh(?s:.*)relu or softplus"):
-            load_npz(path)
-        assert load_npz(path, activation="relu").n_neurons == 12
-        assert load_npz(path, range_tolerance=2).n_neurons == 12
-    assert load_npz(_save(tmp_path / "b.npz", rates=dff / dff.max())).activation == "tanh"
+            require_in_range(load_npz(path))
+        assert not load_npz(path, activation="relu").out_of_range
+        assert not load_npz(path, range_tolerance=2).out_of_range
+    assert not load_npz(_save(tmp_path / "b.npz", rates=dff / dff.max())).out_of_range
 
 
 # --- npz: what is refused -----------------------------------------------------------------------------------------
-
-
-def _with(array: np.ndarray, value: float) -> np.ndarray:
-    changed = array.astype(float)
-    changed[1, 2, 3] = value
-    return changed
 
 
 @pytest.mark.parametrize(
@@ -266,8 +274,6 @@ def _with(array: np.ndarray, value: float) -> np.ndarray:
         ({"rates": _with(_rates(), np.inf)}, "1 NaN or infinite"),
         ({"rates": np.full((6, 9, 4), 0.5)}, "never varies"),
         ({"rates": np.full((6, 9, 4), np.nan)}, "NaN only"),
-        ({"rates": 30 * np.abs(_rates())}, "data.activation"),
-        ({"rates": _with(_rates(), 1e6)}, "range"),
         ({"spikes": _spikes() - 1}, "smallest value of -1"),
         ({"spikes": _rates()**2}, "fractions"),
         ({"rates": _rates(), "lengths": np.array([9, 9, 9])}, "6 trials"),
@@ -397,7 +403,7 @@ def test_neurons_that_are_nan_while_others_are_not_are_named(tmp_path):
 
 
 def test_rates_that_are_nothing_of_the_range_are_refused_and_no_warning_is_printed(tmp_path, recwarn):
-    with pytest.raises(UserError, match=r"activation is tanh; got a span of .*e-30(?s:.*)escale the rates"):
+    with pytest.raises(UserError, match=r"rates from 1e-15 to 1e.15; got .*e-31(?s:.*)escale the rates"):
         load_npz(_save(tmp_path / "a.npz", rates=1e-30 * _rates()))
     for scale in (1e-30, 1e30):
         with pytest.raises(UserError, match=r"[Rr]escale the rates"):

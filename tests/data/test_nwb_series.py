@@ -307,7 +307,6 @@ def test_the_time_constant_is_no_shorter_than_three_bins_where_it_is_not_given()
 @pytest.mark.parametrize(
     ("file", "options", "words"),
     [
-        (with_series, {"activation": "tanh"}, ["in the range of tanh", "data.activation"]),
         (with_series, {"min_rate_hz": 1.0}, ["data.min_rate_hz", "without data.series"]),
         (with_series, {"bin_s": 0.5, "tau": 0.1}, ["at most the time constant"]),
         (with_series, {"series": []}, ["data.series", "NAME"]),
