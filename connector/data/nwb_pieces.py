@@ -11,7 +11,7 @@ import numpy as np
 from connector.data.nwb_clock import Clock
 from connector.data.nwb_observed import observed_spans
 from connector.data.nwb_options import SESSION, NwbOptions
-from connector.data.nwb_series import Samples, all_series, recorded_steps, stretches_of_samples
+from connector.data.nwb_series import Samples, all_series, in_session, recorded_steps, stretches_of_samples
 from connector.data.nwb_tables import Session, Table, interval_tables
 from connector.data.nwb_trials import TrialBins, Window, trial_bins
 from connector.data.pieces import require_pieces, samples_of, stretches_in, told
@@ -83,8 +83,7 @@ def stretches_of_spans(rows: TrialBins, spans: np.ndarray, n: int) -> tuple[np.n
     """Pieces of n bins, one behind the other within each span (spans, 2) that was observed of a row.
 
     Returns:
-        the row and first bin of each (pieces, 2), its place in the row's own bins to the nearest; when each begins (pieces,), s;
-        bins in all spans; of the longest.
+        the row of each and its first bin in the session (pieces, 2); when each begins (pieces,), s; bins in all spans; of the longest.
     """
     found, begin, number, longest = [], [], 0, 0
     for row, (a, b) in enumerate(zip(rows.begin, rows.begin + rows.lengths * rows.bin_s)):
@@ -92,9 +91,9 @@ def stretches_of_spans(rows: TrialBins, spans: np.ndarray, n: int) -> tuple[np.n
             low, high = max(low, a), min(high, b)
             bins = int((high - low) / rows.bin_s + 1e-6)
             number, longest = number + bins, max(longest, bins)
-            starts = low + n * rows.bin_s * np.arange(bins // max(n, 1))
-            found += [(row, round((start - a) / rows.bin_s)) for start in starts]
-            begin += list(starts)
+            starts = n * np.arange(bins // max(n, 1))
+            found += [(row, in_session(low, rows.bin_s) + start) for start in starts]
+            begin += list(low + rows.bin_s * starts)
     return np.array(found, dtype=np.int64).reshape(-1, 2), np.array(begin), number, longest
 
 
@@ -107,7 +106,9 @@ def pieces_of_series(
         n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
         stretches = stretches_in(there, n, rows.bin_s, options.piece_s)
         notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), int(there.sum()) - n * len(stretches))
-        return _cut(rows, stretches, rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s, n), gap
+        begin = rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s
+        stretches[:, 1] += [in_session(x, rows.bin_s) for x in rows.begin[stretches[:, 0]]]
+        return _cut(rows, stretches, begin, n), gap
     n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
     ends = rows.begin + rows.lengths * rows.bin_s
     if isinstance(clock.table, Session):  # whose samples, by their clock, may be more than its bins
@@ -119,8 +120,10 @@ def pieces_of_series(
 
 
 def _cut(rows: TrialBins, stretches: np.ndarray, begin: np.ndarray, n: int) -> TrialBins:
+    """Pieces of one recording, the session, whichever rows they are cut from: rows may follow each other without a gap."""
     of, lengths = stretches[:, 0], np.full(len(stretches), n, dtype=np.int64)
-    return TrialBins(rows.rows[of], rows.event_s[of], begin, lengths, rows.bin_s, stretches)
+    one = np.stack([np.zeros_like(of), stretches[:, 1]], axis=1)
+    return TrialBins(rows.rows[of], rows.event_s[of], begin, lengths, rows.bin_s, one)
 
 
 def told_of(bins: TrialBins, what: str, n_channels: int, places: list[str]) -> list[str]:

@@ -303,7 +303,8 @@ def stretches_of_samples(
     """Pieces of n neighbouring samples within each row, which lasts from ``begin_s`` to ``end_s``, (rows,).
 
     Returns:
-        the row and first sample of each (pieces, 2); when each begins (pieces,), s; samples in all rows; of the longest stretch.
+        the row of each and its first sample in the session (pieces, 2), by its time; when each begins (pieces,), s; samples in all
+        rows; of the longest stretch.
     """
     found, begin, number, longest = [], [], 0, 0
     for row, (a, b) in enumerate(zip(begin_s, end_s)):
@@ -313,10 +314,15 @@ def stretches_of_samples(
         number += len(times)
         for first, last in zip(np.r_[0, apart], np.r_[apart, len(times)]):
             longest = max(longest, int(last - first))
-            starts = first + n * np.arange((last - first) // max(n, 1))
-            found += [(row, int(start)) for start in starts]
-            begin += list(times[starts] - samples.step_s / 2)
+            starts = n * np.arange((last - first) // max(n, 1))
+            found += [(row, in_session(times[first], samples.step_s) + start) for start in starts]
+            begin += list(times[first + starts] - samples.step_s / 2)
     return np.array(found, dtype=np.int64).reshape(-1, 2), np.array(begin), number, longest
+
+
+def in_session(time_s: float, step_s: float) -> int:
+    """The number of steps from the begin of the session; rounded so that half a step, which samples are off bins, is no limit."""
+    return int(np.floor(time_s / step_s + 0.31))
 
 
 def recorded_steps(rows: TrialBins, samples: Samples) -> np.ndarray:

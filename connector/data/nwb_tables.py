@@ -39,7 +39,9 @@ class Table:
                 f"an NWB file with a table of {name}",
                 f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
                 f"(tables: {', '.join(there) or 'none'})",
-                f"{remedy} the whole recording into pieces, data.piece_s=2" if name not in _TABLES else "",
+                f"{remedy} the whole recording into pieces, data.piece_s=2; what is there: python -m connector look {path.name}"
+                if name not in _TABLES
+                else "",
             )
 
     def __len__(self) -> int:

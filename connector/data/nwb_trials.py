@@ -40,7 +40,7 @@ class TrialBins:
         rows: (trials,) their rows in the trials table; event_s: when the event happened that they are aligned to.
         begin: (trials,) seconds in the session; lengths: (trials,) int64; bin_s: seconds.
         n_steps: bins of the longest trial; more where trials are padded further.
-        stretches: of pieces (pieces, 2): the row that each is cut from, and its first sample there; else None.
+        stretches: of pieces (pieces, 2): 0, as all are of one session, and the first sample there; else None.
     """
 
     def __init__(

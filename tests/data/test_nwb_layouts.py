@@ -3,9 +3,11 @@
 import re
 import shlex
 
+import h5py
 import numpy as np
 import pytest
 
+from connector.data.folds import fold_of
 from connector.data.nwb import load_nwb
 from connector.data.nwb_listing import described_nwb
 from connector.errors import UserError
@@ -62,6 +64,21 @@ def test_allen_presentations_of_a_stimulus_units_by_quality_and_by_the_place_of_
         UserError, match=r"a table of trials(?s:.*)data.table=drifting_gratings_presentations(?s:.*)data.piece_s"
     ):
         load_nwb(files["allen"])
+
+
+def test_regions_are_text_or_bytes(files, tmp_path):
+    path = tmp_path / "a.nwb"
+    path.write_bytes(files["allen"].read_bytes())
+    key = "general/extracellular_ephys/electrodes/location"
+    with h5py.File(path, "r+") as file:
+        old, kept = file[key].asstr()[()], dict(file[key].attrs)
+        del file[key]
+        file[key] = np.array([x.encode() for x in old], dtype="S8")
+        file[key].attrs.update(kept)
+    options = {"table": "natural_scenes_presentations", "units": {"location": "VISp"}}
+    one, other = (load_nwb(x, **options) for x in (files["allen"], path))
+    assert one.neuron_names == other.neuron_names == ("VISp 0", "VISp 1", "VISp 2")
+    assert np.array_equal(one.activity, other.activity)
 
 
 def test_ibl_choices_of_three_values_contrasts_that_are_nan_and_regions(files):
@@ -151,7 +168,14 @@ def test_buzsaki_the_whole_session_and_states_of_sleep_cut_into_pieces(files):
     )
     begins = np.r_[np.arange(0.0, 20, 2), np.arange(25.0, 48.5, 2), np.arange(60.0, 93.5, 2)]
     assert np.array_equal(nrem.activity, counts(made.trains(5), begins, 2.0, 0.05))
-    assert nrem.stretches[[0, 10, 22]].tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert nrem.stretches[[0, 10, 22]].tolist() == [[0, 0], [0, 500], [0, 1200]]  # one session, in bins of 50 ms
+    every = load_nwb(
+        files["buzsaki"], table="states", piece_s=2, gap_s=1, bin_s=0.05
+    )  # states follow each other without a gap
+    fold = fold_of(every)
+    begin = every.trial_times_s
+    for some, others in ((fold.train, fold.test), (fold.train, fold.validation), (fold.validation, fold.test)):
+        assert float((begin[some][:, None] - begin[others]).abs().min()) >= 3 - 1e-6  # a piece and the gap
     assert "of 3 recordings" in said(nrem)
     epochs = load_nwb(files["buzsaki"], table="epochs", trials={"tags": "wake"}, piece_s=5, bin_s=0.05)
     assert epochs.trial_times_s.tolist() == np.arange(40.0, 90.5, 5).tolist()
