@@ -84,6 +84,8 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
     activation_named(options.activation)
     require_activity(path, nwb, options)
     cells = Table(path, nwb, "units", options.max_gigabytes)
+    if nwb.units is None:
+        notes.append(f"units: those of {cells.table.parent.name}/{cells.table.name}")
     units = filtered_rows(cells, options.units or {}, notes)
     table = table_of(path, nwb, options, lambda: spike_span(cells, units, options.scales_s), notes)
     clock = clock_of(table, cells, options, notes)

@@ -24,7 +24,7 @@ _LINES = 80
 _MOST_BYTES = 50_000_000  # of a column that is read to tell its range
 _MOST_NUMBERS = 2_000_000  # of a series
 _SHORTEST_S = 0.2  # of its rows
-_FEWEST_ROWS = 20  # of a table that may be trials
+_FEWEST_TRIALS, _FEWEST_ROWS = 5, 20  # rows of trials, and of another table that may be trials
 _CHOICE = re.compile(r"choice|response|decision|lick_?side|chosen", re.I)
 _PIECES = ["data.bin_s=0.05", "data.piece_s=2"]
 
@@ -156,10 +156,12 @@ def _guess(tables: dict[str, list[Entry]], sizes: dict[str, int], series: Sequen
     if not spikes and not options:
         return [], ""
     usable = [
-        x for x in tables if x not in ("units", "electrodes", "invalid_times") and _may_be_trials(tables[x], sizes[x])
+        x
+        for x in tables
+        if x not in ("units", "electrodes", "invalid_times") and _may_be_trials(tables[x], sizes[x], x)
     ]
     if not usable:
-        pieces = _PIECES if spikes else _PIECES[1:]
+        pieces = (_PIECES if spikes else _PIECES[1:]) + ["data.table=session"] * (sizes.get("trials", 0) > 0)
         return options + pieces, doubt or "the recording has no trials and is cut into pieces"
     table = "trials" if "trials" in usable else max(usable, key=lambda x: sizes[x])
     options += [] if table == "trials" else [f"data.table={table}"]
@@ -171,10 +173,11 @@ def _guess(tables: dict[str, list[Entry]], sizes: dict[str, int], series: Sequen
     return options, doubt or f"each row of {table} is a trial, from start_time to stop_time"
 
 
-def _may_be_trials(columns: list[Entry], n_rows: int) -> bool:
+def _may_be_trials(columns: list[Entry], n_rows: int, name: str) -> bool:
     """Whether a table has enough rows, and these are long enough."""
     ends = {entry.key: entry.first for entry in columns if entry.key in ("start_time", "stop_time")}
-    if n_rows < _FEWEST_ROWS or len(ends) < 2 or any(x is None for x in ends.values()):
+    fewest = _FEWEST_TRIALS if name == "trials" else _FEWEST_ROWS
+    if n_rows < fewest or len(ends) < 2 or any(x is None for x in ends.values()):
         return False
     lasting = (ends["stop_time"] - ends["start_time"]).astype(float)
     return not (lasting < _SHORTEST_S).sum() > len(lasting) / 2
@@ -196,7 +199,7 @@ def _values(entry: Entry) -> list[str] | None:
 
 
 def _activity(series: Sequence[_Series]) -> tuple[list[str], str]:
-    """``series`` and activation of the series that is most likely activity."""
+    """``series`` that are most likely activity, and what is doubtful about them."""
     wide = [x for x in series if len(x.shape) == 2 and x.shape[1] > 1 and math.isfinite(x.low) and x.low < x.high]
     wide = [x for x in wide if x.kind not in ("SpatialSeries", "ElectricalSeries")] or wide
     if not wide:
@@ -209,8 +212,7 @@ def _activity(series: Sequence[_Series]) -> tuple[list[str], str]:
     best = max(wide, key=rank)
     alike = [x for x in wide if re.sub(r"\d+", "#", x.path) == re.sub(r"\d+", "#", best.path)]
     names = best.path if len(alike) == 1 else f"[{','.join(x.path for x in alike)}]"
-    low, high = min(x.low for x in alike), max(x.high for x in alike)
-    options = [f"data.series={names}", f"data.activation={'tanh' if -1 <= low < 0 and high <= 1 else 'relu'}"]
+    options = [f"data.series={names}"]
     if not best.step_s:
         options.append("data.bin_s=0.1")
     return options, "check that the series is activity of neurons"

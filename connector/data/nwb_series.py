@@ -13,10 +13,14 @@ import numpy as np
 from connector.data.contents import natural
 from connector.data.nwb_options import NwbOptions
 from connector.data.nwb_tables import Table, filtered_rows, whole
-from connector.data.nwb_trials import TrialBins, regular_interval
+from connector.data.nwb_trials import TrialBins
 from connector.data.preprocessing import as_text as text
 from connector.errors import UserError
 
+_MOST, _ALIKE = (
+    0.7,
+    0.25,
+)  # of the intervals, at least, are the usual one, but for this share of it, where samples are regular
 _NEAR = 0.75  # of an interval that a sample may be off
 _PAUSE, _LONG_PAUSE = 1.5, 10.0  # intervals between neighbouring samples that are a gap; where they are irregular
 _OWN = 0.02  # a bin as wide as the interval between samples but for this share is that interval
@@ -152,9 +156,9 @@ def _one_series(
         notes.append(f"samples of {key} are not in the order of their times: sorted")
     if len(times) < 2 or not np.ptp(times) > 0 or not values.shape[1]:
         raise UserError(f"a time series {key} with samples at different times", f"{len(times)} that are known")
-    regular = regular_interval(times)
-    step_s = regular or float(np.median(np.diff(np.unique(times))))
-    return Samples(times, values, step_s, regular > 0, names)
+    step_s = float(np.median(np.diff(np.unique(times))))
+    regular = bool(np.mean(np.abs(np.diff(times) / step_s - 1) < _ALIKE) > _MOST)
+    return Samples(times, values, step_s, regular, names)
 
 
 class _Region(Table):

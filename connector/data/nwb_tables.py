@@ -159,13 +159,11 @@ def interval_tables(nwb) -> dict[str, Any]:
 
 
 def units_of(nwb) -> Any:
-    """The units table, wherever it lies; None where there is none, or several but at no place of their own."""
+    """The units table at its own place in NWB, else the largest anywhere; None where there is none."""
     import pynwb
 
-    if nwb.units is not None:
-        return nwb.units
     found = [x for x in nwb.objects.values() if isinstance(x, pynwb.misc.Units) and len(x)]
-    return found[0] if len(found) == 1 else None
+    return nwb.units if nwb.units is not None else max(found, key=len, default=None)
 
 
 def whole(data, max_gigabytes: float):

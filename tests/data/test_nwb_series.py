@@ -110,6 +110,10 @@ def samples_of(recording):
     return number[:, :, 0].round().long()
 
 
+def load_all(**options):
+    return samples_of(load(with_series(), series="dff", **options))
+
+
 def test_samples_come_as_they_are_from_the_one_nearest_to_each_trials_start():
     for file in (with_series(), with_series(timestamps=TIMES)):
         found = load(file, series="dff")
@@ -237,6 +241,14 @@ def test_pieces_lie_where_an_input_was_recorded_too():
         load(file, series="dff", piece_s=2, inputs=["run"], start_s=50.0)
 
 
+def test_a_series_that_was_recorded_in_trials_alone_has_its_step():
+    inside = np.concatenate(
+        [np.flatnonzero((a - 0.05 <= TIMES) & (a + 0.92 > TIMES)) for a in STARTS]
+    )  # ten samples of each
+    found = load(with_series(values=traces()[inside], timestamps=TIMES[inside]), series="dff", stop_s=0.8)
+    assert np.array_equal(samples_of(found), load_all(stop_s=0.8))
+
+
 def test_a_clock_that_jitters_and_drifts_loses_no_sample():
     rng = np.random.default_rng(0)
     times = FIRST + np.cumsum(1 / HZ + 1e-4 + rng.uniform(-0.01, 0.01, SAMPLES))
@@ -336,5 +348,5 @@ def test_a_file_on_the_disk_gives_the_same(tmp_path):
         load_nwb(path)
     message = str(refused.value)
     for words in ("units with spike times", "ophys/Fluorescence/plane0", "600 x 6", "every 0.1 s", "outcome", "hit, miss",
-                  "data.series=ophys/Fluorescence/plane0 data.activation=relu"):  # fmt: skip
+                  "data.series=ophys/Fluorescence/plane0\nThis is a guess"):  # fmt: skip
         assert words in message, message
