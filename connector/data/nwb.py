@@ -110,12 +110,7 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
     places = unit_places(cells, units)
     rate = f"units, mean rate in trials {float(rates[active].mean()):.2g} Hz"
     notes[:0] = told_of(bins, rate, len(units), places)
-    latents, loadings, n = None, None, None
-    if "latents" in noted or "loadings" in noted:
-        if unchanged:
-            latents, loadings, n = _truth(cells, noted, bins, units)
-        else:
-            notes.append("true latents and loadings left out: they belong to the bins the file was written with")
+    latents, loadings, n = _truth(cells, noted, bins, units, unchanged, notes)
     choices, baseline = per_trial(table, noted.get("choices"), bins) if given.choices is None else None, None
     if given.choices is not None:
         choices = choices_of(table, given.choices, given.choice_values, bins.rows)
@@ -220,13 +215,16 @@ def _counts(cells: Table, trains: list[np.ndarray], bins: TrialBins) -> np.ndarr
 
 
 def _truth(
-    cells: Table, noted: dict[str, Any], bins: TrialBins, units: np.ndarray
+    cells: Table, noted: dict[str, Any], bins: TrialBins, units: np.ndarray, unchanged: bool, notes: list[str]
 ) -> tuple[Tensor | None, Loadings | None, Tensor | None]:
-    """True latents, loadings and output weights of an exported simulation."""
+    """True latents, loadings and output weights of an exported simulation; none where bins are not those it was written with."""
     import torch
 
     from connector.types import Loadings
 
+    if not unchanged and ("latents" in noted or "loadings" in noted):
+        notes.append("true latents and loadings left out: they belong to the bins the file was written with")
+        return None, None, None
     latents, columns = None, {}
     if "latents" in noted:
         (series,) = series_named(cells.nwb, noted["latents"]).values()
