@@ -135,8 +135,8 @@ def _of_spikes(path: Path, nwb, given: NwbOptions, name: str, notes: list[str]) 
         baseline_hz=baseline,
         neuron_names=() if noted and "unit_name" not in cells.columns else unit_names(cells, units, places),
         name=name,
+        **(more_of_pieces(bins, gap) or _noted_pieces(table, noted, bins, notes)),
         notes=tuple(notes),
-        **more_of_pieces(bins, gap),
     )
 
 
@@ -212,6 +212,21 @@ def _counts(cells: Table, trains: list[np.ndarray], bins: TrialBins) -> np.ndarr
     for k, times in enumerate(trains):
         counts[:, :, k] = bins.counts(times)
     return counts
+
+
+def _noted_pieces(table: Table, noted: dict[str, Any], bins: TrialBins, notes: list[str]) -> dict[str, Any]:
+    """What a Recording has of pieces in an exported file whose trials are such, in the bins that are read."""
+    if "stretches" not in noted:
+        return {}
+    stretches = np.asarray(table.rows(noted["stretches"]), dtype=np.int64)[bins.rows]
+    ratio = noted["bin_s"] / bins.bin_s
+    stretches[:, 1] = np.floor(stretches[:, 1] * ratio + 1e-6)
+    gap = int(np.ceil(noted["gap"] * ratio - 1e-6))
+    notes.append(
+        f"a trial here is a piece of a continuous recording, as the file was written: an arbitrary cut, no event of an experiment; "
+        f"training, validation and test pieces are {gap * bins.bin_s:g} s apart at least"
+    )
+    return {"stretches": tensor(stretches), "gap": gap}
 
 
 def _truth(

@@ -134,6 +134,9 @@ def _add_trials(nwb, recording: Recording, start: np.ndarray, known: bool, noted
         if getattr(recording, key) is not None:
             columns.append((key, meaning, getattr(recording, key).numpy()))
             noted[key] = key
+    if recording.stretches is not None:
+        columns.append(("stretch", "recording that a piece is cut from, its first sample", recording.stretches.numpy()))
+        noted["stretches"], noted["gap"] = "stretch", int(recording.gap)
     data = [VectorData(name=name, description=meaning, data=values) for name, meaning, values in columns]
     nwb.trials = TimeIntervals(name="trials", description="trials", columns=data, id=list(range(len(start))))
 
@@ -228,7 +231,7 @@ def same_recording(one: Recording, other: Recording) -> list[str]:
     different = []
     for key in (
         "activity", "kind", "lengths", "alpha", "activation", "inputs", "input_names", "bin_s", "latents", "loadings",
-        "n", "choices", "evidence", "click_difference", "trial_times_s", "baseline_hz", "neuron_names",
+        "n", "choices", "evidence", "click_difference", "trial_times_s", "baseline_hz", "neuron_names", "stretches", "gap",
     ):  # fmt: skip
         a, b = getattr(one, key), getattr(other, key)
         if isinstance(a, Loadings) and isinstance(b, Loadings):

@@ -368,6 +368,19 @@ def test_an_exported_recording_comes_back_exactly(tmp_path, changes):
     assert len(list(tmp_path.iterdir())) == 1  # nothing else is left behind
 
 
+def test_pieces_are_exported_as_pieces(tmp_path):
+    first = torch.tensor([[0, 12 * i] for i in range(7)])
+    recording = a_recording(stretches=first, gap=5, trial_times_s=0.12 * torch.arange(7.0, dtype=torch.float64))
+    export_nwb(recording, tmp_path / "a.nwb")
+    back = load_nwb(tmp_path / "a.nwb")
+    assert same_recording(recording, back) == []
+    assert (back.stretches.tolist(), back.gap) == (first.tolist(), 5)
+    wide = load_nwb(tmp_path / "a.nwb", bin_s=0.02, trials={"choices": 1})
+    kept = (recording.choices == 1) & (recording.lengths >= 4)
+    assert (wide.stretches.tolist(), wide.gap) == ([[0, x // 2] for x in first[kept][:, 1].tolist()], 3)
+    assert same_recording(recording, replace(back, gap=4)) == ["gap"]
+
+
 def test_same_recording_tells_what_differs():
     one = a_recording()
     assert same_recording(one, replace(one, name="other", notes=("x",))) == []
