@@ -227,6 +227,7 @@ class Recording:
         name: what to call it in titles.
         notes: lines for the session summary (what was dropped and why).
         scale: how rates recorded in units of their own were brought into those of phi; None: they are as they were recorded.
+        deconvolved: whether rates were found behind a slow indicator (:mod:`connector.data.indicator`): their errors last.
         out_of_range: what is said of recorded rates that do not go with the range of ``activation``; empty where they do.
     """
 
@@ -255,6 +256,7 @@ class Recording:
     notes: tuple[str, ...] = field(default=())
     scale: RateScale | None = None
     out_of_range: str = ""
+    deconvolved: bool = False
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
 from connector.data.folds import Fold, fold_of, names_of, without_constant
+from connector.data.indicator import without_indicator
 from connector.data.input_filter import with_inputs
 from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
 from connector.data.readers import reader, source_of
+from connector.data.recorded import out_of_range
 from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
@@ -246,12 +248,17 @@ class RecordingDataModule(_MemoryDataModule):
         """Reads or simulates the recording (and may set ``teacher`` and ``truth``)."""
         raise NotImplementedError
 
+    def prepared(self, recording: Recording, fold: Fold) -> Recording:
+        """What is made of a recording once it is known which trials may be looked at."""
+        return recording
+
     def setup(self, stage: str | None = None) -> None:
         """Loads and splits, the first time it is called."""
         if self.recording is not None:
             return
         recording = self.load()
         self.fold = fold_of(recording, self.fold_number, self.n_folds, self.fold_seed)
+        recording = self.prepared(recording, self.fold)
         if recording.stretches is not None:
             sizes = [len(part) for part in (self.fold.train, self.fold.validation, self.fold.test)]
             said = "pieces for training, validation and test: {}, {} and {}; in no set: {}"
@@ -357,12 +364,16 @@ class FileDataModule(RecordingDataModule):
         path: of the file, or a list of files where the reader takes several.
         source: its format, a key of :data:`connector.data.readers.READERS`; "auto": by its content.
         reading: options of the reader.
+        indicator_decay_s: of a slow indicator behind which rates are (:mod:`connector.data.indicator`), seconds; None: none.
         fold_options: keyword arguments of RecordingDataModule; ``rank`` also serves to read `MBD` of an npz file.
     """
 
-    def __init__(self, path: str | list[str], source: str = "auto", *, reading: dict | None = None, **fold_options):
+    def __init__(self, path: str | list[str], source: str = "auto", *, reading: dict | None = None,
+        indicator_decay_s: float | None = None, **fold_options,
+    ):  # fmt: skip
         super().__init__(**fold_options)
         self.path, self.source, self.reading = path, source, dict(reading or {})
+        self.indicator_decay_s = indicator_decay_s
 
     def load(self) -> Recording:
         of_format = reader(source_of(paths_of(self.path)[0]) if self.source == "auto" else self.source)
@@ -370,6 +381,15 @@ class FileDataModule(RecordingDataModule):
         recording = of_format.load(self.path, **{**rank, **self.reading})
         self.truth = _known_network(recording)
         return recording
+
+    def prepared(self, recording: Recording, fold: Fold) -> Recording:
+        if self.indicator_decay_s is None:
+            return recording
+        if recording.bin_s is None:  # of rates, whose time has no unit but alpha
+            recording = replace(recording, bin_s=self.reading.get("bin_s"))
+        found = without_indicator(recording, self.indicator_decay_s, fold.train)
+        rates, tolerance = found.activity[found.mask], self.reading.get("range_tolerance", 0.3)
+        return replace(found, out_of_range=out_of_range(rates.numpy(), found.activation, tolerance))
 
 
 def _doubts(recording: Recording) -> list[str]:

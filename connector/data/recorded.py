@@ -37,7 +37,7 @@ def recording_of(
     kind = arrays.kind
     activation = options.activation or ("tanh" if kind == "rates" else "softplus")
     activation_named(activation)
-    out_of_range = arrays.check_activity(activation, options.range_tolerance)
+    found = arrays.check_activity(activation, options.range_tolerance)
     inputs = arrays.per_step("externalinputs")
     if inputs is not None:
         _require_resolved(inputs[arrays.keep], "externalinputs", "subtract their means, or leave them out")
@@ -61,7 +61,7 @@ def recording_of(
         trial_times_s=tensor(arrays.trial_times()),
         name=name,
         notes=tuple(arrays.notes),
-        out_of_range=out_of_range,
+        out_of_range=found,
         **more,
     )
 
@@ -229,7 +229,7 @@ class RecordedArrays:
         if kind == "spikes":
             _check_counts(values, low)
             return ""
-        return _out_of_range(values, activation, tolerance)
+        return out_of_range(values, activation, tolerance)
 
     def choices(self, coded: list[Any] | None) -> np.ndarray | None:
         """0 left, 1 right, NaN none."""
@@ -289,7 +289,7 @@ def _check_counts(values: np.ndarray, low: np.ndarray) -> None:
         raise UserError("spike counts per bin, whole numbers", "fractions", remedy)
 
 
-def _out_of_range(values: np.ndarray, activation: str, tolerance: float) -> str:
+def out_of_range(values: np.ndarray, activation: str, tolerance: float) -> str:
     """What is said of rates (samples, K) that do not go with the range of the activation; empty where they do."""
     import torch
 

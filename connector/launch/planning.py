@@ -44,7 +44,9 @@ def data_module(data: DataOptions, seed: int, rank: int | None, has_bias: bool |
         if not path.is_file():
             got = f"a directory, {path}" if path.is_dir() else str(path)
             raise UserError("data.path naming a file that exists", got)
-    module = FileDataModule(data.path, data.source, reading=data.reading(), **common)
+    module = FileDataModule(
+        data.path, data.source, reading=data.reading(), indicator_decay_s=data.indicator_decay_s, **common
+    )
     module.read_at = _state_of(data.path, linked_files(data.path))
     return module
 

@@ -32,6 +32,7 @@ class FittedDynamics:
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
         field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
+        deconvolved: whether the rates were found behind a slow indicator, so that their errors last over many samples.
         scale: of the recorded rates, where they have one of their own; those that were fitted are in units of phi.
         rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
     """
@@ -46,6 +47,7 @@ class FittedDynamics:
     field: FieldPosterior | None = None
     rollouts: bool = False
     scale: RateScale | None = None
+    deconvolved: bool = False
 
     @property
     def network(self) -> Network:
@@ -110,6 +112,7 @@ class FittedDynamics:
             "d": loadings.d,
             "n": self.n,
             "rollouts": True if self.rollouts else None,
+            "deconvolved": True if self.deconvolved else None,
             "loadings_covariance": self.loadings_covariance,
             "readings": readings,
             "readings_covariance": covariance,
@@ -146,6 +149,7 @@ class FittedDynamics:
             readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
             n=tensors.get("n"),
             rollouts=bool(arrays.get("rollouts", False)),
+            deconvolved=bool(arrays.get("deconvolved", False)),
             field=FieldPosterior.of_arrays(tensors, str(arrays.get("field_activation"))),
             scale=_scale_of(arrays, tensors),
         )

@@ -330,7 +330,9 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
         )
     n, spread = model.rnn.n.detach().double(), model.loadings_covariance
     latents, phi = Latents.of(recording, z), recording.activation
-    return FittedDynamics(latents, loadings, fold, phi, spread, readings, n, scale=model.scale)
+    return FittedDynamics(
+        latents, loadings, fold, phi, spread, readings, n, scale=model.scale, deconvolved=recording.deconvolved
+    )
 
 
 def lasting_misfit(fit: FittedDynamics) -> float:

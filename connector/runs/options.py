@@ -73,6 +73,10 @@ class FileData(DataOptions):
     """A recording in a file; the options of its format are those that its reader declares."""
 
     path: Any = option("the file; of arrays and networks also a list of files", stages=_DATA)
+    indicator_decay_s: float | None = option(
+        "time constant of a slow indicator behind which rates are, as of calcium imaging; needs data.bin_s; null: none",
+        unit="s", stages=_DATA, above=0, before=None,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()

@@ -129,6 +129,11 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
             f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
             "direction. Intervals of nu have not been checked beyond 20 %, and no sign is told."
         )
+    elif inputs.deconvolved:
+        warned = (
+            "The rates were deconvolved from a slow indicator, by which their errors last over many samples. Intervals of nu take the "
+            "errors of samples for independent: they are too narrow, and no sign is told."
+        )
     elif inputs.rollouts:
         warned = (
             "The latent states are trajectories of the fitted network, which misses a part of the activity. Intervals of nu are those "
