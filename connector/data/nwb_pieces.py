@@ -17,6 +17,8 @@ from connector.data.nwb_trials import TrialBins, Window, trial_bins
 from connector.data.pieces import require_pieces, samples_of, stretches_in, told
 from connector.errors import UserError
 
+_MOST_PIECES = 10**6
+
 
 def table_of(path: Path, nwb, options: NwbOptions, span: Callable[[], tuple[float, float]], notes: list[str]) -> Table:
     """The table whose rows are the trials; with ``piece_s`` the session where it is asked for, or where there are no trials.
@@ -73,6 +75,10 @@ def pieces_of_spikes(
     spans = np.array([[-np.inf, np.inf]])
     if options.unobserved == "leave_out":
         spans = observed_spans(cells, units, rows, clock)
+    if rows.lengths.sum() > _MOST_PIECES * n:
+        got = f"{rows.lengths.sum() * rows.bin_s:.3g} s"
+        remedy = "in samples, data.time_units={spike_times:1/30000}; or lengthen data.piece_s"
+        raise UserError(f"a recording of at most {_MOST_PIECES:g} pieces of {options.piece_s:g} s", got, remedy)
     stretches, begin, n_bins, longest = stretches_of_spans(rows, spans, n)
     require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
     notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_bins - n * len(stretches))

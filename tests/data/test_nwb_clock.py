@@ -257,6 +257,33 @@ def test_trials_in_invalid_times_are_left_out(counts):
     assert any("3 trials left out" in note for note in found.notes)
 
 
+def test_pieces_lie_in_what_was_observed_each_from_where_it_begins():
+    whole, parts = [[0.0, END]], [[0.0, 11.0], [15.5, END]]
+    options = {"table": "session", "piece_s": 2, "bin_s": 0.05}
+    found = load(session(observed=[parts, parts, parts, parts], invalid=[(20.0, 21.3)]), **options)
+    begins = np.r_[np.arange(0, 10, 2.0), [15.5, 17.5], np.arange(21.3, END - 2, 2)]
+    assert np.allclose(found.trial_times_s, begins)
+    counted = np.stack(
+        [[np.histogram(within(t, a, 2.0), bins=0.05 * np.arange(41))[0] for t in trains()] for a in begins]
+    )
+    assert np.array_equal(found.activity, counted.transpose(0, 2, 1))
+    # A unit that was observed in a few of the pieces is left out; what is in no interval is ignored where that is asked for.
+    some = load(session(observed=[whole, whole, whole, [[0.0, 5.0]]]), **options)
+    assert (some.n_neurons, some.n_trials) == (3, int(END // 2))
+    assert load(session(observed=[parts] * 4), unobserved="ignore", **options).n_trials == int(END // 2)
+
+
+def test_spikes_in_samples_are_refused_without_trials_too():
+    file = session(spikes=[np.round(30000 * t) for t in trains()])
+    options = {"table": "session", "piece_s": 2, "bin_s": 0.05}
+    with pytest.raises(UserError, match=r"whole numbers(?s:.*)1 / sampling rate"):
+        load(file, **options)
+    with pytest.raises(UserError, match=r"at most 1e\+06 pieces(?s:.*)data.time_units"):
+        load(file, **options | {"piece_s": 0.1, "tau": 1.0})
+    found = load(file, time_units={"spike_times": "1/30000"}, **options)
+    assert found.n_trials == int((max(t[-1] for t in trains()) - min(t[0] for t in trains())) // 2)
+
+
 def test_trials_after_the_end_of_a_recording_and_in_its_pauses_are_left_out(counts):
     missing = (5, 6, 16, 17, 18, 19)
     kept = [i for i in range(TRIALS) if i not in missing]
