@@ -86,7 +86,12 @@ def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes:
         raise UserError(
             f"finite values of the input {name!r} in all trials",
             f"{int(unknown.sum())} trials without, or in part",
-            "leave those trials out with data.trials; where NaN says that there was none, data.absent_inputs=zero",
+            "leave those trials out with data.trials"
+            + (
+                "; where NaN says that there was none, data.absent_inputs=zero"
+                if of_column
+                else ", as by {start_time:'<600'}"
+            ),
         )
     values[~bins.inside] = 0
     return values

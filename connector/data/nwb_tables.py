@@ -39,7 +39,7 @@ class Table:
                 f"an NWB file with a table of {name}",
                 f"{path.name}, whose {name} are {'absent' if self.table is None else 'empty'} "
                 f"(tables: {', '.join(there) or 'none'})",
-                f"{remedy} the whole recording into pieces, data.piece_s=2; what is there: python -m connector look {path.name}"
+                f"{remedy} the whole recording into pieces, data.piece_s=2; what is there: python -m connector look {path}"
                 if name not in _TABLES
                 else "",
             )
@@ -104,7 +104,13 @@ class Table:
             return [np.asarray(data[a:b]) for a, b in zip(starts, ends)]
         plain = hasattr(value, "data") and not hasattr(value, "elements")
         data = whole(value.data if plain else value, self.max_gigabytes)
-        return data if isinstance(data, list) and any(np.ndim(x) for x in data) else np.asarray(data)
+        if isinstance(data, list) and any(np.ndim(x) for x in data):
+            return data
+        array = np.asarray(data)
+        named = (
+            array.dtype == object and array.ndim == 1 and all(isinstance(getattr(x, "name", None), str) for x in array)
+        )
+        return np.array([x.name for x in array]) if named else array  # objects of NWB, as groups of electrodes
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of one number in each row, (rows,) float."""

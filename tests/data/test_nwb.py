@@ -212,6 +212,7 @@ def test_choices_and_other_columns(path):
         ({"units": {"quality": ["good", "mua"]}}, ("V1 0", "CA1 1")),
         ({"units": {"location": "CA1"}}, ("CA1 1",)),
         ({"units": {"depth": ["L0", "L3"]}}, ("V1 0",)),
+        ({"units": {"electrode_group": "shank1"}}, ("CA1 1",)),
         ({"units": {"depth": "L2", "quality": "mua"}}, ("CA1 1",)),
         ({"min_rate_hz": 3.0}, ("V1 0",)),  # 8 spikes at most in 1.25 s, against 3
         ({"min_rate_hz": 0.0}, ("V1 0", "CA1 1", "CA1 2")),
