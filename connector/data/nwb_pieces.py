@@ -29,6 +29,8 @@ def table_of(path: Path, nwb, options: NwbOptions, span: Callable[[], tuple[floa
     trials = interval_tables(nwb).get("trials")
     without = options.table == "trials" and (trials is None or not len(trials))
     if options.piece_s is None or not (options.table == SESSION or without):
+        if options.piece_s is not None:
+            notes.append(f"rows of {options.table} are cut into pieces; data.table=session cuts the whole session")
         return Table(path, nwb, options.table, options.max_gigabytes)
     first, last = span()
     first = options.start_s or first
@@ -58,6 +60,12 @@ def clock_of(table: Table, cells: Table | None, options: NwbOptions, notes: list
     return Clock(table, units_s, list(options.from_start), notes, event_times)
 
 
+def _longer(clock: Clock) -> str:
+    """What to do where rows are shorter than a piece."""
+    name = clock.table.name
+    return "" if name == SESSION else f"these are rows of {name}: data.table=session cuts the whole session"
+
+
 def rows_of(clock: Clock, options: NwbOptions, bin_s: float, notes: list[str]) -> TrialBins:
     """The bins of the table's rows."""
     until = "stop_time" if options.until is None and options.stop_s is None else options.until
@@ -80,7 +88,7 @@ def pieces_of_spikes(
         remedy = "in samples, data.time_units={spike_times:1/30000}; or lengthen data.piece_s"
         raise UserError(f"a recording of at most {_MOST_PIECES:g} pieces of {options.piece_s:g} s", got, remedy)
     stretches, begin, n_bins, longest = stretches_of_spans(rows, spans, n)
-    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
+    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s, _longer(clock))
     notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_bins - n * len(stretches))
     return _cut(rows, stretches, begin, n), gap
 
@@ -110,7 +118,7 @@ def pieces_of_series(
     if rows.bin_s != samples.step_s:
         there = recorded_steps(rows, samples)
         n, gap = samples_of(options.piece_s, options.gap_s, rows.bin_s)
-        stretches = stretches_in(there, n, rows.bin_s, options.piece_s)
+        stretches = stretches_in(there, n, rows.bin_s, options.piece_s, _longer(clock))
         notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), int(there.sum()) - n * len(stretches))
         begin = rows.begin[stretches[:, 0]] + stretches[:, 1] * rows.bin_s
         stretches[:, 1] += [in_session(x, rows.bin_s) for x in rows.begin[stretches[:, 0]]]
@@ -120,7 +128,7 @@ def pieces_of_series(
     if isinstance(clock.table, Session):  # whose samples, by their clock, may be more than its bins
         ends = clock.as_written("stop_time")
     stretches, begin, n_samples, longest = stretches_of_samples(rows.begin, ends, samples, n)
-    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s)
+    require_pieces(stretches, n, longest, rows.bin_s, options.piece_s, _longer(clock))
     notes += told(n, gap, rows.bin_s, rows.n_trials, len(stretches), n_samples - n * len(stretches))
     return _cut(rows, stretches, begin, n), gap
 

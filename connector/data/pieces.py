@@ -23,22 +23,24 @@ def samples_of(piece_s: float, gap_s: float | None, bin_s: float) -> tuple[int, 
     return n, n if gap_s is None else int(np.ceil(gap_s / bin_s - 1e-9))
 
 
-def stretches_in(there: np.ndarray, n: int, bin_s: float, piece_s: float) -> np.ndarray:
+def stretches_in(there: np.ndarray, n: int, bin_s: float, piece_s: float, remedy: str = "") -> np.ndarray:
     """Pieces of n samples (pieces, 2), the recording and the first sample of each, by (recordings, time) bool: what was recorded.
 
     Raises:
         UserError: no recording is as long as a piece.
     """
     found = [(i, a + n * j) for i, row in enumerate(there) for a, b in runs(row) for j in range((b - a) // max(n, 1))]
-    require_pieces(found, n, max((b - a for row in there for a, b in runs(row)), default=0), bin_s, piece_s)
+    require_pieces(found, n, max((b - a for row in there for a, b in runs(row)), default=0), bin_s, piece_s, remedy)
     return np.array(found, dtype=np.int64)
 
 
-def require_pieces(found: Sequence, n: int, longest: int, bin_s: float, piece_s: float) -> None:
+def require_pieces(found: Sequence, n: int, longest: int, bin_s: float, piece_s: float, remedy: str = "") -> None:
     """Raises UserError where there is no piece, or each is a single sample; ``longest``: samples of the longest stretch."""
     if n < 2 or not len(found):
         raise UserError(
-            f"data.piece_s of 2 to {longest} samples of {bin_s:g} s, as long as the recording at most", f"{piece_s:g} s"
+            f"data.piece_s of 2 to {longest} samples of {bin_s:g} s, as long as the recording at most",
+            f"{piece_s:g} s",
+            remedy,
         )
 
 
