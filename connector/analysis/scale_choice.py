@@ -27,9 +27,9 @@ from connector.types import RateScale, Recording
 _NEURONS, _SAMPLES, _HELD = 100, 800, 500
 _CLEAN = 1e-6  # share of the signal that is left of rates that need no scale
 _CLEAR = 3.0  # standard errors over trials
-# Gains of log likelihood, nats per rate, below which a scale is none that anyone would want: of rates that are in the range of
-# phi, and among scales. Errors of loadings come to less.
-_LEAST, _LEAST_AMONG = 0.03, 0.005
+# Gains of log likelihood, nats per rate: of a scale over none for rates that are in the range of phi, where gains also take up what
+# a rank too low leaves (0.04 in a network trained to remember two bits); of another activation; among scales.
+_LEAST, _LEAST_OTHER, _LEAST_AMONG = 0.15, 0.03, 0.005
 _OTHERS = ("tanh", "softplus", "relu")  # a sigmoid with gain and offset is a tanh
 
 
@@ -111,7 +111,7 @@ def choose_scale(recording: Recording, fold: Fold, rank: int, has_bias: bool) ->
         tried("both", name)
     there = {name: likely[name] for name in others if name in likely}
     best = max(there, key=lambda name: float(there[name].mean()), default=None)
-    better = best if best is not None and _better(there[best], stated, trial, _LEAST) else None
+    better = best if best is not None and _better(there[best], stated, trial, _LEAST_OTHER) else None
     return ScaleChoice(kind, scores, {name: float(x.mean()) for name, x in there.items()}, better)
 
 
