@@ -58,6 +58,7 @@ class Segments:
         mask: (S, L) True where there is a sample.
         u: (S, L, U) in force from each sample on, or None.
         seen: (S, L, R) what trajectories are compared with, where it is not z itself.
+        decay: k of an indicator behind which states are seen, f[t] = k f[t-1] + (1 - k) z[t] with a first f of its own; None: none.
         root: (S, L, R, R); (seen - state) @ root has independent entries of equal variance. None: not known yet.
     """
 
@@ -66,10 +67,15 @@ class Segments:
     u: Tensor | None = None
     seen: Tensor | None = None
     root: Tensor | None = None
+    decay: float | None = None
 
     def pick(self, rows: Tensor | slice) -> Segments:
         parts = (self.z, self.mask, self.u, self.seen, self.root)
-        return Segments(*(None if x is None else x[rows] for x in parts))
+        return Segments(*(None if x is None else x[rows] for x in parts), self.decay)
+
+    def starts(self) -> Tensor:
+        """(S, R) first states; with an indicator (S, 2 R), beside what it shows then."""
+        return self.z[:, 0] if self.decay is None else torch.cat([self.z[:, 0], self.seen[:, 0]], 1)
 
     def whitened(self, covariance: Tensor) -> Segments:
         """With the noise ``covariance`` (R, R) in every sample, where samples have none of their own."""
@@ -129,14 +135,31 @@ def _simulated(field: Field, c: Tensor, segments: Segments, z0: Tensor) -> Itera
         yield z, by_c, by_start
 
 
+def _shown(field: Field, c: Tensor, segments: Segments, start: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """As :func:`_simulated`, of what an indicator shows of the states, where they are behind one; start as of ``starts``."""
+    rank, k = segments.z.shape[2], segments.decay
+    states = _simulated(field, c, segments, start[:, :rank])
+    if k is None:
+        yield from states
+        return
+    shown, by_c = start[:, rank:], c.new_zeros(())
+    by_start = torch.cat([c.new_zeros(rank, rank), torch.eye(rank).to(c)], 1).expand(len(start), rank, 2 * rank)
+    for t, (z, z_by_c, z_by_start) in enumerate(states):
+        if t:
+            shown, by_c = k * shown + (1 - k) * z, k * by_c + (1 - k) * z_by_c
+            by_start = k * by_start + (1 - k) * torch.nn.functional.pad(z_by_start, (0, rank))
+        yield shown, by_c.expand_as(z_by_c), by_start
+
+
 def _moments(field: Field, c: Tensor, segments: Segments, z0: Tensor) -> tuple[Tensor, ...]:
     """Residuals, whitened residuals, h and b before the elimination, cross, and own blocks and gradients."""
-    (s, _, rank), size = segments.z.shape, c.numel()
+    (s, _, rank), size, n_start = segments.z.shape, c.numel(), z0.shape[1]
     seen = segments.z if segments.seen is None else segments.seen
     h, b = c.new_zeros(size, size), c.new_zeros(size)
-    cross, own, own_gradient = c.new_zeros(s, size, rank), c.new_zeros(s, rank, rank), c.new_zeros(s, rank)
+    cross, own = c.new_zeros(s, size, n_start), c.new_zeros(s, n_start, n_start)
+    own_gradient = c.new_zeros(s, n_start)
     residuals, whitened = torch.zeros_like(segments.z), torch.zeros_like(segments.z)
-    for t, (z, by_c, by_start) in enumerate(_simulated(field, c, segments, z0)):
+    for t, (z, by_c, by_start) in enumerate(_shown(field, c, segments, z0)):
         valid, root = segments.mask[:, t, None].to(c), segments.root[:, t]
         residuals[:, t] = (seen[:, t] - z) * valid
         whitened[:, t] = weighted = (residuals[:, t, None] @ root)[:, 0]
@@ -157,17 +180,17 @@ def linearise(field: Field, c: Tensor, segments: Segments, z0: Tensor) -> Linear
     Args:
         segments: with roots.
     """
-    rank = c.shape[1]
+    rank, n_start = c.shape[1], z0.shape[1]
     parts = [_moments(field, c, segments.pick(at), z0[at]) for at in pieces(len(z0), field.neurons.n_neurons, _CHUNK)]
     residuals, whitened, h, b, cross, own, own_gradient = zip(*parts)
     residuals, whitened, cross, own, own_gradient = map(torch.cat, (residuals, whitened, cross, own, own_gradient))
     # A direction of an initial state that a segment leaves open must not end the fit.
-    ridge = 1e-12 * own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(rank).to(c)
+    ridge = 1e-12 * own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(n_start).to(c)
     own_factor = torch.linalg.cholesky_ex(own + ridge)[0]
     solved = torch.linalg.solve_triangular(own_factor, torch.cat([cross.mT, own_gradient[..., None]], 2), upper=False)
     half = solved.flatten(0, 1)  # (S R, pR + 1)
     h, b = sum(h) - half[:, :-1].T @ half[:, :-1], sum(b) - half[:, :-1].T @ half[:, -1]
-    free = (float(segments.mask.sum()) - len(z0)) * rank
+    free = float(segments.mask.sum()) * rank - z0.numel()
     squares = float(whitened.square().sum())
     return Linearised(residuals, whitened, squares, 0.5 * (h + h.T), b, cross, own_factor, own_gradient, free)
 
@@ -214,13 +237,14 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Shot:
-    """Where Gauss-Newton steps ended: c (p, R) flattened, the linearisation there, the segments kept."""
+    """Where Gauss-Newton steps ended: c (p, R) flattened, the linearisation there, the segments kept and their starts."""
 
     c: Tensor
     found: Linearised
     segments: Segments
     converged: bool
     n_dropped: int
+    z0: Tensor
 
 
 def shoot(
@@ -252,7 +276,7 @@ def shoot(
     def at(c: Tensor, segments: Segments, z0: Tensor) -> Linearised:
         return linearise(field, c.view(p, -1), segments, z0)
 
-    z0 = segments.z[:, 0]
+    z0 = segments.starts()
     found = at(c, segments, z0)
     for _ in range(20):  # a start from elsewhere can send some segments off; leak alone is stable
         if weighting.is_tame(found):
@@ -289,7 +313,7 @@ def shoot(
             segments, z0 = segments.pick(keep), z0[keep]
             found = at(c, segments, z0)
             weighting.learn(found, c)
-    return Shot(c, found, segments, converged, n_dropped)
+    return Shot(c, found, segments, converged, n_dropped, z0)
 
 
 def positive_factor(information: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from connector.errors import UserError, require
+from connector.units import RateScale, Shown
 
 KINDS = ("rates", "spikes")
 
@@ -127,47 +128,6 @@ class Loadings:
 
 
 @dataclass(frozen=True)
-class RateScale:
-    """How recorded rates stand to phi: rate = gain phi(h) + offset, for each neuron.
-
-    Attributes:
-        kind: what was fitted: "offset", "gain" or "both".
-        gain, offset: (K,) float64, in units of the recorded rates.
-        weight: (K,) float64, of the neurons' squared errors in units of phi: their precision, over its mean.
-        spread: standard deviation of the prior of log gains; 0 where gains are no more than units (relu).
-        errors: (K, 2) standard errors of log gain and of offset / gain; 0 where not fitted.
-    """
-
-    kind: str
-    gain: Tensor
-    offset: Tensor
-    weight: Tensor
-    spread: float
-    errors: Tensor
-
-    @property
-    def gains(self) -> bool:
-        return self.kind in ("gain", "both") and self.spread > 0
-
-    @property
-    def offsets(self) -> bool:
-        return self.kind in ("offset", "both")
-
-    def own(self, rates: Tensor) -> Tensor:
-        """Recorded rates (..., K) in units of phi."""
-        return ((rates - self.offset.to(rates)) / self.gain.to(rates)).to(rates)
-
-    def recorded(self, rates: Tensor) -> Tensor:
-        """phi(h) (..., K) in units of the recorded rates."""
-        return self.gain.to(rates) * rates + self.offset.to(rates)
-
-    def neurons(self, index: Tensor | slice) -> RateScale:
-        """Of some of the neurons."""
-        cut = {name: getattr(self, name)[index] for name in ("gain", "offset", "weight", "errors")}
-        return replace(self, **cut)
-
-
-@dataclass(frozen=True)
 class TrainedNetwork:
     """A network trained on a task, dh/dt = -h + W phi(h) + B u + d in units of 1 / tau, and what the trials ask of it.
 
@@ -227,7 +187,7 @@ class Recording:
         name: what to call it in titles.
         notes: lines for the session summary (what was dropped and why).
         scale: how rates recorded in units of their own were brought into those of phi; None: they are as they were recorded.
-        deconvolved: whether rates were found behind a slow indicator (:mod:`connector.data.indicator`): their errors last.
+        shown: what an indicator shows, of rates that were found behind one (:mod:`connector.data.indicator`): their errors last.
         out_of_range: what is said of recorded rates that do not go with the range of ``activation``; empty where they do.
     """
 
@@ -256,7 +216,7 @@ class Recording:
     notes: tuple[str, ...] = field(default=())
     scale: RateScale | None = None
     out_of_range: str = ""
-    deconvolved: bool = False
+    shown: Shown | None = None
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"kind one of {', '.join(KINDS)}", self.kind)
@@ -338,12 +298,17 @@ class Recording:
             "stretches",
         ]
         cut = {name: getattr(self, name)[index] for name in per_trial if getattr(self, name) is not None}
+        if self.shown is not None:
+            cut["shown"] = self.shown.part(index, slice(None))
         return replace(self, trained=None if self.trained is None else self.trained.trials(index), **cut)
 
     def on_scale(self, scale: RateScale) -> Recording:
         """Recorded rates in units of phi, zero past a trial's end."""
-        activity = torch.where(self.mask[..., None], scale.own(self.activity), 0.0)
-        return replace(self, activity=activity, scale=scale)
+        activity, shown = torch.where(self.mask[..., None], scale.own(self.activity), 0.0), self.shown
+        if shown is not None:
+            trace = torch.where(self.mask[..., None], scale.own(shown.trace), 0.0)
+            shown = Shown(shown.decay, trace, scale.own(shown.start), shown.noise / scale.gain)
+        return replace(self, activity=activity, scale=scale, shown=shown)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -360,6 +325,7 @@ class Recording:
             baseline_hz=None if self.baseline_hz is None else self.baseline_hz[:, index],
             neuron_names=tuple(self.names[i] for i in index.tolist()),
             scale=None if self.scale is None else self.scale.neurons(index),
+            shown=None if self.shown is None else self.shown.part(slice(None), index),
             trained=None if self.trained is None else replace(self.trained, neurons=self.trained.neurons[index]),
         )
 

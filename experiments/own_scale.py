@@ -34,6 +34,7 @@ from connector.dynamics import Network, potentials
 from connector.dynamics import activation as get_activation
 from connector.errors import UserError
 from connector.lrrnn.gauge import Gauge
+from connector.lrrnn.indicated import behind_indicator
 from connector.lrrnn.rate_model import RateModel, fitted_dynamics
 from connector.lrrnn.scales import on_own_scale
 from connector.types import Latents, Loadings, Recording
@@ -109,6 +110,7 @@ def errors(case: Case, recording: Recording) -> dict[str, float]:
     model.initialise(recording)
     trials = torch.arange(TRIALS)
     fit = fitted_dynamics(model, recording, Fold(trials, trials[:0], trials[:0]))
+    fit = fit if recording.shown is None else behind_indicator(fit, recording)
     fit = fit.moved(Gauge.fit(fit.latents.z, latents.z, latents.lengths, affine=has_bias))
     mean = fit_trajectories(
         replace(latents, z=fit.latents.z),
@@ -117,6 +119,7 @@ def errors(case: Case, recording: Recording) -> dict[str, float]:
         recorded_fraction=RECORDED / NEURONS,
         loadings_covariance=fit.loadings_covariance,
         observed=fit.readings,
+        decay=fit.decay,
     )
     g = torch.Generator().manual_seed(1)
     fresh, _ = population.sample(4000, g)

@@ -111,8 +111,8 @@ class ModelChecks:
 
 
 def checks_of(recording: Recording, fit: FittedDynamics) -> dict[str, float]:
-    """:meth:`ModelChecks.metrics` of rates; nothing of spikes or two-valued activity, or where data are too few."""
-    if recording.kind != "rates":
+    """:meth:`ModelChecks.metrics` of rates; nothing of spikes, two-valued activity or rates behind an indicator, or where data are too few."""
+    if recording.kind != "rates" or fit.decay is not None:
         return {}
     found = {}
     with contextlib.suppress(UserError, torch.linalg.LinAlgError):

@@ -22,7 +22,8 @@ from connector.lrrnn.scale import ScaleFit
 from connector.lrrnn.scales import SCALES, fit_scale
 from connector.lrrnn.start import with_noise_seen
 from connector.numerics import even_rows, random_rows
-from connector.types import RateScale, Recording
+from connector.types import Recording
+from connector.units import RateScale
 
 _NEURONS, _SAMPLES, _HELD = 100, 800, 500
 _CLEAN = 1e-6  # share of the signal that is left of rates that need no scale

@@ -57,6 +57,8 @@ def without_indicator(recording: Recording, decay_s: float, train: Tensor) -> Re
     """
     import torch
 
+    from connector.units import Shown
+
     if recording.kind != "rates" or recording.bin_s is None:
         got = recording.kind if recording.kind != "rates" else "rates without a time between samples, data.bin_s"
         raise UserError("rates with data.bin_s, for data.indicator_decay_s", got)
@@ -86,8 +88,19 @@ def without_indicator(recording: Recording, decay_s: float, train: Tensor) -> Re
         f"rates deconvolved from an indicator that decays in {decay_s:g} s, in {axes.shape[1]} components that neurons have in "
         "common; each trial begins a sample later"
     )
+    shown = Shown(decay, y[:, 1:], _starts(y, rates, recording.mask, decay), sd)
     rates, notes = rates.to(recording.activity), (*recording.notes, note)
-    return replace(recording, activity=rates, lengths=recording.lengths - 1, notes=notes, deconvolved=True, **cut)
+    return replace(recording, activity=rates, lengths=recording.lengths - 1, notes=notes, shown=shown, **cut)
+
+
+def _starts(y: Tensor, rates: Tensor, mask: Tensor, decay: float) -> Tensor:
+    """What is shown at the first of the samples y (trials, time, K), by least squares from those that follow: (trials, K)."""
+    import torch
+
+    nothing = torch.zeros_like(y[:, :1])
+    left = (y - with_indicator(torch.cat([nothing, rates], 1), decay)) * mask[..., None]
+    falls = decay ** torch.arange(y.shape[1], dtype=y.dtype) * mask
+    return torch.einsum("btk,bt->bk", left, falls) / falls.square().sum(1, keepdim=True)
 
 
 def _components(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

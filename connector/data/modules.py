@@ -23,7 +23,8 @@ from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import paths_of
-from connector.types import DataSizes, RateScale, Recording, TrialBatch
+from connector.types import DataSizes, Recording, TrialBatch
+from connector.units import RateScale
 
 _SLOWEST_HZ, _FASTEST_HZ = 0.1, 2000.0  # of the busiest of many neurons: beyond, bins are in other units
 

@@ -14,7 +14,8 @@ from connector.data.folds import Fold
 from connector.dynamics import Network, activation
 from connector.lrrnn.field_posterior import FieldPosterior
 from connector.lrrnn.gauge import Gauge
-from connector.types import Latents, Loadings, RateScale
+from connector.types import Latents, Loadings
+from connector.units import RateScale
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class FittedDynamics:
         n: (K_obs, R) output weights of the fitted low-rank RNN, where its units are the recorded neurons; or None. The
             stages do not build on them: they show what the fit alone would say about the connectivity.
         field: what the activity says about the drive, where it was sampled (spikes); ``latents.drive`` is then its mean.
-        deconvolved: whether the rates were found behind a slow indicator, so that their errors last over many samples.
+        decay: k of a slow indicator behind which the rates are; readings are then what it shows of the states,
+            f[t] = k f[t-1] + (1 - k) z[t]. None: none.
         scale: of the recorded rates, where they have one of their own; those that were fitted are in units of phi.
         rollouts: whether the latents are the fitted network's own trajectories, in place of states read from the activity.
     """
@@ -47,7 +49,7 @@ class FittedDynamics:
     field: FieldPosterior | None = None
     rollouts: bool = False
     scale: RateScale | None = None
-    deconvolved: bool = False
+    decay: float | None = None
 
     @property
     def network(self) -> Network:
@@ -112,7 +114,7 @@ class FittedDynamics:
             "d": loadings.d,
             "n": self.n,
             "rollouts": True if self.rollouts else None,
-            "deconvolved": True if self.deconvolved else None,
+            "decay": self.decay,
             "loadings_covariance": self.loadings_covariance,
             "readings": readings,
             "readings_covariance": covariance,
@@ -149,7 +151,7 @@ class FittedDynamics:
             readings=(tensors["readings"], tensors["readings_covariance"]) if "readings" in tensors else None,
             n=tensors.get("n"),
             rollouts=bool(arrays.get("rollouts", False)),
-            deconvolved=bool(arrays.get("deconvolved", False)),
+            decay=float(arrays["decay"]) if "decay" in arrays else None,
             field=FieldPosterior.of_arrays(tensors, str(arrays.get("field_activation"))),
             scale=_scale_of(arrays, tensors),
         )

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples, outer
-from connector.types import Loadings, RateScale
+from connector.types import Loadings
+from connector.units import RateScale
 
 # Prior standard deviation of latents, in units where they have variance one; binds only what the data leave open.
 _PRIOR_SD = 10.0

@@ -171,7 +171,7 @@ def cut_segments(z: Tensor, information: Tensor, inputs: Tensor | None) -> Segme
     return pieces.pick(mask.any(1))
 
 
-class _Evidence(Weighting):
+class Evidence(Weighting):
     """Prior c ~ N(0, v) alike for all, v by the fixed point of the evidence (MacKay 1992); noise never below the stated."""
 
     def __init__(self, start: float, size: int, like: Tensor):
@@ -218,7 +218,7 @@ def fit_trajectory_weights(
     loadings = network.loadings.map(lambda x: x.float())
     field = Field(activation_named(network.activation), loadings, basis / k**0.5, network.alpha)
     start = (basis.T @ network.n / k**0.5).reshape(-1)
-    prior = _Evidence(1.0 / max(float(network.n.square().mean()), 1e-300), len(start), start)
+    prior = Evidence(1.0 / max(float(network.n.square().mean()), 1e-300), len(start), start)
     rules = {"shrink": 0.5, "least_gain": 1e-4, "least_decrement": 0.0, "drop_outliers": False}
     shot = shoot(field, segments, start, prior, steps, **rules)
     n = k**0.5 * basis @ shot.c.view(-1, rank)

@@ -23,7 +23,8 @@ from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples
 from connector.lrrnn.smoother import smooth_latents
 from connector.lrrnn.start import with_noise_seen
-from connector.types import Latents, Loadings, RateScale, Recording, TrialBatch
+from connector.types import Latents, Loadings, Recording, TrialBatch
+from connector.units import RateScale
 
 
 @dataclass(frozen=True)
@@ -330,9 +331,7 @@ def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: 
         )
     n, spread = model.rnn.n.detach().double(), model.loadings_covariance
     latents, phi = Latents.of(recording, z), recording.activation
-    return FittedDynamics(
-        latents, loadings, fold, phi, spread, readings, n, scale=model.scale, deconvolved=recording.deconvolved
-    )
+    return FittedDynamics(latents, loadings, fold, phi, spread, readings, n, scale=model.scale)
 
 
 def lasting_misfit(fit: FittedDynamics) -> float:

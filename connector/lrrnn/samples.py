@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from connector.lrrnn.observation import Observation
-from connector.types import RateScale
+from connector.units import RateScale
 
 # Elements of (samples x neurons) handled at once: temporaries stay in the cache and memory stays bounded.
 CHUNK_ELEMENTS = 1 << 19

@@ -17,7 +17,7 @@ from connector.dynamics import Activation, value_and_slope
 from connector.lrrnn.samples import ActivitySamples, outer
 from connector.lrrnn.start import conjugate_gradients
 from connector.numerics import least_squares
-from connector.types import RateScale
+from connector.units import RateScale
 
 # Biases that single neurons are tried from: a weak drive has slope and curvature with a bias of either sign.
 _BIASES = (-1.5, -0.7, 0.0, 0.7, 1.5)

@@ -19,7 +19,8 @@ from connector.lrrnn.samples import ActivitySamples
 from connector.lrrnn.scale import ScaleFit, ScaleState
 from connector.lrrnn.start import denoised, start_fit
 from connector.numerics import even_rows, least_squares, random_rows
-from connector.types import RateScale, Recording
+from connector.types import Recording
+from connector.units import RateScale
 
 SCALES = ("none", "offset", "gain", "both")  # the simplest first
 # What gains are started from, over half the range of a neuron's rates; of unbounded phi over their standard deviation.

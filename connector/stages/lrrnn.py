@@ -20,6 +20,7 @@ from connector.errors import UserError, numerical_failure
 from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.indicated import behind_indicator
 from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
@@ -289,6 +290,8 @@ def _train_on_rates(
     loss = _validation_loss(module.model, data, part=data.fold.test)
     metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
     found = fitted_to_rates(module.model, recording, data.fold)
+    if recording.shown is not None:
+        return _behind_indicator(context, module.model, recording, found), metrics
     if recording.inputs is None:
         return found, metrics
     foretold = 1 - metrics["lrrnn/val_loss"] / power_about_means(recording, data.fold)
@@ -300,6 +303,19 @@ def _train_on_rates(
                 f"lrrnn: what the fit misses lasts (correlation {lasting:.2g} from step to step); its rollouts are handed on"
             )
     return found, metrics
+
+
+def _behind_indicator(
+    context: StageContext, model: RateModel, recording: Recording, fit: FittedDynamics
+) -> FittedDynamics:
+    """The fit finished on what the indicator shows; where it runs away, the rollouts of the fit to deconvolved rates."""
+    try:
+        return behind_indicator(fit, recording)
+    except (UserError, torch.linalg.LinAlgError):
+        context.say(
+            "lrrnn: no trajectories pass near what the indicator shows; rollouts of the fit to deconvolved rates are handed on"
+        )
+        return of_rollouts(model, recording, fit)
 
 
 def _validation_loss(

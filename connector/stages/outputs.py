@@ -120,6 +120,7 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         recorded_fraction=_recorded_fraction(options),
         loadings_covariance=_noticeable_errors(inputs),
         observed=readings,
+        decay=inputs.decay,
         settings=TrajectorySettings(max_samples=5 * options.connectivity.max_states, seed=options.seed),
     )
     warned = ""
@@ -128,11 +129,6 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
         warned = (
             f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
             "direction. Intervals of nu have not been checked beyond 20 %, and no sign is told."
-        )
-    elif inputs.deconvolved:
-        warned = (
-            "The rates were deconvolved from a slow indicator, by which their errors last over many samples. Intervals of nu take the "
-            "errors of samples for independent: they are too narrow, and no sign is told."
         )
     elif inputs.rollouts:
         warned = (

@@ -77,7 +77,7 @@ def test_a_file_is_read_behind_an_indicator(tmp_path):
     module = FileDataModule(str(tmp_path / "a.npz"), reading={"bin_s": BIN_S}, indicator_decay_s=DECAY_S)
     module.setup()
     found = module.recording
-    assert found.deconvolved
+    assert found.shown.decay == pytest.approx(K)
     assert found.n_steps == rates.n_steps - 1
     assert (found.activity - rates.activity[:, 1:]).square().mean().sqrt() < 0.05
     assert not found.out_of_range

@@ -11,7 +11,7 @@ from rate_networks import make_network, record, unexplained
 from connector.lrrnn.closed_form import fit_rates_closed_form
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.scales import fit_scale, on_own_scale
-from connector.types import RateScale
+from connector.units import RateScale
 
 
 def rescaled(recording, gain, offset, noise=0.0, seed=9):

@@ -21,7 +21,7 @@ Under an odd phi without bias and input g is odd: the estimand is the mean of n 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,7 @@ def fit_trajectories(
     recorded_fraction: float | None = 1.0,
     loadings_covariance: Tensor | None = None,
     observed: tuple[Tensor, Tensor] | None = None,
+    decay: float | None = None,
     settings: TrajectorySettings | None = None,
 ) -> TrajectoryMean:
     """Estimate nu(m, b, d) = E[n | m, b, d] with intervals, from sampled latent trajectories.
@@ -112,6 +113,7 @@ def fit_trajectories(
             the linearisation: (trials, time, R) readings of the states with errors that are independent between
             samples, and the covariance (trials, time, R, R) of each. Samples that say little, as where all neurons
             saturate, so count little.
+        decay: k of an indicator behind which the states are ``observed``, f[t] = k f[t-1] + (1 - k) z[t]; None: none.
 
     Raises:
         UserError: shapes or options that do not fit.
@@ -139,6 +141,8 @@ def fit_trajectories(
     c, reference = _start(dynamics, prior, full, guess.mean(), generator)
     short = _cut(latents, 8, 2400, generator, observed)
     few = _cut(latents, settings.segment, min(6000, settings.max_samples), generator, observed)
+    full, few = replace(full, decay=decay), replace(few, decay=decay)
+    short = short if decay is None else few  # pieces shorter than the indicator lasts say nothing
     noisy = float((noise / spread).max()) > 1e-4
     stages = [(short, 3), (few, 4)] + ([(full, 4)] if noisy and len(full.z) > len(few.z) else [])
     fitted = _shoot_in_stages(dynamics, stages, c, 4 * reference, gauge, torch.diag(guess), spread)
