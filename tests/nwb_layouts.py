@@ -119,11 +119,8 @@ def ibl():
 
 
 def add_rows_of_trials(file, columns, stops=None, ragged=()):
-    for name in columns:
-        file.add_trial_column(name, "of the trial", index=name in ragged)
-    for i, start in enumerate(STARTS):
-        stop = start + 2.0 if stops is None else stops[i]
-        file.add_trial(start_time=start, stop_time=stop, **{name: x[i] for name, x in columns.items()})
+    file.trials = pynwb.epoch.TimeIntervals(name="trials", description="trials")
+    add_rows(file.trials, columns, stops=stops, ragged=ragged)
 
 
 def svoboda():
