@@ -71,6 +71,11 @@ def rows_of(clock: Clock, options: NwbOptions, bin_s: float, notes: list[str]) -
     until = "stop_time" if options.until is None and options.stop_s is None else options.until
     window = Window(options.align or "start_time", options.start_s, options.stop_s, until, bin_s)
     if isinstance(clock.table, Session):
+        named = [x for x in (options.align, options.until) if x not in (None, "start_time", "stop_time")]
+        if named:
+            raise UserError(
+                "data.align and data.until with a table of trials", f"{named[0]!r}, of the session cut into pieces"
+            )
         window = Window("start_time", 0.0, None, "stop_time", bin_s)
     return trial_bins(clock, window, options.trials or {}, notes)
 

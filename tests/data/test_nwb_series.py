@@ -330,6 +330,7 @@ def test_the_time_constant_is_no_shorter_than_three_bins_where_it_is_not_given()
         (lambda: with_series(trials=False), {}, ["a table of trials", "data.piece_s=2"]),
         (lambda: with_series(trials=False), {"piece_s": 100}, ["of 2 to 600 samples"]),
         (with_series, {"piece_s": 100}, ["rows of trials: data.table=session"]),
+        (with_series, {"table": "session", "piece_s": 1, "align": "go"}, ["data.align and data.until with a table of trials"]),
         (with_series, {"table": "session"}, ["data.table=session", "data.piece_s"]),
         (with_series, {"piece_s": 1, "choices": "outcome"}, ["data.choices", "without data.piece_s"]),
     ],
