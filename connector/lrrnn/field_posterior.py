@@ -97,7 +97,7 @@ class FieldPosterior:
         """
         if "field_mixing" not in tensors:
             return None
-        neurons = Loadings(tensors["field_m"], tensors.get("field_b"), tensors["field_d"])
+        neurons = Loadings(tensors["field_m"], tensors.get("field_b"), tensors.get("field_d"))
         found = FieldPosterior(activation, neurons, **{name: tensors[f"field_{name}"] for name in _PARTS})
         (p, rank), size = found.mean.shape, found.mean.numel()
         shapes = {

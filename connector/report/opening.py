@@ -185,7 +185,7 @@ def _dynamics(f: Findings) -> str:
         f"With infinitely many neurons the inferred connectivity reproduces the vector field at held-out states {verdict} "
         f"(error {percent(error)} of the field's size)"
     )
-    if f.kind == "rates" and f.drawn_from_teacher is None:
+    if f.kind == "rates" and f.drawn_from_teacher is None and "lrrnn/process_noise" not in f.metrics:
         said += (
             "; that field is how the inferred states move, with whatever noise the states have of their own, which no "
             "connectivity reproduces"

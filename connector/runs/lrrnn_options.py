@@ -65,8 +65,9 @@ class LowRankRNNOptions:
         stages=_LRRNN, choices=("auto", "encoder", "smoother"),
     )  # fmt: skip
     posterior_sweeps: int = option(
-        "sweeps of the sampler of the dynamics' posterior, for spikes where the encoder infers; twice as many follow where few of "
-        "their draws are independent; 0: none, states read bin by bin stand for it",
+        "sweeps of the sampler of the dynamics' posterior, for spikes where the encoder infers, where twice as many follow if few of "
+        "their draws are independent, and for rates whose states carry noise of their own; 0: none, states read sample by sample "
+        "stand for it",
         stages=_LRRNN, at_least=0, at_most=100_000, before=0,
     )  # fmt: skip
     b_penalty: float = option(

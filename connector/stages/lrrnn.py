@@ -21,6 +21,7 @@ from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.indicated import behind_indicator
+from connector.lrrnn.noisy_states import process_noise, sample_field
 from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
@@ -149,8 +150,42 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
             "lrrnn: neurons have a bias, which leaves the origin of the latents open; put where n is most plausible"
         )
     if not is_child_rank():
+        if data.sizes.kind == "rates":
+            found, more = _with_own_noise(context, found)
+            metrics |= more
         context.store.write_stage_inputs(found)
     return metrics
+
+
+def _with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[FittedDynamics, dict[str, float]]:
+    """The fit to rates with the sampled posterior of its drive, where states carry noise of their own: trajectories without
+    it would leave them behind."""
+    options, sweeps = context.options, context.options.lrrnn.posterior_sweeps
+    noise = process_noise(found) if sweeps else None
+    if noise is None:
+        return found, {}
+    size = _in_sd(noise.q, found)
+    context.say(
+        f"lrrnn: the states carry noise of their own, {size:.2g} sd a step; sampling the posterior of the dynamics"
+    )
+    basis = sampled_basis(found.activation, found.latents.alpha, options.seed)
+    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
+
+        def shown(done: int, of: int) -> None:
+            progress.expect(of)
+            progress.start(f"sweep {done + 1}")
+
+        found = sample_field(found, noise, basis, sweeps=sweeps, seed=options.seed, progress=shown)
+    return found, {
+        "lrrnn/posterior_ess": float(found.field.effective),
+        "lrrnn/process_noise": _in_sd(found.field.noise, found),
+    }
+
+
+def _in_sd(noise: Tensor, found: FittedDynamics) -> float:
+    """Process noise (R, R) of a step, in standard deviations of the training trials' states, mean over the dimensions."""
+    z = found.latents.trials(found.fold.train).samples().z.double()
+    return float((noise.diagonal() / z.var(0)).sqrt().mean())
 
 
 def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str, float]:
@@ -407,13 +442,12 @@ def _sample_dynamics(
     found = found.moved(
         Gauge.nearest(*(z[fold.train][recording.mask[fold.train]].double() for z in (found.latents.z, guide)))
     )
-    noise = (found.field.noise.diagonal() / found.latents.trials(fold.train).samples().z.double().var(0)).sqrt()
     return found, {
         "lrrnn/posterior_ess": mixing.ess,
         "lrrnn/posterior_halves": mixing.halves,
         "lrrnn/posterior_accepted": mixing.accepted,
         POSTERIOR_SEEN: mixing.seen,
-        "lrrnn/process_noise": float(noise.mean()),
+        "lrrnn/process_noise": _in_sd(found.field.noise, found),
     }
 
 
