@@ -53,7 +53,7 @@ def process_noise(fit: FittedDynamics) -> OwnNoise | None:
     Errors of reading make successive errors of a step correlate, e[t] = r[t+1] - step(r[t]) having Cov(e[t], e[t+1]) = -R A^T
     with the step's Jacobian A; noise of the states does not. So neither needs to be stated.
     """
-    if fit.readings is None or fit.n is None or fit.rollouts:
+    if fit.readings is None or fit.n is None or fit.rollouts or fit.decay is not None:
         return None
     latents, z = fit.latents.trials(fit.fold.train), fit.readings[0][fit.fold.train].double()
     valid = latents.mask

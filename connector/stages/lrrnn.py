@@ -21,7 +21,6 @@ from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.indicated import behind_indicator
-from connector.lrrnn.noisy_states import process_noise, sample_field
 from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
@@ -34,6 +33,7 @@ from connector.lrrnn.starts import best_inputs, clearly_better, power_about_mean
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES, TAKEN
+from connector.stages.own_noise import noise_in_sd, with_own_noise
 from connector.stages.progress import StepProgress
 from connector.stages.responses import score_on_test_trials
 from connector.stages.scaling import has_bias_of, refit_scale, take_scale
@@ -151,41 +151,10 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
         )
     if not is_child_rank():
         if data.sizes.kind == "rates":
-            found, more = _with_own_noise(context, found)
+            found, more = with_own_noise(context, found)
             metrics |= more
         context.store.write_stage_inputs(found)
     return metrics
-
-
-def _with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[FittedDynamics, dict[str, float]]:
-    """The fit to rates with the sampled posterior of its drive, where states carry noise of their own: trajectories without
-    it would leave them behind."""
-    options, sweeps = context.options, context.options.lrrnn.posterior_sweeps
-    noise = process_noise(found) if sweeps else None
-    if noise is None:
-        return found, {}
-    size = _in_sd(noise.q, found)
-    context.say(
-        f"lrrnn: the states carry noise of their own, {size:.2g} sd a step; sampling the posterior of the dynamics"
-    )
-    basis = sampled_basis(found.activation, found.latents.alpha, options.seed)
-    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
-
-        def shown(done: int, of: int) -> None:
-            progress.expect(of)
-            progress.start(f"sweep {done + 1}")
-
-        found = sample_field(found, noise, basis, sweeps=sweeps, seed=options.seed, progress=shown)
-    return found, {
-        "lrrnn/posterior_ess": float(found.field.effective),
-        "lrrnn/process_noise": _in_sd(found.field.noise, found),
-    }
-
-
-def _in_sd(noise: Tensor, found: FittedDynamics) -> float:
-    """Process noise (R, R) of a step, in standard deviations of the training trials' states, mean over the dimensions."""
-    z = found.latents.trials(found.fold.train).samples().z.double()
-    return float((noise.diagonal() / z.var(0)).sqrt().mean())
 
 
 def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str, float]:
@@ -447,7 +416,7 @@ def _sample_dynamics(
         "lrrnn/posterior_halves": mixing.halves,
         "lrrnn/posterior_accepted": mixing.accepted,
         POSTERIOR_SEEN: mixing.seen,
-        "lrrnn/process_noise": _in_sd(found.field.noise, found),
+        "lrrnn/process_noise": noise_in_sd(found.field.noise, found),
     }
 
 

@@ -1,0 +1,42 @@
+"""Within the stage ``lrrnn``: rates whose states carry noise of their own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from connector.connectivity.nu.field import sampled_basis
+from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.noisy_states import process_noise, sample_field
+from connector.stages.progress import StepProgress
+from connector.stages.training import StageContext
+
+
+def with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[FittedDynamics, dict[str, float]]:
+    """The fit to rates with the sampled posterior of its drive, where states carry noise of their own: trajectories without
+    it would leave them behind."""
+    options, sweeps = context.options, context.options.lrrnn.posterior_sweeps
+    noise = process_noise(found) if sweeps else None
+    if noise is None:
+        return found, {}
+    size = noise_in_sd(noise.q, found)
+    context.say(
+        f"lrrnn: the states carry noise of their own, {size:.2g} sd a step; sampling the posterior of the dynamics"
+    )
+    basis = sampled_basis(found.activation, found.latents.alpha, options.seed)
+    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
+
+        def shown(done: int, of: int) -> None:
+            progress.expect(of)
+            progress.start(f"sweep {done + 1}")
+
+        found = sample_field(found, noise, basis, sweeps=sweeps, seed=options.seed, progress=shown)
+    return found, {
+        "lrrnn/posterior_ess": float(found.field.effective),
+        "lrrnn/process_noise": noise_in_sd(found.field.noise, found),
+    }
+
+
+def noise_in_sd(noise: Tensor, found: FittedDynamics) -> float:
+    """Process noise (R, R) of a step, in standard deviations of the training trials' states, mean over the dimensions."""
+    z = found.latents.trials(found.fold.train).samples().z.double()
+    return float((noise.diagonal() / z.var(0)).sqrt().mean())
