@@ -159,7 +159,8 @@ def run(task: Task) -> dict:
         return without_indicator(recorded(shown), DECAY_S, torch.arange(TRIALS))
 
     def scaled(recording: Recording) -> Recording:
-        return recording.on_scale(on_own_scale(recording, rank, has_bias, "both"))
+        scale = on_own_scale(recording, rank, has_bias, "both")
+        return recording.on_scale(replace(scale, gain=gain) if phi == "relu" else scale)  # in units of the truth
 
     start, found = time.process_time(), {"kind": task.kind, "seed": task.seed}
     own = gain * rates + offset

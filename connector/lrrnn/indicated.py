@@ -7,7 +7,8 @@ with these readings by multiple shooting. The states are those trajectories; loa
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from connector.units import RateScale, Shown
 
 _PASSES, _STEPS, _START_STEPS = 8, 7, 4
 _SETTLED = 1e-3  # change of the states in a pass, over their standard deviation
+_WORST_MISFIT = 4.0  # of the traces, where 1 is their noise
 _PIECE = 60  # samples of a segment
 _SAMPLES = 1500  # from which modes are taken
 _ENTRIES = 4_000_000  # of filtered slopes at a time
@@ -39,33 +41,52 @@ def behind_indicator(fit: FittedDynamics, recording: Recording) -> FittedDynamic
     Raises:
         UserError: trajectories that run away whatever the output weights.
     """
-    shown, phi, mask, train = recording.shown, activation_named(fit.activation), recording.mask, fit.fold.train
-    u, z, loadings, n = fit.latents.inputs, fit.latents.z, fit.loadings, fit.n
-    spread = fit.loadings_covariance
+    phi, best = activation_named(fit.activation), None
+    now = _Pass(fit.latents.z, fit.loadings, fit.loadings_covariance, fit.n, recording.shown)
     for _ in range(_PASSES):
-        readings, information = _readings(shown, phi, z, u, loadings, mask)
-        seen = _cut(z, readings, information, u, mask, shown.decay)
-        own = torch.zeros(len(mask), dtype=torch.bool)
-        own[train] = True
-        pieces = own.repeat_interleave(len(seen.z) // len(mask))
-        network = Network(loadings.m, n, loadings.b, loadings.d, recording.alpha, fit.activation)
-        field, c = _fitted_field(seen.pick(pieces & seen.mask.any(1)), network, phi)
-        n = len(n) * field.mixing @ c
-        before, z = (
-            z,
-            _states(field, c, seen, replace(network, n=n)).reshape(len(mask), -1, z.shape[2])[:, : z.shape[1]],
-        )
-        z = torch.where(mask[..., None], z, 0.0)
-        loadings, spread = _loadings(shown, phi, z, u, loadings, mask, train, recording.scale)
-        shown = _started(shown, phi(potentials(loadings, z, u)), mask)
-        if float((z - before)[mask].square().mean().sqrt()) < _SETTLED * float(z[mask].std()):
+        before, now = now.z, _passed(now, phi, recording, fit)
+        best = now if best is None or now.misfit < best.misfit else best
+        if float((now.z - before).square().mean().sqrt()) < _SETTLED * float(now.z.square().mean().sqrt()):
             break
-    readings, information = _readings(shown, phi, z, u, loadings, mask)
-    eye = torch.eye(z.shape[2]).to(z)
-    covariance = torch.where(mask[..., None, None], torch.linalg.inv(information + 1e-10 * eye), 0.0)
-    latents = replace(fit.latents, z=z)
-    found = replace(fit, latents=latents, loadings=loadings, loadings_covariance=spread, n=n, decay=shown.decay)
-    return replace(found, readings=(readings, covariance))
+    if not best.misfit < _WORST_MISFIT:
+        raise UserError("trajectories that pass near what the indicator shows", f"a misfit of {best.misfit:.3g}")
+    readings, information = _readings(best, phi, fit.latents.inputs, recording.mask)
+    covariance = torch.linalg.inv(information + 1e-10 * torch.eye(information.shape[-1]).to(information))
+    covariance = torch.where(recording.mask[..., None, None], covariance, 0.0)
+    latents, read = replace(fit.latents, z=best.z), {"readings": (readings, covariance), "decay": best.shown.decay}
+    return replace(fit, latents=latents, loadings=best.loadings, loadings_covariance=best.spread, n=best.n, **read)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """States (trials, time, R), loadings with their covariances, output weights, and the traces with the starts that go with
+    them; misfit: mean square of what is left of the training trials' traces, over their noise."""
+
+    z: Tensor
+    loadings: Loadings
+    spread: Tensor | None
+    n: Tensor
+    shown: Shown
+    misfit: float = math.inf
+
+
+def _passed(now: _Pass, phi: Activation, recording: Recording, fit: FittedDynamics) -> _Pass:
+    """Output weights, then states, then loadings, then starts, each given what was found before."""
+    u, mask, train, k = fit.latents.inputs, recording.mask, fit.fold.train, len(now.n)
+    seen = _cut(now.z, *_readings(now, phi, u, mask), u, mask, now.shown.decay)
+    own = torch.zeros(len(mask), dtype=torch.bool)
+    own[train] = True
+    pieces = own.repeat_interleave(len(seen.z) // len(mask)) & seen.mask.any(1)
+    network = Network(now.loadings.m, now.n, now.loadings.b, now.loadings.d, recording.alpha, fit.activation)
+    field, c = _fitted_field(seen.pick(pieces), network, phi)
+    n = k * field.mixing @ c
+    z = _states(field, c, seen, replace(network, n=n)).reshape(len(mask), -1, now.z.shape[2])[:, : mask.shape[1]]
+    z = torch.where(mask[..., None], z, 0.0)
+    loadings, spread = _loadings(now.shown, phi, z, u, now.loadings, mask, train, recording.scale)
+    rates = phi(potentials(loadings, z, u))
+    shown = _started(now.shown, rates, mask)
+    left = ((shown.trace - _shown_by(shown, rates)) / shown.noise)[train][mask[train]]
+    return _Pass(z, loadings, spread, n, shown, float(left.square().mean()))
 
 
 def _started(shown: Shown, rates: Tensor, mask: Tensor) -> Shown:
@@ -80,10 +101,9 @@ def _shown_by(shown: Shown, rates: Tensor) -> Tensor:
     return with_indicator(torch.cat([shown.start[:, None], rates], 1), shown.decay)[:, 1:]
 
 
-def _readings(
-    shown: Shown, phi: Activation, z: Tensor, u: Tensor | None, loadings: Loadings, mask: Tensor
-) -> tuple[Tensor, Tensor]:
+def _readings(now: _Pass, phi: Activation, u: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Readings of the filtered states (trials, time, R), zero where masked, and their information (trials, time, R, R)."""
+    shown, z, loadings = now.shown, now.z, now.loadings
     value, slope = value_and_slope(phi, potentials(loadings, z, u))
     weight, m = 1 / shown.noise.square(), loadings.m
     left = shown.trace - _shown_by(shown, value)
