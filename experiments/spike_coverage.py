@@ -139,7 +139,15 @@ def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
         return simulate(kind, form, seed + 1_000_000)
     fresh = Loadings(*(x[-200:] if x is not None else None for x in (m, b, d)))
     return SimpleNamespace(
-        z=z, u=u, counts=counts, offset=offset, drive=drive, fresh=fresh, nu=nu(fresh.m, fresh.d), about=about
+        z=z,
+        u=u,
+        potential=potential,
+        counts=counts,
+        offset=offset,
+        drive=drive,
+        fresh=fresh,
+        nu=nu(fresh.m, fresh.d),
+        about=about,
     )
 
 

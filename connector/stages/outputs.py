@@ -35,8 +35,8 @@ from connector.types import Loadings, States
 
 _READABLE = 0.2  # error of single readings, of the states' variance: noisier ones were not among the recordings checked
 _OF_NOISY_STATES = (
-    "The states carry noise of their own. In nine simulated recordings of that kind 95 % intervals of the vector field held the truth "
-    "at 88 % of the states, so that intervals are somewhat too narrow, and no sign of nu is told."
+    "The states carry noise of their own. In 21 simulated recordings of that kind 95 % intervals of the vector field held the truth "
+    "at 88 % of the states: intervals are somewhat too narrow, and no sign of nu is told."
 )
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
@@ -183,11 +183,17 @@ def published_ridge(options: Options, inputs: FittedDynamics, max_states: int = 
     return solve
 
 
-def drive_of_mean(inputs: FittedDynamics, mean: ConditionalMean, states: States) -> States:
-    """These states with the drive of a fitted model where there is one, else of the recorded neurons with n = nu.
-    Successive latents would show the recorded n's own deviations from nu besides, and their noise."""
+def drive_of_mean(options: Options, inputs: FittedDynamics, mean: ConditionalMean, states: States) -> States:
+    """These states with the drive that sampled networks shall have. Successive latents would show it with their noise.
+
+    The one that latents come with, where there is one. Else, of a network recorded whole, that of its neurons with n = nu,
+    without the own deviations of n from nu; of others that of the fitted low-rank RNN: the recorded neurons are a sample of those
+    that drive, and with n = nu miss the drive by what chance has in it.
+    """
     if inputs.latents.drive is not None:
         return states
+    if inputs.n is not None and _recorded_fraction(options) != 1:
+        return states._replace(y=inputs.network.double().drive(states.z.double(), states.u))
     loadings = inputs.loadings.map(Tensor.double)
     y = Design(activation(inputs.activation), loadings, states.z, states.u).times(mean(loadings.stack()))
     return states._replace(y=y)
@@ -220,7 +226,7 @@ def match_drive(
     fixed = {"activation": inputs.activation, "shape": loadings.layout}
     tilt = None
     if flow.base == "normal":
-        drive = drive_of_mean(inputs, mean, visited.spread(_TILT_STATES))
+        drive = drive_of_mean(options, inputs, mean, visited.spread(_TILT_STATES))
         tilt = fit_drive_tilt(rows, nu, *drive, n_neurons=loadings.n_neurons, **fixed)
     weights = None if tilt is None else tilt.log_weight(rows, nu).exp()
     lam = SHIFT_REGULARIZER * rate_power(inputs)
@@ -236,7 +242,7 @@ def assemble(
     """
     connectivity = options.connectivity
     visited = inputs.latents.trials(inputs.fold.train).samples()
-    reference = visited if inputs.readings is None else drive_of_mean(inputs, mean, visited)
+    reference = visited if inputs.readings is None else drive_of_mean(options, inputs, mean, visited)
     tilt, shift = match_drive(options, inputs, loadings_flow, mean, visited, reference)
     return ConnectivityDistribution(
         loadings_flow,
