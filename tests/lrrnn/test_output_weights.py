@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from connector.lrrnn.output_weights import _Evidence, ridge_output_weights
+from connector.lrrnn.output_weights import Evidence, ridge_output_weights
 
 
 def test_ridge_solves_the_stated_problem_in_both_shapes():
@@ -27,7 +27,7 @@ def test_what_rounding_hides_says_nothing_of_the_prior():
         SimpleNamespace(h=values.diag(), b=torch.tensor([1e6, 1e3, pull]).double(), squares=4e3, free=4e3)
         for pull in (0.0, 1e9)
     ]
-    learnt = [_Evidence(1.0, 3, c) for _ in found]
+    learnt = [Evidence(1.0, 3, c) for _ in found]
     for evidence, of in zip(learnt, found, strict=True):
         evidence.learn(of, c)
     assert 0 < learnt[0].shrinkage < math.inf
