@@ -29,6 +29,7 @@ from connector.types import Loadings
 
 _BURN = 0.2  # of the sweeps
 _PROPOSALS = 6  # of the prior in each sweep
+_DRAWS_OF_C = 4  # kept of each sweep, of which the first goes on
 _LEAST_SD, _AGAINST_READINGS = (
     0.01,
     0.02,
@@ -108,7 +109,8 @@ def sample_field(
         progress(sweep, sweeps)
         basis = field(z[:, :-1][pairs], None if u is None else u[:, :-1][pairs].double())
         y = ((z[:, 1:] - (1 - alpha) * z[:, :-1]) / alpha)[pairs]
-        mean, spread, c = chain.draw(basis, y, q / alpha**2)
+        mean, root, draws = chain.draw(basis, y, q / alpha**2)
+        c = draws[0]
         error = alpha * (y - basis @ c)
         q = _inverse_wishart(error.T @ error, len(error), generator)
         net = Network(
@@ -127,7 +129,8 @@ def sample_field(
         shape = torch.tensor([off.numel() / 2], dtype=torch.float64)
         dispersion = 0.5 * squares / float(torch._standard_gamma(shape, generator=generator))
         if sweep >= burn:
-            for name, value in zip(kept, (c, mean, spread, chain.prior_covariance(), q), strict=True):
+            spread = torch.cholesky_inverse(root)
+            for name, value in zip(kept, (draws, mean, spread, chain.prior_covariance(), q), strict=True):
                 kept[name].append(value)
             total += z
     posterior = _packed(fit, field, prior, {k: torch.stack(v) for k, v in kept.items()}, (z[valid], u, valid))
@@ -157,7 +160,8 @@ class _Coefficients:
         return self.prior.covariance(self.family, self.theta)
 
     def draw(self, basis: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (pR,) and covariance (pR, pR) of c given basis (N, p) and drive y (N, R) with noise (R, R), and a draw (p, R)."""
+        """Mean (pR,) and Cholesky factor (pR, pR) of the precision of c given basis (N, p) and drive y (N, R) with noise (R, R),
+        and draws (D, p, R)."""
         weigh = torch.linalg.inv(noise)
         h = torch.kron((basis.T @ basis).contiguous(), weigh.contiguous())
         b = (basis.T @ y @ weigh).reshape(-1)
@@ -172,9 +176,9 @@ class _Coefficients:
             if float(torch.rand(1, generator=self.g, dtype=torch.float64).log()) < tried - value:
                 value, found, self.family, self.theta = tried, other, family, theta
         root, mean = found
-        white = torch.randn(len(mean), 1, generator=self.g, dtype=torch.float64)
-        c = mean + torch.linalg.solve_triangular(root.T, white, upper=True)[:, 0]
-        return mean, torch.cholesky_inverse(root), c.view(basis.shape[1], -1)
+        white = torch.randn(len(mean), _DRAWS_OF_C, generator=self.g, dtype=torch.float64)
+        draws = mean[:, None] + torch.linalg.solve_triangular(root.T, white, upper=True)
+        return mean, root, draws.T.reshape(_DRAWS_OF_C, basis.shape[1], -1)
 
     def _evidence(self, h: Tensor, b: Tensor, family: int, theta: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
         """Log density of family and theta given the paths, c integrated out; Cholesky factor of c's precision, c's mean."""
@@ -238,7 +242,7 @@ def _packed(
         mean, covariance, torch.kron(kept["prior"].mean(0), (gauge @ gauge).contiguous())
     )
     rows = even_rows(len(z), _JUDGED)
-    drives = field(z[rows], None if u is None else u[valid][rows].double()) @ kept["c"]
+    drives = field(z[rows], None if u is None else u[valid][rows].double()) @ kept["c"][:, 0]
     away = (drives - drives.mean(0)).flatten(1)
     axes = torch.linalg.svd(away, full_matrices=False)[2][:3]
     effective = min(effective_size(away @ axis) for axis in axes)
@@ -249,7 +253,7 @@ def _packed(
         mean.view(-1, rank),
         precision,
         gradient,
-        kept["c"],
+        kept["c"].flatten(0, 1),
         torch.zeros(rank, dtype=torch.float64),
         kept["q"].mean(0),
         torch.tensor([effective], dtype=torch.float64),
