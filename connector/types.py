@@ -138,6 +138,7 @@ class TrainedNetwork:
             the drive of which it is looked at. float64.
         outputs: (trials, time, O) of its linear readout, or None; targets: of the same shape, or None.
         scored: (trials, time, O) bool, where the targets count; or None.
+        filters: whether its neurons filter inputs, as in the equation above, or take them at once, as a torch.nn.RNN does.
     """
 
     w: Tensor
@@ -149,6 +150,7 @@ class TrainedNetwork:
     outputs: Tensor | None = None
     targets: Tensor | None = None
     scored: Tensor | None = None
+    filters: bool = True
 
     def trials(self, index: Tensor) -> TrainedNetwork:
         """With outputs and targets of some trials."""

@@ -31,6 +31,11 @@ _CLEAR = 3.0  # standard errors over trials
 # Gains of log likelihood, nats per rate: of a scale over none for rates that are in the range of phi, where gains also take up what
 # a rank too low leaves (0.04 in a network trained to remember two bits); of another activation; among scales.
 _LEAST, _LEAST_OTHER, _LEAST_AMONG = 0.15, 0.03, 0.005
+_DEVIATIONS = 100_000  # looked at
+_SMALL, _LEAST_OF_SMALL = (
+    0.2,
+    0.03,
+)  # deviations of rates from their means that show no bend of phi; the gain asked for then
 _OTHERS = ("tanh", "softplus", "relu")  # a sigmoid with gain and offset is a tanh
 
 
@@ -95,7 +100,11 @@ def choose_scale(recording: Recording, fold: Fold, rank: int, has_bias: bool) ->
         if noise != "gaussian" or clean:
             return ScaleChoice("none", {}, {})
     tried("both")
-    if "both" not in likely or ("none" in likely and not _better(likely["both"], likely["none"], trial, _LEAST)):
+    seen = some.activity[_mask_of(some, fold.train)].double()
+    away = (seen - seen.mean(0)).abs().flatten()
+    small = float(away[random_rows(len(away), _DEVIATIONS)].quantile(0.99)) < _SMALL  # as of rates in another unit
+    least = _LEAST_OF_SMALL if small else _LEAST
+    if "both" not in likely or ("none" in likely and not _better(likely["both"], likely["none"], trial, least)):
         return ScaleChoice("none", {kind: float(x.mean()) for kind, x in likely.items()}, {})
     tried("offset")
     tried("gain")

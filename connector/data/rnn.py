@@ -219,7 +219,8 @@ def readout_of(found: Mapping[str, np.ndarray], n_neurons: int) -> Readout | Non
         if key.rsplit(".", 1)[-1] == "weight" and np.ndim(value) == 2 and value.shape[1] == n_neurons
     ]
     if "O" in found:
-        name, offset = "O", "c" if np.shape(found.get("c")) == np.shape(found["O"])[:1] else None
+        of_neurons = "d" not in found and np.shape(found.get("c")) == (n_neurons,) != np.shape(found["O"])[:1]
+        name, offset = "O", None if of_neurons else "c"
     elif len(layers) == 1:
         name, offset = layers[0], layers[0].removesuffix("weight") + "bias"
     else:
@@ -268,7 +269,8 @@ def _trained(
     visited = recording.activity[recording.mask].double()
     visited = visited[even_rows(len(visited), _N_VISITED)]
     held = held_inputs(recording, b.shape[1])
-    return TrainedNetwork(w, b, d, torch.arange(len(w)), held, visited, outputs, **tensors)
+    more = {**tensors, "filters": not weights.discrete}
+    return TrainedNetwork(w, b, d, torch.arange(len(w)), held, visited, outputs, **more)
 
 
 def held_inputs(recording: Recording, n_inputs: int) -> Tensor:
@@ -308,6 +310,11 @@ def _complete(
         if "lengths" not in values and given is None:
             values["lengths"] = np.full(len(u), u.shape[1])
         own = weights.run(np.nan_to_num(u.astype(float)), alpha, activation)
+        if given is None and not np.isfinite(own).all():
+            raise UserError(
+                "a network whose rates stay finite", "rates that run away from rest under these inputs",
+                "check data.activation and data.alpha",
+            )  # fmt: skip
     if given is None:
         values["rates"] = own
         notes.append(f"rates by running the network of {k} neurons from rest")

@@ -84,6 +84,8 @@ def best_inputs(recording: Recording, fold: Fold, arguments: dict[str, Any]) -> 
         if start is not None:
             found[kind] = start
     power, chosen = power_about_means(recording, fold), next(iter(found), None)
+    if recording.trained is not None and recording.trained.filters and "filtered" in found:
+        chosen = "filtered"  # of that network it is the exact one
     # Even a perfect rollout leaves the noise of single rates, of which the shares of an error do not speak.
     noise = min((float(start.model.residual_variance) for start in found.values()), default=0.0)
     for kind, start in found.items():

@@ -102,12 +102,14 @@ def _smoothing(metrics: Mapping[str, float], name: str) -> str:
 
 
 def _process_noise(metrics: Mapping[str, float], name: str) -> str:
-    return (
+    said = (
         f"in a step states move by {metrics[CHECK + 'process_noise']:.2g} of their standard deviation in ways that neither states "
         "nor recorded inputs foretell, which errors of reading do not explain: process noise, or an input that is not recorded, "
-        "which cannot be told apart here. Add the input where there is one; else take the intervals of nu, which are made for "
-        "trajectories without such noise, as too narrow"
+        "which cannot be told apart here. Add the input where there is one"
     )
+    if "lrrnn/process_noise" in metrics:
+        return f"{said}; noise that is independent from step to step has been sampled with the dynamics"
+    return f"{said}; else take the intervals of nu, which are made for trajectories without such noise, as too narrow"
 
 
 def _time_step(metrics: Mapping[str, float], name: str) -> str:

@@ -52,6 +52,7 @@ N_NETWORKS = 20  # in which the attractors are looked for
 N_POSTERIOR = 100  # draws of nu and of the vector field
 N_STATES_LARGE = 800  # at which the field of very many neurons is compared
 _MAX_STATES = 8000
+_FAR = 0.25  # error of a vector field beyond which no attractor is told from it
 _GAIN_DRAWS = 8  # of nu, from which the spread of its gain is taken
 _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
@@ -131,6 +132,10 @@ class Results:
         z, field = self.inputs.latents.trials(self.inputs.fold.train).samples().z, self.inputs.field
         if self.draws is None or z.shape[1] > 3 or (field is not None and float(field.effective) < ENOUGH_DRAWS):
             return None
+        # Where states are known as they are, a field that is far from how they move has no attractors of theirs.
+        far = self.inputs.readings is None and self._of_field["dynamics/field_error"] > _FAR
+        if far or self.inputs.rollouts:
+            return None
         return count_attractors(self.draws, z)
 
     def held_out(self, n_states: int = _MAX_STATES) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -146,7 +151,7 @@ class Results:
     def measures(self) -> dict[str, Callable[[], dict[str, float]]]:
         """What is measured -> the function that returns its metrics; a quantity that is not defined for this run is
         left out."""
-        steps = {"vector field": self._field_errors, "projected network": self._of_projected}
+        steps = {"vector field": lambda: dict(self._of_field), "projected network": self._of_projected}
         if self.distribution.outputs == "conditional_mean" and self.sigma > 0:
             steps["entropy"] = lambda: {"connectivity/entropy": self.distribution.entropy(n_samples=500)[0]}
         if self.data.teacher is not None:
@@ -324,7 +329,8 @@ class Results:
         self.signs = cautions.of_signs(metrics, finite=signs.is_finite(self.network))
         self.cause_named = causes.named(metrics)
 
-    def _field_errors(self) -> dict[str, float]:
+    @cached_property
+    def _of_field(self) -> dict[str, float]:
         """Field error of the infinite network at held-out states, against the recorded network's drive; with a teacher
         also against its mean field, from which the recorded network's finite size keeps both."""
         z, u, y = self.held_out(N_STATES_LARGE)

@@ -138,3 +138,13 @@ def test_the_inputs_that_trials_end_in_are_looked_at(tmp_path):
     assert load_rnn(tmp_path / "net.pt").trained.held.tolist() == [[0.0, 1.0], [1.0, 0.0]]
     torch.save(of_torch().state_dict() | {"externalinputs": inputs(40)}, tmp_path / "net.pt")  # all of them different
     assert load_rnn(tmp_path / "net.pt").trained.held.tolist() == [[0.0, 0.0]]
+
+
+def test_a_network_that_runs_away_and_a_readout_that_does_not_fit_are_refused(tmp_path):
+    saved = {"W": 50 * torch.eye(3), "B": torch.ones(3, 1), "alpha": 0.9, "externalinputs": torch.ones(6, 300, 1)}
+    torch.save(saved, tmp_path / "net.pt")
+    with pytest.raises(UserError, match="stay finite"):
+        load_rnn(tmp_path / "net.pt", activation="relu")
+    torch.save(saved | {"O": torch.ones(2, 3), "c": torch.zeros(5)}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"offset \(5,\)"):
+        load_rnn(tmp_path / "net.pt")
