@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from connector.analysis.attractors import find_attractors
+from connector.analysis.explained import variance_explained
 from connector.dynamics import Network, activation
 from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import even_rows, ridge
@@ -148,16 +149,13 @@ def _with_constant(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
 
 
-def task_measures(network: Network, recording: Recording, fit: FittedDynamics) -> dict[str, float]:
-    """``dynamics/task_r2``: share of the variance of the trained network's outputs that the sampled network's explain on test
+def task_measures(given: Tensor, recording: Recording, fit: FittedDynamics) -> dict[str, float]:
+    """Of the outputs that a sampled network gives (:func:`outputs_of`): ``dynamics/task_r2``: share of the variance of the trained network's outputs that the sampled network's explain on test
     trials; with targets also ``dynamics/task`` and ``dynamics/task_trained``, :func:`task_score` of either."""
     index, trained = fit.fold.test, recording.trained
     own, mask = trained.outputs[index].double(), recording.mask[index]
-    given = outputs_of(network, trained, fit)
     mean = trained.outputs[fit.fold.train][recording.mask[fit.fold.train]].double().mean(0)
-    found = {
-        "dynamics/task_r2": float(1 - (given - own)[mask].square().sum() / (own[mask] - mean).square().sum()),
-    }
+    found = {"dynamics/task_r2": variance_explained(own[mask], given[mask], mean)}
     if trained.targets is not None:
         scored = mask[..., None].expand_as(own)
         scored = scored if trained.scored is None else scored & trained.scored[index]

@@ -18,7 +18,8 @@ from torch import Tensor
 from connector.dynamics import activation, potentials
 from connector.lrrnn.gauge import Gauge
 from connector.numerics import pieces
-from connector.types import Loadings
+from connector.shooting import Field
+from connector.types import Latents, Loadings
 
 ENOUGH_DRAWS = 20  # independent draws of the dynamics, below which no interval is called calibrated
 _PARTS = ("mixing", "mean", "precision", "gradient", "draws", "constant", "noise", "effective")
@@ -66,6 +67,11 @@ class FieldPosterior:
         """F of every draw, (D, N, R)."""
         return self.basis(z, u) @ self.draws + self.constant
 
+    def along(self, latents: Latents) -> Latents:
+        """The same latents with the posterior mean of F as their ``drive``."""
+        z, u = latents.z.flatten(0, 1), None if latents.inputs is None else latents.inputs.flatten(0, 1)
+        return replace(latents, drive=self.drive(z, u).view_as(latents.z) * latents.mask[..., None])
+
     def moved(self, gauge: Gauge) -> FieldPosterior:
         """The same in other coordinates of the latents."""
         a, p = gauge.matrix, len(self.mean)
@@ -112,6 +118,43 @@ class FieldPosterior:
             if tuple(getattr(found, name).shape) != shape:
                 raise ValueError(f"field_{name} of shape {tuple(getattr(found, name).shape)}, not {shape}")
         return found
+
+
+def posterior_of_draws(
+    activation: str,
+    field: Field,
+    gauge: Tensor,
+    conditional: tuple[Tensor, Tensor, Tensor],
+    draws: Tensor,
+    noise: Tensor,
+    effective: float,
+) -> FieldPosterior:
+    """What sweeps of a sampler say of the drive B c of ``field``.
+
+    Args:
+        gauge: (R, R) of the prior, c = x gauge.
+        conditional: of each of S sweeps the mean (S, pR) and the Cholesky factor (S, pR, pR) of the precision of c given all
+            else, and the prior covariance (S, p, p) of x.
+        draws: (D, p, R) of c. noise: (S, R, R) covariance of the process noise. effective: number of independent draws.
+    """
+    means, roots, priors = conditional
+    mean, size, rank = means.mean(0), means.shape[1], len(gauge)
+    covariance = torch.stack([torch.cholesky_inverse(root) for root in roots]).mean(0) + torch.cov(means.T).reshape(
+        size, size
+    )
+    precision, gradient = likelihood_of(mean, covariance, torch.kron(priors.mean(0), (gauge @ gauge).contiguous()))
+    return FieldPosterior(
+        activation,
+        field.neurons.map(Tensor.double),
+        field.mixing,
+        mean.view(-1, rank),
+        precision,
+        gradient,
+        draws,
+        torch.zeros(rank, dtype=torch.float64),
+        noise.mean(0),
+        torch.tensor([effective], dtype=torch.float64),
+    )
 
 
 def likelihood_of(mean: Tensor, covariance: Tensor, prior: Tensor, most: float = 0.98) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,10 @@
     z[t+1] = (1 - alpha) z[t] + alpha F(z[t], u[t]) + N(0, Q),      reading[t] = z[t] + N(0, R[t]),      F = B c
 
 Readings of single samples with covariances R up to a common factor stand for the rates
-(:func:`connector.lrrnn.latents.read_states`). One sweep draws the paths, by a Kalman filter of the step linearised about the last path and backward draws (Carter and Kohn
-1994); the kernel of the prior and its amplitudes, c integrated out; c; Q; and the factor of R. Where readings are precise beside the noise, as in
-populations, draws are nearly independent from sweep to sweep.
+(:func:`connector.lrrnn.latents.read_states`). One sweep draws the paths, by a Kalman filter of the step linearised about
+the last path and backward draws (Carter and Kohn 1994); the kernel of the prior and its amplitudes, c integrated out; c; Q;
+and the factor of R. Where readings are precise beside the noise, as in populations, draws are nearly independent from sweep
+to sweep.
 """
 
 from __future__ import annotations
@@ -18,22 +19,20 @@ import torch
 from torch import Tensor
 
 from connector.dynamics import Network
-from connector.lrrnn.field_posterior import FieldPosterior, likelihood_of
+from connector.lrrnn.field_posterior import FieldPosterior, posterior_of_draws
 from connector.lrrnn.handover import FittedDynamics
-from connector.lrrnn.smoother import _filter, linearised_step
+from connector.lrrnn.smoother import Filtered, kalman_filter, linearised_step, times
 from connector.lrrnn.spikes.coefficients import CoefficientPrior
 from connector.lrrnn.spikes.posterior import effective_size
+from connector.lrrnn.spikes.sampler import MakeBasis
 from connector.numerics import even_rows, symmetric_root
 from connector.shooting import Field
-from connector.types import Loadings
 
 _BURN = 0.2  # of the sweeps
 _PROPOSALS = 6  # of the prior in each sweep
 _DRAWS_OF_C = 4  # kept of each sweep, of which the first goes on
-_LEAST_SD, _AGAINST_READINGS = (
-    0.01,
-    0.02,
-)  # of a step, in sd of the states; of its variance, in that of a reading's error
+_LEAST_SD = 0.01  # of a step, in sd of the states
+_AGAINST_READINGS = 0.02  # of a step's variance, in that of a reading's error
 _CLEAR = 6.0  # standard errors of the variance of a step's error
 _LEAST_PAIRS, _FLOOR = 100, 1e-3  # of successive steps; of the smallest variance of Q, over that of a step's error
 _JITTER = 1e-9
@@ -82,7 +81,7 @@ def process_noise(fit: FittedDynamics) -> OwnNoise | None:
 def sample_field(
     fit: FittedDynamics,
     noise: OwnNoise,
-    make_basis: Callable[[Loadings, Tensor, Tensor | None], tuple[Field, CoefficientPrior]],
+    make_basis: MakeBasis,
     *,
     sweeps: int,
     seed: int = 0,
@@ -95,14 +94,14 @@ def sample_field(
         fit: to rates, with readings; noise: a first guess; make_basis: as for spikes.
     """
     generator = torch.Generator().manual_seed(seed)
-    train, rank = fit.fold.train, fit.latents.rank
+    train = fit.fold.train
     latents, (seen, covariance) = fit.latents.trials(train), (x[train].double() for x in fit.readings)
     valid, alpha, u = latents.mask, latents.alpha, latents.inputs
     pairs, z = valid[:, 1:] & valid[:, :-1], latents.z.double()
     information = _information(covariance, valid)
     field, prior = make_basis(fit.loadings.map(Tensor.double), z[valid], None if u is None else u[valid].double())
     chain = _Coefficients(prior, generator)
-    kept: dict[str, list[Tensor]] = {name: [] for name in ("c", "mean", "covariance", "prior", "q")}
+    kept: dict[str, list[Tensor]] = {name: [] for name in ("c", "mean", "root", "prior", "q")}
     q, dispersion = noise
     total, burn = torch.zeros_like(z), int(_BURN * sweeps)
     for sweep in range(sweeps):
@@ -122,23 +121,20 @@ def sample_field(
             fit.activation,
         )
         following, jacobian = linearised_step(net, z, u, valid)
-        forward, _ = _filter(seen, information / dispersion, following, jacobian, z, q[None])
+        forward, _ = kalman_filter(seen, information / dispersion, following, jacobian, z, q[None])
         z = _draw_back(forward.of(0), following, jacobian, z, q, generator) * valid[..., None]
         off = (seen - z)[valid]
         squares = float(torch.einsum("ni,nij,nj->", off, information[valid], off))
         shape = torch.tensor([off.numel() / 2], dtype=torch.float64)
         dispersion = 0.5 * squares / float(torch._standard_gamma(shape, generator=generator))
         if sweep >= burn:
-            spread = torch.cholesky_inverse(root)
-            for name, value in zip(kept, (draws, mean, spread, chain.prior_covariance(), q), strict=True):
+            for name, value in zip(kept, (draws, mean, root, chain.prior_covariance(), q), strict=True):
                 kept[name].append(value)
             total += z
     posterior = _packed(fit, field, prior, {k: torch.stack(v) for k, v in kept.items()}, (z[valid], u, valid))
     paths = fit.latents.z.double().clone()
     paths[train] = total / (sweeps - burn)
-    rows = None if fit.latents.inputs is None else fit.latents.inputs.reshape(-1, fit.latents.inputs.shape[-1])
-    drive = posterior.drive(paths.reshape(-1, rank), rows).view_as(paths) * fit.latents.mask[..., None]
-    return replace(fit, latents=replace(fit.latents, z=paths, drive=drive), field=posterior)
+    return replace(fit, latents=posterior.along(replace(fit.latents, z=paths)), field=posterior)
 
 
 def _information(covariance: Tensor, valid: Tensor) -> Tensor:
@@ -205,22 +201,22 @@ def _inverse_wishart(scatter: Tensor, n: int, generator: torch.Generator) -> Ten
 
 
 def _draw_back(
-    forward, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor, generator: torch.Generator
+    forward: Filtered, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Paths (trials, time, R) from the filtered distributions of the linearised model, from the last sample back."""
 
     def drawn(mean: Tensor, covariance: Tensor) -> Tensor:
         root = symmetric_root(covariance)
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
-        return mean + (root @ noise[..., None])[..., 0]
+        return mean + times(root, noise)
 
     path = [drawn(*forward.filtered[-1])]
     for t in range(len(forward.predicted) - 1, -1, -1):
         mean, covariance = forward.filtered[t]
         a = jacobian[:, t]
-        ahead = following[:, t] + (a @ (mean - reference[:, t])[..., None])[..., 0]
+        ahead = following[:, t] + times(a, mean - reference[:, t])
         gain = torch.linalg.solve(a @ covariance @ a.mT + q, a @ covariance).mT
-        mean = mean + (gain @ (path[-1] - ahead)[..., None])[..., 0]
+        mean = mean + times(gain, path[-1] - ahead)
         path.append(drawn(mean, covariance - gain @ a @ covariance))
     return torch.stack(path[::-1], 1)
 
@@ -234,27 +230,12 @@ def _packed(
 ) -> FieldPosterior:
     """``visited``: states (N, R), inputs of all training samples or None, and which of these were recorded."""
     z, u, valid = visited
-    rank = z.shape[1]
-    mean = kept["mean"].mean(0)
-    covariance = kept["covariance"].mean(0) + torch.cov(kept["mean"].T)
-    gauge = prior.gauge
-    precision, gradient = likelihood_of(
-        mean, covariance, torch.kron(kept["prior"].mean(0), (gauge @ gauge).contiguous())
-    )
     rows = even_rows(len(z), _JUDGED)
     drives = field(z[rows], None if u is None else u[valid][rows].double()) @ kept["c"][:, 0]
     away = (drives - drives.mean(0)).flatten(1)
     axes = torch.linalg.svd(away, full_matrices=False)[2][:3]
     effective = min(effective_size(away @ axis) for axis in axes)
-    return FieldPosterior(
-        fit.activation,
-        field.neurons.map(Tensor.double),
-        field.mixing,
-        mean.view(-1, rank),
-        precision,
-        gradient,
-        kept["c"].flatten(0, 1),
-        torch.zeros(rank, dtype=torch.float64),
-        kept["q"].mean(0),
-        torch.tensor([effective], dtype=torch.float64),
+    conditional = kept["mean"], kept["root"], kept["prior"]
+    return posterior_of_draws(
+        fit.activation, field, prior.gauge, conditional, kept["c"].flatten(0, 1), kept["q"], effective
     )

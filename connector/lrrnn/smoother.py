@@ -53,7 +53,7 @@ def smooth_latents(
             q = moment_covariance(z, information, following, jacobian, pairs[..., 0])
         # Expectation maximisation alone would need very many steps where Q is near zero: scale by the likelihood.
         tried = torch.tensor(_Q_SCALES if learn else (1.0,)).to(q)[:, None, None] * q
-        forward, likely = _filter(z, information, following, jacobian, reference, tried)
+        forward, likely = kalman_filter(z, information, following, jacobian, reference, tried)
         chosen = max(range(len(tried)), key=likely.__getitem__)
         mean, covariance, lagged = _smooth_back(forward.of(chosen), jacobian)
         q = tried[chosen]
@@ -105,25 +105,25 @@ def moment_covariance(z: Tensor, information: Tensor, following: Tensor, jacobia
 
 
 @dataclass(frozen=True)
-class _Filtered:
+class Filtered:
     """Means (..., trials, R) and covariances (..., trials, R, R) after and before each sample, time first."""
 
     filtered: list[tuple[Tensor, Tensor]]
     predicted: list[tuple[Tensor, Tensor]]
 
-    def of(self, i: int) -> _Filtered:
+    def of(self, i: int) -> Filtered:
         """Those of one among several Q."""
         parts = ([(mean[i], covariance[i]) for mean, covariance in part] for part in (self.filtered, self.predicted))
-        return _Filtered(*parts)
+        return Filtered(*parts)
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
-def _filter(
+def kalman_filter(
     z: Tensor, information: Tensor, following: Tensor, jacobian: Tensor, reference: Tensor, q: Tensor
-) -> tuple[_Filtered, list[float]]:
+) -> tuple[Filtered, list[float]]:
     """Kalman filters of the linearised model with each Q of q (Q, R, R), side by side, and their log likelihoods up to a
     constant; an estimate without information leaves the prediction as it is."""
     trials, steps, rank = z.shape
@@ -134,7 +134,7 @@ def _filter(
     for t in range(steps):
         if t:
             a = jacobian[:, t - 1]
-            mean = following[:, t - 1] + _times(a, mean - reference[:, t - 1])
+            mean = following[:, t - 1] + times(a, mean - reference[:, t - 1])
             covariance = a @ covariance @ a.mT + q[:, None]
             predicted.append((mean, covariance))
         mixing = eye + covariance @ information[:, t]
@@ -142,17 +142,17 @@ def _filter(
         seen = torch.linalg.lu_solve(factor, pivots, covariance)
         covariance = (seen + seen.mT) / 2
         error = z[:, t] - mean
-        pull = _times(information[:, t], error)
-        move = _times(covariance, pull)
+        pull = times(information[:, t], error)
+        move = times(covariance, pull)
         # S^-1 = L - L P' L with the information L and the filtered covariance P'; det S = det(1 + P L) / det L
         log_det = factor.diagonal(dim1=-2, dim2=-1).abs().log().sum((1, 2))
         total = total + (pull * (move - error)).sum((1, 2)) - log_det
         mean = mean + move
         filtered.append((mean, covariance))
-    return _Filtered(filtered, predicted), (0.5 * total).tolist()
+    return Filtered(filtered, predicted), (0.5 * total).tolist()
 
 
-def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _smooth_back(forward: Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Smoothed means, covariances, and Cov(z[t], z[t+1]) (trials, time - 1, R, R)."""
     mean, covariance = forward.filtered[-1]
     means, covariances, lagged = [mean], [covariance], []
@@ -160,6 +160,6 @@ def _smooth_back(forward: _Filtered, jacobian: Tensor) -> tuple[Tensor, Tensor, 
         (at, spread), (ahead, ahead_spread) = forward.filtered[t], forward.predicted[t]
         gain = torch.linalg.solve(ahead_spread, jacobian[:, t] @ spread).mT
         lagged.append(gain @ covariances[-1])
-        means.append(at + _times(gain, means[-1] - ahead))
+        means.append(at + times(gain, means[-1] - ahead))
         covariances.append(spread + gain @ (covariances[-1] - ahead_spread) @ gain.mT)
     return tuple(torch.stack(x[::-1], dim=1) for x in (means, covariances, lagged))

@@ -12,7 +12,7 @@ from torch import Tensor
 from connector import figures
 from connector.analysis.attractors import find_attractors, network_field
 from connector.analysis.distances import connectivity_entries
-from connector.analysis.trained_network import acting_part, outputs_of, stable_points
+from connector.analysis.trained_network import acting_part, stable_points
 from connector.dynamics import activation, leading_fixed_points, potentials
 from connector.files import read_npz
 from connector.numerics import even_rows
@@ -245,7 +245,7 @@ def trained_network(results: Results) -> tuple[str, Figure]:
     points = [] if fit.n is None else [(of.network, of.fitted) for of in stable_points(recording, fit)]
     outputs = None
     if trained.outputs is not None:
-        end, sampled = int(recording.lengths[test]), outputs_of(results.projected, trained, fit)[0]
+        end, sampled = int(recording.lengths[test]), results.task_outputs[0]
         targets = None if trained.targets is None else trained.targets[test, :end]
         outputs = trained.outputs[test, :end], sampled[:end], targets
     figure = figures.trained_network(

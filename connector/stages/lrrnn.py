@@ -34,7 +34,7 @@ from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES, TAKEN
 from connector.stages.own_noise import noise_in_sd, with_own_noise
-from connector.stages.progress import StepProgress
+from connector.stages.progress import StepProgress, sampling_progress
 from connector.stages.responses import score_on_test_trials
 from connector.stages.scaling import has_bias_of, refit_scale, take_scale
 from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
@@ -386,12 +386,7 @@ def _sample_dynamics(
     sweeps, seed = options.lrrnn.posterior_sweeps, options.seed
     context.say(f"lrrnn: sampling the posterior of the dynamics, {sweeps} sweeps")
     basis = sampled_basis(recording.activation, recording.alpha, seed)
-    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
-
-        def shown(done: int, of: int) -> None:
-            progress.expect(of)
-            progress.start(f"sweep {done + 1}")
-
+    with sampling_progress(context.console if options.trainer.progress else None) as shown:
         start = Start.of_counts(recording, fold, data.sizes.rank, baseline)
         try:
             found, mixing = sample_posterior(

@@ -7,7 +7,7 @@ from torch import Tensor
 from connector.connectivity.nu.field import sampled_basis
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.noisy_states import process_noise, sample_field
-from connector.stages.progress import StepProgress
+from connector.stages.progress import sampling_progress
 from connector.stages.training import StageContext
 
 
@@ -23,12 +23,7 @@ def with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[Fitted
         f"lrrnn: the states carry noise of their own, {size:.2g} sd a step; sampling the posterior of the dynamics"
     )
     basis = sampled_basis(found.activation, found.latents.alpha, options.seed)
-    with StepProgress("lrrnn, sampling", context.console if options.trainer.progress else None) as progress:
-
-        def shown(done: int, of: int) -> None:
-            progress.expect(of)
-            progress.start(f"sweep {done + 1}")
-
+    with sampling_progress(context.console if options.trainer.progress else None) as shown:
         found = sample_field(found, noise, basis, sweeps=sweeps, seed=options.seed, progress=shown)
     return found, {
         "lrrnn/posterior_ess": float(found.field.effective),

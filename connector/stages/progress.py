@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -99,6 +101,18 @@ class StepProgress:
         if self._bar is not None:
             self._bar.update(self._task, advance=int(self._started), note=step, refresh=True)
         self._started = True
+
+
+@contextmanager
+def sampling_progress(console: Console | None) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the sweeps of a sampler, which calls what this gives with the number of each sweep and how many there are."""
+    with StepProgress("lrrnn, sampling", console) as progress:
+
+        def shown(done: int, of: int) -> None:
+            progress.expect(of)
+            progress.start(f"sweep {done + 1}")
+
+        yield shown
 
 
 class Stopwatch(Callback):

@@ -28,7 +28,7 @@ from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.analysis.model_checks import checks_of
 from connector.analysis.separated_groups import detectable_separation, separated_groups
-from connector.analysis.trained_network import measures_of_trained, task_measures
+from connector.analysis.trained_network import measures_of_trained, outputs_of, task_measures
 from connector.connectivity.nu.draws import Draws
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
@@ -126,6 +126,11 @@ class Results:
         return None
 
     @cached_property
+    def task_outputs(self) -> Tensor:
+        """(test, time, O) of the projected network, where the recording is of a trained one with a readout."""
+        return outputs_of(self.projected, self.data.recording.trained, self.inputs)
+
+    @cached_property
     def attractor_counts(self) -> AttractorCounts | None:
         """Attractors in the draws, inputs at zero, where states visit the region that they are looked for in; None where too
         few draws of the dynamics are independent for a probability."""
@@ -162,7 +167,7 @@ class Results:
             steps["attractors"] = self._attractors
         trained = self.data.recording.trained
         if trained is not None and trained.outputs is not None:
-            steps["task"] = lambda: task_measures(self.projected, self.data.recording, self.inputs)
+            steps["task"] = lambda: task_measures(self.task_outputs, self.data.recording, self.inputs)
         if self.attractor_counts is not None:
             steps["attractors of draws"] = self.attractor_counts.metrics
         steps["cell types"] = self._cell_types

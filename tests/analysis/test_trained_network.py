@@ -91,10 +91,10 @@ def test_a_network_of_the_fits_own_rank_has_the_fits_stable_points():
 
 def test_the_network_itself_does_its_task_and_one_without_recurrence_does_not():
     net, recording, fit = bistable()
-    found = task_measures(net, recording, fit)
+    found = task_measures(outputs_of(net, recording.trained, fit), recording, fit)
     assert found["dynamics/task_r2"] == pytest.approx(1, abs=1e-3)
     assert found["dynamics/task"] == found["dynamics/task_trained"] == 1
-    found = task_measures(replace(net, n=0 * net.n), recording, fit)
+    found = task_measures(outputs_of(replace(net, n=0 * net.n), recording.trained, fit), recording, fit)
     assert found["dynamics/task_r2"] < 0.5
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from connector.data.folds import Fold
-from connector.lrrnn.field_posterior import ENOUGH_DRAWS, FieldPosterior, likelihood_of
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS, posterior_of_draws
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
@@ -187,35 +187,23 @@ def _packed(
 ) -> FittedDynamics:
     """``seen``: the recording, and the baseline about its mean."""
     recording, offset = seen
-    drawn, c, size = torch.stack(draws.loadings), torch.stack(draws.c), draws.c[0].numel()
+    drawn, c, rank = torch.stack(draws.loadings), torch.stack(draws.c), sampler.rank
     centred = drawn - drawn.mean(0)
     spread = torch.einsum("dki,dkj->kij", centred, centred) / max(1, len(drawn) - 1)
-    conditional = torch.stack(draws.mean)
-    mean = conditional.mean(0)
-    covariance = torch.stack([torch.cholesky_inverse(root) for root in draws.root]).mean(0) + torch.cov(
-        conditional.T
-    ).reshape(size, size)
-    prior = torch.stack(draws.prior).mean(0)
-    gauge = sampler.prior.gauge
-    precision, gradient = likelihood_of(mean, covariance, torch.kron(prior, gauge @ gauge))
-    field, rank = sampler.field, sampler.rank
-    posterior = FieldPosterior(
+    posterior = posterior_of_draws(
         recording.activation,
-        field.neurons.map(Tensor.double),
-        field.mixing,
-        mean.view(-1, rank),
-        precision,
-        gradient,
+        sampler.field,
+        sampler.prior.gauge,
+        tuple(torch.stack(x) for x in (draws.mean, draws.root, draws.prior)),
         c[even_rows(len(c), _KEPT_DRAWS)],
-        torch.zeros(rank, dtype=torch.float64),
-        torch.stack(draws.q).mean(0),
-        torch.tensor([mixing.ess], dtype=torch.float64),
+        torch.stack(draws.q),
+        mixing.ess,
     )
     loadings = Loadings.unstack(drawn.mean(0), rank, sampler.n_inputs, has_bias=True)
-    latents = Latents.of(recording, paths)
-    u = None if latents.inputs is None or not sampler.n_inputs else latents.inputs.reshape(-1, sampler.n_inputs)
-    drive = posterior.drive(paths.reshape(-1, rank), u).view_as(paths) * latents.mask[..., None]
-    latents, scale = replace(latents, drive=drive), math.exp(sum(draws.log_scale) / len(draws.log_scale))
+    latents, scale = (
+        posterior.along(Latents.of(recording, paths)),
+        math.exp(sum(draws.log_scale) / len(draws.log_scale)),
+    )
     readings = read_states(
         recording.activity / scale,
         latents.mask,
