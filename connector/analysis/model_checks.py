@@ -119,10 +119,20 @@ def checks_of(recording: Recording, fit: FittedDynamics) -> dict[str, float]:
         found = check_model(recording, fit).metrics()
     with contextlib.suppress(torch.linalg.LinAlgError):
         alpha = own_time_step(recording, fit.fold)
+        if alpha is not None:
+            found = _without_unforeseen(found) | {"lrrnn/check_alpha": alpha}
         if alpha is not None and not 1 / LEAST_FACTOR < alpha / recording.alpha < LEAST_FACTOR:
             found = {key: value for key, value in found.items() if not key.startswith("lrrnn/cause_")}
-            found |= {"lrrnn/check_alpha": alpha, "lrrnn/cause_alpha": 1.0}
+            found["lrrnn/cause_alpha"] = 1.0
     return found
+
+
+def _without_unforeseen(found: dict[str, float]) -> dict[str, float]:
+    """The metrics where the rates of each step follow from those of the last: what the fitted states do not foretell is then no
+    input and no noise, but dimensions that the fit has not."""
+    found = dict(found)
+    missing = found.pop(f"lrrnn/cause_{INPUT}", 0.0) or found.pop("lrrnn/cause_process_noise", 0.0)
+    return found | {f"lrrnn/cause_{RANK}": missing} if missing else found
 
 
 def is_clear(found: Innovations) -> bool:

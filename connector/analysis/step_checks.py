@@ -28,7 +28,8 @@ _CUTOFF, _MOST_MODES = 1e-3, 100
 
 
 def own_time_step(recording: Recording, fold: Fold) -> float | None:
-    """alpha at which the potentials of a whole network relax; None where the rates do not show it.
+    """alpha at which the potentials of a whole network relax, the stated one where that does as well; None where the rates of a
+    step do not follow from those of the last, or do not show it.
 
     Without noise, and with all neurons recorded, h[t+1] = (1 - alpha) h[t] + W phi(h[t]) + B u[t] + C u[t+1] + d holds for some W
     of any rank, however inputs enter. It is fitted to training trials, and asked to be all but exact on validation trials.
@@ -60,8 +61,10 @@ def own_time_step(recording: Recording, fold: Fold) -> float | None:
     kept = float((left * moved).sum() / left.square().sum().clamp_min(1e-300))
     left, moved = ((y - held[0] @ of_y) * held[3] for y, of_y in ((held[1], of_now), (held[2], of_then)))
     error, stated = (float((moved - share * left).square().sum()) for share in (kept, 1 - recording.alpha))
-    exact = error < _EXACT * float(((held[2] - held[1]) * held[3]).square().sum()) and 4 * error < stated
-    return 1 - kept if exact and 0 < 1 - kept <= 1.01 else None
+    exact = _EXACT * float(((held[2] - held[1]) * held[3]).square().sum())
+    if stated < min(exact, 4 * error):
+        return recording.alpha
+    return 1 - kept if error < exact and 0 < 1 - kept <= 1.01 else None
 
 
 class Innovations(NamedTuple):

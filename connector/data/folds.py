@@ -14,6 +14,9 @@ from connector.types import Recording
 
 # A neuron whose rates span less than this share of their own size, and of the median neuron's span, is constant: rounding.
 _CONSTANT = 1e-6
+_FEW_OVERLAP = (
+    0.1  # share of the trials that begin within another: as many are left out rather than all folds made blocks
+)
 _NAMED = 10  # neurons left out that are named one by one
 
 
@@ -65,10 +68,12 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
 
 
 def fold_of(recording: Recording, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
-    """As :func:`fold`; of pieces of continuous recordings the folds are blocks of neighbours, in the order of the recording.
+    """As :func:`fold`; of pieces of continuous recordings the folds are blocks of neighbours, in the order of the recording, and
+    so they are of trials most of which overlap.
 
     Pieces of validation with fewer than ``recording.gap`` samples between them and a test piece are in no set, and so are
-    training pieces so near to one of validation or test: no set has samples next to another's.
+    training pieces so near to one of validation or test: no set has samples next to another's. Of trials that overlap (their gap
+    is 0) no set has samples of another's.
 
     Raises:
         UserError: as of fold, or a set is empty.
@@ -78,9 +83,12 @@ def fold_of(recording: Recording, k: int = 1, n_folds: int = 5, seed: int = 17) 
         return whole
     place, lengths = recording.stretches.numpy(), recording.lengths.numpy()
     order = np.lexsort((place[:, 1], place[:, 0]))
-    blocks = np.array_split(order, n_folds)
-    test, validation = blocks[k - 1], blocks[k % n_folds]
-    train = np.setdiff1d(order, np.concatenate([test, validation]))
+    if 0 < overlapping(recording) < _FEW_OVERLAP:
+        test, validation, train = (part.numpy() for part in (whole.test, whole.validation, whole.train))
+    else:
+        blocks = np.array_split(order, n_folds)
+        test, validation = blocks[k - 1], blocks[k % n_folds]
+        train = np.setdiff1d(order, np.concatenate([test, validation]))
 
     def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Those of some pieces that are as far from all others as they have to be."""
@@ -101,6 +109,14 @@ def fold_of(recording: Recording, k: int = 1, n_folds: int = 5, seed: int = 17) 
             "shorten data.gap_s or data.piece_s",
         )
     return Fold(*(torch.from_numpy(np.sort(part)).to(torch.int64) for part in (train, validation, test)))
+
+
+def overlapping(recording: Recording) -> float:
+    """The share of trials that begin before the one before them in the same recording has ended."""
+    place, lengths = recording.stretches.numpy(), recording.lengths.numpy()
+    order = np.lexsort((place[:, 1], place[:, 0]))
+    (of, begin), ends = place[order].T, (place[:, 1] + lengths)[order]
+    return float(((of[1:] == of[:-1]) & (begin[1:] < ends[:-1])).mean())
 
 
 def varying(recording: Recording, trials: Tensor) -> Tensor:

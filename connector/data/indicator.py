@@ -68,6 +68,11 @@ def without_indicator(recording: Recording, decay_s: float, train: Tensor) -> Re
         raise UserError(
             f"trials of 4 to {_MOST_STEPS} samples for data.indicator_decay_s", got, "data.piece_s cuts them"
         )
+    longest = recording.n_steps * recording.bin_s
+    if decay_s > longest:
+        raise UserError(
+            f"a decay within the trials of {longest:g} s", f"{decay_s:g} s", "give data.indicator_decay_s in seconds"
+        )
     decay, y = math.exp(-recording.bin_s / decay_s), recording.activity.double()
     mean, sd, axes = _components(y[train], recording.mask[train])
     scores = ((y - mean) / sd) @ axes

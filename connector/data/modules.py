@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from connector.data.attractors import Teacher, teacher
-from connector.data.folds import Fold, fold_of, names_of, without_constant
+from connector.data.folds import Fold, fold_of, names_of, overlapping, without_constant
 from connector.data.indicator import without_indicator
 from connector.data.input_filter import with_inputs
 from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
@@ -262,8 +262,9 @@ class RecordingDataModule(_MemoryDataModule):
         recording = self.prepared(recording, self.fold)
         if recording.stretches is not None:
             sizes = [len(part) for part in (self.fold.train, self.fold.validation, self.fold.test)]
-            said = "pieces for training, validation and test: {}, {} and {}; in no set: {}"
-            note = said.format(*sizes, recording.n_trials - sum(sizes))
+            what = "trials, some of which overlap," if overlapping(recording) else "pieces"
+            said = "{} for training, validation and test: {}, {} and {}; in no set: {}"
+            note = said.format(what, *sizes, recording.n_trials - sum(sizes))
             recording = replace(recording, notes=(*recording.notes, note))
         # Of a file with latents and loadings all neurons are known, whatever their activity.
         if recording.latents is None or recording.loadings is None or self.teacher is not None:
@@ -418,6 +419,11 @@ def _doubts(recording: Recording) -> list[str]:
                 said.append(
                     f"the busiest neuron fires at {busiest:.2g} Hz: is the width of bins, data.bin_s, in seconds?"
                 )
+    elif _whole_numbers(activity):
+        said.append(
+            f"rates are whole numbers from 0 to {int(activity.max())}, as counts of spikes are: those are read as counts under the key "
+            "`spikes` of an npz, or with data.kind=spikes"
+        )
     repeated = repeated_trials(activity, lengths)
     if repeated:
         said.append(
@@ -425,6 +431,11 @@ def _doubts(recording: Recording) -> list[str]:
             "from training"
         )
     return said
+
+
+def _whole_numbers(activity: np.ndarray) -> bool:
+    """Whether all are counts, of which some are 2 or more."""
+    return activity.min() >= 0 and activity.max() > 1 and bool((activity == np.round(activity)).all())
 
 
 def _known_network(recording: Recording) -> Network | None:

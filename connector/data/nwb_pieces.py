@@ -155,7 +155,12 @@ def told_of(bins: TrialBins, what: str, n_channels: int, places: list[str]) -> l
 
 
 def more_of_pieces(bins: TrialBins, gap: int) -> dict[str, Any]:
-    """Attributes of a Recording of pieces."""
+    """Attributes of a Recording of pieces, or of trials that overlap, which have samples in common as well."""
     from connector.data.recorded import tensor
 
-    return {} if bins.stretches is None else {"stretches": tensor(bins.stretches), "gap": gap}
+    if bins.stretches is not None:
+        return {"stretches": tensor(bins.stretches), "gap": gap}
+    if not bins.overlaps:
+        return {}
+    first = np.floor(bins.begin / bins.bin_s + 1e-6).astype(np.int64)
+    return {"stretches": tensor(np.stack([np.zeros_like(first), first], axis=1)), "gap": 0}

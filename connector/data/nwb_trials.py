@@ -104,6 +104,13 @@ class TrialBins:
         return mean.reshape(self.n_trials, self.n_steps, -1)
 
     @property
+    def overlaps(self) -> int:
+        """How many trials begin before the one before them has ended."""
+        order = np.argsort(self.begin, kind="stable")
+        ends = self.begin + (self.lengths - 1e-6) * self.bin_s
+        return int((self.begin[order][1:] < ends[order][:-1]).sum())
+
+    @property
     def inside(self) -> np.ndarray:
         return np.arange(self.n_steps)[None, :] < self.lengths[:, None]
 
@@ -145,11 +152,10 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
         raise UserError("trials of at least 2 bins in the window", f"none of {len(keep)} ({'; '.join(notes)})", remedy)
     kept = keep.nonzero()[0]
     begin, lengths = event[kept] + start_s, lengths[kept]
-    order = np.argsort(begin, kind="stable")
-    overlaps = int((begin[order][1:] < (begin + (lengths - 1e-6) * bin_s)[order][:-1]).sum())
-    if overlaps:
-        notes.append(f"{overlaps} trials begin before the one before them has ended: spikes there count in both")
-    return TrialBins(kept, event[kept], begin, lengths, bin_s)
+    bins = TrialBins(kept, event[kept], begin, lengths, bin_s)
+    if bins.overlaps:
+        notes.append(f"{bins.overlaps} trials begin before the one before them has ended: spikes there count in both")
+    return bins
 
 
 def regular_interval(times: np.ndarray) -> float:

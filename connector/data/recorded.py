@@ -311,15 +311,24 @@ def out_of_range(values: np.ndarray, activation: str, tolerance: float) -> str:
     return f"values from {values.min():g} to {values.max():g} (rms excess {excess:.2g}, tolerated {tolerance:g})"
 
 
-def require_in_range(recording: Recording) -> None:
-    """Raises UserError where recorded rates do not go with the range of the activation."""
+def require_in_range(recording: Recording, scale_tried: bool = False) -> None:
+    """Raises UserError where recorded rates do not go with the range of the activation.
+
+    Args:
+        scale_tried: held-out trials have asked for no scale of their own.
+    """
     from connector.dynamics import activation as activation_named
 
     phi = activation_named(recording.activation)
     if recording.out_of_range and recording.scale is None:
+        scale = (
+            "no scale of the neurons' own explains held-out trials better"
+            if scale_tried
+            else "give each neuron a gain and an offset, lrrnn.scale=auto (dF/F, z-scores)"
+        )
         raise UserError(
             f"rates in the range of {phi.name}, ({phi.low:g}, {phi.high:g}), but for noise",
             recording.out_of_range,
-            "give each neuron a gain and an offset, lrrnn.scale=auto (dF/F, z-scores); or set data.activation to the neurons' "
-            "nonlinearity (relu or softplus where rates have no upper bound); for noise raise data.range_tolerance",
+            f"{scale}; set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound); "
+            "for noise raise data.range_tolerance",
         )

@@ -315,6 +315,11 @@ def _complete(
                 "a network whose rates stay finite", "rates that run away from rest under these inputs",
                 "check data.activation and data.alpha",
             )  # fmt: skip
+        if given is None and not np.ptp(own):
+            raise UserError(
+                "inputs that move the network from rest", "rates that never vary",
+                "check externalinputs, which may be zero, or give the `rates` of trials with other first states",
+            )  # fmt: skip
     if given is None:
         values["rates"] = own
         notes.append(f"rates by running the network of {k} neurons from rest")

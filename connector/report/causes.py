@@ -35,6 +35,11 @@ def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, str, int]
 
 
 def _rank(metrics: Mapping[str, float], name: str) -> str:
+    if f"{CHECK}alpha" in metrics:
+        return (
+            "the rates of each step follow from those of the last and the inputs, so that no input is missing, but the fitted states "
+            "do not hold all of them: lrrnn.rank is too low; raise it, or set lrrnn.rank=auto"
+        )
     what, verb, number = _dimensions(metrics, name)
     said = (
         f"{what} {verb} {_removed(metrics, 'rank')}, the first alone"

@@ -33,7 +33,7 @@ from connector.lrrnn.starts import best_inputs, clearly_better, power_about_mean
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES, TAKEN
-from connector.stages.own_noise import noise_in_sd, with_own_noise
+from connector.stages.own_noise import noise_in_sd, say_draws, with_own_noise
 from connector.stages.progress import StepProgress, sampling_progress
 from connector.stages.responses import score_on_test_trials
 from connector.stages.scaling import has_bias_of, refit_scale, take_scale
@@ -401,6 +401,7 @@ def _sample_dynamics(
         except torch.linalg.LinAlgError:
             what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"
             raise numerical_failure("lrrnn", f"{what}; lower lrrnn.rank, or set lrrnn.posterior_sweeps=0") from None
+    say_draws(context, mixing.ess)
     # The model's gauge is the reproducible one, with signs by the choices; scripts compare the two.
     guide = model.infer(TrialBatch.of(recording, None, baseline.argument))
     found = found.moved(

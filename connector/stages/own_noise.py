@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from connector.connectivity.nu.field import sampled_basis
+from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.noisy_states import process_noise, sample_field
 from connector.stages.progress import sampling_progress
@@ -25,10 +26,18 @@ def with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[Fitted
     basis = sampled_basis(found.activation, found.latents.alpha, options.seed)
     with sampling_progress(context.console if options.trainer.progress else None) as shown:
         found = sample_field(found, noise, basis, sweeps=sweeps, seed=options.seed, progress=shown)
+    say_draws(context, float(found.field.effective))
     return found, {
         "lrrnn/posterior_ess": float(found.field.effective),
         "lrrnn/process_noise": noise_in_sd(found.field.noise, found),
     }
+
+
+def say_draws(context: StageContext, effective: float) -> None:
+    """Says how many of the draws of the dynamics are independent."""
+    enough = effective >= ENOUGH_DRAWS
+    few = "" if enough else f": fewer than {ENOUGH_DRAWS}, so that no band is told; raise lrrnn.posterior_sweeps"
+    context.say(f"lrrnn: {effective:.2g} independent draws of the dynamics{few}")
 
 
 def noise_in_sd(noise: Tensor, found: FittedDynamics) -> float:

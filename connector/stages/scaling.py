@@ -37,7 +37,7 @@ def take_scale(context: StageContext, data: RecordingDataModule) -> dict[str, fl
     if kind == "auto":
         kind = _chosen(context, data, rank)
         if kind == "none":
-            require_in_range(recording)
+            require_in_range(recording, scale_tried=True)
             return {}
     return _taken(context, data, rank, kind)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.model_selection import KFold
 
-from connector.data.folds import fold, varying, without_constant
+from connector.data.folds import fold, fold_of, varying, without_constant
 from connector.data.npz import load_npz
 from connector.errors import UserError
 from connector.types import Loadings, Recording
@@ -109,3 +109,22 @@ def test_what_is_left_out_is_named_and_all_that_belongs_to_a_neuron_goes_with_it
     assert without_constant(cut, torch.arange(3)) == (cut, ())
     with pytest.raises(UserError, match="neurons whose spikes vary in the 2 training trials"):
         without_constant(recording(counts * (torch.arange(5) > 1)[:, None, None], "spikes"), torch.arange(2))
+
+
+@pytest.mark.parametrize("hop", [10, 18, 20])
+def test_sets_have_no_samples_in_common_where_trials_overlap(hop):
+    """Sliding windows of 20 samples over one recording, 10 or 2 in common, or none; and a few trials that overlap."""
+    begin = hop * torch.arange(60)
+    if hop == 20:
+        begin[7] -= 5
+    windows = recording(torch.rand(60, 20, 3), stretches=torch.stack([torch.zeros_like(begin), begin], 1))
+    parts = fold_of(windows)
+    seen = [
+        {int(t) for i in part for t in range(begin[i], begin[i] + 20)}
+        for part in (parts.train, parts.validation, parts.test)
+    ]
+    assert all(not (a & b) for i, a in enumerate(seen) for b in seen[:i])
+    assert len(parts.test) == 12
+    assert len(parts.train) + len(parts.validation) >= 44
+    if hop == 20:  # all other trials are dealt as ever
+        assert torch.equal(parts.test, fold(60).test)

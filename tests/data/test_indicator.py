@@ -69,6 +69,8 @@ def test_traces_without_a_unit_of_time_or_too_short_are_refused():
     short = replace(trace, activity=trace.activity[:, :3], latents=None, lengths=trace.lengths.clamp_max(3))
     with pytest.raises(UserError, match="4 to 2000 samples"):
         without_indicator(short, DECAY_S, torch.arange(20))
+    with pytest.raises(UserError, match="got 500 s"):
+        without_indicator(trace, 500.0, torch.arange(20))
 
 
 def test_a_file_is_read_behind_an_indicator(tmp_path):

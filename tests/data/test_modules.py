@@ -240,3 +240,7 @@ def test_lost_neurons_and_repeated_trials_of_a_file_are_named(tmp_path):
     said = " ".join(data.recording.notes)
     assert "1 neurons (2, counted from 0) fire no spike" in said
     assert "2 of 32 trials are the same as another" in said
+    np.savez(tmp_path / "a.npz", rates=counts)
+    data = FileDataModule(str(tmp_path / "a.npz"), reading={"activation": "relu"})
+    data.setup()
+    assert any("rates are whole numbers" in note for note in data.recording.notes)

@@ -161,6 +161,9 @@ def test_trials_end_at_the_earlier_of_the_window_and_a_column(path):
     assert any("1 trials begin before" in note for note in overlapping.notes)
     # The first trial's spikes count in the second trial's window too.
     assert overlapping.activity[1, :60, 0].sum() == 5
+    begin = overlapping.stretches[:, 1]
+    assert overlapping.gap == 0
+    assert begin.tolist() == [9900, 10000, 10150, 10300]
 
 
 def test_event_columns_constants_and_time_series_as_inputs(path):

@@ -145,6 +145,9 @@ def test_a_network_that_runs_away_and_a_readout_that_does_not_fit_are_refused(tm
     torch.save(saved, tmp_path / "net.pt")
     with pytest.raises(UserError, match="stay finite"):
         load_rnn(tmp_path / "net.pt", activation="relu")
+    torch.save(saved | {"externalinputs": torch.zeros(6, 300, 1)}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match="inputs that move the network"):
+        load_rnn(tmp_path / "net.pt")
     torch.save(saved | {"O": torch.ones(2, 3), "c": torch.zeros(5)}, tmp_path / "net.pt")
     with pytest.raises(UserError, match=r"offset \(5,\)"):
         load_rnn(tmp_path / "net.pt")
