@@ -31,14 +31,14 @@ _DEFAULTS = {"lrrnn": "default", "connectivity": "default", "trainer": "cpu", "l
 _WIDTH, _VALUES = 118, 42
 _PAGE = """# Options
 
-Made from the declarations in the code by `python docs/make_api.py`; change it there. Defaults are those of `conf/`. Any
-option can be typed as `NAME=VALUE`, or stand in a file of `experiment/` that begins with `# @package _global_`; what is
-typed wins. `python train.py --help` shows the values that a command would run with.
+Type any option as `NAME=VALUE`. Or put it into a file of `experiment/` that begins with `# @package _global_`; typed values take
+precedence. `python train.py --help` shows the values with which a command would run. Defaults are those of `conf/`.
 
-*Changes* names the stages whose numbers an option changes first: a finished stage is reused as long as the options that
-change it, and the stages before it, stay as they are. Options count by value, not by spelling (`1` and `1.0` are one).
-Threads, the machine and the versions of libraries change the rounding of sums; `manifest.json` notes them, and they train
-nothing anew.
+The column *changes* names the stages whose numbers an option changes first. A finished stage is reused if the options that change it,
+and the stages before it, stay the same. Options are compared by value, not by spelling: `1` and `1.0` are the same. The number of
+threads, the machine and library versions change the rounding of sums. `manifest.json` records them; they cause no new training.
+
+This page is made from the declarations in the code by `python docs/generate.py`.
 """
 
 

@@ -25,7 +25,7 @@ register_resolvers()
 
 DOCS = ROOT / "docs"
 # Made from the code; all others are written, and their blocks run.
-GENERATED = {"api.md", "metrics.md", "options.md"}
+GENERATED = {"metrics.md", "options.md"}
 PAGES = ["README.md", *sorted(page.name for page in DOCS.glob("*.md") if page.name not in GENERATED)]
 
 
@@ -40,9 +40,9 @@ def script(name):
 # --- generated pages ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["api.md", "metrics.md", "options.md"])
+@pytest.mark.parametrize("page", sorted(GENERATED))
 def test_generated_pages_are_what_the_code_says(page):
-    assert (DOCS / page).read_text() == script("make_api").PAGES[page](), "run python docs/make_api.py"
+    assert (DOCS / page).read_text() == script("generate").PAGES[page](), "run python docs/generate.py"
 
 
 def keys_of_the_table():
@@ -55,10 +55,10 @@ def keys_of_the_table():
 
 
 def test_every_measure_stands_in_the_table_with_a_source_that_exists():
-    make_api = script("make_api")
+    generate = script("generate")
     assert keys_of_the_table() == set(METRICS)
     for key in METRICS:
-        make_api.find(make_api.source(key))
+        generate.find(generate.source(key))
 
 
 def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
