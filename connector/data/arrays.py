@@ -41,79 +41,95 @@ class ArraysOptions:
     files from 1. With several files ``FILE:KEY``.
     """
 
-    activity: str | None = data_option("KEY of rates or spike counts; null: the arrays there are told", default=None)
+    activity: str | None = data_option("KEY of rates or spike counts; null: list the arrays of the file", default=None)
     kind: str = data_option(
-        "what the activity is; auto: spikes where all numbers are whole and none is negative, else rates",
+        "what the activity is; auto: spikes if all numbers are whole and none is negative, else rates",
         choices=("auto", "rates", "spikes"), default="auto",
     )  # fmt: skip
     axes: list[str] | None = data_option(
-        "the axes of the activity in their order, among trial, time, neuron; of lists of arrays first those of the lists; null: "
-        "[trial,time,neuron]",
+        "axes of the activity in their order, among trial, time, neuron; for lists of arrays, the axes of the "
+        "list come first; null: [trial,time,neuron]",
         default=None,
     )
     neurons: Any = data_option(
-        "neurons kept: KEY of a mask, or of their numbers; or a list of numbers; counted as in keys; null: all",
+        "neurons to keep: KEY of a mask or of their numbers, or a list of numbers, counted as in keys; null: all",
         default=None,
     )
     spike_times: str | None = data_option(
-        "in place of activity, KEY of spike times, which are counted in bins: a vector of all spikes, or a list (cells, groups, rows "
-        "with NaN behind) for each neuron, by data.axes=[trial,neuron] for each trial and neuron",
+        "KEY of spike times, to be counted in bins, instead of activity: one vector of all spikes, or a list "
+        "(cells, groups, rows with NaN behind) for each neuron; with data.axes=[trial,neuron], for each trial "
+        "and neuron",
         default=None,
     )
-    spike_neurons: str | None = data_option("KEY of the neuron of each spike, where times are one vector", default=None)
+    spike_neurons: str | None = data_option("KEY of the neuron of each spike, if times are one vector", default=None)
     spike_trials: str | None = data_option(
-        "KEY of the trial of each spike, whose times then count from zero in each trial", default=None
+        "KEY of the trial of each spike; times then count from zero in each trial", default=None
     )
     spike_unit_s: Any = data_option("seconds per unit of spike times, such as 0.001 or 1/30000", default=1.0)
     trial_starts: Any = data_option(
-        "KEY (or a list) of times about which trials lie, where spike times go through the session", default=None
+        "KEY (or a list) of the trials' times, if spike times count through the session", default=None
     )
-    trial_stops: Any = data_option("KEY (or a list) of times at which trials end", default=None)
+    trial_stops: Any = data_option("KEY (or a list) of the times at which trials end", default=None)
     trial_unit_s: Any = data_option("seconds per unit of these times; null: as spike_unit_s", default=None)
     start_s: float | None = data_option(
-        "start of the bins, from the trial's time or, without trials, on the clock of the spikes; null: 0, or the first spike",
+        "start of the bins, from the trial's time; without trials, on the clock of the spikes; null: 0, or "
+        "the first spike",
         unit="s", default=None,
     )  # fmt: skip
     stop_s: float | None = data_option(
-        "end of the bins, counted alike; null: trial_stops, or the last spike", unit="s", default=None
+        "end of the bins, counted in the same way; null: trial_stops, or the last spike", unit="s", default=None
     )
     trials: Any = data_option(
-        "trials kept: KEY of a mask, or of their numbers; or a list of numbers; counted alike; null: all", default=None
+        "trials to keep: KEY of a mask or of their numbers, or a list of numbers; null: all", default=None
     )
-    inputs: Any = data_option("KEY of external inputs, or a list of KEYs, their channels side by side", default=None)
+    inputs: Any = data_option(
+        "KEY of external inputs, or a list of KEYs, whose channels are put side by side", default=None
+    )
     input_axes: list[str] | None = data_option(
-        "axes of the inputs, among trial, time, input; along one that is not named they are constant; null: as data.axes, input "
-        "for neuron",
+        "axes of the inputs, among trial, time, input; inputs are constant along an axis that is not named; "
+        "null: as data.axes, with input for neuron",
         default=None,
     )
-    conditions: str | None = data_option("KEY of a label for each trial, numbers or texts", default=None)
-    condition_inputs: bool = data_option("an input for each condition, 1 in its trials and 0 in others", default=False)
+    conditions: str | None = data_option("KEY of a label for each trial, number or text", default=None)
+    condition_inputs: bool = data_option(
+        "true: one input for each condition, 1 in its trials and 0 in others", default=False
+    )
     choices: str | None = data_option("KEY of choices: 0 / 1, false / true or left / right", default=None)
     choice_values: list[Any] | None = data_option(
-        "the two values of the choices that mean left and right, where they are others, as [-1,1]", default=None
+        "the two values of the choices that mean left and right, if they are others, such as [-1,1]; any "
+        "other value: no choice",
+        default=None,
     )
-    lengths: str | None = data_option("KEY of the samples of each trial; null: up to the NaN at its end", default=None)
+    lengths: str | None = data_option(
+        "KEY of the number of samples of each trial; null: up to the NaN at its end", default=None
+    )
     times: str | None = data_option("KEY of the trials' times in the session, for slow drift", unit="s", default=None)
     piece_s: float | None = data_option(
-        "cut recordings without trials, or long trials, into pieces of so many seconds; null: no",
+        "cut recordings without trials, or long trials, into pieces of this length; null: no",
         unit="s",
         above=0,
         default=None,
     )
     gap_s: float | None = data_option(
-        "between pieces of training, validation and test, which are blocks of the recording; null: a piece",
+        "least time between training, validation and test pieces, which form blocks of the recording; null: "
+        "one piece",
         unit="s", at_least=0, default=None,
     )  # fmt: skip
     bin_s: float | None = data_option(
-        "time between samples; null: 0.01 for spikes, without a unit for rates", unit="s", above=0, default=None
+        "time between samples; null: 0.01 for spikes, no unit for rates", unit="s", above=0, default=None
     )
-    tau: float = data_option("time constant; alpha = bin_s / tau", unit="s", above=0, default=0.1)
+    tau: float = data_option("time constant of the network; alpha = bin_s / tau", unit="s", above=0, default=0.1)
     alpha: float | None = data_option(
-        "dt / tau; null: bin_s / tau, 0.1 for rates without bin_s", above=0, at_most=1, default=None
+        "time step in units of the time constant, dt / tau; null: bin_s / tau, or 0.1 for rates without bin_s",
+        above=0,
+        at_most=1,
+        default=None,
     )
-    activation: str | None = data_option("phi of the neurons; null: tanh for rates, softplus for spikes", default=None)
+    activation: str | None = data_option(
+        "nonlinearity phi of the neurons; null: tanh for rates, softplus for spikes", default=None
+    )
     range_tolerance: float = data_option(
-        "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, default=0.3
+        "how far noisy rates may leave the range of phi: rms excess relative to half the range", at_least=0, default=0.3
     )
     max_gigabytes: float = memory_option("largest size of the arrays in memory")
 

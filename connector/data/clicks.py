@@ -41,27 +41,32 @@ _FIELDS = (
 class RatOptions:
     """How a session is read: the options of ``data=rat`` and keywords of :func:`load_rat`."""
 
-    tau: float = data_option("time constant; alpha = 0.01 s / tau", unit="s", above=0, default=0.1)
-    brain_areas: list[str] | None = data_option("areas whose neurons are kept, as [mPFC,dmFC]; null: all", default=None)
+    tau: float = data_option("time constant of the network; alpha = 0.01 s / tau", unit="s", above=0, default=0.1)
+    brain_areas: list[str] | None = data_option(
+        "brain areas whose neurons are kept, such as [mPFC,dmFC]; null: all", default=None
+    )
     min_rate_hz: float = data_option(
-        "neurons firing less on average in the trials kept are left out, silent ones always",
+        "leave out neurons that fire less on average in the kept trials; silent neurons are always left out",
         unit="Hz", at_least=0, default=0.0,
     )  # fmt: skip
-    include_photostimulated: bool = data_option("keep trials with optogenetic stimulation", default=False)
+    include_photostimulated: bool = data_option("true: keep trials with optogenetic stimulation", default=False)
     include_stereo_click: bool = data_option(
-        "the click on both sides that starts each trial is an input; it adapts later clicks in either case",
+        "true: the click on both sides that starts each trial is an input; it adapts later clicks in either case",
         default=False,
     )
     click_adaptation: bool = data_option(
-        "clicks lose strength after recent ones; false: each has magnitude 1", default=True
+        "true: clicks lose strength after recent ones; false: each click has magnitude 1", default=True
     )
     adaptation_phi: float = data_option(
         "factor on the strength at each click (1: no adaptation)", at_least=0, default=1e-3
     )
     adaptation_rate_hz: float = data_option("recovery rate of the strength", unit="per second", above=0, default=100.0)
-    across_sides: bool = data_option("clicks weaken those of both sides; false: of their own side only", default=True)
+    across_sides: bool = data_option(
+        "true: clicks weaken those of both sides; false: only those of their own side", default=True
+    )
     choice_values: list[Any] | None = data_option(
-        "the two values of choice that mean left and right, where they are not 0 and 1; others: no choice", before=None
+        "the two values of choice that mean left and right, if they are not 0 and 1; any other value: no choice",
+        before=None,
     )
     max_gigabytes: float = memory_option("largest size of the unpacked file and of the counts in memory")
 

@@ -27,17 +27,23 @@ _TOLD = {"heldin": "held-in", "heldout": "held-out"}
 class NlbOptions:
     """How such a file is read: the options of ``data=nlb`` and keywords of :func:`load_nlb`."""
 
-    group: str | None = data_option("the data set, where the file holds several; null: the only one", default=None)
-    split: str = data_option("trials; all: training trials first", choices=("train", "eval", "all"), default="train")
+    group: str | None = data_option("the data set, if the file holds several; null: the only one", default=None)
+    split: str = data_option(
+        "trials to use; all: training trials first", choices=("train", "eval", "all"), default="train"
+    )
     heldout: bool | None = data_option(
-        "join the held-out neurons to the held-in ones, behind them; null: where the file has them", default=None
+        "true: join the held-out neurons to the held-in ones, after them; null: if the file has them", default=None
     )
-    bin_s: float = data_option("width of the file's bins, which it does not say", unit="s", above=0, default=0.005)
+    bin_s: float = data_option(
+        "width of the file's bins, which the file does not state", unit="s", above=0, default=0.005
+    )
     rebin: int = data_option(
-        "so many bins are summed to one; bins left over at a trial's end are dropped", at_least=1, default=1
+        "sum this many bins to one; bins left over at a trial's end are dropped", at_least=1, default=1
     )
-    tau: float = data_option("time constant; alpha = rebin * bin_s / tau", unit="s", above=0, default=0.1)
-    activation: str | None = data_option("phi of the neurons; null: softplus", default=None)
+    tau: float = data_option(
+        "time constant of the network; alpha = rebin * bin_s / tau", unit="s", above=0, default=0.1
+    )
+    activation: str | None = data_option("nonlinearity phi of the neurons; null: softplus", default=None)
     max_gigabytes: float = memory_option("largest size of the counts in memory")
 
     def check(self) -> None:

@@ -29,17 +29,23 @@ _KEYS = (
 class NpzOptions:
     """How an npz file is read: the options of ``data=npz`` and keywords of :func:`load_npz`."""
 
-    activation: str | None = data_option("phi of the neurons; null: tanh for rates, softplus for spikes", default=None)
-    alpha: float | None = data_option(
-        "dt / tau; null: 0.1 for rates, bin_s / tau for spikes", above=0, at_most=1, default=None
+    activation: str | None = data_option(
+        "nonlinearity phi of the neurons; null: tanh for rates, softplus for spikes", default=None
     )
-    tau: float = data_option("time constant, for spikes", unit="s", above=0, default=0.1)
+    alpha: float | None = data_option(
+        "time step in units of the time constant, dt / tau; null: 0.1 for rates, bin_s / tau for spikes",
+        above=0,
+        at_most=1,
+        default=None,
+    )
+    tau: float = data_option("time constant of the network, for spikes", unit="s", above=0, default=0.1)
     bin_s: float = data_option("bin width, for spikes", unit="s", above=0, default=0.01)
     range_tolerance: float = data_option(
-        "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, default=0.3
+        "how far noisy rates may leave the range of phi: rms excess relative to half the range", at_least=0, default=0.3
     )
     choice_values: list[Any] | None = data_option(
-        "the two values of `choices` that mean left and right, where they are not 0 and 1, as [-1,1]; others: no choice",
+        "the two values of `choices` that mean left and right, if they are not 0 and 1, such as [-1,1]; any "
+        "other value: no choice",
         before=None,
     )
     max_gigabytes: float = memory_option("largest size of the unpacked arrays")

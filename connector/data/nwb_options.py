@@ -21,89 +21,96 @@ class NwbOptions:
     """
 
     bin_s: float | None = data_option(
-        "bin width; null: 0.01, of series the time between samples", unit="s", above=0, default=None
+        "bin width; null: 0.01, for series the time between samples", unit="s", above=0, default=None
     )
     tau: float | None = data_option(
-        "time constant; null: 0.1, or 3 bins where bins of series are wider; alpha = bin_s / tau",
+        "time constant of the network; null: 0.1, or 3 bins if the bins of a series are wider; alpha = bin_s / tau",
         unit="s",
         above=0,
         default=None,
     )
-    activation: str | None = data_option("phi of the neurons; null: softplus, of series tanh", default=None)
+    activation: str | None = data_option(
+        "nonlinearity phi of the neurons; null: softplus, for series tanh", default=None
+    )
     series: Any = data_option(
-        "in place of spikes, time series whose channels are the neurons, of rates: NAME or the end of its path, MODULE/CONTAINER/NAME, * "
-        "for any part; or a list of such, side by side",
+        "time series of rates to read instead of spikes, one channel for each neuron: NAME, or the end of its "
+        "path, MODULE/CONTAINER/NAME, with * for any part; or a list of series, side by side",
         before=None,
     )
     kind: str = data_option(
-        "what a series holds: rates, or counts of spikes in successive bins",
+        "what a series holds: rates, or spike counts in successive bins",
         choices=("rates", "spikes"),
         before="rates",
     )
     table: str = data_option(
-        "table of time intervals whose rows are the trials: trials, epochs, stimulus presentations, any other; session: the whole "
-        "session, as where a file has no trials",
+        "table of time intervals whose rows are the trials: trials, epochs, stimulus presentations or any "
+        "other; session: the whole session",
         before="trials",
     )
     align: str | None = data_option(
-        "trials column with the time of the event that time is counted from; null: start_time", default=None
+        "trials column with the event from which time is counted; null: start_time", default=None
     )
-    start_s: float = data_option("start of the window from that event; may be negative", unit="s", default=0.0)
-    stop_s: float | None = data_option("end of the window from that event", unit="s", default=None)
+    start_s: float = data_option("start of the window, from that event; may be negative", unit="s", default=0.0)
+    stop_s: float | None = data_option("end of the window, from that event", unit="s", default=None)
     piece_s: float | None = data_option(
-        "cut the trials of the table, or the session of a file without trials, into pieces of so many seconds; null: no",
+        "cut the trials, or the session of a file without trials, into pieces of this length; null: no",
         unit="s", above=0, before=None,
     )  # fmt: skip
     gap_s: float | None = data_option(
-        "between pieces of training, validation and test, which are blocks of the recording; null: a piece",
+        "least time between training, validation and test pieces, which form blocks of the recording; null: "
+        "one piece",
         unit="s", at_least=0, before=None,
     )  # fmt: skip
     until: str | None = data_option(
-        "trials column with the time at which each trial ends, if not at stop_s before; null: stop_time, or none with stop_s",
+        "trials column with the time at which each trial ends, if it ends before stop_s; null: stop_time, or "
+        "none with stop_s",
         default=None,
     )
     inputs: list[str] | None = data_option(
-        "external inputs, in this order: trials columns (event times, counted in each bin, or a number, constant in the "
-        "trial; each within its own trial, event times) or time series (averaged in each bin; the last sample before it where "
-        "a bin has none, but for gaps); null: none",
+        "external inputs, in this order. Trials columns: event times are counted in each bin of their own "
+        "trial, a number is constant in the trial. Time series: mean in each bin, or the last sample before "
+        "it; gaps stay gaps. null: none",
         default=None,
     )
     absent_inputs: str = data_option(
-        "inputs from columns that are NaN in a trial: refuse, or zero where NaN says that there was none, as of contrasts",
+        "input columns that are NaN in a trial: refuse, or zero if NaN means that there was no input, as for "
+        "contrasts",
         choices=("refuse", "zero"), before="refuse",
     )  # fmt: skip
-    conditions: str | None = data_option("trials column with a label of each trial, numbers or texts", before=None)
-    condition_inputs: bool = data_option("an input for each condition, 1 in its trials and 0 in others", before=False)
+    conditions: str | None = data_option("trials column with a label of each trial, number or text", before=None)
+    condition_inputs: bool = data_option(
+        "true: one input for each condition, 1 in its trials and 0 in others", before=False
+    )
     event_times: str = data_option(
-        "times in columns of events are seconds in the session, or from the trial's start_time (trial), which auto tells from where "
-        "they lie; align: those of the inputs from the event align",
+        "what times in columns of events count from: session; trial (its start_time); align (the event, for "
+        "inputs); auto: recognise session or trial by where they lie, and say so",
         choices=("auto", "session", "trial", "align"), default="auto",
     )  # fmt: skip
     from_start: list[str] = data_option(
-        "columns of events, of some that differ in it, whose times count from the trial's start_time, as [cue]",
+        "columns of events whose times count from the trial's start_time, if columns differ, such as [cue]",
         before=[],
     )
     spike_times: str = data_option(
-        "spike times are seconds in the session, or from the start_time of the trial they fell in, where they go back with "
-        "each new trial",
+        "what spike times count from: session, or the start_time of the trial in which they fell (they then "
+        "go back with each new trial)",
         choices=("session", "trial"), before="session",
     )  # fmt: skip
     time_units: Any = data_option(
-        "seconds per unit of times that are not in seconds, by column or time series, as {spike_times:1/30000,start_time:0.001}; "
-        "null: none",
+        "seconds per unit of times that are not in seconds, by column or time series, such as "
+        "{spike_times:1/30000,start_time:0.001}; null: none",
         before=None,
     )
     unobserved: str = data_option(
-        "trials and units that were not observed by obs_intervals of the units and invalid_times: leave_out (as few as can "
-        "be), or ignore, which counts them as silent",
+        "trials and units that were not observed, by obs_intervals of the units and invalid_times: leave_out "
+        "(as few as possible), or ignore (count them as silent)",
         choices=("leave_out", "ignore"), before="leave_out",
     )  # fmt: skip
     choices: str | None = data_option(
         "trials column with choices: 0 / 1, false / true or left / right; NaN or other words: no choice", default=None
     )
     choice_values: list[Any] | None = data_option(
-        "the two values of that column that mean left and right, where they are others, as [-1,1]; several for a side as "
-        "[[1,2],[3,4]]",
+        "the two values of that column that mean left and right, if they are others, such as [-1,1]; several "
+        "for each side: [[1,2],[3,4]]",
         default=None,
     )
     evidence: str | None = data_option("trials column with the signed strength of the evidence for right", default=None)
@@ -113,17 +120,20 @@ class NwbOptions:
         "trials column with the trials' times in the session, for slow drift; null: those of align", default=None
     )
     units: Any = data_option(
-        "units kept, by their columns, as {quality:good,location:[mPFC,dmFC],snr:'>2'}; columns of the electrodes table, and the "
-        "location of the electrode group, stand for the unit's first electrode; with series by the columns of its ROIs or electrodes",
+        "units to keep, by their columns, such as {quality:good,location:[mPFC,dmFC],snr:'>2'}. Columns of "
+        "the electrodes table, and the location of the electrode group, describe the unit's first electrode. "
+        "With series: by the columns of its ROIs or electrodes",
         default=None,
     )
-    trials: Any = data_option("trials kept, by their columns, as {outcome:[hit,miss],reaction_time:'<1'}", default=None)
+    trials: Any = data_option(
+        "trials to keep, by their columns, such as {outcome:[hit,miss],reaction_time:'<1'}", default=None
+    )
     min_rate_hz: float | None = data_option(
-        "units firing less on average in the trials are left out; null: those silent throughout; 0: none",
+        "leave out units that fire less on average in the trials; null: silent units; 0: none",
         unit="Hz", at_least=0, default=None,
     )  # fmt: skip
     range_tolerance: float = data_option(
-        "largest rms excess of rates over the activation's range, relative to half the range", at_least=0, before=0.3
+        "how far rates may leave the range of phi: rms excess relative to half the range", at_least=0, before=0.3
     )
     max_gigabytes: float = memory_option("largest size of the counts in memory")
 

@@ -35,15 +35,18 @@ _AGREE = 0.05  # rms difference of rates, over their rms, up to which the weight
 class RnnOptions:
     """How a trained network is read: the options of ``data=rnn`` and keywords of :func:`load_rnn`."""
 
-    activation: str | None = data_option("phi of the neurons; null: tanh", default=None)
+    activation: str | None = data_option("nonlinearity phi of the neurons; null: tanh", default=None)
     alpha: float | None = data_option(
-        "dt / tau; null: the file's `alpha`, and 1 of a torch.nn.RNN", above=0, at_most=1, default=None
+        "time step in units of the time constant, dt / tau; null: the file's `alpha`, 1 for a torch.nn.RNN",
+        above=0,
+        at_most=1,
+        default=None,
     )
     recorded_fraction: float = data_option(
-        "neurons in the file over all of the network", above=0, at_most=1, default=1.0
+        "neurons in the file as a share of the whole network", above=0, at_most=1, default=1.0
     )
     range_tolerance: float = data_option(
-        "largest rms excess of given rates over the activation's range, relative to half the range",
+        "how far given rates may leave the range of phi: rms excess relative to half the range",
         at_least=0, default=0.3,
     )  # fmt: skip
     max_gigabytes: float = memory_option("largest size of the files, and of the rates")

@@ -24,31 +24,40 @@ _MOST_SPIKES = 1e6  # simulated in a bin: counts are kept in single precision
 class SimulationOptions:
     """How a teacher is simulated and recorded: options of ``data=TEACHER``, keywords of :func:`simulate_recording`."""
 
-    n_neurons: int = data_option("neurons of the teacher network", at_least=1, default=1000)
-    n_grid: int = data_option("n_grid^2 trials, from a square grid of initial latent states", at_least=1, default=20)
-    extent: float = data_option("the grid spans [-extent, extent] along each latent", above=0, default=2.4)
-    n_steps: int = data_option(
-        "Euler steps of each trial, the initial state included; n_steps // stride are recorded", at_least=2, default=100
+    n_neurons: int = data_option("neurons of the simulated network", at_least=1, default=1000)
+    n_grid: int = data_option("trials: n_grid^2, starting on a square grid of latent states", at_least=1, default=20)
+    extent: float = data_option(
+        "the grid of initial states covers [-extent, extent] along each latent dimension", above=0, default=2.4
     )
-    process_noise: float = data_option("sd of the noise added to the latents in each step", at_least=0, default=0.0)
+    n_steps: int = data_option(
+        "Euler steps of each trial, including the initial state; n_steps // stride of them are recorded",
+        at_least=2,
+        default=100,
+    )
+    process_noise: float = data_option(
+        "standard deviation of the noise added to the latents in each step", at_least=0, default=0.0
+    )
     observation: str = data_option(
-        "rates, phi(h), or Poisson spike counts", choices=("rates", "spikes"), default="rates"
+        "what is recorded: rates phi(h), or Poisson spike counts", choices=("rates", "spikes"), default="rates"
     )
     observation_noise: float = data_option(
-        "sd of the noise added to the rates, which then may leave the range of phi", at_least=0, default=0.0
+        "standard deviation of the noise added to the rates; noisy rates may leave the range of phi",
+        at_least=0,
+        default=0.0,
     )
     recorded_fraction: float = data_option(
-        "fraction of the neurons, chosen at random, that is recorded", above=0, at_most=1, default=1.0
+        "share of the neurons that is recorded, chosen at random", above=0, at_most=1, default=1.0
     )
     exact_moments: bool = data_option(
-        "the network has the teacher's means and covariances; false: as chance draws its neurons", default=True
+        "true: the network has exactly the teacher's means and covariances; false: neurons are drawn at random",
+        default=True,
     )
     stride: int = data_option(
-        "every stride-th step is recorded; spikes are counted over the whole interval", at_least=1, default=1
+        "record every stride-th step; spikes are counted over the whole interval", at_least=1, default=1
     )
     bin_s: float = data_option("time between simulated steps, for spikes", unit="s", above=0, default=0.01)
     rate_scale_hz: float = data_option(
-        "firing rate = rate_scale_hz * softplus(potential + 1), for spikes", unit="Hz", above=0, default=10.0
+        "for spikes: firing rate = rate_scale_hz * softplus(potential + 1)", unit="Hz", above=0, default=10.0
     )
 
     def check(self) -> None:

@@ -16,62 +16,68 @@ class LowRankRNNOptions:
 
     name: str = option(LABEL, stages=())
     rank: int | str = option(
-        "number of latent dimensions R; auto, for rates: the smallest with which held-out rates are predicted as well as with any",
+        "number of latent dimensions R; auto, for rates: the smallest that predicts held-out rates as well as "
+        "any other",
         stages=_LRRNN, at_least=1, at_most=20, choices=("auto",),
     )  # fmt: skip
     bias: bool | None = option(
-        "a bias d in each neuron; null: as in the true loadings where known, else if the rates ask for it",
+        "true: each neuron has a bias d; null: as in the true loadings if known, else if the rates ask for it",
         stages=_LRRNN,
     )
     inputs: str = option(
-        "how the network takes the recording's inputs: instant (inside phi at once), filtered (through the neurons' time "
-        "constant, as most trained networks have it), both, auto: of rates what explains validation trials best, of spikes "
+        "how inputs enter: instant (inside phi at once), filtered (through the neurons' time constant, as in "
+        "most trained networks), both; auto: for rates what explains validation trials best, for spikes "
         "instant",
         stages=_LRRNN, choices=("auto", "instant", "filtered", "both"), before="instant",
     )  # fmt: skip
     scale: str = option(
-        "of rates: what each neuron has beside its loadings, rate = gain * phi(h) + offset, with both, gain, offset or none; auto: "
-        "none where rates lie in the range of phi and held-out trials ask for nothing else, otherwise what they ask for",
+        "scale of each neuron's rates, rate = gain * phi(h) + offset: both, gain, offset or none; auto: none "
+        "if rates lie in the range of phi and held-out trials ask for nothing else, otherwise what they ask "
+        "for",
         stages=_LRRNN, choices=("auto", "none", "offset", "gain", "both"), before="none",
     )  # fmt: skip
     init: str = option(
-        "start: closed_form (rates: least squares; spikes: principal components) or random",
+        "initial weights: closed_form (rates: least squares; spikes: principal components) or random",
         stages=_LRRNN, choices=("closed_form", "random"),
     )  # fmt: skip
-    init_std: float = option("sd of the random initial weights", stages=_LRRNN, above=0)
+    init_std: float = option("standard deviation of random initial weights", stages=_LRRNN, above=0)
     max_epochs: int | None = option(
-        "null: 60 for spikes; for rates none where the closed form leaves nothing to gain, else 2",
+        "passes through the training trials; null: 60 for spikes; for rates 2, or none if the closed form "
+        "leaves nothing to gain",
         stages=_LRRNN, unit="epochs", at_least=1,
     )  # fmt: skip
     learning_rate: float | None = option(
-        "of Adam; null: 1e-4 for rates (fine-tuning), 1e-2 for spikes", stages=_LRRNN, above=0
+        "learning rate of Adam; null: 1e-4 for rates (fine-tuning), 1e-2 for spikes", stages=_LRRNN, above=0
     )
-    batch_size: int | None = option("null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", at_least=1)
+    batch_size: int | None = option(
+        "trials in a batch; null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", at_least=1
+    )
     weight_penalty: float = option(
-        "weight of the sum of the norms of the parameter tensors, for rates", stages=_LRRNN, at_least=0
+        "for rates: weight of the penalty on the norms of the parameter tensors", stages=_LRRNN, at_least=0
     )
-    n_units: int = option("units of the latent network, for spikes", stages=_LRRNN, at_least=1, at_most=2**14)
+    n_units: int = option("for spikes: units of the latent network", stages=_LRRNN, at_least=1, at_most=2**14)
     rollout_weight: float = option(
-        "weight of the noise-free, input-driven rollout beside the evidence bound, for spikes",
+        "for spikes: weight of the noise-free, input-driven rollout beside the evidence bound",
         stages=_LRRNN, at_least=0,
     )  # fmt: skip
     baseline: str = option(
-        "for spikes: local (uses the neighbouring training trials) or standard",
+        "for spikes: standard (drift and course within the trial), or local (also scaled by neighbouring "
+        "training trials)",
         stages=_LRRNN, choices=("local", "standard"),
     )  # fmt: skip
     inference: str = option(
-        "for spikes: encoder (learned), smoother (closed form, for many neurons), auto: smoother where bins are rich in "
-        "spikes",
+        "for spikes: encoder (learned), smoother (closed form, for many neurons); auto: smoother if bins hold "
+        "many spikes",
         stages=_LRRNN, choices=("auto", "encoder", "smoother"),
     )  # fmt: skip
     posterior_sweeps: int = option(
-        "sweeps of the sampler of the dynamics' posterior, for spikes where the encoder infers, where twice as many follow if few of "
-        "their draws are independent, and for rates whose states carry noise of their own; 0: none, states read sample by sample "
-        "stand for it",
+        "sweeps of the sampler of the dynamics' posterior, for spikes that the encoder infers and for rates "
+        "whose states carry noise of their own; twice as many follow if few draws are independent; 0: no "
+        "sampling, states are read sample by sample",
         stages=_LRRNN, at_least=0, at_most=100_000, before=0,
     )  # fmt: skip
     b_penalty: float = option(
-        "ridge penalty on the neurons' input weights, for spikes; chosen for conditioning", stages=_LRRNN, at_least=0
+        "for spikes: ridge penalty on the neurons' input weights, for numerical conditioning", stages=_LRRNN, at_least=0
     )
 
     @property

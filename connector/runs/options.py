@@ -36,13 +36,14 @@ _DATA = ("data",)
 class DataOptions:
     """What every data set has."""
 
-    source: str = option("attractor (a simulated teacher), or the format of a file", stages=_DATA)
-    name: str = option("of the data set; of the teacher, where one is simulated", stages=_DATA)
+    source: str = option("attractor (a simulated network), or the format of a file", stages=_DATA)
+    name: str = option("name of the data set; for simulations the name of the teacher", stages=_DATA)
     fold: int = option(
-        "test trials are this fold, validation trials the next one (after the last the first)", stages=_DATA
+        "this part of the trials is the test set; the next part (after the last one, the first) is the validation set",
+        stages=_DATA,
     )
-    n_folds: int = option("of the rotation of training, validation and test trials", stages=_DATA, at_least=3)
-    fold_seed: int = option("of the shuffle that assigns trials to folds", stages=_DATA, at_least=0)
+    n_folds: int = option("parts into which the trials are divided", stages=_DATA, at_least=3)
+    fold_seed: int = option("seed of the shuffle that assigns trials to parts", stages=_DATA, at_least=0)
 
     def check(self) -> None:
         require(1 <= self.fold <= self.n_folds, "data.fold", f"from 1 to data.n_folds = {self.n_folds}", self.fold)
@@ -57,7 +58,7 @@ class AttractorData(DataOptions, SimulationOptions):
     """A teacher network with known connectivity, simulated."""
 
     teachers: str | None = option(
-        "a Python file that registers teachers of your own, which data.name can then choose", stages=_DATA, before=None
+        "Python file that registers your own teachers, which data.name can then choose", stages=_DATA, before=None
     )
 
     def check(self) -> None:
@@ -72,9 +73,10 @@ class AttractorData(DataOptions, SimulationOptions):
 class FileData(DataOptions):
     """A recording in a file; the options of its format are those that its reader declares."""
 
-    path: Any = option("the file; of arrays and networks also a list of files", stages=_DATA)
+    path: Any = option("the file; for arrays and networks also a list of files", stages=_DATA)
     indicator_decay_s: float | None = option(
-        "time constant of a slow indicator behind which rates are, as of calcium imaging; needs data.bin_s; null: none",
+        "decay time of a slow indicator, as in calcium imaging, which filtered the rates; needs data.bin_s; "
+        "null: none",
         unit="s", stages=_DATA, above=0, before=None,
     )  # fmt: skip
 
@@ -124,16 +126,14 @@ _USUAL = {"lrrnn": "default", "connectivity": "default", "trainer": "cpu", "logg
 class FlowOptions:
     """The flows of the loadings and of n."""
 
-    network: str = option(
-        "network that the velocity is learned by", stages=_FLOWS, choices=tuple(NETWORKS), before="mlp"
-    )
-    hidden_width: int = option("units of a hidden layer", stages=_FLOWS, at_least=1, at_most=2**14)
-    hidden_layers: int = option("hidden layers", stages=_FLOWS, at_least=1, at_most=100)
+    network: str = option("network that learns the velocity", stages=_FLOWS, choices=tuple(NETWORKS), before="mlp")
+    hidden_width: int = option("units in each hidden layer", stages=_FLOWS, at_least=1, at_most=2**14)
+    hidden_layers: int = option("number of hidden layers", stages=_FLOWS, at_least=1, at_most=100)
     base: str = option(
-        "base density of the loadings' flow; auto: the one of higher held-out likelihood",
+        "base density of the loadings' flow; auto: the one with the higher held-out likelihood",
         stages=_LOADINGS, choices=("auto", "normal", "student_t"),
     )  # fmt: skip
-    precondition: bool = option("give the velocity the part that normal data have", stages=_FLOWS)
+    precondition: bool = option("true: the velocity starts from that of normal data", stages=_FLOWS)
     steps: int = option("midpoint steps of the sampler", stages=_FLOWS, at_least=1, at_most=10_000)
 
 
@@ -143,67 +143,82 @@ class ConnectivityOptions:
 
     name: str = option(LABEL, stages=())
     estimator: str = option(
-        "of nu = E[n | m, b, d]: trajectories (likelihood of whole trajectories, calibrated intervals), gaussian_process "
-        "(quick closed form on differences, tuned by evidence) or ridge (as published). Where `regularizer` is given, "
-        "trajectories gives way to gaussian_process; where the dynamics were sampled (spikes), it is made from their draws",
+        "how nu = E[n | m, b, d] is estimated: trajectories (likelihood of whole trajectories, calibrated "
+        "intervals), gaussian_process (fast closed form on differences, tuned by evidence) or ridge (as "
+        "published). If `regularizer` is given, gaussian_process replaces trajectories; if the dynamics were "
+        "sampled (spikes), their draws are used",
         stages=_OUTPUTS, choices=("trajectories", "gaussian_process", "ridge"),
     )  # fmt: skip
     pool: str = option(
-        "loadings that the estimator works on: the recorded neurons', or samples of the flow",
+        "loadings on which the estimator works: the recorded neurons', or samples of the flow",
         stages=_OUTPUTS, choices=("recorded", "flow"),
     )  # fmt: skip
     regularizer: float | None = option(
-        "lambda of the ridge, noise-to-signal of the Gaussian process; null: tuned", stages=_OUTPUTS, above=0
+        "lambda of the ridge, or noise-to-signal of the Gaussian process; null: found from the data",
+        stages=_OUTPUTS,
+        above=0,
     )
     regularizer_published: float | None = option(
-        "the published code's spelling of it: lambda * alpha^2 * T / K", stages=_OUTPUTS, above=0
+        "the same in the published code's units: lambda * alpha^2 * T / K", stages=_OUTPUTS, above=0
     )
     recorded_fraction: float | None = option(
-        "recorded neurons over all of the network; null: as simulated, else unknown (a few of very many)",
+        "recorded neurons as a share of the whole network; null: as simulated, else taken as very small",
         stages=_OUTPUTS, above=0, at_most=1,
     )  # fmt: skip
-    max_states: int = option("latent states used to estimate nu, at most", stages=_OUTPUTS, at_least=1, at_most=10**6)
-    sigma: float = option("sd of n around nu, in the flow of n and where a sample says so", stages=_OUTPUTS, above=0)
+    max_states: int = option(
+        "largest number of latent states used to estimate nu", stages=_OUTPUTS, at_least=1, at_most=10**6
+    )
+    sigma: float = option(
+        "standard deviation of n about nu, in the flow of n and in samples that state it: a choice",
+        stages=_OUTPUTS,
+        above=0,
+    )
     outputs: str = option(
-        "draw n from N(nu, sigma^2) (conditional_mean), or through the learned flow (flow)",
+        "how n is drawn: from N(nu, sigma^2) (conditional_mean), or through the learned flow (flow)",
         stages=_OUTPUTS, choices=("conditional_mean", "flow"),
     )  # fmt: skip
     projection_regularizer: float | None = option(
-        "lambda of the projection of sampled networks; null: 1e-5, or what validation trials ask for (spikes)",
+        "lambda of the projection of sampled networks; null: 1e-5, for spikes found on validation trials",
         stages=_OUTPUTS, above=0,
     )  # fmt: skip
     flow: FlowOptions = MISSING
     early_stopping: bool = option(
-        "stop the loadings' flow when the likelihood of held-out neurons was highest", stages=_LOADINGS
+        "true: the loadings' flow keeps the weights with the highest likelihood of held-out neurons", stages=_LOADINGS
     )
     match_moments: bool = option(
-        "give the loadings' flow (normal base) the neurons' mean and covariance", stages=_LOADINGS
+        "true: the loadings' flow (normal base) gets the neurons' mean and covariance", stages=_LOADINGS
     )
     match_drive: bool = option(
-        "tilt the flow (normal base) and shift n a little, so that networks drawn have the recorded drive",
+        "true: the flow (normal base) is tilted and n shifted slightly, so that sampled networks have the "
+        "recorded drive",
         stages=_OUTPUTS,
     )
-    loadings_epochs: int = option("of the loadings' flow, at most", stages=_LOADINGS, unit="epochs", at_least=1)
-    loadings_epoch_size: int | None = option(
-        "neurons of an epoch at most, a fresh choice each time; null: all", stages=_LOADINGS, unit="neurons", at_least=1
+    loadings_epochs: int = option(
+        "largest number of epochs of the loadings' flow", stages=_LOADINGS, unit="epochs", at_least=1
     )
-    loadings_batch_size: int = option("of the loadings' flow", stages=_LOADINGS, unit="neurons", at_least=1)
+    loadings_epoch_size: int | None = option(
+        "largest number of neurons in an epoch, chosen again each time; null: all",
+        stages=_LOADINGS,
+        unit="neurons",
+        at_least=1,
+    )
+    loadings_batch_size: int = option("batch size of the loadings' flow", stages=_LOADINGS, unit="neurons", at_least=1)
     loadings_paths: int = option(
-        "paths of a step at least: a smaller batch is repeated with fresh noise and times",
+        "least number of paths in a step: a smaller batch is repeated with fresh noise and times",
         stages=_LOADINGS, at_least=0, at_most=10**7,
     )  # fmt: skip
-    loadings_learning_rate: float = option("of the loadings' flow", stages=_LOADINGS, above=0)
-    outputs_epochs: int = option("of the flow of n", stages=_OUTPUTS, unit="epochs", at_least=1)
-    outputs_batch_size: int = option("of the flow of n", stages=_OUTPUTS, unit="neurons", at_least=1)
-    outputs_learning_rate: float = option("of the flow of n", stages=_OUTPUTS, above=0)
+    loadings_learning_rate: float = option("learning rate of the loadings' flow", stages=_LOADINGS, above=0)
+    outputs_epochs: int = option("epochs of the flow of n", stages=_OUTPUTS, unit="epochs", at_least=1)
+    outputs_batch_size: int = option("batch size of the flow of n", stages=_OUTPUTS, unit="neurons", at_least=1)
+    outputs_learning_rate: float = option("learning rate of the flow of n", stages=_OUTPUTS, above=0)
     outputs_loadings: int = option(
-        "loadings drawn from their flow to train the flow of n", stages=_OUTPUTS, at_least=1, at_most=10**7
+        "number of loadings drawn from their flow to train the flow of n", stages=_OUTPUTS, at_least=1, at_most=10**7
     )
-    weight_decay: float = option("of both flows", stages=_FLOWS, at_least=0)
+    weight_decay: float = option("weight decay of both flows", stages=_FLOWS, at_least=0)
     ema_decay: float | None = option(
-        "exponential moving average of the flows' weights; null: none", stages=_FLOWS, at_least=0, below=1
+        "decay of the exponential moving average of the flows' weights; null: none", stages=_FLOWS, at_least=0, below=1
     )
-    cosine: bool = option("cosine decay of the flows' learning rates", stages=_FLOWS)
+    cosine: bool = option("true: cosine decay of the flows' learning rates", stages=_FLOWS)
 
     def check(self) -> None:
         if self.regularizer is not None and self.regularizer_published is not None:
@@ -219,14 +234,14 @@ class TrainerOptions:
     """Where and how stages are trained. Whatever else Lightning's Trainer takes stands in ``extra``."""
 
     name: str = option(LABEL, stages=())
-    accelerator: str = option("cpu, gpu, auto, or another of Lightning's", stages=_TRAINED)
-    devices: Any = option("how many, which ([0,2]), or auto", stages=_TRAINED)
-    num_nodes: int = option("computers", stages=_TRAINED, at_least=1)
-    strategy: str = option("of Lightning, such as ddp", stages=_TRAINED)
-    precision: str = option("of Lightning, such as 32-true, 16-mixed or 64-true", stages=_TRAINED)
-    progress: bool = option("progress bars where there is a terminal", stages=())
+    accelerator: str = option("cpu, gpu, auto, or another accelerator of Lightning", stages=_TRAINED)
+    devices: Any = option("number of devices, a list of devices such as [0,2], or auto", stages=_TRAINED)
+    num_nodes: int = option("number of computers", stages=_TRAINED, at_least=1)
+    strategy: str = option("strategy of Lightning, such as ddp", stages=_TRAINED)
+    precision: str = option("precision of Lightning, such as 32-true, 16-mixed or 64-true", stages=_TRAINED)
+    progress: bool = option("progress bars on a terminal", stages=())
     threads: int | None = option(
-        "CPU threads of each process; null: as the machine has cores, and one where steps are small. Changes numbers by "
+        "CPU threads of each process; null: as many as cores, one where steps are small. Changes numbers by "
         "rounding only, as another machine does",
         stages=(), at_least=1, at_most=1024,
     )  # fmt: skip
@@ -240,15 +255,15 @@ class TrainerOptions:
 class LoggerOptions:
     """Where learning curves and results go besides the run directory."""
 
-    name: str = option("csv (the run directory alone) or wandb", stages=(), choices=("csv", "wandb"))
-    project: str = option("of W&B", stages=())
-    entity: str | None = option("of W&B: user or team; null: the account's default", stages=())
+    name: str = option("csv (only files in the run directory) or wandb", stages=(), choices=("csv", "wandb"))
+    project: str = option("W&B project", stages=())
+    entity: str | None = option("W&B user or team; null: the account's default", stages=())
     mode: str = option(
-        "of W&B; auto: online where an account is set up",
+        "mode of W&B; auto: online if an account is set up, else offline",
         stages=(), choices=("auto", "online", "offline", "disabled"),
     )  # fmt: skip
-    group: str | None = option("of W&B; null: the sweep's directory name, or the experiment's name", stages=())
-    tags: list[str] = option("of W&B", stages=())
+    group: str | None = option("W&B group; null: the name of the sweep's directory, or of the experiment", stages=())
+    tags: list[str] = option("W&B tags", stages=())
     save_dir: str = option("one W&B directory for all runs, so that local viewers show them together", stages=())
 
 
@@ -265,18 +280,20 @@ class Options:
     """The whole configuration; ``data`` is one of DATA_TYPES."""
 
     experiment_name: str = option(
-        "the experiment's name, or the data set's; it names the run directory, the W&B run and the report", stages=()
+        "name of the experiment or of the data set; names the run directory, the W&B run and the report", stages=()
     )
     seed: int = option(
-        "of all random numbers, the simulation's included", stages=STAGES_OF_A_RUN[1:], at_least=0, at_most=LARGEST
+        "seed of all random numbers, including the simulation", stages=STAGES_OF_A_RUN[1:], at_least=0, at_most=LARGEST
     )
     stages: Any = option(
-        "a list among lrrnn, loadings, outputs; auto: all, less lrrnn where the file carries latents and MBD",
+        "stages to run, a list among lrrnn, loadings, outputs; auto: all, but without lrrnn if the file has "
+        "latents and MBD",
         stages=("results",),
     )
-    force: bool = option("train every stage anew, even where a finished one stands in the run directory", stages=())
+    force: bool = option("true: train every stage again, even if it is finished", stages=())
     report: bool = option(
-        "draw figures and write report.html; the same command with true draws them later", stages=("results",)
+        "false: measure only; the same command with true draws figures and writes report.html later",
+        stages=("results",),
     )
     data: Any = MISSING
     lrrnn: LowRankRNNOptions = MISSING
@@ -284,7 +301,8 @@ class Options:
     trainer: TrainerOptions = MISSING
     logger: Any = MISSING
     callbacks: dict[str, Any] = option(
-        "callbacks of Lightning of one's own, in the training of every stage: callbacks.NAME._target_=MODULE.CLASS",
+        "your own Lightning callbacks, used in the training of every stage: "
+        "callbacks.NAME._target_=MODULE.CLASS",
         stages=_TRAINED, before={},
     )  # fmt: skip
 
