@@ -16,8 +16,7 @@ class LowRankRNNOptions:
 
     name: str = option(LABEL, stages=())
     rank: int | str = option(
-        "number of latent dimensions R; auto, for rates: the smallest that predicts held-out rates as well as "
-        "any other",
+        "number of latent dimensions R; auto: the smallest that predicts held-out neurons as well as any other",
         stages=_LRRNN, at_least=1, at_most=20, choices=("auto",),
     )  # fmt: skip
     bias: bool | None = option(

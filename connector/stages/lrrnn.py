@@ -166,7 +166,7 @@ def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str
         context.say(f"lrrnn: rank {data.sizes.rank}, that of the known latents")
         return {}
     # Inputs that enter in another way than is assumed look like further dimensions.
-    open_kind = options.lrrnn.inputs == "auto" and recording.inputs is not None
+    open_kind = options.lrrnn.inputs == "auto" and recording.inputs is not None and recording.kind == "rates"
     kinds = ("instant", "filtered") if open_kind else (options.lrrnn.inputs.replace("auto", "instant"),)
     allowed, bias = torch.cat([fold.train, fold.validation]).sort().values, options.lrrnn.bias is not False
     with StepProgress("lrrnn, rank", context.console if options.trainer.progress else None) as progress:
@@ -174,13 +174,17 @@ def choose_rank_of(context: StageContext, data: RecordingDataModule) -> dict[str
         def tried(rank: int) -> None:
             progress.start(f"rank {rank}")
 
-        choices = [choose_rank(with_inputs(recording, kind), allowed, bias, tried) for kind in kinds]
+        baseline = None if recording.kind == "rates" else fit_baseline(recording, allowed, options.lrrnn.baseline)
+        choices = [choose_rank(with_inputs(recording, kind), allowed, bias, tried, baseline=baseline) for kind in kinds]
     found = min(choices, key=lambda choice: choice.rank)
     data.sizes = replace(data.sizes, rank=found.rank)
-    errors = ", ".join(f"{x:.3g}" for x in found.errors)
+    what, sign = ("squared error of held-out rates over their variance", 1.0)
+    if recording.kind == "spikes":
+        what, sign = ("bits per spike of held-out neurons over those from inputs and baseline", -1.0)
+    scores = ", ".join(f"{sign * x:.3g}" for x in found.errors)
     context.say(
-        f"lrrnn: rank {found.rank}, the smallest within one standard error of the best, {found.best} (squared error of held-out "
-        f"rates over their variance at rank 1, 2, ...: {errors})"
+        f"lrrnn: rank {found.rank}, the smallest within one standard error of the best, {found.best} ({what}, at rank 1, 2, ...: "
+        f"{scores})"
     )
     return {"lrrnn/rank_chosen": found.rank, "lrrnn/rank_of_least_error": found.best}
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from rate_networks import make_network, record
 
-from connector.analysis import readout_checks
+from connector.analysis import rank_choice, readout_checks
 from connector.analysis.rank_choice import _chosen, choose_rank
 from connector.errors import UserError
+from connector.lrrnn.spikes.baselines import fit_baseline
+from connector.types import Recording
 
 
 def errors(*by_rank, spread=0.0):
@@ -44,6 +46,31 @@ def test_the_rank_of_a_network_is_found(monkeypatch):
     assert tried == [1, 2, 3, 4]  # what grows again is not followed
 
 
+def spikes_of(rank, neurons, trials, noise=0.1, seed=0, hz=7.0):
+    """Counts of some of a network's neurons, whose states carry noise of their own, in bins of 10 ms."""
+    g = torch.Generator().manual_seed(seed)
+    net = make_network("softplus", 8 * neurons, rank, has_bias=True, seed=seed)
+    z = [1.2 * torch.randn(trials, rank, generator=g).double()]
+    for _ in range(59):
+        step = net.simulate(z[-1], 2)[:, 1]
+        z.append(step + noise * torch.randn(trials, rank, generator=g).double())
+    rates = net.rates(torch.stack(z, 1))[..., :neurons]
+    counts = torch.poisson((0.01 * hz * rates).float(), generator=g)
+    return Recording(counts, "spikes", torch.full((trials,), 60), 0.1, "softplus", bin_s=0.01)
+
+
+def chosen_of_spikes(recording):
+    trials = torch.arange(recording.n_trials)
+    return choose_rank(recording, trials, baseline=fit_baseline(recording, trials, "constant"))
+
+
+def test_the_rank_of_a_network_is_found_from_its_spikes(monkeypatch):
+    monkeypatch.setattr(rank_choice, "N_BLOCKS", 300)
+    found = chosen_of_spikes(spikes_of(2, 40, 80, seed=3))
+    assert (found.rank, found.best) == (2, 2)
+    assert found.errors[1] < found.errors[0] < 0  # bits per spike beyond those without states
+
+
 def test_what_no_rank_can_be_chosen_for_is_refused():
     rates = record(make_network(k=12), 6, 10, 0.1)
     for given, words in (
@@ -71,4 +98,17 @@ def test_ranks_of_twenty_networks():
         net = make_network(activation, neurons, rank, n_inputs, has_bias=activation != "tanh", seed=seed)
         found = choose_rank(record(net, trials, 50, noise, seed=seed), torch.arange(trials))
         right += found.rank == rank
+    assert right >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ranks_of_twenty_networks_from_spikes():
+    """Of rank 1 to 4, 40 to 120 neurons at about 4 to 15 Hz, noise of the states up to .2 a step: 18 of 20 at least."""
+    right = 0
+    for seed in range(20):
+        g = torch.Generator().manual_seed(100 + seed)
+        neurons, trials = (int(torch.randint(*span, (1,), generator=g)) for span in ((40, 120), (100, 400)))
+        noise, hz = 0.2 * float(torch.rand(1, generator=g)), 4 + 6 * float(torch.rand(1, generator=g))
+        right += chosen_of_spikes(spikes_of(1 + seed % 4, neurons, trials, noise, seed, hz)).rank == 1 + seed % 4
     assert right >= 18
