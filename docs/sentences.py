@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 LONG = 30
-_STOP = re.compile(r"(?<=[.?!])[*_)\"]*\s+(?=[*_(\"]*[A-Z0-9])")
+_STOP = re.compile(r"(?<=[.?!])[*_)\"]*\s+(?=[*_(\"`]*(?:[A-Z0-9`]|nu |phi |sigma |alpha ))")
 _BLOCKS = {"p", "li", "dd", "dt", "div", "section", "figcaption", "blockquote", "summary", "br"}
 _LEFT_OUT = {
     "script",
