@@ -63,8 +63,8 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         return (
-            f"Diagnosis({len(self.nu)} neurons: {self.determined_modes:.3g} combinations of output weights determined in each "
-            f"latent dimension; sign of {self.signs} of the neurons; {100 * self.level:g} % intervals; .sentences() says more)"
+            f"Diagnosis({len(self.nu)} neurons: the data constrain {self.determined_modes:.2g} weighted sums of output weights per "
+            f"latent dimension; sign of nu determined for {self.signs}; {100 * self.level:g} % intervals; .sentences() says more)"
         )
 
     @property

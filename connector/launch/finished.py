@@ -94,7 +94,7 @@ def answered(options: Options, directory: Path, alone: bool) -> dict[str, float]
         known = store.stages()[RESULTS]["job"]
         if known["key"] != _key(options, None if path is None else content_checksum(path)):
             return None
-        if not stands_whole(store, known["requested"], known["marks"], options.report):
+        if not stands_whole(store, known["requested"], known["marks"], options.report.draw):
             return None
         metrics = store.metrics()
         tell(Console(), store, metrics, alone)

@@ -408,9 +408,11 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     of_fit = measures_of_fit(store, job.data.recording) if "lrrnn" in standing else {}
     metrics, figures, spent = all_metrics(store, standing, of_fit), {}, (0.0, 0.0)
     cautions = warnings_of(metrics)
-    drawn = [] if options.report else [store.path / name for name in store.stages().get(RESULTS, {}).get("drawn", {})]
+    drawn = (
+        [] if options.report.draw else [store.path / name for name in store.stages().get(RESULTS, {}).get("drawn", {})]
+    )
     if len(standing) == len(STAGES):
-        job.say("results: measuring sampled networks" + (", drawing figures" if options.report else ""))
+        job.say("results: measuring sampled networks" + (", drawing figures" if options.report.draw else ""))
         started = clock()
         with StepProgress("results", job.console if options.trainer.progress else None) as progress:
             about = describe(job.data.recording)
@@ -432,7 +434,9 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     # What is noted as finished is passed over when a sweep starts again: the W&B run has to be closed by then.
     logger.finish(exit_code=0)
     marks, files = all_marks(options, job.schedule), [store.path / "metrics.json", network]
-    drawn += [store.path / "report.html", *figures.values()] if figures else []
+    formats = options.report.formats
+    drawn += [file.with_suffix(f".{ending}") for file in figures.values() for ending in formats]
+    drawn += [store.path / "report.html"] if figures else []
     of_file = job.schedule.data["sha256"] if "path" in job.schedule.data else None
     known = note(options, job.schedule.requested, marks, of_file)
     store.finish_stage(

@@ -1,9 +1,10 @@
-"""Which assumption of the model the rates contradict, and what to do about it: one sentence a cause, from the metrics alone."""
+"""Which assumption of the model the rates contradict, and what to do about it, from the metrics alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from connector.report.nulls import TO_DO
 from connector.report.numbers import percent
 
 CAUSE, CHECK = "lrrnn/cause_", "lrrnn/check_"
@@ -17,7 +18,7 @@ def named(metrics: Mapping[str, float]) -> bool:
 
 
 def of_causes(metrics: Mapping[str, float]) -> list[str]:
-    """A sentence for each ``lrrnn/cause_NAME`` of the metrics, with its number and its remedy; without the full stop."""
+    """A text for each ``lrrnn/cause_NAME`` of the metrics, with its number and its remedy."""
     found = [key.removeprefix(CAUSE) for key in metrics if key.startswith(CAUSE)]
     return [
         _SENTENCES[name.split("_")[0] + "_" if name.startswith(ACTIVATION) else name](metrics, name) for name in found
@@ -26,48 +27,49 @@ def of_causes(metrics: Mapping[str, float]) -> list[str]:
 
 def _removed(metrics: Mapping[str, float], check: str) -> str:
     value, error = metrics[CHECK + check], metrics[f"{CHECK}{check}_error"]
-    return f"{percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %, nothing by chance)"
+    return f"{percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %; chance: none)"
 
 
-def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, str, int]:
+def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, int]:
+    """How many dimensions are missing, and what they remove."""
     number = int(metrics[CAUSE + name])
-    return f"{number} more latent dimension{'s' * (number > 1)}", "remove" if number > 1 else "removes", number
+    if number == 1:
+        return f"1 more latent dimension removes {_removed(metrics, 'rank')}.", number
+    return f"{number} more latent dimensions are missing. The first removes {_removed(metrics, 'rank')}.", number
 
 
 def _rank(metrics: Mapping[str, float], name: str) -> str:
     if f"{CHECK}alpha" in metrics:
         return (
-            "the rates of each step follow from those of the last and the inputs, so that no input is missing, but the fitted states "
-            "do not hold all of them: lrrnn.rank is too low; raise it, or set lrrnn.rank=auto"
+            "The rates of each step follow from those of the last and the inputs, so no input is missing. The fitted states do not "
+            f"hold all of them, so lrrnn.rank is too low.{TO_DO}raise it, or set lrrnn.rank=auto."
         )
-    what, verb, number = _dimensions(metrics, name)
-    said = (
-        f"{what} {verb} {_removed(metrics, 'rank')}, the first alone"
-        if number > 1
-        else f"{what} {verb} {_removed(metrics, 'rank')}"
-    )
+    said, number = _dimensions(metrics, name)
     if f"{CHECK}added_noise" not in metrics:
-        return f"{said}: lrrnn.rank is too low, or an input that drives the neurons is not recorded, which cannot be told apart here"
+        return (
+            f"{said} Either lrrnn.rank is too low, or an input that drives the neurons is not recorded; these data cannot tell "
+            f"which.{TO_DO}raise lrrnn.rank by {number}, or add the input where there is one."
+        )
     return (
-        f"{said}, and the next state follows from the last: lrrnn.rank is too low; raise it by {number}. An activation that is not "
-        "among those of data.activation can look like this too"
+        f"{said} With it the next state follows from the last, so lrrnn.rank is too low.{TO_DO}raise it by {number}. An activation "
+        "that data.activation does not offer can look the same."
     )
 
 
 def _fewer(metrics: Mapping[str, float], name: str) -> str:
     value, error = metrics[CHECK + name], metrics[f"{CHECK}{name}_error"]
     return (
-        f"the last latent dimension removes {percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %): the data do not show "
-        "it, and lrrnn.rank may be too high; lower it by one, or set lrrnn.rank=auto"
+        f"The last latent dimension removes {percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %). The data do not "
+        f"show it, and lrrnn.rank may be too high.{TO_DO}lower it by one, or set lrrnn.rank=auto."
     )
 
 
 def _input(metrics: Mapping[str, float], name: str) -> str:
-    what, verb, _ = _dimensions(metrics, name)
+    said, _ = _dimensions(metrics, name)
     return (
-        f"{what} {verb} {_removed(metrics, 'rank')}, but in a step it moves by {metrics[CHECK + 'added_noise']:.2g} of its standard "
-        "deviation in ways that neither states nor recorded inputs foretell: an input that drives the neurons is not recorded, "
-        "or noise that they share; add it to the inputs. A higher lrrnn.rank describes it without explaining it"
+        f"{said} In one step it moves by {metrics[CHECK + 'added_noise']:.2g} of its standard deviation in ways that neither "
+        "states nor recorded inputs predict. An input that drives the neurons is not recorded, or the neurons share noise."
+        f"{TO_DO}add it to the inputs. A higher lrrnn.rank describes it without explaining it."
     )
 
 
@@ -76,10 +78,13 @@ def _activation(metrics: Mapping[str, float], name: str) -> str:
     others = [x for x in activations_as_good(metrics, other) if x != other]
     if others:
         return (
-            f"{' or '.join([other, *others])} in place of the stated activation removes about {removed}: data.activation is wrong; "
-            "these cannot be told apart here, choose the one that the neurons have"
+            f"Replacing the stated activation by {' or '.join([other, *others])} removes about {removed}. data.activation is "
+            f"wrong.{TO_DO}choose the one of these that the neurons have; the data cannot tell them apart."
         )
-    return f"{other} in place of the stated activation removes {removed}: data.activation is wrong; set data.activation={other}"
+    return (
+        f"Replacing the stated activation by {other} removes {removed}. data.activation is wrong.{TO_DO}set "
+        f"data.activation={other}."
+    )
 
 
 def activations_as_good(metrics: Mapping[str, float], best: str) -> list[str]:
@@ -92,44 +97,46 @@ def activations_as_good(metrics: Mapping[str, float], best: str) -> list[str]:
 
 def _drift(metrics: Mapping[str, float], name: str) -> str:
     return (
-        f"loadings that change over the session remove {_removed(metrics, 'drift')}: neurons change what they read, or how "
-        "strongly; fit parts of the session one by one, or leave out the neurons that change"
+        f"Letting the loadings change over the session removes {_removed(metrics, 'drift')}. Neurons change what they read, "
+        f"or how strongly.{TO_DO}fit parts of the session separately, or leave out the neurons that change."
     )
 
 
 def _smoothing(metrics: Mapping[str, float], name: str) -> str:
     value, error = metrics[f"{CHECK}residual_correlation"], metrics[f"{CHECK}residual_correlation_error"]
     return (
-        f"each neuron's own residuals at neighbouring samples are correlated by {value:.2f} (standard error {error:.1g}, 0 for "
-        "noise of each sample): the rates were smoothed before, or their noise is slow; intervals are too narrow. Give them "
-        "unsmoothed, or as counts under `spikes`"
+        f"Each neuron's residuals at neighbouring samples correlate by {value:.2f} (standard error {error:.1g}; independent "
+        "noise: 0). The rates were smoothed, or their noise is slow. The intervals are too narrow."
+        f"{TO_DO}give unsmoothed rates, or counts under `spikes`."
     )
 
 
 def _process_noise(metrics: Mapping[str, float], name: str) -> str:
     said = (
-        f"in a step states move by {metrics[CHECK + 'process_noise']:.2g} of their standard deviation in ways that neither states "
-        "nor recorded inputs foretell, which errors of reading do not explain: process noise, or an input that is not recorded, "
-        "which cannot be told apart here. Add the input where there is one"
+        f"In one step states move by {metrics[CHECK + 'process_noise']:.2g} of their standard deviation in ways that neither "
+        "states nor recorded inputs predict, nor errors of reading explain. This is process noise or an unrecorded input; these "
+        "data cannot tell which."
     )
+    add = "add the input where there is one"
     if "lrrnn/process_noise" in metrics:
-        return f"{said}; noise that is independent from step to step has been sampled with the dynamics"
-    return f"{said}; else take the intervals of nu, which are made for trajectories without such noise, as too narrow"
+        return f"{said} Noise that is independent from step to step was sampled with the dynamics.{TO_DO}{add}."
+    return f"{said}{TO_DO}{add}; else take the intervals of nu as too narrow, since they assume no such noise."
 
 
 def _time_step(metrics: Mapping[str, float], name: str) -> str:
+    step = f"{metrics[CHECK + 'time_step']:g}"
     return (
-        f"output weights are more plausible by a log evidence of {metrics[CHECK + 'time_step_evidence']:.3g} if the time step is "
-        f"{metrics[CHECK + 'time_step']:g} times the stated one: data.alpha = dt / tau is wrong; set it to "
-        "that many times its value. Where the activation is a guess, another data.activation may be the cause instead; so may "
-        "smoothing of rates that had no noise"
+        f"Output weights are more plausible with {step} times the stated time step (log evidence "
+        f"{metrics[CHECK + 'time_step_evidence']:.2g}; equal: 0). data.alpha = dt / tau is wrong.{TO_DO}multiply data.alpha by "
+        f"{step}. If data.activation is a guess, check that first; smoothing of rates without noise can look the same."
     )
 
 
 def _alpha(metrics: Mapping[str, float], name: str) -> str:
+    alpha = f"{metrics[CHECK + name]:.3g}"
     return (
-        f"the rates of each step follow all but exactly from those of the last, and neurons relax by {metrics[CHECK + name]:.3g} of the "
-        "way in a step: data.alpha = dt / tau is wrong; set it to that"
+        f"The rates of each step follow almost exactly from those of the last, and neurons relax by {alpha} of the way in one "
+        f"step. data.alpha = dt / tau is wrong.{TO_DO}set data.alpha={alpha}."
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from connector.report import causes, determined, nulls
 from connector.report.determined import Determined
+from connector.report.nulls import TO_DO
 from connector.report.numbers import percent
 
+WORDS = ("Caution", "Warning")
 NEURONS_PER_COLUMN = 10  # below, a distribution of the loadings is mostly assumption
 SATURATED, LEFT_REGION, OUTSIDE_SUPPORT = "dynamics/saturated", "dynamics/left_region", "loadings/outside_support"
 DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/drive_gain_sd", 0.05
@@ -32,9 +35,9 @@ def cautions(
     said = []
     if n_neurons < NEURONS_PER_COLUMN * n_columns:
         said.append(
-            f"Caution: {n_neurons} recorded neurons are few for a distribution over {n_columns} loadings each "
-            f"(ask for {NEURONS_PER_COLUMN * n_columns} or more). The distribution of the loadings, and so every "
-            "sampled network, is then mostly assumption; no test for cell types is made."
+            f"Caution: {n_neurons} recorded neurons are few for a distribution over {n_columns} loadings each; "
+            f"{NEURONS_PER_COLUMN * n_columns} or more are needed. The distribution of the loadings, and with it every sampled "
+            f"network, is mostly assumption. Cell types are not tested.{TO_DO}use more neurons or a lower lrrnn.rank."
         )
     of_nu = () if found is None else determined.cautions(found, cause_named=cause_named)
     return [*said, *(f"Caution: {caution}" for caution in of_nu), *warnings(signs)]
@@ -42,7 +45,7 @@ def cautions(
 
 def warnings(signs: Iterable[str]) -> list[str]:
     """Signs of trouble as they are printed and stand in a report."""
-    return [f"Warning: {sign}." for sign in signs]
+    return [f"Warning: {sign}" for sign in signs]
 
 
 def warnings_of(metrics: Mapping[str, float]) -> list[str]:
@@ -50,8 +53,25 @@ def warnings_of(metrics: Mapping[str, float]) -> list[str]:
     return warnings(of_signs(metrics))
 
 
+class Said(NamedTuple):
+    """A caution in its parts: "Caution", "Warning" or another word before a colon, what is wrong, what to do about it."""
+
+    word: str
+    wrong: str
+    remedy: str
+
+
+def parted(caution: str) -> Said:
+    """The parts of a line of :func:`cautions`; without a remedy where it has none."""
+    wrong, _, remedy = caution.partition(TO_DO)
+    word, colon, rest = wrong.partition(": ")
+    if not colon or word not in WORDS:
+        word, rest = WORDS[0], wrong
+    return Said(word, rest, remedy[:1].upper() + remedy[1:])
+
+
 def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
-    """Signs that a fit, a flow or a sampled network is not to be trusted, without the full stop.
+    """Signs that a fit, a flow or a sampled network is not to be trusted: what is wrong and what to do.
 
     Args:
         metrics: of the run: shares that have a limit, and measures that have a baseline to beat.
@@ -59,51 +79,70 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
     """
     said = []
     if not finite:
-        said.append("weights of the sampled network are not finite numbers; nothing below that rests on it holds")
+        said.append(
+            f"The sampled network has weights that are not finite; every result that uses it is void.{TO_DO}run again with "
+            "another seed, and look for extreme values in the recording."
+        )
     if metrics.get(SATURATED, 0.0) > LIMITS[SATURATED]:
         said.append(
-            f"{percent(metrics[SATURATED])} of the neurons' states lie where the activation is flat, so that rates say "
-            "little of the latent states there; check data.activation and the scale of the rates"
+            f"{percent(metrics[SATURATED])} of the neurons' states lie where the activation is flat (limit: "
+            f"{percent(LIMITS[SATURATED])}). Rates say little about the latent states there.{TO_DO}check data.activation and "
+            "the scale of the rates."
         )
     if metrics.get(LEFT_REGION, 0.0) > LIMITS[LEFT_REGION]:
         said.append(
-            f"in {percent(metrics[LEFT_REGION])} of the test trials the projected network, started where the trial starts, "
-            "leaves the region that training trials visit; what it does there was never fitted"
+            f"In {percent(metrics[LEFT_REGION])} of the test trials the projected network leaves the region that training "
+            f"trials visit (limit: {percent(LIMITS[LEFT_REGION])}). What it does there was never fitted.{TO_DO}interpret the "
+            "network within the visited region only."
         )
     if metrics.get(OUTSIDE_SUPPORT, 0.0) > LIMITS[OUTSIDE_SUPPORT]:
         said.append(
-            f"{percent(metrics[OUTSIDE_SUPPORT])} of the sampled loadings lie where no recorded neuron is near; the flow of "
-            "the loadings fits poorly, or their tails are heavy"
+            f"{percent(metrics[OUTSIDE_SUPPORT])} of the sampled loadings lie far from every recorded neuron (limit: "
+            f"{percent(LIMITS[OUTSIDE_SUPPORT])}). The flow fits the loadings poorly, or their tails are heavy.{TO_DO}compare "
+            "recorded and sampled loadings in the figure; raise connectivity.loadings_epochs."
         )
-    seen = metrics.get(POSTERIOR_SEEN, 1.0)
-    if not seen >= LEAST_SEEN:
-        said.append(
-            f"the spikes show the course of some latent dimension to {percent(max(0.0, seen))} only, so that nothing is said of the "
-            "dynamics' posterior and nu comes from single bins; lower lrrnn.rank by one"
-        )
-    gain, error = metrics.get(DRIVE_GAIN, 1.0), metrics.get(DRIVE_GAIN_SD, math.nan)
-    known = math.isfinite(error)
-    if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * error if known else 0.0):
-        right = "1 is right" if known else "1 is right; one training trial does not tell how far chance moves it"
-        said.append(
-            f"with n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded ({right}); nu is "
-            "off in size by as much: check data.alpha and lrrnn.rank, state connectivity.recorded_fraction, or compare connectivity.estimator=gaussian_process"
-        )
-    distance = metrics.get("lrrnn/origin_distance", 0.0)
-    if distance > _FAR_ORIGIN:
-        said.append(
-            f"nu would be most plausible about an origin {distance:.2g} standard deviations of the given latents away from theirs; "
-            "another origin has another nu: were the latents centred, or moved? Add lrrnn to `stages` to have the origin chosen"
-        )
+    said += _of_nu(metrics)
     said += _of_model(metrics)
     said += nulls.not_beaten(metrics)
     if metrics.get("lrrnn/rollout_r2", 1.0) <= 0:
         said.append(
-            "from the start of each test trial the fitted network foretells rates no better than their means over training trials: "
-            "its dynamics are not the recorded ones; check data.alpha, lrrnn.rank and lrrnn.inputs"
+            "Started at the first state of each test trial, the fitted network predicts rates no better than their training "
+            f"means. Its dynamics are not the recorded ones.{TO_DO}check data.alpha, lrrnn.rank and lrrnn.inputs."
         )
     if metrics.get("dynamics/field_error", 0.0) >= 1:
-        said.append("the inferred vector field is no closer to the recorded one than a field of zero would be")
+        said.append(
+            f"The inferred vector field is no closer to the recorded one than a field of zero.{TO_DO}do not interpret the "
+            "connectivity; check data.alpha, data.activation and lrrnn.rank."
+        )
+    return said
+
+
+def _of_nu(metrics: Mapping[str, float]) -> list[str]:
+    """Signs that nu is off in size, comes from single bins, or depends on an origin that was not chosen."""
+    said = []
+    seen = metrics.get(POSTERIOR_SEEN, 1.0)
+    if not seen >= LEAST_SEEN:
+        said.append(
+            f"The spikes show the time course of one latent dimension to {percent(max(0.0, seen))} only (needed: "
+            f"{percent(LEAST_SEEN)}). No posterior of the dynamics is given, and nu comes from single time bins.{TO_DO}lower "
+            "lrrnn.rank by one."
+        )
+    gain, error = metrics.get(DRIVE_GAIN, 1.0), metrics.get(DRIVE_GAIN_SD, math.nan)
+    known = math.isfinite(error)
+    if not abs(gain - 1) <= max(_GAIN_TOLERANCE, 2 * error if known else 0.0):
+        right = "1 is right" if known else "1 is right; one training trial does not tell the chance error"
+        said.append(
+            f"With n = nu the recorded neurons drive the latent states {gain:.2f} times as much as recorded ({right}). The size "
+            f"of nu is off by this factor.{TO_DO}check data.alpha and lrrnn.rank, state connectivity.recorded_fraction, or "
+            "compare connectivity.estimator=gaussian_process."
+        )
+    distance = metrics.get("lrrnn/origin_distance", 0.0)
+    if distance > _FAR_ORIGIN:
+        said.append(
+            f"The given latents have an origin {distance:.2g} standard deviations of the latents away from the one that makes nu "
+            f"most plausible. Another origin changes nu.{TO_DO}check whether the latents were centred or moved, or add lrrnn to "
+            "`stages` to have the origin chosen."
+        )
     return said
 
 
@@ -122,23 +161,27 @@ def _of_rates(metrics: Mapping[str, float]) -> list[str]:
         return []
     if nulls.nothing_shared(metrics):
         return [
-            f"principal components as many as latents explain {percent(linear)} of the variance of the rates, as they do of rates of "
-            f"neurons that have nothing in common ({percent(metrics['lrrnn/rates_r2_null'])}); {nulls.NO_FINDING}"
+            f"Principal components of the same rank explain {percent(linear)} of the variance of the rates, as they do for neurons "
+            f"with nothing in common ({percent(metrics['lrrnn/rates_r2_null'])}). Hence {nulls.NO_FINDING}.{TO_DO}check that the "
+            "file's axes were read as you intend (first lines of the report), and that all neurons were recorded in the same trials."
         ]
     reading = metrics.get("lrrnn/rates_r2_linear")
     if reading is not None:  # nothing was fitted to the rates
         if explained >= reading - _LESS_THAN_LINEAR and reading >= SHARE_OF_LINEAR * linear:
             return []
         return [
-            f"latents and MBD of the file explain {percent(explained)} of the variance of its rates, the best linear function of "
-            f"these latents {percent(reading)}, principal components of the same rank {percent(linear)}: they do not belong "
-            "together; check the order of neurons and trials, the units of latents and MBD, and data.activation"
+            f"The file's latents and MBD explain {percent(explained)} of the variance of its rates, the best linear function of "
+            f"these latents {percent(reading)}, principal components of the same rank {percent(linear)}. They do not belong "
+            f"together.{TO_DO}check the order of neurons and trials, the units of latents and MBD, and data.activation."
         ]
+    check = f"{TO_DO}check data.alpha, data.activation and lrrnn.rank."
     if explained <= 0:
-        return ["on test trials the fit explains the rates no better than each neuron's mean over training trials does"]
+        return [
+            f"On test trials the fit explains the rates no better than each neuron's mean over training trials.{check}"
+        ]
     if explained < SHARE_OF_LINEAR * linear:
         return [
-            f"on test trials the fit explains {percent(explained)} of the variance of the rates, principal components of the "
-            f"same rank {percent(linear)}; check data.alpha, data.activation and lrrnn.rank"
+            f"On test trials the fit explains {percent(explained)} of the variance of the rates, principal components of the "
+            f"same rank {percent(linear)}.{check}"
         ]
     return []

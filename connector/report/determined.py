@@ -6,17 +6,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-from connector.report.numbers import percent
+from connector.report.nulls import TO_DO
+from connector.report.numbers import percent, rough
 
 # What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.
+_EVEN = "Where loadings of both signs are equally frequent, the even part of nu has no effect on the dynamics."
+_PRIOR = "The prior sets it, hence the wide intervals there."
 _MIRROR = {
-    "tanh": "tanh(-h) = -tanh(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, so that the part of nu that "
-    "keeps its sign there",
-    "sigmoid": "sigmoid(-h) = 1 - sigmoid(h): a neuron (m, b, d) with n acts as one of (-m, -b, -d) with -n, but for a "
-    "constant, so that the part of nu that keeps its sign there",
+    "tanh": f"With tanh a neuron (m, b, d) with n acts like its mirror image (-m, -b, -d) with -n. {_EVEN} {_PRIOR}",
+    "sigmoid": "With sigmoid a neuron (m, b, d) with n acts, up to a constant, like its mirror image (-m, -b, -d) with -n. "
+    f"{_EVEN} {_PRIOR}",
     **{
-        name: f"{name}(h) - {name}(-h) = h: of the part of nu that changes its sign from (m, b, d) to (-m, -b, -d), only its "
-        "correlation with the loadings acts; the rest of it"
+        name: f"With {name}, where loadings of both signs are equally frequent, the odd part of nu affects the dynamics only "
+        "through its correlation with the loadings. The prior sets the rest, hence the wide intervals there."
         for name in ("softplus", "relu")
     },
 }
@@ -41,11 +43,16 @@ class Determined(Protocol):
 
 
 def signs(found: Determined) -> str:
-    """At which share of the neurons the sign of each dimension of nu is determined."""
+    """For which share of the neurons the sign of each dimension of nu is determined: "80 % (nu_1) and none (nu_2)"."""
     shares = found.sign_determined.double().mean(0).tolist()
     if not any(shares):
-        return "nu at none"
-    return ", ".join(f"nu_{i + 1} at {percent(share) if share else 'none'}" for i, share in enumerate(shares))
+        return "none"
+    said = [f"{percent(share) if share else 'none'} (nu_{i + 1})" for i, share in enumerate(shares)]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+
+
+def _expected(found: Determined) -> str:
+    return f"The posterior expects a squared error of nu of {rough(found.predicted_error)} times the mean square of nu"
 
 
 def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]:
@@ -55,74 +62,69 @@ def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]
     """
     said = [] if cause_named else list(found.warnings)
     if not found.converged:
-        said.append("The fit of nu to the trajectories did not converge.")
-    if found.predicted_error > OPEN:
-        why = (
-            "nu stays open until what is named below is mended"
-            if cause_named
-            else "the data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network"
-        )
         said.append(
-            f"The squared error of nu that the posterior itself expects is {found.predicted_error:.3g} of the mean "
-            f"square of nu: {why}."
+            f"The fit of nu to the trajectories did not converge.{TO_DO}run again with another seed, and compare "
+            "connectivity.estimator=gaussian_process."
         )
+    if found.predicted_error > OPEN:
+        why, remedy = (
+            ("One assumption of the model is wrong.", "mend what the warning below names; until then nu is open.")
+            if cause_named
+            else (
+                "The data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network.",
+                "check these options; else do not interpret nu beyond the signs that are told.",
+            )
+        )
+        said.append(f"{_expected(found)} (limit: {OPEN:g}). {why}{TO_DO}{remedy}")
     return tuple(said)
 
 
 def sentences(found: Determined) -> list[str]:
     """What the data determine, what the prior does, and what is left open."""
     said = [
-        f"The data fix about {found.determined_modes:.3g} combinations of the output weights in each latent dimension: "
-        "weighted sums in which every neuron has a part. All else about nu comes from the prior, that nu is smooth "
-        f"in the loadings. The squared error of nu that the posterior expects is {found.predicted_error:.3g} of the mean "
-        "square of nu: an expectation that stands and falls with the model, no measured error."
+        f"The data constrain about {rough(found.determined_modes)} independent weighted sums of output weights per latent "
+        "dimension. Every neuron takes part in each sum. The prior, that nu is smooth in the loadings, sets all else about nu.",
+        f"{_expected(found)}. This is an expectation under the model, not a measured error.",
     ]
     if found.sign_determined.any():
         said.append(
-            f"Required by the data and that smoothness together: whether nu is positive or negative, {signs(found)} of the "
-            f"neurons (the {100 * found.level:g} % interval there excludes zero). These signs follow from the "
-            "few combinations above, neurons with like loadings sharing one; they are not so many separate findings."
+            f"Assuming that nu is smooth, the data determine its sign for {signs(found)} of the neurons: the "
+            f"{100 * found.level:g} % interval excludes zero. Neurons with similar loadings share a constraint, so these are not "
+            "independent findings."
         )
     elif not found.signs_told:
         said.append(
-            "Whether nu is positive or negative is told at no neuron, whatever the intervals: too much of nu is open, or what it is made "
-            "from does not suffice."
+            "The sign of nu is told for no neuron, whatever its interval: too much of nu is open, or its evidence does not suffice."
         )
     else:
         said.append(
-            "Even with that smoothness the data do not tell at any neuron whether nu is positive or negative: all "
-            f"{100 * found.level:g} % intervals hold zero."
+            "Even if nu is smooth, the data determine its sign for no neuron: all "
+            f"{100 * found.level:g} % intervals contain zero."
         )
     loose = found.open_share
     if loose > 0:
         said.append(
-            f"How large nu is comes from the prior at {percent(loose)} of the neurons, where the uncertainty exceeds half "
-            "the typical size of nu. Those neurons are faded in the figure; structure seen there is no finding beyond "
-            "the signs that are told."
+            f"For {percent(loose)} of the neurons the prior sets the size of nu: its uncertainty exceeds half its typical size. "
+            "These neurons are faded in the figure. Apart from the signs that are told, structure among them is no finding."
         )
     else:
-        said.append("At no neuron does the uncertainty exceed half the typical size of nu.")
+        said.append("For no neuron does the uncertainty exceed half the typical size of nu.")
     if found.estimand == "folded":
         said.append(
-            "Intervals are for the odd part of nu alone. Under an odd nonlinearity, without bias and input, the neuron "
-            "(m, n) acts as (-m, -n) does, so that nu acts only through its folded mean, in which each neuron is "
-            "counted together with its mirror image: [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)], with p the density "
-            "of the loadings. An even part of nu is invisible and gets no interval."
+            "The intervals are for the odd part of nu. Under an odd nonlinearity, without bias and input, the neurons (m, n) and "
+            "(-m, -n) act alike. The dynamics then depend only on the folded mean, [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)], "
+            "with p the density of the loadings. The even part of nu has no effect and gets no interval."
         )
     else:
-        said.append(
-            f"{_MIRROR[found.activation]} is left to the prior wherever loadings of both signs are equally frequent. The "
-            "intervals are that wide there."
-        )
+        said.append(_MIRROR[found.activation])
     if found.has_bias:
         said.append(
-            "Neurons with a bias leave the origin of the latent states open: the drive can make up for a shift. The "
-            "origin is a choice; about another one nu is another function."
+            "With biases the origin of the latents is arbitrary: the drive can make up for a shift. Another origin changes nu."
         )
-    said.append("The spread of n around nu is never determined by dynamics; sigma is a choice.")
+    said.append("The dynamics never determine the spread of n around nu; sigma is a choice.")
     if not found.calibrated:
         said.append(
-            "These intervals come from the quick estimate. Their coverage has not been measured; take them as a "
-            "lower bound of the uncertainty."
+            "These intervals come from the quick estimate. Their coverage has not been measured; take them as a lower bound of "
+            "the uncertainty."
         )
     return said + [f"Caution: {caution}" for caution in cautions(found)]

@@ -11,15 +11,29 @@ _NULLS = {
     "drift_psth": "drift and mean responses",
     "drift_evidence_psth": "drift and mean responses by evidence",
 }
-# What is predicted, and from what, by the measure in bits per spike.
+# By measure in bits per spike: what is predicted and from what; what to do where that gains nothing.
 _PREDICTIONS = {
-    BITS: "the fit predicts spikes",
-    f"{BITS}_prior": "the rollout of the fit predicts spikes",
-    "lrrnn/co_smoothing": "the fit predicts a neuron's spikes from those of the others",
+    BITS: (
+        "the fit predicts spikes",
+        "do not interpret single trials; compare other values of lrrnn.rank and other inputs",
+    ),
+    f"{BITS}_prior": (
+        "the rollout of the fit predicts spikes",
+        "do not interpret what the fitted dynamics do by themselves; compare other values of lrrnn.rank and other inputs",
+    ),
+    "lrrnn/co_smoothing": (
+        "the fit predicts a neuron's spikes from those of the others",
+        "do not interpret the latent states as activity that the neurons share; compare lower values of lrrnn.rank",
+    ),
 }
+_CHECK_READING = (
+    "check that trials, inputs and bin width were read as you intend (first lines of the report); then use more trials or "
+    "another lrrnn.rank"
+)
 _ERRORS = 2.0  # standard errors that tell a gain from none
 _CHANCE = 1.2  # of what principal components explain by chance
-NO_FINDING = "nothing that is said of dynamics and connectivity is a finding"
+NO_FINDING = "no statement about dynamics or connectivity is a finding"
+TO_DO = " What to do: "  # stands between what is wrong and its remedy, in every caution
 _RELATIVE = 0.02  # of the null, where a run has no standard error of its gain
 
 
@@ -51,16 +65,17 @@ def amount(metrics: Mapping[str, float], measure: str) -> str:
 
 
 def not_beaten(metrics: Mapping[str, float]) -> list[str]:
-    """A sentence for each prediction that gains nothing, without the full stop."""
+    """What is wrong and what to do, for each prediction that gains nothing."""
     null = best_null(metrics)[0]
-    verb = "does" if null == MEAN_RATE else "do"
-    said = [
-        f"on test trials {what} no better than {null} alone {verb}; the gain is {amount(metrics, measure)} bits per spike"
-        for measure, what in _PREDICTIONS.items()
-        if measure in metrics and is_nil(metrics, measure)
-    ]
-    if no_spikes_predicted(metrics):
-        said[0] += f"; {NO_FINDING}"
+    said = []
+    for measure, (what, remedy) in _PREDICTIONS.items():
+        if measure in metrics and is_nil(metrics, measure):
+            wrong = (
+                f"On test trials {what} no better than {null}: the gain is {amount(metrics, measure)} bits per spike."
+            )
+            if not said and no_spikes_predicted(metrics):
+                wrong, remedy = f"{wrong} Hence {NO_FINDING}.", _CHECK_READING
+            said.append(f"{wrong}{TO_DO}{remedy}.")
     return said
 
 

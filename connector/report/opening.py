@@ -1,4 +1,4 @@
-"""The opening of a report: what was fitted, how good it is, what the data support and what not, in a few sentences."""
+"""The sentences of a report's opening: its verdict, and what else was found, in the order in which a reader needs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from connector.report import nulls
 from connector.report.determined import Determined, signs
 from connector.report.glossary import GRANTS, SCALE_KINDS, TAKEN
-from connector.report.numbers import counted, format_number, percent
+from connector.report.numbers import counted, percent, probability, rough
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
@@ -75,49 +75,55 @@ class Findings:
     scale: str = "none"
 
 
-def opening(found: Findings) -> list[str]:
-    """Three to ten sentences, each of one thing."""
+def headline(found: Findings) -> list[tuple[str, str]]:
+    """At most five sentences, each under the name of its subject: the fit, the dynamics, what the data require and leave open."""
     why = nulls.nothing_found(found.metrics)
     if why is not None:
-        said = [sentence for part in (_fit, _scale, _inputs, _prediction, _baseline) if (sentence := part(found))]
-        return [
-            *said,
-            f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}, neither a vector field nor a sign of nu.",
-            _open(found),
-        ]
-    parts = (
-        _fit,
-        _scale,
-        _inputs,
-        _prediction,
-        _baseline,
-        _dynamics,
-        _attractors,
-        _finite,
-        _determined,
-        _cell_types,
-        _input_weights,
-        _open,
-    )
-    return [sentence for part in parts if (sentence := part(found))]
+        parts = (("Fit", _fit(found)), ("Dynamics", f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}."))
+        return [*parts, ("Left open", _open(found))]
+    parts = [("Fit", _fit(found)), ("Dynamics", _dynamics(found))]
+    parts += [("Data require", sentence) for sentence in _determined(found)]
+    parts.append(("Left open", _open(found)))
+    return [(subject, sentence) for subject, sentence in parts if sentence]
+
+
+def more(found: Findings) -> list[str]:
+    """What else was found, a sentence or two each; nothing about the connectivity where nothing was found."""
+    parts = [_scale, _inputs, _prediction, _baseline]
+    if nulls.nothing_found(found.metrics) is None:
+        parts += [_noise, _finite, _cell_types, _input_weights, _sigma]
+    return [said for part in parts if (said := part(found))]
 
 
 def _fit(f: Findings) -> str:
-    data = f"{f.kind} of {counted(f.n_neurons, 'neuron')} in {counted(f.n_trials, 'trial')}"
-    if f.given:
-        said = (
-            f"Latents of rank {f.rank} and the loadings were taken as given with the {data}, no low-rank RNN was fitted"
-        )
-    else:
-        said = f"A low-rank RNN of rank {f.rank} was fitted to the {data}"
     explained, linear = f.metrics.get("lrrnn/rates_r2"), f.metrics.get("lrrnn/rates_r2_pca")
+    bits = "lrrnn/bits_per_spike"
+    data = f"the {f.kind} of {counted(f.n_neurons, 'neuron')}"
+    if f.given:
+        said, verb, whose = f"Latents of rank {f.rank} and the loadings were taken from the file", "and explain", data
+    else:
+        said, verb, whose = f"A rank-{f.rank} network fitted to {data}", "explains", "their"
     if explained is not None and linear is not None:
-        subject, verb = ("the given states", "explain") if f.given else ("it", "explains")
-        said += (
-            f"; on the {f.n_test} test trials {subject} {verb} {percent(explained)} of the variance of the rates about their "
-            f"means over training trials, principal components of the same rank {percent(linear)}"
-        )
+        share = f"{percent(explained)} of {'their variance' if whose == 'their' else f'the variance of {whose}'}"
+        said += f" {verb} {share} in {counted(f.n_test, 'test trial')}; principal components of the same rank explain {percent(linear)}"
+    elif bits in f.metrics and not f.given:
+        said += f" predicts {counted(f.n_test, 'test trial')} {_gain(f.metrics[bits])} than {nulls.MEAN_RATE}{_over_null(f)}"
+    elif not f.given:
+        said = f"A rank-{f.rank} network was fitted to {data} in {counted(f.n_trials, 'trial')}"
+    else:
+        said += "; no network was fitted"
     return said + "."
+
+
+def _over_null(f: Findings) -> str:
+    """What the fit gains over the best prediction without latent states."""
+    bits = "lrrnn/bits_per_spike"
+    null, of_null = nulls.best_null(f.metrics)
+    gained = nulls.amount(f.metrics, bits)
+    if nulls.is_nil(f.metrics, bits):
+        beyond = "that" if null == nulls.MEAN_RATE else f"{null} ({_bits(of_null)})"
+        return f"; beyond {beyond} it gains nothing ({gained})"
+    return "" if null == nulls.MEAN_RATE else f" and gains {gained} over {null} ({_bits(of_null)})"
 
 
 def _inputs(f: Findings) -> str:
@@ -129,47 +135,44 @@ def _scale(f: Findings) -> str:
     """Where rates are not phi(h) itself."""
     if f.scale == "none":
         return ""
-    said = f"The rates are fitted on a scale of their own: {SCALE_KINDS[f.scale]}"
+    said = f"The rates have a scale of their own: {SCALE_KINDS[f.scale]}."
     if "lrrnn/gains_open" in f.metrics:
-        return f"{said}; the rates leave the gain of {percent(f.metrics['lrrnn/gains_open'])} of the neurons open."
-    return f"{said}; a gain of relu neurons is the length of their loadings." if f.scale != "offset" else f"{said}."
+        return f"{said} The rates leave the gain of {percent(f.metrics['lrrnn/gains_open'])} of the neurons open."
+    return f"{said} The gain of a relu neuron is the length of its loadings." if f.scale != "offset" else said
 
 
 def _prediction(f: Findings) -> str:
+    """What the rollout predicts of spikes, and of mean responses."""
     bits = "lrrnn/bits_per_spike"
     if bits not in f.metrics:
         return ""
-    said = f"On the {f.n_test} test trials it predicts spikes {_gain(f.metrics[bits])} than each neuron's mean rate"
+    said = []
     if f"{bits}_prior" in f.metrics:
-        source = (
-            "from the inputs alone"
-            if f.has_inputs
-            else "from the start of each trial, as inferred from its spikes, alone"
+        source = "inputs alone" if f.has_inputs else "start of each trial, as inferred from its spikes, alone"
+        said.append(
+            f"From the {source} the fit predicts spikes {_gain(f.metrics[f'{bits}_prior'])} than {nulls.MEAN_RATE}."
         )
-        said += f" ({_gain(f.metrics[f'{bits}_prior'])} {source})"
-    null, of_null = nulls.best_null(f.metrics)
-    if null != nulls.MEAN_RATE:
-        said += f", where {null} alone predict them {_gain(of_null)}"
-    gained = nulls.amount(f.metrics, bits)
-    if nulls.is_nil(f.metrics, bits):
-        said += f"; beyond {'that' if null == nulls.MEAN_RATE else 'these'} it gains nothing ({gained} bits per spike)"
-    elif null != nulls.MEAN_RATE:
-        said += f"; beyond these it gains {gained}"
     if "lrrnn/psth_r2_evidence" in f.metrics:
         r2 = f.metrics["lrrnn/psth_r2_evidence"]
-        said += f"; it gives mean responses by evidence with a median R² of {r2:.2f} over neurons"
-    return said + "."
+        said.append(f"It predicts mean responses by evidence with a median R² of {r2:.2f} over neurons (mean rate: 0).")
+    return " ".join(said)
 
 
 def _baseline(f: Findings) -> str:
     bits = "lrrnn/bits_per_spike"
     if f.baseline is None or bits not in f.metrics:
         return ""
-    said = f"The model grants each neuron the {f.baseline} baseline beside the latent state: {GRANTS[f.baseline]}"
+    said = f"Beside the latent state each neuron has the {f.baseline} baseline: {GRANTS[f.baseline]}."
     other = f.metrics.get(f"{bits}_{f.other_baseline}")
     if other is not None:
-        said += f"; with the {f.other_baseline} one in its place it predicts spikes {_gain(other)} than the mean rate"
-    return said + "."
+        said += (
+            f" With the {f.other_baseline} baseline instead, the fit predicts spikes {_gain(other)} than mean rates."
+        )
+    return said
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:.3f}".replace("-", "−")
 
 
 def _gain(bits: float) -> str:
@@ -177,92 +180,96 @@ def _gain(bits: float) -> str:
 
 
 def _dynamics(f: Findings) -> str:
+    """The attractors with their probabilities, and how well the inferred connectivity reproduces the vector field."""
+    attractors = _attractors(f)
+    field = _field(f, "it" if attractors else "the vector field", "its" if attractors else "the field's")
+    said = "; ".join(part for part in (attractors, field) if part)
+    return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
+def _field(f: Findings, it: str, its: str) -> str:
     error = f.metrics.get("dynamics/field_error")
     if error is None:
         return ""
     verdict = "closely" if error < _CLOSE else ("roughly" if error < _LARGE else "poorly")
-    said = (
-        f"With infinitely many neurons the inferred connectivity reproduces the vector field at held-out states {verdict} "
-        f"(error {percent(error)} of the field's size)"
-    )
-    if f.kind == "rates" and f.drawn_from_teacher is None and "lrrnn/process_noise" not in f.metrics:
-        said += (
-            "; that field is how the inferred states move, with whatever noise the states have of their own, which no "
-            "connectivity reproduces"
-        )
-    return said + "."
+    return f"the inferred connectivity reproduces {it} {verdict}, with an error of {percent(error)} of {its} size"
 
 
 def _attractors(f: Findings) -> str:
     if f.attractors is None:
         return ""
-    listed = ", ".join(
-        f"{kind} with {'probability ' * (i == 0)}{p:.2f}"
-        for i, (kind, p) in enumerate(f.attractors.items())
-        if p >= _SHOWN
-    )
+    shown = [(kind, probability(p)) for kind, p in f.attractors.items() if p >= _SHOWN]
+    held = ", inputs at zero" if f.has_inputs else ""
     if max(f.attractors.values()) >= CERTAIN:
-        said = f"Within the visited region the vector field has {listed}, by draws from its posterior"
+        (kind, first), *rest = shown
+        others = "".join(f"; {kind}: {p}" for kind, p in rest)
+        said = f"the vector field of the visited region has {kind} (probability {first}{others}{held})"
     else:
-        said = (
-            "The data cannot tell how many attractors the visited region holds: draws from the posterior of the vector field "
-            f"have {listed}"
-        )
-    if f.has_inputs:
-        said += " with inputs at zero"
+        listed = "; ".join(f"{kind}: {p}" for kind, p in shown)
+        said = f"the data cannot tell how many attractors the visited region holds (probabilities: {listed}{held})"
     if f.diagnosis is not None and (f.diagnosis.warnings or not f.diagnosis.converged):
-        said += "; that too only as far as the fit goes"
-    return said + "."
+        said += ", if the fit can be trusted"
+    return said
+
+
+def _noise(f: Findings) -> str:
+    """What the field's error includes that is no error of the connectivity."""
+    if "dynamics/field_error" not in f.metrics or f.kind != "rates":
+        return ""
+    if f.drawn_from_teacher is not None or "lrrnn/process_noise" in f.metrics:
+        return ""
+    return (
+        "The recorded vector field is how the inferred states move. It includes whatever noise the states have, which no "
+        "connectivity reproduces."
+    )
 
 
 def _finite(f: Findings) -> str:
-    size = []
-    if f.unprojected_error is not None:
-        drawn = f"by {percent(f.unprojected_error)} as drawn at sigma = {f.sigma:g}"
-        if f.drawn_from_teacher is not None:
-            drawn += (
-                f" (as many neurons drawn from the true distribution miss theirs by {percent(f.drawn_from_teacher)})"
-            )
-        size.append(drawn)
-    if "dynamics/field_error_projected" in f.metrics:
-        size.append(
-            f"by {percent(f.metrics['dynamics/field_error_projected'])} after projection, the smallest change of its output "
-            "weights that restores the recorded drive"
-        )
-    if not size or "dynamics/field_error" not in f.metrics:
+    if "dynamics/field_error" not in f.metrics:
         return ""
-    said = f"A sampled network of {f.n_sampled} neurons, being finite, misses the field {', and '.join(size)}"
+    said = []
+    if f.unprojected_error is not None:
+        drawn = (
+            f"A sampled network of {f.n_sampled} neurons misses the vector field by {percent(f.unprojected_error)} at sigma = "
+            f"{f.sigma:g}, because it is finite"
+        )
+        if f.drawn_from_teacher is not None:
+            drawn += f"; a network drawn from the true distribution misses its own by {percent(f.drawn_from_teacher)}"
+        said.append(f"{drawn}.")
+    if "dynamics/field_error_projected" in f.metrics:
+        what = "Projection" if said else f"In a sampled network of {f.n_sampled} neurons projection"
+        said.append(
+            f"{what}, the smallest change of the output weights that restores the recorded drive, reduces the error to "
+            f"{percent(f.metrics['dynamics/field_error_projected'])}."
+        )
     kept = f.metrics.get("dynamics/attractors_kept")
-    if kept is not None and f.n_networks:
-        said += f"; {round(kept * f.n_networks)} of {f.n_networks} projected networks keep the true attractors"
-    return said + "."
+    if said and kept is not None and f.n_networks:
+        said.append(f"{round(kept * f.n_networks)} of {f.n_networks} projected networks keep the true attractors.")
+    return " ".join(said)
 
 
-def _determined(f: Findings) -> str:
+def _determined(f: Findings) -> list[str]:
+    """What the data require of the output weights: of their sums, and of the sign of nu."""
     if f.diagnosis is None:
-        return (
-            "What the data support in the output weights is left open: the published ridge makes no statement about its "
-            "error."
-        )
-    said = (
-        f"Supported by the data are about {f.diagnosis.determined_modes:.3g} combinations of the output weights in each "
-        "latent dimension, weighted sums in which every neuron has a part; with nu, the mean output weight of neurons with "
-        "given loadings, taken to be smooth in the loadings, they "
-    )
+        return [
+            "The published ridge estimates no error, so that what the data require of the output weights stays open."
+        ]
+    nu = "nu, the mean output weight of neurons with given loadings,"
     if f.diagnosis.sign_determined.any():
-        said += (
-            f"tell whether nu is positive or negative ({signs(f.diagnosis)} of the sampled neurons), jointly and not neuron by "
-            "neuron"
-        )
+        signed = f"If {nu} is smooth, its sign is determined for {signs(f.diagnosis)} of the sampled neurons, though not independently"
     else:
-        said += "do not tell at any of the sampled neurons whether nu is positive or negative"
+        signed = f"Even if {nu} is smooth, its sign is determined for none of the sampled neurons"
     if not f.diagnosis.calibrated:
-        said += ", by intervals whose coverage has not been measured"
+        signed += "; the coverage of these intervals has not been measured"
     if f.diagnosis.warnings:
-        said += "; all that only as far as the fit goes, which shows signs of misfit (see the cautions)"
+        signed += "; the fit shows signs of misfit (see the cautions)"
     elif not f.diagnosis.converged:
-        said += "; all that only as far as the fit goes, which did not converge"
-    return said + "."
+        signed += "; the fit of nu did not converge"
+    modes = rough(f.diagnosis.determined_modes)
+    return [
+        f"The data constrain about {modes} independent weighted sums of output weights per latent dimension.",
+        f"{signed}.",
+    ]
 
 
 def _cell_types(f: Findings) -> str:
@@ -272,66 +279,77 @@ def _cell_types(f: Findings) -> str:
         return ""
     other = "" if shape is None else _shape(shape)
     if gap is None:
-        return f"The loadings{other}."
+        return other
     if gap > LEVEL:
-        said = f"Separated groups of neurons (cell types) are not shown (p = {format_number(gap)})"
+        said = [f"Separated groups of neurons (cell types) are not shown (p = {rough(gap)})."]
         least = f.metrics.get("connectivity/groups_detectable")
         if least is not None:
-            said += f", and of so many neurons two equal groups show in 8 of 10 cases if {least:.1f} sd or more apart"
-        return said + (f"; the loadings{other}." if other else ".")
+            said.append(f"With so many neurons two equal groups show in 8 of 10 cases if {least:.1f} sd or more apart.")
+        return " ".join([*said, *([other] if other else [])])
     count = round(f.metrics.get("connectivity/groups", 2))
-    said = f"The loadings form {count} groups with gaps between them (p = {format_number(gap)})"
+    said = [f"The loadings form {count} groups with gaps between them (p = {rough(gap)})."]
     stability = f.metrics.get("connectivity/groups_stability")
     if stability is not None:
-        said += f", as many as {percent(stability)} of half-samples show"
+        said.append(f"As many show in {percent(stability)} of half-samples.")
     if f.n_neurons < FEW_FOR_GROUPS:
-        said += f"; with fewer than {FEW_FOR_GROUPS} neurons this is suggestive at most"
+        said.append(f"With fewer than {FEW_FOR_GROUPS} neurons this is suggestive at most.")
     if f.kind == "spikes":
-        said += "; if the fitted loadings are right: an input that was left out, or few neurons, can make them look clustered"
-    return said + "."
+        said.append(
+            "This holds only if the fitted loadings are right: an input that was left out, or few neurons, can make loadings look "
+            "clustered."
+        )
+    return " ".join(said)
 
 
 def _shape(p: float) -> str:
     if p < LEVEL:
-        return f" are not one Gaussian or Student-t population (p = {format_number(p)}), which is a matter of shape and no evidence for types"
-    return f" look like one Gaussian or Student-t population (p = {format_number(p)})"
+        return (
+            f"The loadings are not one Gaussian or Student-t population (p = {rough(p)}). This concerns their shape and is no "
+            "evidence for cell types."
+        )
+    return f"The loadings look like one Gaussian or Student-t population (p = {rough(p)})."
 
 
 def _input_weights(f: Findings) -> str:
     if f.b_different is None:
         return ""
     if f.b_different < _UNSUPPORTED:
-        verdict = "are not supported by the data, and neither is structure of n along them"
+        verdict = "do not support the input weights b, nor structure of n along them"
     elif f.b_different < _SUPPORTED:
-        verdict = "are supported in part"
+        verdict = "support the input weights b in part"
     else:
-        verdict = "are supported by the data"
+        verdict = "support the input weights b"
     return (
-        f"The input weights b {verdict}: {percent(f.b_different)} of them differ from zero by their 95 % interval, where "
-        "chance alone gives up to 5 %."
+        f"The data {verdict}: the 95 % interval excludes zero for {percent(f.b_different)} of them (chance: up to 5 %)."
     )
 
 
 def _open(f: Findings) -> str:
-    said = f"Not supported is any spread of the output weights n about nu: {relative_sigma(f.sigma, f.spread)}"
+    said = [f"how n scatters around nu (sigma = {f.sigma:g} was chosen)"]
     if f.diagnosis is not None:
         loose = f.diagnosis.open_share
         if loose > 0:
-            said += f"; nor how large nu is at {percent(loose)} of the neurons, where its uncertainty exceeds half its typical size"
+            said.append(f"the size of nu for {percent(loose)} of the neurons")
     if f.odd:
-        said += "; nor an even part of nu, which cannot act"
-    return said + "."
+        said.append("the even part of nu, which has no effect on the dynamics")
+    return f"The data do not determine {', nor '.join(said)}."
+
+
+def _sigma(f: Findings) -> str:
+    return f"{relative_sigma(f.sigma, f.spread)}."
 
 
 def relative_sigma(sigma: float, spread: float) -> str:
     """What sigma is relative to the spread of nu over neurons, in words; no full stop."""
     if not spread > 0:
-        return f"sigma = {sigma:g} is a choice, and nu is the same for all neurons"
+        return f"sigma = {sigma:g} is a choice; nu is the same for all neurons"
     ratio = sigma / spread
     if ratio < _SMALL:
-        verdict = "so small that samples hardly differ from nu, which is no finding either"
+        verdict = "Samples hardly differ from nu, which is no finding either"
     elif ratio < _COMPARABLE:
-        verdict = "enough to blur nu visibly in a sample"
+        verdict = "It blurs nu visibly in a sample"
     else:
-        verdict = "as large as what is inferred, so that a sample shows the choice as much as nu"
-    return f"sigma = {sigma:g} is a choice, {percent(ratio)} of the spread of nu over neurons ({spread:.3g}), {verdict}"
+        verdict = "A sample shows this choice as much as nu"
+    return (
+        f"sigma = {sigma:g} is a choice, {percent(ratio)} of the spread of nu over neurons ({rough(spread)}). {verdict}"
+    )

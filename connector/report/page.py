@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,11 +23,14 @@ from PIL import Image
 from connector.files import write_text
 from connector.report.glossary import METRICS, Metric
 from connector.report.numbers import format_number
+from connector.report.verdict import Verdict
 
 _DPI = 160
 _MARGIN = 0.1  # inches
+_HALF = 7.0  # inches: figures that are narrower stand two in a row
 _COMPRESSION = 4  # of zlib: half the time of its default, a few per cent larger
 ARROWS = {"lower": "↓", "higher": "↑"}
+MARKS = {"good": "✓", "caution": "!", "warning": "⚠", "none": "⚠"}  # beside the words, of verdicts and cautions
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,11 @@ class Section:
 
     Attributes:
         title: heading, also in the table of contents.
-        text: paragraphs, separated by empty lines; plain text.
+        text: paragraphs, separated by empty lines; plain text, folded under the figures.
         figures: (caption, figure) pairs; a figure may be given as the bytes of :func:`figure_png`.
         tables: see TableData.
         metrics: key -> value, shown as a table with the explanations of METRICS.
+        folded: the whole section is closed at first.
     """
 
     title: str
@@ -59,6 +64,7 @@ class Section:
     figures: Sequence[tuple[str, Figure | bytes]] = ()
     tables: Sequence[TableData] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    folded: bool = False
 
     @property
     def paragraphs(self) -> list[str]:
@@ -71,9 +77,19 @@ class Section:
         keys += [key for key in self.metrics if key not in METRICS]
         return [(key, METRICS.get(key, Metric(key, "", "")), self.metrics[key]) for key in keys]
 
+    @property
+    def drawn(self) -> list[_Drawn]:
+        """The figures as a page shows them: wide ones in a row of their own, others two in a row, the last one by itself
+        where their number is odd."""
+        shown = [_drawn(caption, figure) for caption, figure in self.figures]
+        halves = [i for i, one in enumerate(shown) if one.place == "half"]
+        if len(halves) % 2:
+            shown[halves[-1]] = shown[halves[-1]]._replace(place="alone")
+        return shown
+
 
 def write_report(
-    path: Path | str, title: str, summary: Sequence[str], sections: Sequence[Section], opening: Sequence[str] = ()
+    path: Path | str, title: str, summary: Sequence[str], sections: Sequence[Section], verdict: Verdict | None = None
 ) -> Path:
     """Writes the page whole: a reader finds the old report or the new one, never half of one.
 
@@ -82,33 +98,35 @@ def write_report(
         title: heading of the page.
         summary: lines under it, plain text.
         sections: in order.
-        opening: what was found, in a few sentences, before all else.
+        verdict: what was found, and what to beware of, before all else.
 
     Returns:
         the path.
     """
-    write_text(Path(path), render_report(title, summary, sections, opening))
+    write_text(Path(path), render_report(title, summary, sections, verdict))
     return Path(path)
 
 
-def render_report(title: str, summary: Sequence[str], sections: Sequence[Section], opening: Sequence[str] = ()) -> str:
+def render_report(
+    title: str, summary: Sequence[str], sections: Sequence[Section], verdict: Verdict | None = None
+) -> str:
     """The HTML of :func:`write_report` as a string."""
     template = environment().get_template("report/page.html.j2")
-    return template.render(title=title, summary=summary, sections=sections, opening=opening)
+    return template.render(title=title, summary=summary, sections=sections, verdict=verdict)
 
 
 @cache
 def environment() -> Environment:
     """The package's templates by their path in it, such as "report/page.html.j2"; what they print is escaped.
 
-    Filters: ``number`` (:func:`number_html`), ``image`` (a figure or its PNG as base64 data and width in pixels).
+    Filter: ``number`` (:func:`number_html`).
     """
     loader = PackageLoader("connector", "")
     found = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    found.filters |= {"number": number_html, "image": _image}
-    found.globals["arrows"] = ARROWS
+    found.filters |= {"number": number_html}
+    found.globals |= {"arrows": ARROWS, "marks": MARKS}
     return found
 
 
@@ -140,16 +158,29 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-class _Image(NamedTuple):
+def figure_file(figure: Figure, ending: str) -> bytes:
+    """The figure as a vector file, "pdf" or "svg", with fonts that can be edited; the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}[ending]
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "connector"}):
+        figure.savefig(
+            buffer, format=ending, dpi=300, facecolor="white", bbox_inches="tight", pad_inches=_MARGIN, metadata=date
+        )
+    return buffer.getvalue()
+
+
+class _Drawn(NamedTuple):
+    """Caption, PNG as base64, and place: "wide", "half" or "alone"."""
+
+    caption: str
     data: str
-    width: int
+    place: str
 
 
-def _image(figure: Figure | bytes) -> _Image:
+def _drawn(caption: str, figure: Figure | bytes) -> _Drawn:
     png = figure if isinstance(figure, bytes) else figure_png(figure)
-    # Small figures are not blown up; on a phone, wide ones scroll sideways rather than shrink past reading.
-    width = round(int.from_bytes(png[16:20], "big") * 96 / _DPI)  # pixels across, from the PNG header
-    return _Image(base64.b64encode(png).decode("ascii"), width)
+    inches = int.from_bytes(png[16:20], "big") / _DPI  # across, from the PNG header
+    return _Drawn(caption, base64.b64encode(png).decode("ascii"), "half" if inches < _HALF else "wide")
 
 
 # Of every page that is written here.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from connector.report import determined, nulls
 from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
-from connector.report.numbers import counted, format_number, percent
+from connector.report.numbers import counted, format_number, percent, rough
 from connector.report.opening import LEVEL, Findings, relative_sigma
 
 _SLOW = 20.0  # tau: a direction in which states rest for as long as most trials last
-ESTIMATED = "How nu, the mean output weight of neurons with given loadings, was estimated, and what the estimate found"
+ESTIMATED = "How nu, the mean output weight of neurons with given loadings, was estimated, and what was found"
 
 
 def dynamics(f: Findings) -> str:
@@ -18,19 +18,19 @@ def dynamics(f: Findings) -> str:
     said = [] if f.truth_settles_on is None else [f"The true mean field has {f.truth_settles_on}."]
     if f.settles_on is not None:
         said.append(
-            f"The projected network of {f.n_sampled} neurons has {f.settles_on}, where simulations end that start in and around "
-            "the visited region. One that lies where no trial went, an open square in the figure, is extrapolation."
+            f"The projected network of {f.n_sampled} neurons has {f.settles_on}: simulations that start in and around the visited "
+            "region end there. An attractor where no trial went (open square in the figure) is extrapolation."
         )
     else:
         said.append(
-            "This recording is driven by inputs. A count of fixed points from such data proves nothing by itself: "
-            "what states do long after the trials' end is extrapolation."
+            "Inputs drive this recording. A count of fixed points from such data proves nothing by itself: what states do long "
+            "after the trials end is extrapolation."
         )
     if (of_trained := trained_network(f.metrics)) is not None:
         said.append(of_trained)
     said.append(
-        "A sampled network of finite size misses the field of the infinite one by chance; projection corrects n by the "
-        "smallest change that restores the recurrent drive at the recorded states."
+        "By chance a finite sampled network misses the field of the infinite one. Projection corrects this: it is the smallest "
+        "change of n that restores the recurrent drive at the recorded states."
     )
     return "\n\n".join(said)
 
@@ -40,56 +40,56 @@ def trained_network(metrics: Mapping[str, float]) -> str | None:
     if (dimensions := metrics.get("lrrnn/trained_acting_dimensions")) is None:
         return None
     acting, by_chance = (metrics[f"lrrnn/trained_acting_{name}"] for name in ("weights", "by_chance"))
-    said = (
+    said = [
         f"The recurrent drive of the trained network lies in {counted(round(dimensions), 'dimension')} (99 % of its variance on the "
-        f"visited states). {percent(acting)} of its squared weights act there, of random weights {percent(by_chance)} would; the "
-        "rest is spare: the recorded activity would be nearly the same without it."
-    )
+        f"visited states). {percent(acting)} of its squared weights act there (random weights: {percent(by_chance)}). The rest is "
+        "spare: without it the recorded activity would be nearly the same."
+    ]
     own, fitted = (round(metrics[f"lrrnn/trained_stable_points{of}"]) for of in ("", "_of_fit"))
-    said += f" The network has {counted(own, 'stable fixed point')} in reach of the visited states, the low-rank fit {fitted}"
+    points = f"The network has {counted(own, 'stable fixed point')} in reach of the visited states, the low-rank fit {fitted}"
     if (apart := metrics.get("lrrnn/trained_stable_points_apart")) is not None:
-        said += f", at most {format_number(apart)} standard deviations of the rates apart"
-    said += "."
+        points += f", at most {rough(apart)} standard deviations of the rates apart"
+    said.append(f"{points}.")
     if (slowest := metrics.get("lrrnn/trained_slowest", 0.0)) > _SLOW:
-        said += (
-            f" About one of them states move with a time constant of {format_number(slowest)} tau: within a trial they rest along a "
-            "line or a ring, and how many of its points are stable in the end is chance."
+        said.append(
+            f"At one of them states move with a time constant of about {rough(slowest)} tau. Within a trial they rest along a line or "
+            "a ring; how many of its points are stable in the end is chance."
         )
     if (given := metrics.get("dynamics/task_r2")) is not None:
-        said += f" A projected network of sampled neurons gives the outputs of held-out trials with R² {given:.3f}"
+        task = f"A projected network of sampled neurons gives the outputs of held-out trials with R² {given:.2f}"
         if "dynamics/task" in metrics:
-            said += (
-                f" and solves the task to {format_number(metrics['dynamics/task'])}, the trained one to "
-                f"{format_number(metrics['dynamics/task_trained'])} (1 is perfect)"
+            task += (
+                f". It solves the task to {metrics['dynamics/task']:.2f}, the trained network to "
+                f"{metrics['dynamics/task_trained']:.2f} (perfect: 1)"
             )
-        said += "."
-    return said
+        said.append(f"{task}.")
+    return " ".join(said)
 
 
 def connectivity(f: Findings) -> str:
     """What of the distribution of weights is inferred, and what chosen."""
     said = [
-        "The dynamics fix the distribution of the loadings, read off the recorded neurons, and the mean output weight "
-        "nu of a neuron with given loadings. They say nothing about the spread of n around nu: wherever a figure shows "
-        "a spread, it is the stated sigma, the maximum-entropy choice. "
-        f"Here {relative_sigma(f.sigma, f.spread)}."
+        "The dynamics fix two things: the distribution of the loadings, read off the recorded neurons, and nu, the mean output "
+        "weight of a neuron with given loadings. They do not fix the spread of n around nu. Any spread in a figure is the chosen "
+        "sigma, around a maximum-entropy (normal) distribution.",
+        f"{relative_sigma(f.sigma, f.spread)}.",
     ]
     if f.odd:
         said.append(
-            f"With the odd nonlinearity {f.activation}, no bias and no input, a neuron (m, n) and a neuron (-m, -n) act alike: "
-            "only the odd part of nu can be estimated, and what is reported is the odd one. An even part would be invisible."
+            f"With the odd nonlinearity {f.activation}, no bias and no input, the neurons (m, n) and (-m, -n) act alike. Only the "
+            "odd part of nu can be estimated, and it alone is reported. An even part would be invisible."
         )
     p = f.metrics.get("connectivity/cell_types_p")
     if p is not None:
         verdict = (
-            "the loadings, if they are right, are not those of one Gaussian or Student-t population, which is a matter of their "
-            "shape and no evidence for cell types by itself"
+            "The loadings, if they are right, are not one Gaussian or Student-t population. This concerns their shape and by itself "
+            "is no evidence for cell types."
             if p < LEVEL
-            else "the loadings have the shape of one such population"
+            else "The loadings have the shape of one such population."
         )
         said.append(
-            "Shape of the recorded neurons' loadings, against re-simulated single populations: "
-            f"p = {format_number(p)}; {verdict}. Clusters seen in (m, n) are no evidence: a curved nu alone makes them."
+            f"The shape of the recorded loadings was tested against re-simulated single populations: p = {rough(p)}. {verdict} "
+            "Clusters in (m, n) are no evidence: a curved nu alone makes them."
         )
     return "\n\n".join(said)
 
@@ -109,14 +109,12 @@ def estimate(summary: Mapping[str, object], *, leave_out: tuple[str, ...]) -> li
 def data_determine(f: Findings) -> str:
     """What the data determine about nu, and what the prior."""
     if f.diagnosis is None:
-        return "The published ridge makes no statement about its error."
+        return "The published ridge gives no error of its estimate."
     why = nulls.nothing_found(f.metrics)
     said = determined.sentences(f.diagnosis)
     if why is not None:
-        said.insert(
-            0,
-            f"Caution: {why}: {nulls.NO_FINDING}. What stands below is what the estimate takes for true of such a fit.",
-        )
+        found = f"Caution: {why}: {nulls.NO_FINDING}."
+        said.insert(0, f"{found} The following holds within the model only.")
     return "\n\n".join(said)
 
 
@@ -125,15 +123,15 @@ def fit(f: Findings) -> str:
     if f.baseline is None:
         return ""
     said = (
-        "A baseline is what each neuron fires apart from the latent state; it enters the model beside it. This run "
-        f"fitted with the {f.baseline} baseline: {GRANTS[f.baseline]}."
+        "A baseline is what each neuron fires apart from the latent state. This run was fitted with the "
+        f"{f.baseline} baseline: {GRANTS[f.baseline]}."
     )
     if f.baseline_missing:
         said += f" lrrnn.baseline asks for another one, which {NO_TIMES}."
     if f.other_baseline is not None:
         said += (
-            f" Measures named after the {f.other_baseline} baseline score the same fitted model with it instead: "
-            f"{BASELINES[f.other_baseline]}. Compare models on equal baselines only: the local one uses that test "
-            "trials lie between training trials."
+            f" Measures named after the {f.other_baseline} baseline score the same fitted model with that baseline: "
+            f"{BASELINES[f.other_baseline]}. Compare models on equal baselines only. The local baseline uses the neighbouring "
+            "training trials of each test trial."
         )
     return said

@@ -22,6 +22,7 @@ from connector.declarations import LARGEST, STAGES_OF_A_RUN, check, kind_in_word
 from connector.errors import UserError
 from connector.files import paths_of
 from connector.runs.lrrnn_options import LABEL, LowRankRNNOptions
+from connector.runs.store import FORMATS
 
 MAX_GIGABYTES = 16.0  # of a simulation; as data.max_gigabytes of files
 STAGES = ("lrrnn", "loadings", "outputs")
@@ -276,6 +277,26 @@ class OtherLogger:
 
 
 @dataclass
+class ReportOptions:
+    """What a run draws. ``report=false`` is short for ``report.draw=false``."""
+
+    draw: bool = option(
+        "false (short: report=false): measure only; the same command with true draws figures and writes report.html later",
+        stages=("results",),
+    )
+    formats: list[str] = option(
+        f"of each figure's files, a list among {', '.join(FORMATS)}; png is always there",
+        stages=("results",),
+        before=["png"],
+    )
+
+    def check(self) -> None:
+        for name in self.formats:
+            require(name in FORMATS, "report.formats", f"a list among {', '.join(FORMATS)}", name)
+        self.formats = [name for name in FORMATS if name in ("png", *self.formats)]
+
+
+@dataclass
 class Options:
     """The whole configuration; ``data`` is one of DATA_TYPES."""
 
@@ -291,10 +312,7 @@ class Options:
         stages=("results",),
     )
     force: bool = option("true: train every stage again, even if it is finished", stages=())
-    report: bool = option(
-        "false: measure only; the same command with true draws figures and writes report.html later",
-        stages=("results",),
-    )
+    report: ReportOptions = MISSING
     data: Any = MISSING
     lrrnn: LowRankRNNOptions = MISSING
     connectivity: ConnectivityOptions = MISSING
@@ -437,6 +455,8 @@ def checked(config: DictConfig) -> Options:
             if plain.get(group) is None:
                 raise UserError(f"a file of the group {group}, such as {group}={usual}", "none")
         plain["trainer"] = _with_extra(plain["trainer"])
+        if not isinstance(plain.get("report"), dict):
+            plain["report"] = {"draw": plain.get("report")}
         plain["callbacks"] = plain.get("callbacks") or {}
         data, logger = checked_data(plain.pop("data", None)), _checked_logger(plain.pop("logger"))
         rest = OmegaConf.merge(OmegaConf.structured(Options), plain)

@@ -54,6 +54,7 @@ RESULTS = "results"  # the last of a job: what is measured and drawn of its stag
 _CHECKPOINT = re.compile(r"(best|last)-\d+-[0-9a-f]{16}\.ckpt|\.(best|last)\.part")
 _LEFTOVER = re.compile(r"\..+\.\d+\.part|\.(lrrnn|loadings|outputs)\.ckpt\.part")
 
+FORMATS = ("png", "pdf", "svg")  # of figures
 _RESULTS_FILES = ("metrics.json", "network.npz", "report.html")
 _WRITTEN = ("latents.npz", "responses.npz", *_RESULTS_FILES)
 _OPTIONS = ("seed", "stages", "data", "lrrnn", "connectivity", "trainer")  # keys of every config.yaml
@@ -234,7 +235,7 @@ class RunStore:
             RESULTS: [self.path / name for name in _RESULTS_FILES],
         }.get(stage, [])
         if stage == RESULTS:
-            files += [self.figures / f"{name}.png" for name in manifest.get("figures", [])]
+            files += [self.figures / f"{name}.{ending}" for name in manifest.get("figures", []) for ending in FORMATS]
         else:
             files += [self.checkpoints / f"{stage}.ckpt", logs / f"{stage}.csv", logs / f"{stage}.unlogged"]
         for file in files:

@@ -9,14 +9,15 @@ from connector.data.modules import RecordingDataModule
 from connector.files import atomic
 from connector.report import sections
 from connector.report.glossary import WORDS
-from connector.report.opening import opening
-from connector.report.page import Section, TableData, figure_png, write_report
+from connector.report.page import Section, TableData, figure_file, figure_png, write_report
+from connector.report.verdict import verdict
 from connector.runs.options import Options
 from connector.runs.store import RunStore, write_network
 from connector.stages.drawing import CONNECTIVITY, DETERMINED, DYNAMICS, FIGURES, FIT, TRAINING, figures_due
 from connector.stages.progress import StepProgress
 from connector.stages.results import Results
 
+GLOSSARY = "Words of this report"
 _OF_DIAGNOSIS = ("connectivity/determined_modes", "connectivity/predicted_error")
 
 
@@ -40,8 +41,8 @@ def summarise(
     progress = StepProgress("results", None) if progress is None else progress
     progress.start("networks")
     results = Results(options, store, data)
-    measures, to_draw = results.measures(), figures_due(results) if options.report else {}
-    progress.expect(len(measures) + len(to_draw) + 1 + options.report)
+    measures, to_draw = results.measures(), figures_due(results) if options.report.draw else {}
+    progress.expect(len(measures) + len(to_draw) + 1 + options.report.draw)
     write_network(store.path / "network.npz", results.network, 0.0, results.inputs.latents.input_kind)
     metrics, drawn, files = {}, {}, {}
     for name, measure in measures.items():
@@ -53,9 +54,10 @@ def summarise(
         caption, figure = of_report.draw(results)
         drawn[name] = caption, figure_png(figure)
         files[name] = store.figures / f"{name}.png"
-        with atomic(files[name]) as aside:
-            aside.write_bytes(drawn[name][1])
-    if options.report:
+        for ending in options.report.formats:
+            with atomic(files[name].with_suffix(f".{ending}")) as aside:
+                aside.write_bytes(drawn[name][1] if ending == "png" else figure_file(figure, ending))
+    if options.report.draw:
         progress.start("report")
         _report(results, {**stage_metrics, **metrics}, drawn, lines)
     return metrics, files, results.cautions()
@@ -80,10 +82,10 @@ def _report(
         FIT: (sections.fit(found), [], part("lrrnn/")),
         TRAINING: ("", [], part("timing/", "loadings/", "outputs/")),
     }
-    page = [Section("The words", tables=[TableData(("word", "what it is"), WORDS)])]
+    page = []
     for title, (text, tables, measures) in contents.items():
         pictures = [picture for name, picture in drawn.items() if FIGURES[name].section == title]
         page.append(Section(title, text, pictures, tables, measures))
-    head = [*lines, *results.cautions()]
-    title = f"Connectivity of {results.options.experiment_name}"
-    write_report(results.store.path / "report.html", title, head, page, opening(found))
+    page.append(Section(GLOSSARY, tables=[TableData(("word", "meaning"), WORDS)], folded=True))
+    title = f"Connectivity of {results.data.recording.name}"
+    write_report(results.store.path / "report.html", title, lines, page, verdict(found, results.cautions()))

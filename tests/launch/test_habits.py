@@ -228,7 +228,7 @@ def test_an_experiment_without_its_first_line_is_told_so(tmp_path):
 
 def test_debug_is_small_and_without_figures():
     options = checked(composed("debug=default"))
-    assert (options.report, options.data.n_neurons, options.lrrnn.max_epochs) == (False, 100, 1)
+    assert (options.report.draw, options.data.n_neurons, options.lrrnn.max_epochs) == (False, 100, 1)
     assert options.trainer.extra == {"detect_anomaly": True}
     assert checked(composed("debug=file", "data=npz", "data.path=x")).lrrnn.max_epochs == 1
 

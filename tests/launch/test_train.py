@@ -13,7 +13,7 @@ from commands import NETWORKS, ROOT, SMALL, typed
 
 from connector import load_run
 from connector.files import file_checksum, read_npz
-from connector.report.numbers import percent
+from connector.report.numbers import percent, probability, rough
 from connector.sample import main as sample
 
 
@@ -43,19 +43,22 @@ def test_a_run_leaves_the_files_and_metrics_of_the_contract(finished):
 
 def test_the_report_opens_with_what_was_fitted_and_what_it_supports(finished):
     directory, _ = finished
-    page = (directory / "report.html").read_text()
+    page = html.unescape((directory / "report.html").read_text())
     metrics = json.loads((directory / "metrics.json").read_text())
-    said = re.findall(r"<li>(.*?)</li>", re.search(r"In short</h2><ul>(.*?)</ul>", page)[1])
-    assert 3 <= len(said) <= 10
-    assert "rates of 200 neurons in 64 trials" in said[0]
-    assert f"error {percent(metrics['dynamics/field_error'])} of" in said[1]
-    probability = f"probability {metrics['dynamics/stable_points_probability']:.2f}"
-    assert f"{metrics['dynamics/stable_points']:g} stable fixed points with {probability}" in said[2]
-    assert f"{round(NETWORKS * metrics['dynamics/attractors_kept'])} of {NETWORKS} projected networks" in said[3]
-    assert f"{metrics['connectivity/determined_modes']:.3g} combinations" in said[4]
+    assert "<h1>Connectivity of quadstable</h1>" in page
+    verdict = page[page.index('class="verdict') : page.index("<nav")]
+    said = re.findall(r"<dd>(.*?)</dd>", verdict)
+    assert 3 <= len(said) <= 6
+    assert "network fitted to the rates of 200 neurons" in said[0]
+    assert f"an error of {percent(metrics['dynamics/field_error'])} of" in said[1]
+    found = f"{metrics['dynamics/stable_points']:g} stable fixed points (probability "
+    assert f"{found}{probability(metrics['dynamics/stable_points_probability'])}" in said[1]
+    assert f"about {rough(metrics['connectivity/determined_modes'])} independent weighted sums" in said[2]
+    kept = round(NETWORKS * metrics["dynamics/attractors_kept"])
+    assert f"{kept} of {NETWORKS} projected networks keep the true attractors" in verdict
     network = load_run(directory).network  # at sigma 0: nu itself
     spread = float((network.n - network.n.mean(0)).square().mean().sqrt())
-    assert f"sigma = 1 is a choice, {percent(1 / spread)} of the spread" in said[-1]
+    assert f"sigma = 1 is a choice, {percent(1 / spread)} of the spread" in verdict
     assert page.count(f"sigma = 1 is a choice, {percent(1 / spread)} of the spread") == 2  # and with the figure
 
 

@@ -1,4 +1,4 @@
-"""A sentence for each cause, with its number and what to do; none where nothing is wrong."""
+"""A text for each cause, with its number and what to do; none where nothing is wrong."""
 
 import pytest
 
@@ -18,16 +18,16 @@ CHECKED = {
 @pytest.mark.parametrize(
     ("cause", "words"),
     [
-        ("rank", ("1 more latent dimension removes 31 %", "lrrnn.rank is too low; raise it by 1")),
+        ("rank", ("1 more latent dimension removes 31 %", "lrrnn.rank is too low. What to do: raise it by 1")),
         ("input", ("moves by 0.4 of its standard deviation", "not recorded", "add it to the inputs")),
-        ("activation_relu", ("relu in place of the stated activation removes 40 %", "set data.activation=relu")),
-        ("drift", ("change over the session remove 21 %", "fit parts of the session")),
-        ("smoothing", ("correlated by 0.90", "smoothed before", "unsmoothed")),
-        ("process_noise", ("0.12 of their standard deviation", "cannot be told apart", "too narrow")),
-        ("time_step", ("2 times the stated one", "data.alpha", "data.activation")),
+        ("activation_relu", ("Replacing the stated activation by relu removes 40 %", "set data.activation=relu")),
+        ("drift", ("change over the session removes 21 %", "fit parts of the session")),
+        ("smoothing", ("correlate by 0.90", "were smoothed", "unsmoothed")),
+        ("process_noise", ("0.12 of their standard deviation", "cannot tell which", "too narrow")),
+        ("time_step", ("2 times the stated time step", "multiply data.alpha by 2", "data.activation")),
     ],
 )
-def test_each_cause_has_one_sentence_with_its_remedy(cause, words):
+def test_each_cause_has_one_text_with_its_remedy(cause, words):
     (said,) = cautions.of_signs({**CHECKED, f"lrrnn/cause_{cause}": 1.0})
     assert all(word in said for word in words), said
     assert f"lrrnn/cause_{cause}" in METRICS
@@ -41,9 +41,9 @@ def test_checks_alone_say_nothing():
 
 def test_what_cannot_be_told_apart_is_named_together():
     near = {**CHECKED, "lrrnn/check_activation_sigmoid": 0.38, "lrrnn/cause_activation_relu": 1.0}
-    assert "relu or sigmoid in place" in causes.of_causes(near)[0]
+    assert "activation by relu or sigmoid removes" in causes.of_causes(near)[0]
     blind = {key: value for key, value in CHECKED.items() if key != "lrrnn/check_added_noise"}
-    assert "lrrnn.rank is too low, or an input" in causes.of_causes({**blind, "lrrnn/cause_rank": 2.0})[0]
+    assert "Either lrrnn.rank is too low, or an input" in causes.of_causes({**blind, "lrrnn/cause_rank": 2.0})[0]
 
 
 def test_a_named_cause_stands_in_place_of_what_leaves_it_open():
@@ -59,4 +59,4 @@ def test_a_named_cause_stands_in_place_of_what_leaves_it_open():
 
     assert "leave nu open" in determined.cautions(Found)[1]
     (said,) = determined.cautions(Found, cause_named=True)
-    assert "until what is named below is mended" in said
+    assert "until then nu is open" in said

@@ -16,9 +16,11 @@ from connector import figures
 from connector.connectivity.nu.regression import fit_conditional_mean
 from connector.connectivity.nu.trajectories import fit_trajectories
 from connector.dynamics import Network
+from connector.report.cautions import parted
 from connector.report.glossary import BASELINES, ESTIMATE, METRICS
 from connector.report.numbers import format_number
-from connector.report.page import Section, TableData, figure_png, render_report, write_report
+from connector.report.page import Section, TableData, figure_file, figure_png, render_report, write_report
+from connector.report.verdict import Verdict
 from connector.types import Latents
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -194,10 +196,32 @@ def test_every_quantity_of_an_estimate_of_nu_is_explained():
 
 
 def test_the_opening_stands_before_the_contents():
-    page = render_report("Run", ["400 trials"], [Section("Part")], ["It fits <well>.", "p = 0.4."])
+    caution = parted("Warning: Rates <fail>. What to do: mend them.")
+    said = Verdict("warning", "Read the warnings", [("Fit", "It fits <well>.")], [caution], ["p = 0.4."])
+    page = render_report("Run", ["400 trials"], [Section("Part")], said)
     text = Page(page).text
-    assert "It fits <well>." in text
-    assert page.index("p = 0.4.") < page.index("<nav")
+    for part in ("It fits <well>.", "Read the warnings", "Warning", "Rates <fail>.", "What to do", "Mend them."):
+        assert part in text
+    assert 'class="verdict warning"' in page
+    assert page.index("It fits") < page.index("<aside") < page.index("p = 0.4.") < page.index("<nav")
+    assert "p = 0.4." in page[page.index("<details") : page.index("</details")]  # folded
+
+
+def test_details_are_folded_and_figures_fill_the_width(page):
+    shown = re.sub(r"<details.*</details>", "", page, flags=re.DOTALL)
+    assert "First paragraph" not in shown
+    assert "<figure" in shown
+    small, wide = (Figure(figsize=(inches, 2)) for inches in (4, 10))
+    places = [one.place for one in Section("", figures=[("", x) for x in (small, wide, small, small)]).drawn]
+    assert places == ["half", "wide", "half", "alone"]
+
+
+def test_a_vector_file_is_the_same_each_time_and_keeps_its_text():
+    figure = figures.tails({"true": torch.arange(1.0, 50.0)})
+    pdf, svg = figure_file(figure, "pdf"), figure_file(figure, "svg")
+    assert pdf.startswith(b"%PDF")
+    assert b"Tails of the connectivity" in svg
+    assert (pdf, svg) == (figure_file(figure, "pdf"), figure_file(figure, "svg"))
 
 
 def test_light_and_dark_and_phone(page):
