@@ -36,7 +36,8 @@ from connector.types import Loadings, States
 _READABLE = 0.2  # error of single readings, of the states' variance: noisier ones were not among the recordings checked
 _OF_NOISY_STATES = (
     "The states carry noise of their own. In 34 simulated recordings of that kind intervals of 80 and 95 % held the vector field at 75 "
-    "and 93 % of the states; those of nu have not been checked there, and no sign is told."
+    "and 93 % of the states. Intervals of nu have not been checked there, so no sign is told. What to do: rely on the vector field "
+    "and its attractors, not on nu."
 )
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
 _TILT_POINTS, _TILT_STATES = 8192, 400  # of the flow, in the means that its tilt sets; and states at which
@@ -135,12 +136,14 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
     if error > _READABLE:
         warned = (
             f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
-            "direction. Intervals of nu have not been checked beyond 20 %, and no sign is told."
+            "direction. Intervals of nu have not been checked beyond 20 %, so no sign is told. What to do: record more neurons, or "
+            "lower lrrnn.rank."
         )
     elif inputs.rollouts:
         warned = (
-            "The latent states are trajectories of the fitted network, which misses a part of the activity. Intervals of nu are those "
-            "of that network: they do not hold what it misses, and no sign is told."
+            "The latent states are trajectories of the fitted network, which misses a part of the activity. Intervals of nu do not "
+            "include what it misses, so no sign is told. What to do: read nu as that of the fitted network; a higher lrrnn.rank "
+            "misses less."
         )
     if warned:
         found.summary.update(warnings=[*found.summary["warnings"], warned], unbacked=True)

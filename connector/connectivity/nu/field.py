@@ -120,8 +120,9 @@ def fit_field(
     missed = _missed(model, posterior, loadings, z, u, phi)
     if missed > _BACKED:
         warned.append(
-            f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size: nu is so steep in the "
-            "loadings that it rests on neurons nobody recorded, and none of its signs is told."
+            f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size. nu is so steep in the "
+            "loadings that it rests on neurons nobody recorded, so none of its signs is told. What to do: do not interpret nu; a "
+            "lower lrrnn.rank or more neurons may help."
         )
     # The size of nu is one for all intervals, and the prior's where little of nu is known: their errors go together.
     told = model.summary["predicted_error"] <= _OPEN
@@ -142,9 +143,9 @@ def _missed(
 def _too_few(effective: float) -> str:
     """What to say of a posterior of which few draws are independent."""
     return (
-        f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} or more are asked for): its bands are "
-        "too narrow by an unknown amount, and neither signs of nu nor attractors are told from it. Raise lrrnn.posterior_sweeps, or "
-        "lower lrrnn.rank."
+        f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} are needed). Its bands are too "
+        "narrow by an unknown amount, so neither signs of nu nor attractors are told from it. What to do: raise "
+        "lrrnn.posterior_sweeps, or lower lrrnn.rank."
     )
 
 

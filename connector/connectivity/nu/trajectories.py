@@ -356,14 +356,15 @@ def _warnings(rho: float, residual_sd: Tensor, noise: Tensor, spread: Tensor) ->
     visible = float((residual_sd / spread).max()) > _NEGLIGIBLE
     if visible and rho > 0.2:
         found.append(
-            f"Residuals of successive samples are correlated ({rho:.2f}): the states carry noise of their own, or the "
-            "noise was smoothed before; intervals are too narrow."
+            f"Residuals of successive samples are correlated ({rho:.2f}). The states carry noise of their own, or the noise was "
+            "smoothed before, so the intervals are too narrow. What to do: give unsmoothed rates, or counts under `spikes`."
         )
     ratio = float((residual_sd / noise.clamp_min(1e-12 * spread)).max())
     if visible and ratio > 1.5:
         found.append(
-            f"Trajectories miss the samples by {ratio:.1f} times the noise between neighbouring samples: the network's "
-            "step, nonlinearity, inputs or loadings may be other than assumed."
+            f"Trajectories miss the samples by {ratio:.1f} times the noise between neighbouring samples. The network's step, "
+            "nonlinearity, inputs or loadings may differ from those assumed. What to do: check data.alpha, data.activation, the "
+            "inputs and lrrnn.rank."
         )
     return found
 
