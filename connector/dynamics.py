@@ -228,7 +228,7 @@ class Network:
         return self.m @ self.n.T / self.n_neurons
 
     def rates(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        """phi(m.z + b.u + d), shape (..., K); raises UserError for states or inputs of another width."""
+        """phi(m.z + b.u + d), shape (..., K); raises UserError if states or inputs have another width."""
         self._check(z, u)
         return activation(self.activation)(potentials(self.loadings, z.to(self.m.dtype), _like(u, self.m)))
 
@@ -267,7 +267,7 @@ class Network:
         return simulate(self.step, z0.to(self.m.dtype), steps, u)
 
     def fixed_points(self, starts: Tensor, u: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
-        """Fixed points that are reached from ``starts`` (P, R) under a constant input u (U,); see
+        """Fixed points reached from ``starts`` (P, R) under a constant input u (U,); see
         :func:`leading_fixed_points`."""
         require_points(starts, self.rank, "starts", ndim=2)
         if u is not None and self.b is not None:

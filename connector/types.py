@@ -164,7 +164,7 @@ class Recording:
 
     Attributes:
         activity: (trials, time, K_obs) float32; rates in the range of ``activation``, or spike counts per bin.
-            With ``scale`` rates in units of phi, as it makes them of those recorded.
+            With ``scale`` rates in units of phi, as it makes them from the recorded ones.
             Samples at or past a trial's length are zero.
         kind: "rates" or "spikes".
         lengths: (trials,) int64, number of recorded samples of each trial.
@@ -173,7 +173,7 @@ class Recording:
         inputs: (trials, time, U) external input in force during the step from sample t to t + 1; or None.
         input_names: U names, for axes.
         input_kind: whether ``inputs`` are as they were given, "instant", or as :mod:`connector.data.input_filter` makes them.
-        bin_s: seconds between samples, or None where time has no unit but alpha.
+        bin_s: seconds between samples; None if alpha is the only unit of time.
         latents: (trials, time, R) true latents, where known.
         loadings: true loadings of the recorded neurons, where known.
         n: (K_obs, R) true output weights, where known.
@@ -185,12 +185,12 @@ class Recording:
         stretches: of trials that are pieces of continuous recordings, (trials, 2) int64: which recording, and the piece's
             first sample there; or None. gap: samples there between pieces of training, validation and test, at least.
         neuron_names: K_obs names (with the brain area where known), or empty.
-        trained: the network whose activity this is, where it was trained on a task and its weights are known.
-        name: what to call it in titles.
+        trained: the network that produced the activity, if it was trained on a task and its weights are known.
+        name: its name in titles.
         notes: lines for the session summary (what was dropped and why).
-        scale: how rates recorded in units of their own were brought into those of phi; None: they are as they were recorded.
-        shown: what an indicator shows, of rates that were found behind one (:mod:`connector.data.indicator`): their errors last.
-        out_of_range: what is said of recorded rates that do not go with the range of ``activation``; empty where they do.
+        scale: how recorded rates were brought into units of phi; None: they are unchanged.
+        shown: the traces of an indicator, if rates were deconvolved from one (:mod:`connector.data.indicator`); their errors last for several samples.
+        out_of_range: what the report says about recorded rates outside the range of ``activation``; empty if there are none.
     """
 
     activity: Tensor
@@ -314,7 +314,7 @@ class Recording:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the K neurons; where they have none, numbers from 0."""
+        """Names of the K neurons; numbers from 0 if they have none."""
         return self.neuron_names or tuple(str(i) for i in range(self.n_neurons))
 
     def neurons(self, index: Tensor) -> Recording:
@@ -360,7 +360,7 @@ class Latents:
     """Latent states along the recorded trials, and where the dynamics send them.
 
     Attributes:
-        z: (trials, time, R) latent states; samples past a trial's length are zero.
+        z: (trials, time, R) latent states; samples past a trial's end are zero.
         lengths: (trials,) int64.
         alpha: Euler step in units of the time constant.
         inputs: (trials, time, U) or None, as the network takes them; input_kind: of :class:`Recording`.

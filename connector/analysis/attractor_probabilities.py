@@ -60,7 +60,7 @@ class AttractorCounts:
 def count_attractors(draws: Draws, states: Tensor) -> AttractorCounts:
     """Stable fixed points of every draw of the vector field in the region that ``states`` (T, R) have visited.
 
-    Lasting motion beside stable points is not looked for.
+    Limit cycles beside stable points are not searched.
 
     Raises:
         UserError: states of more than three dimensions.

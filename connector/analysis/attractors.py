@@ -78,13 +78,13 @@ def find_attractors(
     duration: float = 10.0,
     settle: float = 120.0,
 ) -> Attractors:
-    """Follows the flow from many starts and says where it settles.
+    """Follow the flow from many starts and report where it settles.
 
     1. Ring: after ``duration`` the states lie around a circle that they neither leave nor move along, see
        :func:`_as_ring`. It comes first because in a network of finite size a ring always breaks into fixed points
        in the end; over ``duration``, say a trial's length, it is one.
     2. States that have come to rest are polished by Newton's method to stable fixed points.
-    3. States that move on and come back with one period make a limit cycle.
+    3. States that keep moving and return with one period form a limit cycle.
 
     Args:
         system: a Network or a vector field dz/dt, (P, R) -> (P, R) in units 1 / tau.
@@ -322,7 +322,7 @@ def reference_attractors(reference: Truth | Network, extent: float = 2.4, **opti
 def attractors_kept(
     network: Network | Field, reference: Truth | Network | Attractors, tolerance: float = 0.25, **options
 ) -> bool:
-    """Does a network have the attractors of the reference?
+    """Test whether a network has the attractors of the reference.
 
     - Fixed points: as many stable ones, each matched to a different true one and closer to it than ``tolerance``
       of the distance from that one to its neighbour (a lone point: of the distance of the farthest start).

@@ -181,7 +181,7 @@ def cell_type_test(
     max_neurons: int = 1000,
     seed: int = 0,
 ) -> CellTypeTest:
-    """Do the loadings form more than one cell type? A parametric bootstrap against a single component.
+    """Test whether the loadings form more than one cell type, by a parametric bootstrap against a single component.
 
     Statistic: the largest gain in log-likelihood of a Gaussian mixture with k components over k = 1, less half of
     log K for each further parameter. Its distribution without cell types is simulated: populations of as many neurons
@@ -195,7 +195,7 @@ def cell_type_test(
             concentric ones.
         components: numbers of components tried.
         n_bootstrap: simulated populations; the smallest p-value is 1 / (n_bootstrap + 1).
-        max_neurons: larger populations are thinned to so many.
+        max_neurons: larger populations are thinned to this number.
         seed: of thinning, populations and starts.
     """
     if null not in ("student", "gaussian"):

@@ -102,10 +102,10 @@ def separated_groups(
     max_neurons: int = 1000,
     seed: int = 0,
 ) -> SeparatedGroups:
-    """Are there groups of neurons with a gap of lower density on every way between them?
+    """Test for groups of neurons with a gap of lower density on every path between them.
 
     Parts of one population that touch in a narrow place, as those of a dumbbell or a figure of eight do, are often called
-    separated, and an S sometimes: with few neurons nothing tells a thin bridge from a gap.
+    separated, and an S sometimes: with few neurons a thin bridge cannot be distinguished from a gap.
 
     Neither the order of the neurons nor an invertible linear map of the loadings, such as the gauge of the latents,
     changes the answer. Copies of a neuron count once. Where a column has an atom (equal values in 5 % of the neurons or
@@ -119,7 +119,7 @@ def separated_groups(
         loadings: Loadings or (K, P).
         covariance: (K, P, P) errors of the loadings, columns in the order m, b, d; None: as good as known.
         count: count the groups and their stability, which takes ten times as long as the verdict; else there are two.
-        max_neurons: larger populations are thinned to so many; the others take the group of the nearest neuron.
+        max_neurons: larger populations are thinned to this number; the others take the group of the nearest neuron.
         seed: of thinning, starts, folds, permutations and draws.
 
     Raises:

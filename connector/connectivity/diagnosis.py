@@ -19,20 +19,20 @@ class Diagnosis:
     """What the data say about nu = E[n | m, b, d] at some loadings.
 
     Attributes:
-        loadings: (K, R + U + bias) where it was asked.
+        loadings: (K, R + U + bias) at which nu was evaluated.
         nu, low, high: (K, R) estimate and posterior interval of probability ``level``.
         certainty: (K,) in [0, 1]: 1 - (posterior sd / rms size of nu), at least 0; by it figures fade neurons.
         level: of the intervals.
-        determined_modes: how many numbers about n the data fix.
+        determined_modes: how many independent weighted sums of n the data determine, for each latent dimension.
         predicted_error: squared error of nu that the posterior itself expects at these loadings, over the mean square of
-            nu. It is no error measured against a truth, and too small where the model does not fit.
+            nu. It is not measured against a truth, and is too small if the model does not fit.
         calibrated: whether the coverage of these intervals has been measured (``experiments/coverage.py``); intervals
             of the other estimators leave out errors that do not show in the residuals, and are too narrow.
         estimand: "mean", or "folded": under an odd nonlinearity without bias and input only the odd part of nu acts.
         activation: name of phi. has_bias: whether neurons have a bias d.
         warnings: sentences on signs of misfit, where one of the detectors has fired.
-        converged: whether the fit settled.
-        signs_told: whether the recorded neurons back nu enough for its signs to be told.
+        converged: whether the fit converged.
+        signs_told: whether the recorded neurons support nu enough to report its signs.
     """
 
     loadings: Tensor
@@ -53,7 +53,7 @@ class Diagnosis:
 
     @property
     def sign_determined(self) -> Tensor:
-        """(K, R) whether the interval excludes zero; nowhere where signs are not told."""
+        """(K, R) whether the interval excludes zero; False everywhere if signs are not reported."""
         return ((self.low > 0) | (self.high < 0)) & self.signs_told
 
     @property
@@ -69,12 +69,12 @@ class Diagnosis:
 
     @property
     def signs(self) -> str:
-        """At which share of the neurons the sign of each dimension of nu is determined, in words."""
+        """For which share of the neurons the sign of each dimension of nu is determined, in words."""
         return determined.signs(self)
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What a reader should know before believing the rest: the signs of misfit, and what is no misfit."""
+        """What to know before you believe the rest: signs of misfit, and limits that are no misfit."""
         return determined.cautions(self)
 
     def sentences(self) -> list[str]:

@@ -100,7 +100,7 @@ class ConnectivityDistribution(nn.Module):
 
     @property
     def summary(self) -> dict:
-        """What the estimate of nu found: plain values."""
+        """Settings and results of the estimate of nu, as plain values."""
         return self.mean.summary
 
     # -- sampling -----------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class ConnectivityDistribution(nn.Module):
         outputs: str | None = None,
         posterior: bool = False,
     ) -> Network:
-        """A network of ``n_neurons``, float64. One seed, one network; and the same loadings at any sigma.
+        """Sample a network of ``n_neurons``, float64. A seed gives one network, with the same loadings at any sigma.
 
         Args:
             sigma: standard deviation of each component of n around its mean, nu and the ``shift``. At 0, n = nu(loading)
@@ -123,11 +123,11 @@ class ConnectivityDistribution(nn.Module):
             project: restore the observed drive, see :meth:`project`.
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
-            posterior: n about a draw of nu from its posterior in place of nu, of each seed another; a projected network
+            posterior: n about a draw of nu from its posterior instead of nu, another draw for each seed; a projected network
                 has the drive of that draw. Networks of many seeds show what the data leave open.
 
         Raises:
-            UserError: no neurons, negative sigma, a sigma below the one at which the flow of n was trained; an estimate of
+            UserError: no neurons; a negative sigma, or one below that at which the flow of n was trained; an estimate of
                 nu without draws.
         """
         require_whole(n_neurons, 1, "n_neurons")
@@ -165,7 +165,7 @@ class ConnectivityDistribution(nn.Module):
 
     @torch.no_grad()
     def posterior(self, n: int, seed: int = 0) -> Draws:
-        """n draws of nu from its posterior, each a function of the loadings, with the drive that goes with it.
+        """Draw nu n times from its posterior. Each draw is a function of the loadings and has its own drive.
 
         ``draws = run.connectivity.posterior(100)``; ``draws(rows)`` is nu (n, K, R) at stacked loadings (K, R + U + bias),
         ``draws.vector_field(z)`` (n, T, R).

@@ -180,8 +180,8 @@ def load_arrays(
     """A recording from arrays of one file, or of several.
 
     The activity may be an array with the axes in any order, or lists (MATLAB's cells, groups, names with a number each) of
-    arrays, whose trials may be of different lengths. Samples at a trial's end in which every neuron is NaN, or zero where
-    that cannot be activity, are taken as past its end, unless ``lengths`` says so.
+    arrays, whose trials may be of different lengths. Without ``lengths``, a trial ends where
+    every neuron is NaN, or where more zeros follow than silence explains.
 
     Args:
         path: the file, or a list of files.

@@ -35,7 +35,7 @@ class Teacher:
     :meth:`drive`, and says which attractors its mean field has. Register it with :func:`register_teacher`.
 
     Attributes:
-        name: what to call it.
+        name: its name.
         rank: R, the number of latent dimensions.
         alpha: Euler step dt / tau of the networks drawn.
         activation: name of phi.
@@ -59,7 +59,7 @@ class Teacher:
         """A network of ``n_neurons`` (float64) and each neuron's mixture component, (n_neurons,) int64.
 
         With ``exact_moments`` the draw's means and covariances (within each component) are set to the teacher's by a
-        linear map, as far as the teacher has Gaussian components and there are neurons enough.
+        linear map, if the teacher has Gaussian components and there are enough neurons.
         """
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class Teacher:
     def sample(
         self, n_neurons: int = 1000, generator: torch.Generator | None = None, exact_moments: bool = False
     ) -> Network:
-        """A network of ``n_neurons`` (float64), see :meth:`sample_with_components`; without a generator a fixed one."""
+        """Sample a network of ``n_neurons`` (float64), see :meth:`sample_with_components`; without a generator, a fixed seed."""
         return self.sample_with_components(n_neurons, generator, exact_moments)[0]
 
     def components(self, loadings: Loadings | Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def load_rat(
             :func:`connector.data.preprocessing.adapt_stereo_clicks`.
 
     Raises:
-        UserError: a file that is no such session, or options that leave no trial or no neuron.
+        UserError: the file is not a session of this task, or the options leave no trial or no neuron.
     """
     import torch
 

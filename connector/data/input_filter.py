@@ -23,7 +23,7 @@ INPUT_KINDS = ("instant", "filtered", "both")  # the simplest first
 
 
 def filtered_inputs(u: Tensor, alpha: float, kind: str = "filtered") -> Tensor:
-    """What a network of this ``kind`` of inputs takes for the inputs u (..., time, U) of whole trials.
+    """Convert inputs u (..., time, U) of whole trials into those that a network with this ``kind`` of inputs takes.
 
     Args:
         alpha: Euler step of the network in time constants, dt / tau.

@@ -250,7 +250,7 @@ class RecordingDataModule(_MemoryDataModule):
         raise NotImplementedError
 
     def prepared(self, recording: Recording, fold: Fold) -> Recording:
-        """What is made of a recording once it is known which trials may be looked at."""
+        """Prepare a recording, once it is known which trials may be used."""
         return recording
 
     def setup(self, stage: str | None = None) -> None:
@@ -293,14 +293,14 @@ class RecordingDataModule(_MemoryDataModule):
         return self.recording if self._recorded is None else self._recorded
 
     def take_scale(self, scale: RateScale | None) -> None:
-        """From here on the rates are in units of phi, as ``scale`` makes them of those recorded; None leaves them as they are."""
+        """Bring the rates into units of phi by ``scale`` from now on; None leaves them unchanged."""
         if scale is None:
             return
         self._recorded = self.recorded
         self.recording, self._given = self._recorded.on_scale(scale), None
 
     def take_inputs(self, kind: str) -> None:
-        """From here on the inputs are as a network of this ``kind`` takes them (:mod:`connector.data.input_filter`), in the
+        """From now on, give the inputs as a network of this ``kind`` takes them (:mod:`connector.data.input_filter`), in the
         recording, its sizes and all batches."""
         if self._given is None:
             self._given = self.recording

@@ -25,7 +25,7 @@ _TOLD = {"heldin": "held-in", "heldout": "held-out"}
 
 @dataclass
 class NlbOptions:
-    """How such a file is read: the options of ``data=nlb`` and keywords of :func:`load_nlb`."""
+    """How a benchmark file is read: the options of ``data=nlb`` and keywords of :func:`load_nlb`."""
 
     group: str | None = data_option("the data set, if the file holds several; null: the only one", default=None)
     split: str = data_option(

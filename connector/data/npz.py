@@ -67,9 +67,8 @@ def load_npz(
     Keys: ``rates`` or ``spikes`` (trials, time, K), and optionally ``potentials`` (trials, time, K), ``latents``
     (trials, time, R), ``MBD`` (K, R + U + 1 | R + U | R: the loadings m, b, d side by side), ``N`` (K, R),
     ``externalinputs`` (trials, time, U), ``lengths`` (trials,), ``choices`` (trials,), ``times`` (trials,) seconds.
-    Others are ignored and named in the notes. Samples at or past a trial's length are ignored, NaN or not; without
-    ``lengths``, samples at a trial's end in which every neuron is NaN, or zero where that cannot be activity, are taken as
-    past its end.
+    Other keys are ignored and named in the notes. Samples past a trial's length are ignored. Without ``lengths``, a trial
+    ends where every neuron is NaN, or where more zeros follow than silence explains.
 
     Args:
         path: the file.
@@ -79,7 +78,7 @@ def load_npz(
         keywords: options by their names, ``tau`` also as ``tau_s``.
 
     Raises:
-        UserError: a file that is no npz, too large, truncated, or arrays that cannot be a recording.
+        UserError: the file is not an npz, is too large or truncated, or its arrays cannot be a recording.
     """
     options = settled(NpzOptions, options, keywords)
     path = Path(path)

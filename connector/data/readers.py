@@ -64,7 +64,7 @@ def reader(name: str) -> Reader:
 
 
 def read_recording(path: str | os.PathLike | Sequence[str | os.PathLike], format: str = "auto", **options) -> Recording:
-    """A recording from a file of any format that is known.
+    """Read a recording from a file of any known format.
 
     Args:
         path: the file; of arrays and networks also a list of files.
@@ -72,7 +72,7 @@ def read_recording(path: str | os.PathLike | Sequence[str | os.PathLike], format
         options: of load_npz, load_rat, load_nwb, load_nlb, load_rnn or load_arrays.
 
     Raises:
-        UserError: a file that no reader understands, or what the reader raises.
+        UserError: no reader understands the file, or the reader raises it.
     """
     name = source_of(paths_of(path)[0]) if format == "auto" else format
     load = reader(name).load

@@ -103,7 +103,7 @@ def load_rnn(
         name: of the recording; None: the first file's. keywords: options by their names.
 
     Raises:
-        UserError: no such weights or inputs, other shapes, damage, a file that has to be unpickled.
+        UserError: weights or inputs are missing or have other shapes; the file is damaged, or would have to be unpickled.
     """
     options = settled(RnnOptions, options, keywords)
     paths = paths_of(path)

@@ -86,8 +86,8 @@ def simulate_recording(
     Args:
         source: the teacher.
         options: what is simulated and recorded; None: the defaults of :class:`SimulationOptions`. Without
-            ``exact_moments`` chance can give a network of 1000 neurons other attractors than its teacher has: some
-            bistable ones turn into limit cycles, and a ring breaks up into fixed points.
+            ``exact_moments`` a network of 1000 neurons may by chance have other attractors than its teacher: some
+            bistable ones become limit cycles, and a ring breaks up into fixed points.
         rate_offset: offset of the intensity of spikes.
         seed: of network, noise and choice of neurons.
         keywords: options by their names, ``process_noise`` also as ``noise_std``, ``observation_noise`` also as

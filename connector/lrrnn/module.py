@@ -31,7 +31,7 @@ class LowRankRNN(nn.Module):
         m: (K, R); n: (K, R); b: (K, U) or None; d: (K,) or None: the trainable parameters.
 
     Raises:
-        UserError: for sizes, a step or an activation that make no sense.
+        UserError: invalid sizes, step or activation.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LowRankRNN(nn.Module):
         return self.network().step(z, u)
 
     def simulate(self, z0: Tensor, steps: int, u: Tensor | None = None) -> Tensor:
-        """``steps`` states from z0 (..., R) on, z0 included: (..., steps, R); u is (..., steps - 1 or more, U)."""
+        """Simulate ``steps`` states from z0 (..., R), z0 included: (..., steps, R); u is (..., steps - 1 or more, U)."""
         return self.network().simulate(z0, steps, u)
 
     @torch.no_grad()

@@ -66,12 +66,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """The numbers of metrics.json by their keys; docs/metrics.md says what each is."""
+        """The numbers of metrics.json by their keys; docs/metrics.md explains each."""
         return self.store.metrics()
 
     @cached_property
     def stage_inputs(self) -> FittedDynamics:
-        """All that the low-rank RNN handed over: latents, loadings with their uncertainty, the trials of each part."""
+        """Everything that the low-rank RNN handed over: latents, loadings with their uncertainty, the trials of each part."""
         return self.store.read_stage_inputs()
 
     @property
@@ -80,8 +80,8 @@ class Run:
         return self.stage_inputs.latents
 
     def network_inputs(self, u: Tensor) -> Tensor:
-        """What the run's networks take for inputs u (trials, time, U) given as in the recording
-        (:func:`connector.data.input_filter.filtered_inputs`); ``latents.inputs`` are those of the recording."""
+        """Convert inputs u (trials, time, U), given as in the recording, into those that the run's networks take
+        (:func:`connector.data.input_filter.filtered_inputs`). ``latents.inputs`` are the recording's, converted."""
         return filtered_inputs(u, self.latents.alpha, self.latents.input_kind)
 
     @property
@@ -126,6 +126,6 @@ def load_run(path: str | Path) -> Run:
     """Read a run directory back.
 
     Raises:
-        UserError: the directory is no run directory.
+        UserError: the directory is not a run directory.
     """
     return Run(path)
