@@ -5,6 +5,7 @@ connector sample RUN --out FILE.npz              a network from a finished run
 connector export SESSION --out FILE.nwb          a recording of spikes as NWB
 connector compare RUN RUN ...                    a page on several runs
 connector look FILE                              the arrays of a file, and a guess of the command that reads them
+connector score FILE.npz --on SET                any method's result on a public set: measures with their nulls
 """
 
 from connector import early
@@ -24,6 +25,7 @@ _BESIDE_RUNS = {
     "export": "connector.export",
     "compare": "connector.compare.command",
     "look": "connector.look",
+    "score": "connector.score.command",
 }
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"analysis"},
     {"runs"},
     {"stages"},
-    {"compare", "export", "launch", "look", "sample"},
+    {"compare", "export", "launch", "look", "sample", "score"},
     {"plugins", "__main__"},
 ]
 AT_THE_RIM = {  # a framework: where it may be imported, as folders or modules
