@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +12,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from connector import __version__
 from connector.errors import UserError
 from connector.files import content_checksum
 from connector.launch.ranks import RANKS
-from connector.report.glossary import METRICS
+from connector.report.cautions import parted
+from connector.report.glossary import MAIN_METRICS, METRICS, SHORT
+from connector.report.numbers import counted, format_number
 from connector.runs.options import STAGES, Options
 from connector.runs.store import RESULTS, RunStore, fingerprint
+
+_SHOWN, _IN_A_LINE = 8, 3  # measures at the end of a run, and of a job of a sweep
+_passed: set[Path] = set()
 
 
 def stage_files(store: RunStore) -> dict[str, list[Path]]:
@@ -62,7 +68,7 @@ def _key(options: Options, checksum: str | None) -> str | None:
     if not usual or own or any(os.environ.get(name) for name in RANKS):
         return None
     given = asdict(options)
-    for name in ("force", "logger"):  # neither changes what is there in the end
+    for name in ("force", "logger", "verbose"):  # none changes what is there in the end
         del given[name]
     return fingerprint(given, checksum, __version__, _code())
 
@@ -97,33 +103,71 @@ def answered(options: Options, directory: Path, alone: bool) -> dict[str, float]
         if not stands_whole(store, known["requested"], known["marks"], options.report.draw):
             return None
         metrics = store.metrics()
-        tell(Console(), store, metrics, alone)
+        tell(Console(), store, metrics, alone, options.verbose)
         return metrics
     return None
 
 
-def tell(console: Console, store: RunStore, metrics: Mapping[str, float], alone: bool) -> None:
-    """That nothing is left to do; where the job is ``alone``, also its cautions and measures."""
-    remedy = "force=true runs it anew; without its report.html, results are made again"
-    console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
-    if alone:
-        for line in store.stages()[RESULTS].get("cautions", ()):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        show(console, metrics, store)
+def tell(console: Console, store: RunStore, metrics: Mapping[str, float], alone: bool, verbose: bool = False) -> None:
+    """That nothing is left to do; where the job is ``alone``, also its measures and cautions."""
+    _passed.add(store.path.resolve())
+    if alone or verbose:
+        remedy = "force=true runs it again; without its report.html, results are made again"
+        console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
+        show(console, metrics, store, verbose)
 
 
-def show(console: Console, metrics: Mapping[str, float], store: RunStore) -> None:
-    """The closing table: what was reached, and where the report lies."""
-    columns = "measure", Column("value", justify="right"), Column("unit", style="dim")
-    table = Table(*columns, show_edge=False, pad_edge=False)
-    for key in METRICS:
-        if key in metrics:
-            label, unit = METRICS[key].label, METRICS[key].unit
-            table.add_row(label, f"{metrics[key]:.4g}", unit)
+def was_passed(directory: Path) -> bool:
+    """Whether this process found the run finished, and passed over it."""
+    return directory.resolve() in _passed
+
+
+def show(console: Console, metrics: Mapping[str, float], store: RunStore, verbose: bool = False) -> None:
+    """The last screen of a run: what was reached, the cautions, and where the report lies.
+
+    Args:
+        verbose: all measures, under their full names.
+    """
+    names = {key: metric.label for key, metric in METRICS.items()} if verbose else SHORT
+    shown = [key for key in names if key in metrics]
+    table = Table(
+        "measure", Column("value", justify="right"), Column("unit", style="dim"), show_edge=False, pad_edge=False
+    )
+    for key in shown if verbose else shown[:_SHOWN]:
+        table.add_row(names[key], format_number(metrics[key]), METRICS[key].unit)
     console.print(table)
+    for said in map(parted, store.stages()[RESULTS].get("cautions", ())):
+        console.print(
+            Text.assemble((f"{said.word}: ", "bold yellow"), said.wrong),
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
+        if said.remedy:
+            console.print(
+                Text.assemble(("  What to do: ", "bold"), said.remedy),
+                highlight=False,
+                soft_wrap=not console.is_terminal,
+            )
+    more = (
+        ""
+        if verbose or len(shown) + len(metrics.keys() - names.keys()) <= _SHOWN
+        else "; verbose=true prints all measures"
+    )
     report = store.path / "report.html"
     if report.name in store.stages()[RESULTS]["drawn"]:
-        console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Report: {report}{more}", soft_wrap=True, highlight=False, markup=False)
+    elif more:
+        console.print(
+            f"All measures: {store.path / 'metrics.json'}{more}", soft_wrap=True, highlight=False, markup=False
+        )
+
+
+def in_a_line(metrics: Mapping[str, float], cautions: Sequence[str]) -> str:
+    """What a job of a sweep reached: its main measures, and how many cautions it has."""
+    said = [
+        f"{key.split('/')[1].replace('_', ' ')} {format_number(metrics[key])}" for key in MAIN_METRICS if key in metrics
+    ][:_IN_A_LINE]
+    return ", ".join([*said, *([counted(len(cautions), "caution")] if cautions else [])])
 
 
 def objective(metrics: Mapping[str, float]) -> float | None:

@@ -292,7 +292,7 @@ def run(
     alone = sweep_name is None
     if may_pass(options, alone) and is_finished(store, options, schedule):
         metrics = store.metrics()
-        tell(console, store, metrics, alone)
+        tell(console, store, metrics, alone, options.verbose)
         return objective(metrics)
     with contextlib.ExitStack() as held:
         with explained("start", directory):
@@ -320,8 +320,10 @@ class _Job:
     name: str | None
 
     def say(self, line: str) -> None:
+        """To train.log, and to the terminal but for the jobs of a sweep, which have one line each."""
         _log.info(line)
-        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if self.sweep_name is None or self.options.verbose:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _try_out(job: _Job) -> None:
@@ -422,7 +424,7 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
         metrics = all_metrics(store, standing, of_fit | results)
         metrics["timing/results_seconds"] = round(float(spent[0]), 3)
     for line in cautions:
-        job.say(line)
+        _log.info(line)
     store.write_metrics(metrics)
     tables = result_tables(options, store, job.data) if isinstance(logger, WandbRun) else {}
     logger.log_results(metrics, figures, tables, cautions)
@@ -442,5 +444,6 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     store.finish_stage(
         RESULTS, marks[RESULTS], spent[0], {}, spent[1], files, drawn=drawn, cautions=cautions, job=known
     )
-    show(job.console, metrics, store)
+    if job.sweep_name is None or options.verbose:
+        show(job.console, metrics, store, options.verbose)
     return metrics

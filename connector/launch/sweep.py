@@ -1,4 +1,4 @@
-"""What a sweep says: a line before each job, at the end one table of all jobs, and the same as jobs.csv.
+"""What a sweep says: a line for each job when it ends, at the end one table of all jobs, and the same as jobs.csv.
 
 A Hydra callback (conf/train.yaml names it). Jobs may run in processes of their own, as the joblib launcher has them:
 each leaves a small record in the sweep's directory when it starts and when it ends, and the process that started the
@@ -32,6 +32,7 @@ from rich.table import Column, Table
 
 from connector.errors import UserError, end_state, unwritable
 from connector.report.glossary import MAIN_METRICS
+from connector.report.numbers import format_number
 from connector.runs.lock import locked
 from connector.terminal import shortest, wide_console
 
@@ -140,6 +141,7 @@ class SweepReport(Callback):
         self.directory: Path | None = None
         self.n_jobs: int | None = None
         self.id = ""
+        self._started, self._swept = 0.0, []
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -162,7 +164,8 @@ class SweepReport(Callback):
             claimed = _claimed(chosen)
             if claimed != chosen:
                 _change(config, "hydra.sweep.dir", str(claimed))
-        swept = " ".join(key for key in swept_keys(_typed(config)) if re.fullmatch(r"[\w./@-]+", key))
+        self._swept = swept_keys(_typed(config))
+        swept = " ".join(key for key in self._swept if re.fullmatch(r"[\w./@-]+", key))
         if swept and "sweep_directory:" in str(settings.get("subdir")):
             arguments = f'${{hydra.runtime.choices}},${{hydra.overrides.task}},"{swept}",${{hydra.sweep.dir}}'
             _change(config, "hydra.sweep.subdir", f"${{sweep_directory:{arguments}}}")
@@ -181,8 +184,9 @@ class SweepReport(Callback):
             return
         number, directory = int(config.hydra.job.num) + 1, Path(config.hydra.runtime.output_dir)
         overrides = list(config.hydra.overrides.task)
-        total = "" if self.n_jobs is None else f"/{self.n_jobs}"
-        print(f"[{number}{total}] {' '.join(overrides) or 'no overrides'} -> {shortest(directory)}", flush=True)
+        self._started = time.monotonic()
+        if config.get("verbose"):
+            print(self._head(number, overrides, directory), flush=True)
         from connector.files import write_json  # here and below: --help answers without waiting for torch
 
         record = {"job": number, "overrides": overrides, "directory": str(directory), "state": _NOT_ENDED}
@@ -197,7 +201,17 @@ class SweepReport(Callback):
         # The property return_value raises what the job raised, and prints.
         value = job_return._return_value
         error = value if isinstance(value, BaseException) else None
-        write_json(file, json.loads(file.read_text()) | {"state": end_state(error)})
+        record = json.loads(file.read_text()) | {"state": end_state(error)}
+        write_json(file, record)
+        directory = Path(record["directory"])
+        head = self._head(record["job"], record["overrides"], directory)
+        seconds = time.monotonic() - self._started
+        print(f"{head}: {_reached(record['state'], directory, seconds)}", flush=True)
+
+    def _head(self, number: int, overrides: list[str], directory: Path) -> str:
+        total = "" if self.n_jobs is None else f"/{self.n_jobs}"
+        own = [override for override in overrides if override.partition("=")[0].lstrip("+~") in self._swept]
+        return f"[{number}{total}] {' '.join(own or overrides) or 'no overrides'} -> {shortest(directory)}"
 
     def _record(self, number: int) -> Path:
         return self.directory / _RECORDS / self.id / f"{number:05d}.json"
@@ -220,6 +234,22 @@ def _jobs_of(records: Path) -> list[dict[str, Any]]:
             continue
         found.append(job)
     return found
+
+
+def _reached(state: str, directory: Path, seconds: float) -> str:
+    """How a job ended, in a line: its seconds, main measures and cautions."""
+    if state != "done":
+        return state
+    from connector.launch.finished import in_a_line, was_passed
+    from connector.runs.store import RESULTS, RunStore
+
+    how = "finished earlier" if was_passed(directory) else f"done in {seconds:.0f} s"
+    try:
+        store = RunStore(directory)
+        reached = in_a_line(store.metrics(), store.stages().get(RESULTS, {}).get("cautions", ()))
+    except (OSError, ValueError, KeyError, UserError):  # a damaged directory tells nothing
+        reached = ""
+    return f"{how}; {reached}" if reached else how
 
 
 def _gather(directory: Path) -> None:
@@ -343,7 +373,7 @@ def _table(jobs: list[dict[str, Any]], shared: list[str]) -> Table:
         Column("state", overflow="fold"), show_edge=False, pad_edge=False,
     )  # fmt: skip
     for job in jobs:
-        values = [f"{job['metrics'][key]:.4g}" if key in job["metrics"] else "" for key in shown]
+        values = [format_number(job["metrics"][key]) if key in job["metrics"] else "" for key in shown]
         own = " ".join(override for override in job["overrides"] if override not in shared)
         text = [escape(cell) for cell in (own, job["state"])]
         table.add_row(str(job["job"]), text[0], *values, text[1])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from connector.report.nulls import TO_DO
 from connector.report.numbers import percent, rough
+
+if TYPE_CHECKING:  # a finished run is told of without waiting for torch
+    from torch import Tensor
 
 # What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.
 _EVEN = "Where loadings of both signs are equally frequent, the even part of nu has no effect on the dynamics."

@@ -49,6 +49,24 @@ MAIN_METRICS = (
     "lrrnn/val_loss",
 )
 
+# What a terminal shows of a run, the first eight that it has, under names short enough for a line.
+SHORT = {
+    "lrrnn/rates_r2": "Rates explained, test trials",
+    "lrrnn/rates_r2_pca": "  by principal components of the same rank",
+    "lrrnn/bits_per_spike": "Spikes predicted, over the mean rate",
+    "lrrnn/bits_per_spike_gain": "  gain over the best null",
+    "lrrnn/co_smoothing": "Spikes of hidden neurons predicted",
+    "dynamics/field_error": "Error of the vector field, inferred network",
+    "dynamics/field_error_projected": "  of a sampled network after projection",
+    "dynamics/stable_points": "Stable fixed points, most probable number",
+    "dynamics/stable_points_probability": "  its probability",
+    "connectivity/dissimilarity": "Dissimilarity to the true connectivity",
+    "dynamics/task": "Task solved by a sampled network",
+    "connectivity/determined_modes": "Weighted sums of weights that the data fix",
+    "connectivity/predicted_error": "Squared error of nu that the posterior expects",
+    "lrrnn/val_loss": "Validation loss of the low-rank RNN",
+}
+
 # What each neuron is granted beside the latent state, as ``lrrnn.baseline`` names it.
 BASELINES = {
     "standard": "slow drift across the session, where trial times are known, and the course within the trial",

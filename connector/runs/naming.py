@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 # These act on the same run: what is trained, how fast, where it is logged.
-_WITHOUT_EFFECT = re.compile(r"^(stages|force|report|logger|trainer|hydra)([./=@]|$)")
+_WITHOUT_EFFECT = re.compile(r"^(stages|force|report|verbose|logger|trainer|hydra)([./=@]|$)")
 _MAX_LENGTH = 80
 _DIGITS = (6, 16, 64)  # of the hash: as few as tell the directory from those of other jobs
 # A value, or an element of a list or of a mapping, that is a number or a constant.

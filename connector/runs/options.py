@@ -313,6 +313,11 @@ class Options:
     )
     force: bool = option("true: train every stage again, even if it is finished", stages=())
     report: ReportOptions = MISSING
+    verbose: bool = option(
+        "true: print all measures at the end of a run, and of each job of a sweep what train.log has",
+        stages=(),
+        before=False,
+    )
     data: Any = MISSING
     lrrnn: LowRankRNNOptions = MISSING
     connectivity: ConnectivityOptions = MISSING

@@ -1,5 +1,6 @@
 """A finished run is known without reading its data or importing torch, and only while nothing differs."""
 
+import io
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from commands import CONF, ROOT, SMALL, typed
 from hydra import compose, initialize_config_dir
+from rich.console import Console
 
 from connector.launch import finished as known
 from connector.launch import job
+from connector.report.glossary import METRICS, SHORT
 from connector.runs.options import checked
 from connector.runs.store import RunStore
 
@@ -103,3 +106,39 @@ def test_a_changed_data_file_is_planned(tmp_path, no_measures):
     assert done.returncode == 0, done.stderr
     assert "nothing to do" not in done.stdout
     assert RunStore(directory).stages()["lrrnn"]["fingerprint"] != mark
+
+
+def screen(store, metrics, **how):
+    console = Console(file=io.StringIO(), width=80)
+    known.show(console, metrics, store, **how)
+    return console.file.getvalue()
+
+
+def test_a_run_ends_with_one_screen_and_with_all_measures_where_asked_for(finished):
+    store = RunStore(finished[0])
+    metrics = store.metrics()
+    short, long = screen(store, metrics), screen(store, metrics, verbose=True)
+    assert len(short.splitlines()) <= 24
+    assert 6 <= short.count("│") / 2 <= 8
+    assert "Error of the vector field" in short
+    assert "verbose=true" in short
+    assert long.count("│") / 2 >= len(set(METRICS) & set(metrics))
+    for said in (short, long):
+        assert f"Report: {finished[0] / 'report.html'}" in said.replace("\n", "")
+
+
+def test_cautions_stand_with_what_to_do_and_are_counted_in_a_line(tmp_path):
+    store = RunStore(tmp_path)
+    cautions = ["Warning: It is [so]. What to do: mend it."]
+    store.finish_stage("results", "mark", 1.0, {}, files=[], drawn=[], cautions=cautions)
+    said = screen(store, {"dynamics/field_error": 0.01234, "lrrnn/val_loss": 2.0})
+    assert "Warning: It is [so].\n  What to do: Mend it.\n" in said
+    assert "0.0123 " in said
+    line = known.in_a_line({"dynamics/field_error": 0.01234, "lrrnn/val_loss": 2.0}, cautions)
+    assert line == "field error 0.0123, val loss 2, 1 caution"
+    assert known.in_a_line({}, []) == ""
+
+
+def test_every_short_name_is_of_a_measure():
+    assert set(SHORT) <= set(METRICS)
+    assert all(len(name) <= 46 for name in SHORT.values())

@@ -18,6 +18,7 @@ from rich.console import Console
 from connector.errors import UserError, end_state
 from connector.launch import sweep
 from connector.launch.sweep import SweepReport, close_sweep, count_jobs
+from connector.report.numbers import format_number
 from connector.runs.lock import locked
 
 SMALL = [
@@ -33,8 +34,8 @@ def check(directory, done, seeds):
     for number, seed in enumerate(seeds, 1):
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"[{number}/{len(seeds)}] "))
         assert f"seed={seed}" in line
-        assert re.search(rf" -> \S*quadstable,seed={seed},data", line)  # what is swept comes first
-    assert done.stdout.count("] data.n_neurons=60") == len(seeds)
+        assert re.search(rf" -> \S*quadstable,seed={seed},data\S*: (done in \d+ s; .*val loss \d|mistake)", line)
+    assert done.stdout.count("] seed=") == len(seeds)
     with (directory / "jobs.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["job"] for row in rows] == [str(n) for n in range(1, len(seeds) + 1)]
@@ -45,7 +46,7 @@ def check(directory, done, seeds):
         if row["state"] == "done":
             metrics = json.loads((Path(row["directory"]) / "metrics.json").read_text())
             assert float(row["lrrnn/val_loss"]) == metrics["lrrnn/val_loss"]
-            assert f"{metrics['lrrnn/val_loss']:.4g}" in table
+            assert format_number(metrics["lrrnn/val_loss"]) in table
         assert row["state"] in table
     assert not (directory / ".jobs").exists()
     return [row["state"] for row in rows]
@@ -161,7 +162,9 @@ def test_a_killed_job_is_told_apart_and_takes_no_metrics_of_an_earlier_run(tmp_p
         report.on_job_start(config)
         if number == 0:
             report.on_job_end(config, SimpleNamespace(_return_value=0.5))
-    assert "[2/4] seed=1 stages=[lrrnn] -> " in capsys.readouterr().out
+    (line,) = capsys.readouterr().out.splitlines()  # of the job that came to its end
+    assert line.startswith("[1/4] seed=0 stages=[lrrnn] -> ")
+    assert line.endswith("done in 0 s; field error 0.125")
     console = Console(file=io.StringIO(), width=200)
     close_sweep(console)
     close_sweep(console)  # once only
