@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from connector.analysis.readout_checks import NEGLIGIBLE, Readout, ReadoutSamples, trial_error
+from connector.analysis.readout_checks import LEAST_GAIN, NEGLIGIBLE, Readout, ReadoutSamples, trial_error
 from connector.data.folds import Fold
 from connector.errors import UserError, require
 from connector.lrrnn.spikes.baselines import Baseline
@@ -27,6 +27,7 @@ MOST = 12
 N_FOLDS = 3
 N_BLOCKS = 1500  # of spikes, to which each fit is made
 _PATIENCE = 2  # ranks tried beyond the last that helps
+_CLEAR = 3  # standard errors
 _MORE_NEURONS = 4  # times the rank, for half of them to show the states
 
 
@@ -121,6 +122,41 @@ def _of_rates(recording: Recording, trials: Tensor, has_bias: bool) -> _Folds:
         return torch.cat([one.fit(readout).errors for one in samples])
 
     return _Folds(errors, torch.cat([one.trial for one in samples]), variance, variance)
+
+
+def rank_checks(recording: Recording, fold: Fold, rank: int, baseline: Baseline) -> dict[str, float]:
+    """Whether one more latent dimension helps to foretell spikes of held-out neurons in held-out trials, and the last one does: the
+    metrics ``lrrnn/check_rank`` and ``lrrnn/check_fewer``, shares of what the latent dimensions add to the log-likelihood, and the
+    causes ``rank`` and ``fewer``. Nothing where neurons or blocks are few, or nothing is added.
+
+    Args:
+        rank: of the fit that is checked. baseline: of the spikes.
+    """
+    blocks = CountBlocks.of(recording, baseline, block_of(recording))
+    train, held = (blocks.take(x, N_BLOCKS) for x in (fold.train, torch.cat([fold.validation, fold.test])))
+    if recording.n_neurons < _MORE_NEURONS * (rank + 1) or len(held.trial.unique()) < N_FOLDS:
+        return {}
+    try:
+        ranks = {r: held_out_loss(held, fit_factors(train, r)) for r in {0, rank - 1, rank, rank + 1}}
+    except torch.linalg.LinAlgError:
+        return {}
+    added = float((ranks[0] - ranks[rank]).mean())
+    if not 0 < added < math.inf:
+        return {}
+
+    def gain(lower: int) -> tuple[float, float]:
+        better = (ranks[lower] - ranks[lower + 1]) / added
+        return float(better.mean()), trial_error(better, held.trial)
+
+    (more, more_error), (last, last_error) = gain(rank), gain(rank - 1)
+    found = {"lrrnn/check_rank": more, "lrrnn/check_rank_error": more_error}
+    if more > max(LEAST_GAIN, _CLEAR * more_error):
+        found["lrrnn/cause_rank"] = 1.0
+    if rank > 1:
+        found |= {"lrrnn/check_fewer": last, "lrrnn/check_fewer_error": last_error}
+        if last <= max(last_error, NEGLIGIBLE):
+            found["lrrnn/cause_fewer"] = 1.0
+    return found
 
 
 def _of_counts(recording: Recording, trials: Tensor, baseline: Baseline) -> _Folds:

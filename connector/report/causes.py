@@ -10,11 +10,13 @@ from connector.report.numbers import percent
 CAUSE, CHECK = "lrrnn/cause_", "lrrnn/check_"
 ACTIVATION = "activation_"
 _HELD_OUT = "of the squared error of held-out rates"
+_HELD_OUT_SPIKES = "of what the latent states explain of held-out neurons' spikes"
+_SPIKES = "lrrnn/bits_per_spike"  # a metric of spikes alone
 
 
 def named(metrics: Mapping[str, float]) -> bool:
-    """Whether a cause was found."""
-    return any(key.startswith(CAUSE) for key in metrics)
+    """Whether a cause was found that leaves nu open; spikes leave it open by themselves."""
+    return _SPIKES not in metrics and any(key.startswith(CAUSE) for key in metrics)
 
 
 def of_causes(metrics: Mapping[str, float]) -> list[str]:
@@ -27,12 +29,15 @@ def of_causes(metrics: Mapping[str, float]) -> list[str]:
 
 def _removed(metrics: Mapping[str, float], check: str) -> str:
     value, error = metrics[CHECK + check], metrics[f"{CHECK}{check}_error"]
-    return f"{percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %; chance: none)"
+    what = _HELD_OUT_SPIKES if _SPIKES in metrics else _HELD_OUT
+    return f"{percent(value)} {what} (standard error {100 * error:.2g} %; chance: none)"
 
 
 def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, int]:
     """How many dimensions are missing, and what they remove."""
     number = int(metrics[CAUSE + name])
+    if _SPIKES in metrics:
+        return f"1 more latent dimension adds {_removed(metrics, 'rank')}.", number
     if number == 1:
         return f"1 more latent dimension removes {_removed(metrics, 'rank')}.", number
     return f"{number} more latent dimensions are missing. The first removes {_removed(metrics, 'rank')}.", number
@@ -57,9 +62,9 @@ def _rank(metrics: Mapping[str, float], name: str) -> str:
 
 
 def _fewer(metrics: Mapping[str, float], name: str) -> str:
-    value, error = metrics[CHECK + name], metrics[f"{CHECK}{name}_error"]
+    verb = "adds" if _SPIKES in metrics else "removes"
     return (
-        f"The last latent dimension removes {percent(value)} {_HELD_OUT} (standard error {100 * error:.2g} %). The data do not "
+        f"The last latent dimension {verb} {_removed(metrics, name)}. The data do not "
         f"show it, and lrrnn.rank may be too high.{TO_DO}lower it by one, or set lrrnn.rank=auto."
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis.explained import variance_explained
-from connector.analysis.rank_choice import choose_rank
+from connector.analysis.rank_choice import choose_rank, rank_checks
 from connector.connectivity.nu.field import sampled_basis
 from connector.connectivity.nu.regression import drive_offset
 from connector.data.input_filter import with_inputs
@@ -373,6 +373,7 @@ def _train_on_spikes(
     with one_thread(options):
         model, baseline, loss = fit_spike_model(context, data, mark)
         scores = {"lrrnn/val_loss": loss} | score_on_test_trials(context, model, recording, fold, baseline)
+        scores |= rank_checks(recording, fold, sizes.rank, baseline)
         if choice.posterior_sweeps and not is_child_rank():
             found, mixing = _sample_dynamics(context, data, model, baseline)
             scores |= mixing
