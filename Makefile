@@ -13,7 +13,7 @@ help:
 	@echo "make lint   ruff, and mypy on the public names"
 	@echo "make fuzz   2000 damaged files and 325 mistaken command lines: read right, or refused in two lines"
 	@echo "make docs   the documentation as a site: site/index.html"
-	@echo "make bench  the defaults against the published recipe: error, CPU seconds, memory"
+	@echo "make bench  the defaults against the published recipe: error, CPU seconds, memory; writes docs/benchmarks.md"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,7 +40,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python experiments/benchmark.py
+	$(BIN)/python experiments/benchmark.py --page docs/benchmarks.md
 
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz.py

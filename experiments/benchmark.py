@@ -1,6 +1,6 @@
 """What a result costs: the default recipe beside the published one, and how the cost grows with the size of the data.
 
-    python experiments/benchmark.py                              what `make bench` runs
+    python experiments/benchmark.py --page docs/benchmarks.md    what `make bench` runs
     python experiments/benchmark.py --full                       the published recipe whole (most of an hour of CPU)
     python experiments/benchmark.py --experiments ring --parts recipes
 
@@ -43,6 +43,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from marked_pages import rewrite
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -645,6 +646,31 @@ def growth_table(growths: list[Growth]) -> TextTable:
     return TextTable(title, columns, rows)
 
 
+def growth_lines(growths: list[Growth]) -> list[str]:
+    """Sentences on what took much memory or did not finish."""
+    beyond = [g for g in growths if not g.within_limit]
+    lines = [f"Beyond {LIMIT_GIB:g} GiB: {WORK[g.work][0]} with {AXES[g.axis]}." for g in beyond]
+    lines += [f"Did not finish: {failure}" for g in growths for failure in g.failures]
+    return lines if beyond else [*lines, f"Every part stayed within {LIMIT_GIB:g} GiB."]
+
+
+def write_page(page: Path, of: dict, costs: list[RecipeCost], growths: list[Growth]) -> None:
+    """Replace what a page says of recipes and of growth, each with the machine that it was measured on.
+
+    Raises:
+        UserError: the page has no marks for them.
+    """
+    about = f"Measured on: {machine_line(of)}."
+    if costs:
+        rewrite(
+            page,
+            "recipes",
+            "\n\n".join([about, recipe_table(costs).markdown(), stage_table(costs).markdown(), *ratios(costs)]),
+        )
+    if growths:
+        rewrite(page, "growth", "\n\n".join([about, growth_table(growths).markdown(), *growth_lines(growths)]))
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The command line
 
@@ -691,6 +717,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     growing("--rates-neurons", [1000, 3000, 10_000], "K of the loadings from rates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"), help="the markdown goes beside it")
+    parser.add_argument("--page", type=Path, help="a page whose tables of recipes and of growth to replace")
     args = parser.parse_args(argv)
     if min(args.epochs) < 1 or args.warmup < 0 or args.threads < 1:
         parser.error("--epochs and --threads of 1 or more, --warmup of 0 or more")
@@ -722,11 +749,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = ratios(costs)
     if growths:
         tables.append(growth_table(growths))
-        beyond = [g for g in growths if not g.within_limit]
-        lines += [f"Beyond {LIMIT_GIB:g} GiB: {WORK[g.work][0]} with {AXES[g.axis]}." for g in beyond]
-        lines += [f"Did not finish: {failure}" for g in growths for failure in g.failures]
-        if not beyond:
-            lines.append(f"Every part stayed within {LIMIT_GIB:g} GiB.")
+        lines += growth_lines(growths)
     console.print(*[table.rich() for table in tables], *lines, sep="\n", highlight=False)
     write_json(
         args.out,
@@ -739,6 +762,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     text = [f"{machine_line(of)}.", *(table.markdown() for table in tables), "\n\n".join(lines)]
     write_text(args.out.with_suffix(".md"), "\n\n".join(text) + "\n")
+    if args.page is not None:
+        write_page(args.page, of, costs, growths)
     console.print(f"Written: {args.out}, {args.out.with_suffix('.md')}", soft_wrap=True, highlight=False)
     return int(any(g.failures for g in growths))
 

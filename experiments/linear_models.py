@@ -78,23 +78,34 @@ class Smoothed:
     log_likelihood: float
 
 
-def smooth(system: LinearSystem, y: Tensor, v: Tensor) -> Smoothed:
-    """Kalman filter and Rauch-Tung-Striebel smoother of rates y (N, T, K) under inputs v (N, T, U + 1)."""
+def moments_of(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of rates (N, T, K) and of their squares over all samples, (K,) each."""
+    flat = y.flatten(0, 1).double()
+    return flat.sum(0), flat.square().sum(0)
+
+
+def smooth(system: LinearSystem, y: Tensor, v: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Smoothed:
+    """Kalman filter and Rauch-Tung-Striebel smoother of rates y (N, T, K) under inputs v (N, T, U + 1).
+
+    moments: of y (:func:`moments_of`), where they are known.
+    """
     n, steps, k = y.shape
     weighed = system.readout / system.s[:, None]
     precision = system.readout.T @ weighed
-    error = y.double() - system.e
-    seen, squares = error @ weighed, (error.square() / system.s).sum(-1)
+    y = y.double()
+    seen = y @ weighed - system.e @ weighed
+    sums, squared = moments or moments_of(y)
+    error = ((squared - 2 * system.e * sums + n * steps * system.e.square()) / system.s).sum()
     constant = k * math.log(2 * math.pi) + float(system.s.log().sum())
     eye, driven = torch.eye(len(system.a), dtype=torch.float64), v @ system.b.T
     mean, spread = system.first.expand(n, -1), system.spread
-    means, spreads, ahead, total = [], [], [], 0.0
+    means, spreads, ahead, total = [], [], [], -0.5 * float(error)
     for t in range(steps):
         inverse = torch.linalg.inv(spread)
         posterior = torch.linalg.inv(inverse + precision)
         posterior = (posterior + posterior.T) / 2
         updated = (mean @ inverse + seen[:, t]) @ posterior
-        gap = squares[:, t] + ((mean @ inverse) * mean).sum(1) - ((mean @ inverse + seen[:, t]) * updated).sum(1)
+        gap = ((mean @ inverse) * mean).sum(1) - ((mean @ inverse + seen[:, t]) * updated).sum(1)
         total += -0.5 * float(gap.sum()) - 0.5 * n * (constant + float(torch.logdet(eye + spread @ precision)))
         means.append(updated)
         spreads.append(posterior)
@@ -111,8 +122,8 @@ def smooth(system: LinearSystem, y: Tensor, v: Tensor) -> Smoothed:
     return Smoothed(torch.stack(means, 1), torch.stack(spreads), torch.stack(lagged[::-1]), total)
 
 
-def updated(posterior: Smoothed, y: Tensor, v: Tensor) -> LinearSystem:
-    """The parameters that maximise the expected log density."""
+def updated(posterior: Smoothed, y: Tensor, v: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> LinearSystem:
+    """The parameters that maximise the expected log density; moments: of y, where they are known."""
     z, n, steps = posterior.mean, len(y), y.shape[1]
     rank = z.shape[2]
     x = torch.cat([z, v], -1)[:, :-1].flatten(0, 1)
@@ -126,14 +137,17 @@ def updated(posterior: Smoothed, y: Tensor, v: Tensor) -> LinearSystem:
     q = (second - both @ cross.T - cross @ both.T + both @ gram @ both.T) / (n * (steps - 1))
     floor = _STATE_FLOOR * float(z.flatten(0, 1).var(0).mean())
     q = (q + q.T) / 2 + floor * torch.eye(rank, dtype=torch.float64)
-    flat, rates = z.flatten(0, 1), y.flatten(0, 1).double()
-    centre, mean = flat.mean(0), rates.mean(0)
+    flat, rates, count = z.flatten(0, 1), y.double().flatten(0, 1), n * steps
+    sums, squared = moments or moments_of(y)
+    centre, mean = flat.mean(0), sums / count
     spread = (flat - centre).T @ (flat - centre) + n * posterior.covariance.sum(0)
-    readout = torch.linalg.solve(spread, (flat - centre).T @ (rates - mean)).T
+    with_rates = (flat - centre).T @ rates
+    readout = torch.linalg.solve(spread, with_rates).T
+    variance = squared / count - mean.square()
+    # the mean of (y - e - C z)^2 over samples and over the posterior of z, at the best C
+    residual = variance - (readout * with_rates.T).sum(1) / count
+    s = torch.maximum(residual, _FLOOR * variance + 1e-12)
     e = mean - readout @ centre
-    residual = (rates - e - flat @ readout.T).square().mean(0)
-    residual = residual + ((readout @ posterior.covariance.mean(0)) * readout).sum(1)
-    s = torch.maximum(residual, _FLOOR * rates.var(0) + 1e-12)
     first = z[:, 0].mean(0)
     apart = z[:, 0] - first
     of_first = apart.T @ apart / n + posterior.covariance[0] + floor * torch.eye(rank, dtype=torch.float64)
@@ -164,12 +178,13 @@ def fit_linear_system(
         y: (N, T, K) rates; u: (N, T, U) inputs in force from a sample to the next, or None. tolerance: gain of the log likelihood
             a sample, relative to its size, below which it stops.
     """
-    v = with_one(u, y)
+    y = y.double()
+    v, moments = with_one(u, y), moments_of(y)
     system, course = started(y, v, rank), []
     for _ in range(iterations):
-        posterior = smooth(system, y, v)
+        posterior = smooth(system, y, v, moments)
         course.append(posterior.log_likelihood / (y.shape[0] * y.shape[1]))
         if len(course) > 2 and course[-1] - course[-2] < tolerance * abs(course[-1]):
             break
-        system = updated(posterior, y, v)
+        system = updated(posterior, y, v, moments)
     return system, course

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from marked_pages import rewrite
 from matplotlib.figure import Figure
 
 from connector.figures.style import GROUPS, INK, MUTED, styled
-from connector.files import atomic, write_text
+from connector.files import atomic
 
 METHODS = ("ours, fit", "ours, sampled", "LINT", "published", "LDS", "PCA + ridge")
 # Key -> (column, whether larger is better, digits). time_scale_error and counts are told otherwise below.
@@ -30,7 +31,6 @@ CITED = {
     "LFADS": (0.930, 0.881, 0.1292, 0.721),
     "LDS": (0.244, 0.488, 0.0353, 0.722),
 }
-BEGIN, END = "<!-- begin scoreboard -->", "<!-- end scoreboard -->"
 _WORST, _CLOSE = -10.0, 0.005
 
 
@@ -202,15 +202,9 @@ def picture(rows: list[dict]) -> Figure:
 
 
 def write_page(page: Path, rows: list[dict], about: str, spent: float) -> str:
-    """Rewrite what stands between the markers of a page (the whole of a page without them), and its figure beside it."""
+    """Rewrite the results on a page, and the figure beside it; returns what was written."""
     text = text_of(rows, about, spent)
-    whole = f"{BEGIN}\n\n{text}\n\n{END}\n"
-    if page.exists():
-        old = page.read_text(encoding="utf-8")
-        if BEGIN in old and END in old:
-            whole = old[: old.index(BEGIN)] + whole.rstrip("\n") + old[old.index(END) + len(END) :]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, whole)
+    rewrite(page, "scoreboard", text)
     if rows:
         with atomic(page.with_suffix(".png")) as aside:
             picture(rows).savefig(aside, format="png", dpi=110)

@@ -126,7 +126,21 @@ def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
     sizes = ["--states", "1000", "2000", "--neurons", "100", "--ranks", "--rates-states", "1000"]
     sizes += ["--rates-neurons", "50", "--epochs", "1", "2", "2", "--out", str(out)]
     few = ["connectivity.loadings_epochs=5"]  # the published recipe's few epochs override them
-    assert benchmark.main([*sizes, "--overrides", *tiny, *few]) == 0
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Above.\n<!-- recipes -->\nold\n<!-- end of recipes -->\n<!-- growth -->\n<!-- end of growth -->\nBelow.\n"
+    )
+    assert benchmark.main([*sizes, "--page", str(page), "--overrides", *tiny, *few]) == 0
+    written = page.read_text()
+    assert written.startswith("Above.\n")
+    assert written.endswith("\nBelow.\n")
+    assert "old" not in written
+    assert written.count(benchmark.machine_line(benchmark.machine(1))) == 2
+    assert (
+        written.index("Recipes: error and cost")
+        < written.index("<!-- growth -->")
+        < written.index("Growth: CPU seconds")
+    )
     found = json.loads(out.read_text())
     assert [recipe["recipe"] for recipe in found["recipes"]] == ["default", "published"]
     own, published = found["recipes"]
@@ -144,6 +158,27 @@ def test_main_on_the_smallest_sizes(benchmark, tmp_path, capsys):
     assert "extrapolated from 1, 2, 2 epochs" in text
     assert "released checkpoints of the authors" in text
     assert "times the CPU seconds" in capsys.readouterr().out
+
+
+def test_a_page_keeps_all_but_its_marked_parts(experiments_importable, tmp_path):
+    from marked_pages import rewrite
+
+    from connector.errors import UserError
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n<!-- y -->\nkept\n<!-- end of y -->\n")
+    rewrite(page, "x", "new")
+    rewrite(page, "x", "newer")
+    assert page.read_text() == "a\n<!-- x -->\n\nnewer\n\n<!-- end of x -->\nb\n<!-- y -->\nkept\n<!-- end of y -->\n"
+    with pytest.raises(UserError, match="end of z"):
+        rewrite(page, "z", "new")
+
+
+def test_the_page_of_benchmarks_has_the_parts_that_are_rewritten():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    for part in ("recipes", "growth"):
+        assert text.count(f"<!-- {part} -->") == text.count(f"<!-- end of {part} -->") == 1
+    assert "--page docs/benchmarks.md" in (ROOT / "Makefile").read_text()
 
 
 def test_the_target_is_what_every_device_reached(experiments_importable):

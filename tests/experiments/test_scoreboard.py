@@ -149,7 +149,7 @@ def test_the_page_says_by_itself_where_ours_loses(experiments_importable, tmp_pa
     assert lost([ours, worse], COLUMNS) == []
     assert lost([ours, better, worse], COLUMNS) == ["rate R²: LDS 0.950, ours, fit 0.900"]
     page = tmp_path / "page.md"
-    page.write_text("Above.\n<!-- begin scoreboard -->\nold\n<!-- end scoreboard -->\nBelow.\n")
+    page.write_text("Above.\n<!-- scoreboard -->\nold\n<!-- end of scoreboard -->\nBelow.\n")
     rows = [ours, better, worse, row("ours, fit", "rat", co_smoothing=0.1, few_shot=0.05)]
     write_page(page, rows, "A machine", 90.0)
     text = page.read_text()
