@@ -2,34 +2,51 @@
 
     python experiments/throughput.py                        on the CPU, and on the GPU where there is one
     python experiments/throughput.py --devices cpu gpu --threads 8 --out runs/throughput.json
+    python experiments/throughput.py --all                  these, a data-parallel run on one device, and 1,000 fits as one; 8 minutes
 
 Stages as in a real run, on the simulated quadstable network: the low-rank RNN on rates with the published settings and on
 spikes (a few epochs of each), the flows of the loadings and of n with the default ones (whole). Seconds are those of the clock
 from the first step on, validations and checkpoints included; CPU seconds beside them tell how busy the machine was
 otherwise. The target of a stage is a validation loss within 1 % of the best that every device reached.
+
+The fits that train as one are those of a sweep with `hydra/launcher=ensemble`, from the step on in which they are one computation:
+the flows of the loadings and of n with seeds of their own, 1,000 each, on the recording, the low-rank RNN and the nu of one. What the
+first stages take is measured by `make bench`. A stage that is not through in its share of the time is stopped after an epoch, and the
+rest extrapolated from the epochs that were run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from benchmark import composed, machine, machine_line, quiet
+from benchmark import composed, in_own_process, machine, machine_line, quiet
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from connector.files import write_json, write_text
+from connector.launch.flow_ensemble import train_as_one
 from connector.launch.job import run_stages
 from connector.launch.planning import build_data, plan
 from connector.launch.wandb_run import NoRun
 from connector.runs.store import RunStore
+from connector.stages.flows import FlowJob
+from connector.stages.loadings import prepare_loadings
+from connector.stages.outputs import prepare_outputs
 from connector.stages.training import StageContext, clock
 
+BUDGET_S = 480.0  # clock seconds of --all
+DDP = ["trainer=ddp", "trainer.devices=1"]  # on the GPU, where there is one
+DDP_CASES = ("low-rank RNN, rates", "flow of the loadings")
 SPIKES = ["data.observation=spikes", "data.n_neurons=100", "lrrnn.inference=encoder"]
 # name -> stage, options and epochs of each (None: as many as the recipe has)
 CASES = {
@@ -75,11 +92,13 @@ class Course(Callback):
         self.epochs.append((seconds, cpu_s, trainer.global_step, None if loss is None else float(loss)))
 
 
-def measure(case: str, device: str, threads: int) -> Throughput:
-    """Train the stage of a case on a device ("cpu" or "gpu"), after the stages that it builds on."""
+def measure(case: str, device: str, threads: int, extra: Sequence[str] = ()) -> Throughput:
+    """Train the stage of a case on a device ("cpu", "gpu", or "ddp": data-parallel on one), after the stages that it builds on."""
+    quiet(threads)
     stage, overrides, epochs = CASES[case]
-    overrides = [*overrides, f"trainer={device}", f"trainer.threads={threads}", "trainer.progress=false"]
-    options = composed(*overrides, *([] if epochs is None else [f"lrrnn.max_epochs={epochs}"]))
+    on = DDP if device == "ddp" else [f"trainer={device}"]
+    overrides = [*overrides, *on, f"trainer.threads={threads}", "trainer.progress=false"]
+    options = composed(*overrides, *([] if epochs is None else [f"lrrnn.max_epochs={epochs}"]), *extra)
     with tempfile.TemporaryDirectory() as directory:
         data = build_data(options)
         data.setup()
@@ -103,6 +122,91 @@ def set_targets(measured: list[Throughput], within: float = 0.01) -> None:
             one.to_target_s = reached[0] if reached else None
 
 
+@dataclass
+class Ensemble:
+    """Flows of one stage trained as one.
+
+    Attributes:
+        seconds: of the clock for the epochs that were run; whole_s: for all of them.
+    """
+
+    stage: str
+    device: str
+    fits: int
+    epochs: int
+    of_epochs: int
+    seconds: float
+    cpu_s: float
+    whole_s: float
+
+
+class _TimeUp(Exception):
+    pass
+
+
+def copies(job: FlowJob, n: int) -> list[FlowJob]:
+    """The job with n seeds: networks that start elsewhere, batches in another order; data shared."""
+    found = []
+    for seed in range(1, n + 1):
+        one = replace(job, module=copy.deepcopy(job.module), data=copy.copy(job.data))
+        one.module.seed = one.data.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in one.module.flow.velocity.parameters():
+                weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
+        found.append(one)
+    return found
+
+
+def ensemble(n: int, device: str, limit_s: float, threads: int, extra: Sequence[str] = ()) -> list[Ensemble]:
+    """Train n fits of quadstable as one, each stage for ``limit_s`` clock seconds at most."""
+    quiet(threads)
+    options = composed(f"trainer={device}", f"trainer.threads={threads}", "trainer.progress=false", *extra)
+    found = []
+    with tempfile.TemporaryDirectory() as directory:
+        data = build_data(options)
+        data.setup()
+        schedule = plan(options, data)
+        context = StageContext(options, RunStore(directory), NoRun(), Console(quiet=True), lambda line: None)
+        for stage, prepare in (("lrrnn", None), ("loadings", prepare_loadings), ("outputs", prepare_outputs)):
+            if prepare is not None:
+                job = prepare(context, context.store.read_stage_inputs(), schedule.marks[stage])
+                found.append(_trained_as_one(copies(job, n), device, limit_s))
+            if stage != "outputs":  # what the next stage builds on, of one fit
+                run_stages(context, data, replace(schedule, requested=(stage,)))
+    return found
+
+
+def _trained_as_one(jobs: list[FlowJob], device: str, limit_s: float) -> Ensemble:
+    started, epochs = clock(), 0
+    spent = started - started
+
+    def watch(epoch: int) -> None:
+        nonlocal epochs, spent
+        epochs, spent = epoch, clock() - started
+        if spent[0] > limit_s:
+            raise _TimeUp
+
+    with contextlib.suppress(_TimeUp):
+        train_as_one(jobs, watch)
+    seconds, cpu_s = (float(x) for x in spent)
+    whole = seconds * jobs[0].epochs / epochs
+    return Ensemble(jobs[0].stage, device, len(jobs), epochs, jobs[0].epochs, seconds, cpu_s, whole)
+
+
+def ensemble_table(found: list[Ensemble]) -> str:
+    lines = [
+        "| as one | device | fits | epochs | seconds | all epochs, s | s a fit |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for one in found:
+        numbers = (
+            f"{one.epochs} of {one.of_epochs} | {one.seconds:.3g} | {one.whole_s:.3g} | {one.whole_s / one.fits:.2g}"
+        )
+        lines.append(f"| flows of {one.stage} | {one.device} | {one.fits:,} | {numbers} |")
+    return "\n".join(lines)
+
+
 def table(measured: list[Throughput]) -> str:
     lines = [
         "| stage | device | steps | steps per s | steps per CPU s | to target, s |",
@@ -115,34 +219,61 @@ def table(measured: list[Throughput]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--devices", nargs="+", choices=("cpu", "gpu"), default=None)
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=tuple(CASES))
+    parser.add_argument(
+        "--all", action="store_true", help="also a data-parallel run on one device and many fits as one"
+    )
+    parser.add_argument("--fits", type=int, default=1000, help="that train as one, with --all")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="clock seconds for --all")
+    parser.add_argument("--overrides", nargs="*", default=[], help="options of train.py")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/throughput.json"), help="the markdown goes beside it")
-    chosen = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 2 for a device that is not there."""
+    chosen, started = parse(arguments), time.monotonic()
     there = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
     if set(chosen.devices or there) - set(there):
         print(
             "Error: expected a machine with a GPU that torch sees for --devices gpu; got one without", file=sys.stderr
         )
         return 2
-    quiet(chosen.threads)
-    measured = []
-    for case in chosen.cases:
-        for device in chosen.devices or there:
-            measured.append(measure(case, device, chosen.threads))
-            print(f"{case}, {device}: {measured[-1].steps} steps in {measured[-1].seconds:.1f} s", flush=True)
+    devices, best = chosen.devices or there, there[-1]
+    measured, together = [], []
+    wanted = [(case, device) for case in chosen.cases for device in devices]
+    if chosen.all:
+        wanted += [(case, "ddp") for case in DDP_CASES if case in chosen.cases]
+    for case, device in wanted:
+        # A process group, once joined, stays with its process.
+        run = in_own_process if device == "ddp" else _here
+        measured.append(run(measure, case, device, chosen.threads, chosen.overrides))
+        print(f"{case}, {device}: {measured[-1].steps} steps in {measured[-1].seconds:.1f} s", flush=True)
     set_targets(measured)
+    if chosen.all:
+        # Half of the time that is left for each of two stages, less what preparing them takes.
+        limit_s = max(1.0, 0.4 * (chosen.budget - (time.monotonic() - started)))
+        together = ensemble(chosen.fits, best, limit_s, chosen.threads, chosen.overrides)
     about = machine_line(machine(chosen.threads))
     if torch.cuda.is_available():
         about += f"; {torch.cuda.get_device_name()}"
+    text = "\n\n".join([f"{about}.", table(measured), *([ensemble_table(together)] if together else [])])
+    if chosen.all:
+        text += f"\n\nAll of it took {time.monotonic() - started:.0f} s."
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(chosen.out, {"machine": about, "measured": [asdict(one) for one in measured]})
-    write_text(chosen.out.with_suffix(".md"), f"{about}\n\n{table(measured)}\n")
-    print(f"\n{about}\n\n{table(measured)}")
+    parts = {"measured": [asdict(one) for one in measured], "together": [asdict(one) for one in together]}
+    write_json(chosen.out, {"machine": about, **parts})
+    write_text(chosen.out.with_suffix(".md"), text + "\n")
+    print(f"\n{text}")
     return 0
+
+
+def _here(function, *arguments):
+    return function(*arguments)
 
 
 if __name__ == "__main__":

@@ -190,3 +190,48 @@ def test_the_target_is_what_every_device_reached(experiments_importable):
     set_targets([slow, fast, unwatched])
     assert (slow.to_target_s, fast.to_target_s, unwatched.to_target_s) == (20.0, 2.0, None)
     assert "| flow of n | cpu | 100 | 2 | 4 | 20 |" in table([slow, fast, unwatched])
+
+
+@pytest.mark.slow
+def test_all_of_the_throughput_is_measured_with_small_sizes(experiments_importable, tmp_path, capsys):
+    import throughput
+
+    small = ["data.n_neurons=60", "data.n_grid=5", "data.n_steps=30", "connectivity.loadings_epochs=6"]
+    small += ["connectivity.outputs_epochs=6", "connectivity.outputs_loadings=100", "connectivity.early_stopping=false"]
+    cases = ["--cases", "flow of the loadings", "flow of n"]
+    out = tmp_path / "throughput.json"
+    assert (
+        throughput.main(["--all", "--fits", "5", *cases, "--devices", "cpu", "--out", str(out), "--overrides", *small])
+        == 0
+    )
+    found = json.loads(out.read_text())
+    assert [(one["case"], one["device"]) for one in found["measured"]] == [
+        ("flow of the loadings", "cpu"), ("flow of n", "cpu"), ("flow of the loadings", "ddp"),
+    ]  # fmt: skip
+    assert all(one["steps"] > 0 for one in found["measured"])
+    assert [(one["stage"], one["fits"], one["epochs"]) for one in found["together"]] == [
+        ("loadings", 5, 6),
+        ("outputs", 5, 6),
+    ]
+    assert "| flows of loadings | " in capsys.readouterr().out
+
+
+def test_copies_of_a_flow_start_elsewhere_and_share_their_data(experiments_importable):
+    from types import SimpleNamespace
+
+    from throughput import copies
+
+    from connector.data.modules import TensorDataModule
+    from connector.stages.flows import FlowJob, FlowModule
+
+    rows = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    module = FlowModule("loadings", {"dim": 2, "hidden_width": 8, "hidden_layers": 1})
+    job = FlowJob(
+        "loadings", SimpleNamespace(), "", module, TensorDataModule((rows,), (rows,), 10, 0), 3, "last", lambda: None
+    )
+    one, other = copies(job, 2)
+    assert (one.module.seed, other.module.seed) == (one.data.seed, other.data.seed) == (1, 2)
+    assert one.data.train[0] is other.data.train[0]
+    weights = [next(x.module.flow.velocity.parameters()) for x in (one, other)]
+    assert not torch.equal(*weights)
+    assert torch.equal(*(x.flatten().sort().values for x in weights))
