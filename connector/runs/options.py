@@ -285,7 +285,7 @@ class ReportOptions:
         stages=("results",),
     )
     formats: list[str] = option(
-        f"of each figure's files, a list among {', '.join(FORMATS)}; png is always there",
+        f"formats of the figures' files, a list among {', '.join(FORMATS)}; png is always written",
         stages=("results",),
         before=["png"],
     )

@@ -128,6 +128,7 @@ INSTEAD = {
 # Words in the first line of a block: `quick` belongs to the default tests, `slow` takes minutes, `needs=...` names
 # packages, `account` or `cluster` what no test has: such a command is looked at, not run.
 NOT_RUN = {"account", "cluster"}
+COMMANDS = {"sample", "export", "compare", "look", "score"}  # of `connector`, beside runs
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def argv(words, block):
     """What is executed for a command of a page."""
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", *words[1:]]
+    if words[0] == "connector":
+        words = ["python", "-m", *words] if words[1] in COMMANDS else ["python", "train.py", *words[1:]]
     assert words[0] == "python", f"{block.place}: {words[0]} is none of the commands that the tests know"
     script = next((word for word in words if word.endswith(".py")), "")
     if script == "train.py":
@@ -249,7 +252,7 @@ def test_what_no_test_can_run_names_options_and_files_that_exist():
     assert looked_at
     for block in looked_at:
         for words in commands_of(block):
-            assert words[0] in {"python", "torchrun", "wandb"}, block.place
+            assert words[0] in {"python", "torchrun", "wandb"} or words[1] in COMMANDS, block.place
             if "train.py" in words:
                 # Launchers are plugins, which may be absent; another test composes them.
                 options = [word for word in words[words.index("train.py") + 1 :] if word[0] not in "-h"]
