@@ -3,11 +3,11 @@
     connector compare runs/sweeps/2026-11-24_10-00-00
     connector compare runs/ring runs/bistable --by dynamics/field_error
 
-DIR is a run directory, the directory of a sweep, or any directory above them: runs are found by their files. Runs that
-differ in nothing but seed and data.fold are repetitions of one setting; each setting gets the mean of every measure and
-a 95 % t interval of that mean over its repetitions. Options that have no effect on results (stages, force, logger,
-trainer) tell no settings apart. Only options that differ are shown; where connectivity=published changes many at once,
-its name stands for them (comparison.csv has all).
+DIR is a run directory, the directory of a sweep, or any directory above them. Runs are found by their files. Runs that
+differ only in seed and data.fold are repetitions of one setting. Each setting gets the mean of every measure and a 95 %
+t interval of that mean over its repetitions. Options without effect on results (stages, force, logger, trainer) do not
+separate settings. Only options that differ are shown, those that a sweep varied first. Where connectivity=published
+changes many options, its name stands for them (comparison.csv has all).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from connector.compare.page import Link, Page, Row, render, with_half
+from connector.compare.page import Link, Page, Row, option_text, render, with_half
 from connector.compare.runs import FoundRun, find_runs
 from connector.compare.settings import (
     ABSENT,
@@ -45,27 +45,27 @@ def sentences(comparison: Comparison) -> list[str]:
     """What the numbers are, in plain words."""
     metric = about(comparison.by)
     n_runs, n_settings = len(comparison.runs), len(comparison.settings)
-    better = f"{metric.direction} is better" if metric.direction else "lowest first; neither direction is better"
+    better = f"{metric.direction} is better" if metric.direction else "lowest first (neither direction is better)"
     unit = f" [{metric.unit}]" if metric.unit else ""
     said = [
         f"{n_runs} {'run' if n_runs == 1 else 'runs'} of {n_settings} {'setting' if n_settings == 1 else 'settings'}, "
-        f"in the order of {comparison.by}: {metric.label}{unit}, {better}."
+        f"ordered by {comparison.by}: {metric.label}{unit}, {better}."
     ]
     if any(len(setting.runs) > 1 for setting in comparison.settings):
         said.append(
-            f"Values are means over runs that differ in {' and '.join(comparison.repeated)} alone, ± half the "
+            f"Values are means over runs that differ only in {' and '.join(comparison.repeated)}, ± half the "
             f"{100 * LEVEL:g} % t interval of the mean."
         )
         if "data.fold" in comparison.repeated:
-            said.append("Folds share training trials, so that over folds the intervals are somewhat too narrow.")
+            said.append("Folds share training trials, so intervals over folds are somewhat too narrow.")
     if n_settings > 1 and any(len(setting.runs) == 1 for setting in comparison.settings):
-        said.append("A setting with a single run has no interval: its place may be chance.")
+        said.append("A setting with a single run has no interval; its place may be chance.")
     names = {spelling(run.options.get("data.name")) for run in comparison.runs}
     if len(names) > 1:
-        said.append("The runs are of several data sets: an order across them says how hard each is, too.")
+        said.append("The runs use several data sets, so their order also reflects how hard each data set is.")
     if comparison.superseded:
         said.append(
-            f"{len(comparison.superseded)} older runs of the same options, seed and fold as a newer one are left out."
+            f"{len(comparison.superseded)} older runs are left out: a newer run has the same options, seed and fold."
         )
     return said
 
@@ -90,7 +90,8 @@ def print_table(comparison: Comparison, console: Console) -> None:
         arrow = {"lower": " ↓", "higher": " ↑"}.get(about(key).direction, "")
         table.add_column(escape(key.replace("/", "/\n", 1).replace("_", " ") + arrow), justify="right")
     for place, setting in enumerate(comparison.settings, 1):
-        cells = [shown(setting.options[key]) for key in comparison.shown] or [comparison.name(setting)]
+        options = (setting.options[key] for key in comparison.shown)
+        cells = [option_text(x) if isinstance(x, float) else shown(x) for x in options] or [comparison.name(setting)]
         values = [estimate_text(setting.estimates.get(key)) for key in metrics]
         table.add_row(str(place), *map(escape, cells), str(len(setting.runs)), *values)
     for line in sentences(comparison):
@@ -176,6 +177,7 @@ def page_of(comparison: Comparison, out: Path) -> Page:
         metrics={key: about(key) for key in comparison.metrics},
         main=comparison.main_metrics[:_SHOWN],
         by=comparison.by,
+        leading=comparison.n_swept or 4,
         not_done=[(shortest(run.path), run.problem) for run in comparison.not_done]
         + [
             (shortest(old.path), f"left out for a newer run of the same options: {shortest(new.path)}")

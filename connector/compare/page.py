@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from connector.report.glossary import Metric
+from connector.report.glossary import SHORT, Metric
 from connector.report.numbers import format_number
 from connector.report.page import CSS, environment, number_html
 
@@ -57,7 +57,7 @@ class Page:
 
     Attributes:
         lines: sentences under the title; rows: settings, best first.
-        options: columns of options; metrics: key -> what it is, in the order of the columns; main: those seen at first.
+        options: columns of options; leading: how many of them stand before the measures; metrics: key -> what it is, in the order of the columns; main: those seen at first.
         by: the measure that orders the rows; not_done: (directory, reason).
     """
 
@@ -68,6 +68,11 @@ class Page:
     main: Sequence[str]
     by: str
     not_done: Sequence[tuple[str, str]] = ()
+    leading: int = 4
+
+    def heading(self, key: str) -> str:
+        """A measure's name over its column: the short one where it has one."""
+        return SHORT[key].strip().capitalize() if key in SHORT else self.metrics[key].label
 
     def order(self, key: str) -> str:
         """The aria-sort of a column: the rows come in the order of one measure."""
@@ -93,6 +98,8 @@ def is_number(value: Any) -> bool:
 
 def option_text(value: Any) -> str:
     """An option's value as a cell shows it."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -103,14 +110,16 @@ def _breakable(text: str) -> Markup:
 
 def _spelt_out(estimate: tuple[float, float | None, float | None, int]) -> str:
     mean, low, high, n = estimate
-    return f"{mean!r}, one run" if high is None else f"mean {mean!r} of {n} runs, interval {low!r} to {high!r}"
+    if high is None:
+        return f"{mean:.4g}, one run"
+    return f"mean {mean:.4g} of {n} runs, interval {low:.4g} to {high:.4g}"
 
 
 def _estimate_html(estimate: tuple[float, float | None, float | None, int]) -> Markup:
     mean, _, high, _ = estimate
     if high is None:
         return number_html(float(mean))
-    text = re.sub(r"(± [\d.]+)", r'<span class="half">\1</span>', number_html(with_half(mean, high - mean)))
+    text = re.sub(r"(± [\d.]+)", r'<span class="half">\1</span>', str(number_html(with_half(mean, high - mean))))
     return Markup(text.replace("-", "−"))
 
 

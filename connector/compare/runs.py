@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from connector.stages.curves import read_learning_curves
 
 _SKIPPED = {"wandb", "checkpoints", "figures", "logs", "node_modules"}  # hold no runs, but much else
 _LOG_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ (.*)", re.MULTILINE)
+_OVERRIDE = re.compile(r"(?:^| )[+~]*([\w./@-]+)=(\S*)")
 _LOG_TAIL = 200_000  # bytes of train.log that are read
 
 
@@ -145,6 +146,20 @@ def _refused_jobs(file: Path) -> Iterator[tuple[Path, FoundRun]]:
             path = Path(row.get("directory") or "")
             if row.get("state", "done") != "done" and not path.exists():
                 yield path, FoundRun(path, problem=row["state"])
+
+
+def swept_options(runs: Iterable[FoundRun]) -> list[str]:
+    """Keys, as they were typed, of the options that the sweeps of some runs vary, by the jobs.csv beside the runs."""
+    found: dict[str, None] = {}
+    for file in dict.fromkeys(run.path.parent / "jobs.csv" for run in runs):
+        if file.is_file():
+            values: dict[str, set[str]] = {}
+            with file.open(newline="", encoding="utf-8") as handle:
+                for row in csv.DictReader(handle):
+                    for key, value in _OVERRIDE.findall(row.get("overrides") or ""):
+                        values.setdefault(key, set()).add(value)
+            found |= dict.fromkeys(key for key, several in values.items() if len(several) > 1)
+    return list(found)
 
 
 def find_runs(directories: Sequence[str | Path]) -> list[FoundRun]:

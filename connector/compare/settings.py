@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from connector.compare.runs import FoundRun
+from connector.compare.runs import FoundRun, swept_options
 from connector.declarations import by_value, declared
 from connector.errors import UserError
 from connector.report.glossary import MAIN_METRICS, METRICS, Metric
@@ -71,7 +71,8 @@ class Comparison:
 
     Attributes:
         settings: see Setting; by: the measure that orders them.
-        options: all options in which settings differ; shown: those of them that say it all.
+        options: all options in which settings differ; shown: those of them that say it all, those that a sweep varied first,
+            ``n_swept`` of them.
         repeated: the options among REPETITION that differ between runs.
         not_done: unfinished and failed runs; superseded: (older run, newer one of the same options, seed and fold).
     """
@@ -83,6 +84,7 @@ class Comparison:
     repeated: tuple[str, ...]
     not_done: tuple[FoundRun, ...]
     superseded: tuple[tuple[FoundRun, FoundRun], ...]
+    n_swept: int = 0
 
     @property
     def runs(self) -> list[FoundRun]:
@@ -214,14 +216,18 @@ def compare(found: Sequence[FoundRun], by: str | None = None) -> Comparison:
         ties = [_sortable(value) for value in setting.options.values()]
         return value is None, sign * value.mean if value is not None else 0.0, ties
 
+    swept = swept_options(runs)
+    telling = telling_options(runs, of_settings)
+    leading = [key for key in telling if typed(key) in swept]
     return Comparison(
         tuple(sorted(settings, key=place)),
         by,
         tuple(of_settings),
-        tuple(telling_options(runs, of_settings)),
+        (*leading, *(key for key in telling if key not in leading)),
         tuple(key for key in REPETITION if key in options),
         not_done,
         tuple(superseded),
+        len(leading),
     )
 
 

@@ -62,6 +62,8 @@ SHORT = {
     "dynamics/stable_points_probability": "  its probability",
     "connectivity/dissimilarity": "Dissimilarity to the true connectivity",
     "dynamics/task": "Task solved by a sampled network",
+    "dynamics/attractors_kept": "Projected networks with the true attractors",
+    "lrrnn/bits_per_spike_prior": "Spikes predicted by the rollout",
     "connectivity/determined_modes": "Weighted sums of weights that the data fix",
     "connectivity/predicted_error": "Squared error of nu that the posterior expects",
     "lrrnn/val_loss": "Validation loss of the low-rank RNN",

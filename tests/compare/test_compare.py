@@ -121,6 +121,31 @@ def test_means_and_intervals_over_seeds_in_table_and_csv(sweep, tmp_path, capsys
     ]
 
 
+def test_swept_options_stand_before_the_measures_and_numbers_are_rounded(sweep, tmp_path):
+    for i, sigma in enumerate((0.1 + 0.2, 1.0)):
+        written(
+            sweep / f"more{i}",
+            {D: 0.5},
+            lrrnn__rank=5,
+            connectivity__sigma=sigma,
+            connectivity__regularizer=1e-3 * (i + 1),
+        )
+    runs = find_runs([sweep])
+    assert compare(runs).n_swept == 0
+    rows = [[1, "lrrnn.rank=5 connectivity.sigma=0.3"], [2, "lrrnn.rank=5 connectivity.sigma=1 seed=2"]]
+    with (sweep / "jobs.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([["job", "overrides"], *rows])
+    comparison = compare(runs)
+    assert (comparison.shown[0], comparison.n_swept) == ("connectivity.sigma", 1)
+    main([str(sweep), "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    heads = re.findall(r'data-key="([^"]*)" aria-sort', page)
+    assert heads.index("option connectivity.sigma") < heads.index(D) < heads.index("option lrrnn.rank")
+    assert "0.30000000000000004</td>" not in page
+    assert '<span class="half">± ' in page
+    assert "&lt;span" not in page
+
+
 def test_order_follows_the_direction_of_the_measure(sweep):
     found = find_runs([sweep])
     higher = compare(found, "dynamics/attractors_kept")
