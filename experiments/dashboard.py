@@ -75,12 +75,18 @@ def build(entity: str, project: str, name: str = "Connector") -> Any:
     bars = [panels.BarPlot(title=title(key), metrics=[panels.SummaryMetric(key)]) for key in MEASURES]
     curves = [
         panels.LinePlot(
-            title=f"{stage}: {part} loss", x=f"{stage}/step", y=[f"{stage}/{loss}"], log_y=True,
+            title=f"{stage}: {part} loss", x=f"{stage}/epoch", y=[f"{stage}/{loss}"], log_y=True,
             smoothing_type="none",
         )
         for stage in STAGES
         for part, loss in (("validation", "val_loss"), ("training", "train_loss"))
     ]  # fmt: skip
+    curves += [
+        panels.LinePlot(
+            title=f"{stage}: learning rate", x=f"{stage}/epoch", y=[f"{stage}/learning_rate"], smoothing_type="none"
+        )
+        for stage in STAGES
+    ]
     seconds = [
         panels.BarPlot(
             title=title(f"timing/{stage}_seconds"), metrics=[panels.SummaryMetric(f"timing/{stage}_seconds")]

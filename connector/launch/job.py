@@ -37,6 +37,7 @@ from connector.launch.planning import (
     sources,
 )  # fmt: skip
 from connector.launch.ranks import require_launched
+from connector.launch.sweep import swept_here
 from connector.launch.targets import UsersLogger, additions
 from connector.launch.wandb_run import NoRun, WandbRun
 from connector.report.cautions import warnings_of
@@ -224,15 +225,18 @@ def _logger(job: _Job, anew: bool) -> Any:
     if options.logger.name != "wandb":
         return NoRun()
     prefix = "" if directory.name.startswith(options.experiment_name) else f"{options.experiment_name},"
+    swept = {} if job.sweep_name is None else swept_here()
+    by_sweep = " ".join([options.experiment_name, *(f"{key}={value}" for key, value in swept.items())])
     return WandbRun(
         options.logger,
-        name=prefix + directory.name,
+        name=by_sweep if swept else prefix + directory.name,
         group=job.sweep_name or options.experiment_name,
         job_type=options.data.name,
         config=job.config,
         directory=directory,
         anew=anew,
         of_sweep=job.sweep_name is not None,
+        swept=swept,
     )
 
 

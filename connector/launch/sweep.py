@@ -41,6 +41,7 @@ _RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
+_swept: dict[str, str] = {}  # by the job that this process runs
 _alive = contextlib.ExitStack()  # holds the lock of its records, by which others know that it is under way
 
 
@@ -54,6 +55,11 @@ class Refused(BaseException):
     def __init__(self, error: Exception):
         super().__init__(str(error))
         self.error = error
+
+
+def swept_here() -> dict[str, str]:
+    """The options that the sweep varies, with the values of the job that this process runs."""
+    return dict(_swept)
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -185,6 +191,8 @@ class SweepReport(Callback):
         number, directory = int(config.hydra.job.num) + 1, Path(config.hydra.runtime.output_dir)
         overrides = list(config.hydra.overrides.task)
         self._started = time.monotonic()
+        _swept.clear()
+        _swept.update(self._own(overrides))
         if config.get("verbose"):
             print(self._head(number, overrides, directory), flush=True)
         from connector.files import write_json  # here and below: --help answers without waiting for torch
@@ -210,8 +218,13 @@ class SweepReport(Callback):
 
     def _head(self, number: int, overrides: list[str], directory: Path) -> str:
         total = "" if self.n_jobs is None else f"/{self.n_jobs}"
-        own = [override for override in overrides if override.partition("=")[0].lstrip("+~") in self._swept]
+        own = [f"{key}={value}" for key, value in self._own(overrides).items()]
         return f"[{number}{total}] {' '.join(own or overrides) or 'no overrides'} -> {shortest(directory)}"
+
+    def _own(self, overrides: list[str]) -> dict[str, str]:
+        """Those that the sweep varies, key -> value as typed."""
+        parts = (override.partition("=") for override in overrides)
+        return {key.lstrip("+~"): value for key, _, value in parts if key.lstrip("+~") in self._swept}
 
     def _record(self, number: int) -> Path:
         return self.directory / _RECORDS / self.id / f"{number:05d}.json"

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -85,12 +87,29 @@ def _artifact_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:128]
 
 
+class _LearningRate(Callback):
+    """Logs the learning rate at the end of each epoch."""
+
+    def __init__(self, logger: StageLogger):
+        self.logger = logger
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        now = {f"{self.logger.stage}/learning_rate": rate, "epoch": trainer.current_epoch}
+        self.logger.log_metrics(now, max(0, trainer.global_step - 1))
+
+
 class StageLogger(WandbLogger):
-    """Writes one stage's metrics against that stage's own step axis."""
+    """Writes one stage's metrics against that stage's own axes of steps and epochs.
+
+    Attributes:
+        callbacks: for the Trainer of the stage.
+    """
 
     def __init__(self, stage: str, run: Any):
         super().__init__(experiment=run, log_model=False)
         self.stage = stage
+        self.callbacks = [_LearningRate(self)]
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's configuration is Hydra's, nested, and holds all that a module was given."""
@@ -98,6 +117,8 @@ class StageLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {key: value for key, value in metrics.items() if key != "epoch"}
+        if "epoch" in metrics:
+            values[f"{self.stage}/epoch"] = metrics["epoch"]
         self.experiment.log({**values, f"{self.stage}/step": step})
 
 
@@ -110,6 +131,7 @@ class WandbRun:
         directory: the run directory, named in the W&B configuration so that each finds the other.
         anew: begin a new W&B run even where the directory has one.
         of_sweep: the job is one of several that this command runs.
+        swept: the options that the sweep varies, with this job's values; the field ``swept`` of the W&B configuration.
     """
 
     def __init__(
@@ -123,6 +145,7 @@ class WandbRun:
         directory: Path,
         anew: bool = False,
         of_sweep: bool = False,
+        swept: Mapping[str, str] | None = None,
     ):
         import wandb
 
@@ -148,7 +171,7 @@ class WandbRun:
                 tags=sorted({*options.tags, job_type[:_LONGEST_TAG]}),
                 dir=options.save_dir,
                 mode=mode,
-                config={**config, "run_directory": str(directory)},
+                config={**config, "run_directory": str(directory), **({"swept": dict(swept)} if swept else {})},
                 settings=wandb.Settings(silent=True),
                 reinit="finish_previous",
             )
@@ -164,6 +187,7 @@ class WandbRun:
             self.where += f": {self.run.url}"
         for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
+            self.run.define_metric(f"{stage}/epoch", step_metric=f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self.run.define_metric(f"{stage}/train_loss", step_metric=f"{stage}/step", summary="min")
         for key, metric in METRICS.items():
@@ -188,7 +212,7 @@ class WandbRun:
             trained = {key: value for key, value in values.items() if key not in validated}
             for part in filter(None, (validated, trained)):
                 # Lightning numbers what it logs at an epoch's end by the epoch's last step, from 0.
-                logger.log_metrics(part, int(row["step"]) - 1)
+                logger.log_metrics({**part, "epoch": row["epoch"]}, int(row["step"]) - 1)
 
     def log_results(
         self,

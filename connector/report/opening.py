@@ -181,25 +181,23 @@ def _gain(bits: float) -> str:
 
 def _dynamics(f: Findings) -> str:
     """The attractors with their probabilities, and how well the inferred connectivity reproduces the vector field."""
-    attractors = _attractors(f)
-    field = _field(f, "it" if attractors else "the vector field", "its" if attractors else "the field's")
-    said = "; ".join(part for part in (attractors, field) if part)
+    said = "; ".join(part for part in (_attractors(f), _field(f)) if part)
     return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
-def _field(f: Findings, it: str, its: str) -> str:
+def _field(f: Findings) -> str:
     error = f.metrics.get("dynamics/field_error")
     if error is None:
         return ""
     verdict = "closely" if error < _CLOSE else ("roughly" if error < _LARGE else "poorly")
-    return f"the inferred connectivity reproduces {it} {verdict}, with an error of {percent(error)} of {its} size"
+    return f"the inferred connectivity reproduces the vector field {verdict}, with an error of {percent(error)} of its size"
 
 
 def _attractors(f: Findings) -> str:
     if f.attractors is None:
         return ""
     shown = [(kind, probability(p)) for kind, p in f.attractors.items() if p >= _SHOWN]
-    held = ", inputs at zero" if f.has_inputs else ""
+    held = "; inputs at zero" if f.has_inputs else ""
     if max(f.attractors.values()) >= CERTAIN:
         (kind, first), *rest = shown
         others = "".join(f"; {kind}: {p}" for kind, p in rest)

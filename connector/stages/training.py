@@ -296,10 +296,11 @@ def _trainer(
         **extra,
         "plugins": [PlainCheckpointFiles(), *(extra.get("plugins") or [])],
     }
+    logger = context.logger.for_stage(stage)
     return pl.Trainer(
         **arguments,
-        logger=context.logger.for_stage(stage),
-        callbacks=[*callbacks, *own],
+        logger=logger,
+        callbacks=[*callbacks, *getattr(logger, "callbacks", ()), *own],
         enable_progress_bar=False,
         use_distributed_sampler=False,
         default_root_dir=store.path,

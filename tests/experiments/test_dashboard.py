@@ -59,9 +59,9 @@ def test_charts_have_the_reports_titles_and_units(written):
             assert panel["config"]["chartTitle"] == f"{metric.label} [{metric.unit}]"
 
 
-def test_learning_curves_run_over_their_own_stages_steps(written):
+def test_learning_curves_run_over_their_own_stages_epochs(written):
     curves = [panel["config"] for panel in panels(written)["Learning curves"]]
-    assert {curve["xAxis"] for curve in curves} == {"lrrnn/step", "loadings/step", "outputs/step"}
+    assert {curve["xAxis"] for curve in curves} == {"lrrnn/epoch", "loadings/epoch", "outputs/epoch"}
     for curve in curves:
         assert curve["metrics"][0].split("/")[0] == curve["xAxis"].split("/")[0]
 

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
 from commands import typed
 
 from connector import load_run
+from connector.launch import job, sweep
 from connector.launch.wandb_run import ID_FILE, WandbRun
 from connector.report.page import TableData
 from connector.runs.options import LoggerOptions
@@ -72,7 +74,7 @@ def test_command_line_run_is_one_wandb_run_and_goes_on_in_it(tmp_path):
     found = records(tmp_path)
     assert of_type(found, "exit")[0].get("exit_code", 0) == 0
     text = json.dumps(found)
-    for key in ("lrrnn/val_loss", "loadings/val_loss", "loadings/step"):
+    for key in ("lrrnn/val_loss", "loadings/val_loss", "loadings/step", "loadings/epoch", "loadings/learning_rate"):
         assert key in text
     about = of_type(found, "run")[0]
     given = about["config"]["update"]
@@ -230,3 +232,21 @@ def test_wandb_logs_an_artifact_that_is_used_by_a_private_function():
     import wandb
 
     assert {"is_user_created", "use_after_commit"} <= inspect.signature(wandb.Run._log_artifact).parameters.keys()
+
+
+def test_the_run_of_a_sweeps_job_is_named_after_what_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_swept", {"seed": "3", "lrrnn.rank": "2"})
+    options = SimpleNamespace(
+        logger=LoggerOptions("wandb", "connector", None, "offline", None, [], str(tmp_path)),
+        experiment_name="quadstable", data=SimpleNamespace(name="quadstable"),
+    )  # fmt: skip
+    store = SimpleNamespace(path=tmp_path / "quadstable,seed=3,lrrnn.rank=2,data.n_neurons=60")
+    given = SimpleNamespace(options=options, store=store, sweep_name="s", config={"seed": 3})
+    job._logger(given, anew=False).finish(0)
+    about = of_type(records(tmp_path), "run")[0]
+    assert about["display_name"] == "quadstable seed=3 lrrnn.rank=2"
+    assert about["config"]["update"]["swept"] == {"seed": "3", "lrrnn.rank": "2"}
+    alone = SimpleNamespace(**{**vars(given), "sweep_name": None})
+    job._logger(alone, anew=True).finish(0)
+    about = of_type(records(tmp_path, 1), "run")[0]
+    assert "swept" not in about["config"]["update"]

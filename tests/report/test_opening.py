@@ -233,7 +233,7 @@ def test_a_simulated_recording_is_told_with_its_truth():
     text = " ".join(opening(rates()))
     for part in (
         "more than 99.9 % of their variance in 80 test trials; principal components of the same rank explain 92 %",
-        "closely, with an error of 1 % of the field's size", "by 20 % at sigma = 1", "from the true distribution misses its own by 18 %",
+        "closely, with an error of 1 % of its size", "by 20 % at sigma = 1", "from the true distribution misses its own by 18 %",
         "19 of 20 projected networks",
         "are not one Gaussian or Student-t population", "p = 0.01", "no evidence for cell types", "46 % of the spread", "even part of nu",
     ):  # fmt: skip
@@ -287,7 +287,7 @@ def test_number_of_attractors_is_told_with_its_probability():
         {"2 stable fixed points": 0.6, "3": 0.4},
     )
     said = " ".join(opening(rates(attractors=sure)))
-    assert "has 2 stable fixed points (probability 0.93; 1 stable fixed point: 0.07, inputs at zero)" in said
+    assert "has 2 stable fixed points (probability 0.93; 1 stable fixed point: 0.07; inputs at zero)" in said
     assert "cannot tell" not in said
     assert "cannot tell how many attractors" in " ".join(opening(rates(attractors=open_)))
     assert "probability" not in " ".join(opening(rates()))
