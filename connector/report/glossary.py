@@ -92,8 +92,8 @@ SCALE_KINDS = {  # what each neuron has beside its loadings, of rates on a scale
 NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 
 # Measures under the other baseline: those of the fit, and those of the nulls with what the baseline grants them.
-_SCORED = "Here the fitted model is scored with the {} baseline in place of the one it was fitted with: {}."
-_NULL = "Here it has what the {} baseline grants beside the course within the trial: {}."
+_SCORED = "Here the fitted model is scored with the {} baseline instead of its own: {}."
+_NULL = "Here it has what the {} baseline grants in addition to the course within the trial: {}."
 _GRANTED = {
     "standard": "slow drift across the session, where trial times are known",
     "local": "that drift, scaled to the neuron's count in neighbouring training trials",
@@ -119,7 +119,7 @@ METRICS |= {
 
 # What predictions gain over the best null, and how exactly that is known.
 _GAIN = (
-    "Over the best of the nulls without a latent state: the mean rate, drift across the session, mean responses, mean "
+    "Gain over the best null without a latent state: the mean rate, drift across the session, mean responses, or mean "
     "responses by evidence. Below two standard errors the report says that nothing is gained."
 )
 _GAIN_ERROR = "Standard error over test trials, of paired differences of each trial's log-likelihood."
@@ -132,8 +132,8 @@ for _key in ("bits_per_spike", "bits_per_spike_prior", "co_smoothing"):
 
 # Checks of the model (connector.analysis.model_checks): other activations, standard errors, and what was found.
 _OTHER = (
-    "Share of the squared error of held-out rates, of neurons that the states were not read from, that {} in place of the stated "
-    "activation removes. Negative where the stated one fits better; the report warns where it is clearly above 0."
+    "Share of the squared error of held-out rates, of neurons from which the states were not read, that {} removes if it replaces "
+    "the stated activation. Negative where the stated one fits better. The report warns where it is clearly above 0."
 )
 _NAMES = {
     "rank": "the rank is too low",
@@ -164,6 +164,6 @@ for _key, _text in _NAMES.items():
     METRICS[f"lrrnn/cause_{_key}"] = Metric(
         f"Found: {_text}",
         "number",
-        "Present where the checks of the model found this cause: 1, or how many dimensions are missing. "
+        "Present where the checks of the model found this cause. 1, or the number of missing dimensions. "
         "The report says what to do.",
     )
