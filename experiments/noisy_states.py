@@ -15,16 +15,29 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from spike_coverage import ALPHA, BIN_S, FORMS, KINDS, LEVELS, STEPS, expected_of, shares, simulate
+from spike_coverage import (
+    ALPHA,
+    BIN_S,
+    FORMS,
+    KINDS,
+    LEVELS,
+    STEPS,
+    expected_of,
+    fitted_to_field,
+    shares,
+    simulate,
+)
 from torch.nn.functional import softplus
 
 from connector.connectivity.nu.field import sampled_basis
+from connector.connectivity.nu.mean import TrajectoryMean
 from connector.data.folds import Fold
 from connector.lrrnn.field_posterior import ENOUGH_DRAWS
 from connector.lrrnn.gauge import Gauge
@@ -68,18 +81,35 @@ def run(seed: int) -> dict:
             "predicted": float(((drives - drives.mean(0)).square().sum((1, 2)).mean() / field.square().sum()).sqrt()),
             "inside": shares(between, field),
             **expected_of(drives, field, between(0.95)),
+            **of_nu(fitted_to_field(fit, pick), truth),
             "draws": float(fit.field.effective),
             "noise_found": float(fit.field.noise.diagonal().mean().sqrt()),
         }
     return row | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
+def of_nu(model: TrajectoryMean, truth: SimpleNamespace) -> dict:
+    """Error and coverage of nu at fresh loadings, and the signs that are told."""
+    rows, nu = truth.fresh.stack(), truth.nu
+    mean, (low, high) = model.mean(rows), model.interval(rows, 0.95)
+    claimed = ((low > 0) | (high < 0)) & (model.summary["signs_told"] and not model.summary["unbacked"])
+    return {
+        "nu_error": float((mean - nu).square().sum() / nu.square().sum()),
+        "nu_predicted": model.summary["predicted_error"],
+        "nu_inside": shares(lambda level: model.interval(rows, level), nu),
+        "excluding_zero": int(((low > 0) | (high < 0)).sum()),
+        "wrong_side": int((((low > 0) | (high < 0)) & (mean.sign() != nu.sign())).sum()),
+        "signs_claimed": int(claimed.sum()),
+    }
+
+
 def table_of(rows: list[dict]) -> Table:
     """By noise of the rates: coverage at 50, 80 and 95 %, error, and sets below 80 % beside those predicted; of the sets in which
     so many draws are independent that bands are told."""
     table = Table(
-        "noise of rates", "sets", "sampled", "error (predicted), median", "50/80/95 %", "below 80 % (predicted)"
-    )
+        "noise of rates", "sets", "sampled", "error (predicted), median", "50/80/95 %", "below 80 % (predicted)",
+        "nu: error (predicted), median", "50/80/95 %", "sets below 80 %", "wrong side / without zero",
+    )  # fmt: skip
     for noise in (None, *RATE_NOISE):
         some = [row for row in rows if noise in (None, row["rate_noise"])]
         sampled = [row for row in some if "inside" in row]
@@ -90,6 +120,11 @@ def table_of(rows: list[dict]) -> Table:
         error, predicted = (float(torch.tensor([row[k] for row in told]).median()) for k in ("error", "predicted"))
         below = int((inside[:, -1] < 0.8).sum())
         expected = sum(row["field_below_predicted"] for row in told)
+        of_nu = torch.tensor([row["nu_inside"] for row in told])
+        nu_error, nu_predicted = (
+            float(torch.tensor([row[k] for row in told]).median()) for k in ("nu_error", "nu_predicted")
+        )
+        wrong, without_zero = (sum(row[k] for row in told) for k in ("wrong_side", "excluding_zero"))
         table.add_row(
             "all" if noise is None else f"{noise:g}",
             str(len(some)),
@@ -97,6 +132,10 @@ def table_of(rows: list[dict]) -> Table:
             f"{error:.3f} ({predicted:.3f})",
             "/".join(f"{x:.2f}" for x in inside.mean(0).tolist()),
             f"{below} ({expected:.1f})",
+            f"{nu_error:.2f} ({nu_predicted:.2f})",
+            "/".join(f"{x:.2f}" for x in of_nu.mean(0).tolist()),
+            f"{int((of_nu[:, -1] < 0.8).sum())}",
+            f"{wrong} / {without_zero}",
         )
     return table
 
@@ -106,7 +145,7 @@ def main() -> None:
     parser.add_argument("--datasets", type=int, default=24)
     parser.add_argument("--seed", type=int, default=9800, help="of the first data set (default: 9800)")
     parser.add_argument("--out", type=Path, default=Path("noisy_states.json"))
-    choice, rows, console = parser.parse_args(), [], Console(width=120)
+    choice, rows, console = parser.parse_args(), [], Console(width=170)
     for seed in range(choice.seed, choice.seed + choice.datasets):
         rows.append(run(seed))
         console.print(rows[-1], soft_wrap=True)
