@@ -23,10 +23,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # data sets run side by side
 
 import torch
+from marked_pages import markdown_table, rewrite
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -305,7 +307,6 @@ KINDS = {
 UNSEEN = {f.__name__: f for f in (gated_spiral, circle, sigmoid_clusters)}
 KEPT = {f.__name__: f for f in (step_nu, wave_nu, bump_softplus, heavy_cubic)}
 N_FRESH, N_DRAWS = 200, 200  # loadings at which, and joint draws by which, an estimate is judged
-MARKS = ("<!-- table -->", "<!-- end -->")
 LOW = 0.8  # coverage at level .95 below which a data set counts as one that the intervals failed
 
 
@@ -559,17 +560,6 @@ def show(title: str, groups: dict[str, list[dict]], console: Console) -> dict:
     return found
 
 
-def write_page(path: str, tables: dict, command: str) -> None:
-    """Put the table of all kinds between the marks of a page."""
-    rows = [HEADS, ["---"] * len(HEADS), *(cells(name, row) for name, row in tables.items())]
-    lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    with open(path) as file:
-        before, rest = file.read().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    with open(path, "w") as file:
-        file.write(f"{before}{MARKS[0]}\n`{command}`\n\n{lines}\n{MARKS[1]}{after}")
-
-
 def by(results: list[dict], key: str) -> dict[str, list[dict]]:
     values = sorted({r[key] for r in results}, key=str)
     return {f"{key} {value}": [r for r in results if r[key] == value] for value in values}
@@ -603,7 +593,7 @@ def main() -> None:
         help="data sets whose latents and loadings are inferred from Poisson spikes (300 to 1000 neurons)",
     )
     parser.add_argument("--kept", type=int, default=0, help="data sets of the kinds that no choice has seen")
-    parser.add_argument("--page", help="Markdown file whose table of all kinds to replace")
+    parser.add_argument("--page", type=Path, help="Markdown file whose table of all kinds to replace")
     parser.add_argument("--seed", type=int, default=0, help="of the first data set")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default="coverage.json")
@@ -650,7 +640,8 @@ def main() -> None:
     if arguments.page:
         kinds = {name: row for name, row in of_kinds.items() if name.startswith("kind ")}
         command = " ".join(["python experiments/coverage.py", *(x for x in sys.argv[1:] if not x.startswith("/"))])
-        write_page(arguments.page, tables | kinds, command)
+        rows = [cells(name, row) for name, row in (tables | kinds).items()]
+        rewrite(arguments.page, "rates", f"`{command}`\n\n{markdown_table(HEADS, rows)}")
 
 
 if __name__ == "__main__":

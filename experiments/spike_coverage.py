@@ -26,6 +26,7 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from marked_pages import markdown_table, rewrite
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kstest
@@ -233,7 +234,6 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
 HEADS = ("", "sets", "field: error (predicted), median", "50/80/95 %", "below 80 %: sets (predicted)", "ranks, p",
          "nu: error, median", "50/80/95 %", "signs wrong / claimed", "stable points: given p >= .8", "draws, median",
          "CPU s, median")  # fmt: skip
-MARKS = "<!-- spikes -->", "<!-- end of spikes -->"
 
 
 def cells(name: str, found: list[dict]) -> list[str]:
@@ -276,13 +276,6 @@ def shown(found: list[dict]) -> Table:
     return table
 
 
-def write_page(path: Path, found: list[dict], command: str) -> None:
-    """Put the table between the marks of a page."""
-    lines = "\n".join("| " + " | ".join(row) + " |" for row in [HEADS, ["---"] * len(HEADS), *rows_of(found)])
-    before, rest = path.read_text().split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n`{command}`\n\n{lines}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=int, default=12)
@@ -304,9 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(f"{kind}, {form}: field error {found[-1]['field_error']:.3f}", highlight=False)
     console.print(shown(found))
     if options.page:
-        write_page(
-            options.page, found, shlex.join(["python", "experiments/spike_coverage.py", *(arguments or sys.argv[1:])])
-        )
+        command = shlex.join(["python", "experiments/spike_coverage.py", *(arguments or sys.argv[1:])])
+        rewrite(options.page, "spikes", f"`{command}`\n\n{markdown_table(HEADS, rows_of(found))}")
 
 
 if __name__ == "__main__":
