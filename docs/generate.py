@@ -96,15 +96,15 @@ def metrics() -> str:
         "This page is made from `connector/report/glossary.toml` by `python docs/generate.py`.",
     ]
     for group, title in GROUPS.items():
-        said += ["", f"## {title}", "", "| key | meaning | unit | better | computed in |", "|---|---|---|---|---|"]
+        said += ["", f"## {title}"]
         for key, metric in METRICS.items():
             if not key.startswith(f"{group}/") or _SUFFIX.sub("", key) != key:
                 continue
             twins = [f"`{k.removeprefix(key)}`" for k in METRICS if k != key and _SUFFIX.sub("", k) == key]
             suffixes = f" (also {', '.join(twins)})" if twins else ""
-            meaning = f"**{metric.label}.** {metric.explanation}".replace("|", "\\|")
-            cells = (f"`{key}`{suffixes}", meaning, metric.unit, metric.direction, f"`{source(key)}`")
-            said.append(f"| {' | '.join(cells)} |")
+            better = f"; {metric.direction} is better" if metric.direction in ("lower", "higher") else ""
+            about = f"*Unit: {metric.unit}{better}. Computed in `{source(key)}`.*"
+            said += ["", f"#### `{key}`{suffixes}", "", f"**{metric.label}.** {metric.explanation}", "", about]
     return "\n".join(said) + "\n"
 
 

@@ -99,13 +99,13 @@ def option_table(config: DictConfig) -> str:
 
 
 def _table(entries: Iterable[tuple[str, Option, Any]], defaults: Mapping[str, Any]) -> list[str]:
-    lines = ["| option | default | meaning | changes |", "|---|---|---|---|"]
+    lines = ["| option, default | meaning | changes |", "|---|---|---|"]
     for name, option, kind in entries:
         value = defaults
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        default = "" if isinstance(value, str) and value.startswith(("${", "???")) else f"`{_shown(value)}`"
-        cells = (f"`{name}`", default, option.meaning + _about(option, kind), ", ".join(option.stages) or "nothing")
+        default = "" if isinstance(value, str) and value.startswith(("${", "???")) else f"<br>`{_shown(value)}`"
+        cells = (f"`{name}`{default}", option.meaning + _about(option, kind), ", ".join(option.stages) or "nothing")
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 

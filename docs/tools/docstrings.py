@@ -16,16 +16,17 @@ def as_markdown(text: str) -> str:
     return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
-def meaning(value: str) -> str | None:
-    """The first argument of a declaration such as option("meaning", stages=...); None of other values."""
+def declaration(value: object) -> tuple[str, str] | None:
+    """Meaning and default of a declaration such as option("meaning", default=1); None of other values."""
     try:
-        call = ast.parse(value, mode="eval").body
+        call = ast.parse(str(value), mode="eval").body
     except SyntaxError:
         return None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _DECLARATIONS):
         return None
     first = call.args[0] if call.args else None
-    return first.value if isinstance(first, ast.Constant) else None
+    default = next((ast.unparse(k.value) for k in call.keywords if k.arg == "default"), "...")
+    return (first.value, default) if isinstance(first, ast.Constant) else None
 
 
 class Docstrings(griffe.Extension):
@@ -34,6 +35,11 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = as_markdown(obj.docstring.value)
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        said = meaning(str(attr.value)) if attr.value is not None else None
-        if said:
-            attr.docstring, attr.value = griffe.Docstring(said, parent=attr), None
+        if found := declaration(attr.value):
+            attr.docstring, attr.value = griffe.Docstring(found[0], parent=attr), None
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        made = cls.members.get("__init__")  # of a dataclass
+        for parameter in made.parameters if isinstance(made, griffe.Function) else []:
+            if found := declaration(parameter.default):
+                parameter.default = found[1]

@@ -45,28 +45,28 @@ def test_generated_pages_are_what_the_code_says(page):
     assert (DOCS / page).read_text() == script("generate").PAGES[page](), "run python docs/generate.py"
 
 
-def keys_of_the_table():
+def listed_keys():
     """Keys that docs/metrics.md lists, those with a suffix included."""
     keys = set()
     for line in (DOCS / "metrics.md").read_text().splitlines():
-        if cell := re.match(r"\| `(\w+/\w+)`(?: \(also (.*?)\))? \|", line):
-            keys |= {cell[1], *(cell[1] + suffix for suffix in re.findall(r"`(\w+)`", cell[2] or ""))}
+        if heading := re.match(r"#### `(\w+/\w+)`(?: \(also (.*)\))?", line):
+            keys |= {heading[1], *(heading[1] + suffix for suffix in re.findall(r"`(\w+)`", heading[2] or ""))}
     return keys
 
 
-def test_every_measure_stands_in_the_table_with_a_source_that_exists():
+def test_every_measure_is_listed_with_a_source_that_exists():
     generate = script("generate")
-    assert keys_of_the_table() == set(METRICS)
+    assert listed_keys() == set(METRICS)
     for key in METRICS:
         generate.find(generate.source(key))
 
 
-def test_a_run_on_rates_writes_no_other_key_than_those_of_the_table(finished):
-    assert set(json.loads((finished[0] / "metrics.json").read_text())) <= keys_of_the_table()
+def test_a_run_on_rates_writes_no_other_key_than_those_listed(finished):
+    assert set(json.loads((finished[0] / "metrics.json").read_text())) <= listed_keys()
 
 
 @pytest.mark.slow
-def test_a_run_on_spikes_writes_no_other_key_than_those_of_the_table(tmp_path):
+def test_a_run_on_spikes_writes_no_other_key_than_those_listed(tmp_path):
     session(tmp_path / "A.mat", seed=0)
     options = [
         "experiment=rat",
@@ -79,7 +79,7 @@ def test_a_run_on_spikes_writes_no_other_key_than_those_of_the_table(tmp_path):
     done = train(*options, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     written = set(json.loads((tmp_path / "run" / "metrics.json").read_text()))
-    assert {"lrrnn/bits_per_spike", "lrrnn/psth_r2_evidence", "lrrnn/choice_auc"} <= written <= keys_of_the_table()
+    assert {"lrrnn/bits_per_spike", "lrrnn/psth_r2_evidence", "lrrnn/choice_auc"} <= written <= listed_keys()
 
 
 def test_the_version_is_the_same_everywhere():
