@@ -19,6 +19,7 @@ from connector.figures.style import (
     TRUE,
     as_array,
     beside_labels,
+    grid,
     group_colours,
     label_outside,
     legend_below,
@@ -127,8 +128,8 @@ def rate_fit(
     if trials is None:
         trials = np.unique(np.linspace(0, n_trials - 1, min(4, n_trials)).astype(int))
     time, label = _time_axis(n_steps, step, time_unit)
-    figure = Figure(figsize=(0.7 + 2.1 * len(trials), 1.35 + 1.25 * len(neurons)))
-    axes = figure.subplots(len(neurons), len(trials), squeeze=False, sharex=True, sharey="row")
+    size = (0.7 + 2.1 * len(trials), 1.35 + 1.25 * len(neurons))
+    figure, axes = grid(len(neurons), len(trials), size, layout=None, sharex=True, sharey="row")
     for row, neuron in enumerate(neurons):
         for column, trial in enumerate(trials):
             axis = axes[row, column]
@@ -230,8 +231,8 @@ def latent_trajectories(
     colours = group_colours(np.linspace(-1, 1, len(group_names)) if group_values is None else group_values)
     time, label = _time_axis(n_steps, step, time_unit)
     panels_drawn = rank + (rank >= 2)
-    figure = Figure(figsize=(max(4.2, 0.5 + 2.7 * panels_drawn), 3.3), layout="constrained")
-    axes = figure.subplots(1, panels_drawn, squeeze=False)[0]
+    figure, axes = grid(1, panels_drawn, (max(4.2, 0.5 + 2.7 * panels_drawn), 3.3))
+    axes = axes[0]
     plane = Plane.of(states[running]) if rank >= 2 else None
     for g, colour in enumerate(colours):
         inside = running & (group == g)[:, None]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, is_color_like, to_rgb, to_rgba
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from torch import Tensor
+
+from connector.errors import require
 
 INK, MUTED, FAINT = "#1f2430", "#667085", "#d5d9e0"
 TRUE, INFERRED, ACCENT = "#3a3f4b", "#0072b2", "#d55e00"
@@ -64,13 +67,83 @@ STYLE = {
 }
 
 
+# Colours by name, as the argument ``colours`` of every figure has them: "group 1" and so on are those of groups and curves.
+PALETTE = {
+    "ink": INK,
+    "muted": MUTED,
+    "true": TRUE,
+    "inferred": INFERRED,
+    "accent": ACCENT,
+    **{f"group {i + 1}": colour for i, colour in enumerate(GROUPS)},
+}
+_given: ContextVar[list[Axes] | None] = ContextVar("axes to draw into", default=None)
+
+
 def styled(draw):
+    """A function that draws, in the style of all figures and with two more keywords.
+
+    ``axes``: one axis or several, in rows, to draw into instead of a figure of its own; their figure is returned, legends
+    stand in the first of them, and there is no title over all. ``colours``: name -> colour for those of ``PALETTE``.
+    """
+
     @functools.wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
+    def wrapper(*args, axes: Axes | Iterable[Axes] | None = None, colours: Mapping[str, str] | None = None, **kwargs):
+        unknown = (colours or {}).keys() - PALETTE.keys()
+        require(not unknown, f"colours of {', '.join(PALETTE)}", ", ".join(sorted(unknown)))
+        token = _given.set(None if axes is None else list(np.ravel(np.asarray(axes, dtype=object))))
+        try:
+            with matplotlib.rc_context(STYLE):
+                drawn = draw(*args, **kwargs)
+        finally:
+            _given.reset(token)
+        if colours and isinstance(drawn, FigureBase):
+            _recolour(drawn, {to_rgb(PALETTE[name]): to_rgb(colour) for name, colour in colours.items()})
+        return drawn
 
     return wrapper
+
+
+def _recolour(figure: FigureBase, new: Mapping[tuple, tuple]) -> None:
+    """Replace colours of all that is drawn in a figure, each with its transparency."""
+
+    def changed(colour):
+        if colour is None or (isinstance(colour, str) and colour in ("none", "auto")):
+            return colour
+        red, green, blue, alpha = to_rgba(colour)
+        return (*new.get((red, green, blue), (red, green, blue)), alpha)
+
+    for artist in figure.findobj():
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            get, put = (getattr(artist, f"{verb}_{part}", None) for verb in ("get", "set"))
+            if get is None or put is None or isinstance(artist, FigureBase):
+                continue
+            now = get()
+            if isinstance(now, np.ndarray) and now.ndim == 2:
+                if len(now) and artist.get_array() is None:
+                    put([changed(colour) for colour in now])
+            elif is_color_like(now):
+                put(changed(now))
+
+
+def grid(
+    rows: int, columns: int, size: tuple[float, float], *, layout: str | None = "constrained", **shared
+) -> tuple[FigureBase, np.ndarray]:
+    """Figure of a size in inches and its axes (rows, columns); or those to draw into, where the caller has given them.
+
+    Args:
+        shared: ``sharex``, ``sharey`` of matplotlib's subplots.
+    """
+    given = _given.get()
+    if given is None:
+        figure = Figure(figsize=size, layout=layout)
+        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+    require(len(given) >= rows * columns, f"{rows * columns} axes to draw into", len(given))
+    return given[0].get_figure(root=True), np.array(given[: rows * columns], dtype=object).reshape(rows, columns)
+
+
+def require_own_figure() -> None:
+    """Raises UserError where axes were given."""
+    require(_given.get() is None, "no axes: this figure is made of blocks of its own", "axes")
 
 
 def as_array(x) -> np.ndarray:
@@ -115,8 +188,11 @@ def panels(
     """Figure and axes (rows, columns) of ``count`` panels; ``width``, ``height``: inches beside them, and of each."""
     columns = max(1, min(max_columns, count))
     rows = max(1, math.ceil(count / columns))
-    figure = Figure(figsize=(width[0] + width[1] * columns, height[0] + height[1] * rows), layout=layout)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    size = (width[0] + width[1] * columns, height[0] + height[1] * rows)
+    given = _given.get()
+    if given is not None:  # in one row: none is left over
+        rows, columns = 1, count
+    return grid(rows, columns, size, layout=layout, sharex=sharex, sharey=sharey)
 
 
 def set_margins(
@@ -126,6 +202,8 @@ def set_margins(
 
     Where they are known, half of the time of drawing many panels is saved: a layout that finds them measures each label.
     """
+    if _given.get() is not None:
+        return
     whole = part.get_figure(root=True)
     whole.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     width, height = part.bbox.size / whole.dpi
@@ -163,6 +241,11 @@ def label_outside(axes: np.ndarray, count: int, below: str, beside: str) -> None
 
 def legend_below(figure: Figure, handles: list, title: str = "", columns: int | None = None, **style) -> None:
     """A legend under the panels, where it lies over no curve, and the title over all."""
+    given = _given.get()
+    if given is not None:
+        if handles:
+            given[0].legend(handles=handles, loc="best", **style)
+        return
     if handles:
         columns = min(len(handles), columns or len(handles))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)

@@ -21,8 +21,10 @@ from connector.figures.style import (
     TRUE,
     as_array,
     beside_labels,
+    grid,
     legend_below,
     limits_of,
+    require_own_figure,
     set_margins,
     styled,
     thinned,
@@ -58,7 +60,11 @@ def loadings_scatter(
         input_names: of the columns b.
         title: over all.
         max_points: neurons drawn of each population; the densities use all.
+
+    Raises:
+        UserError: axes were given; this figure is made of blocks of its own.
     """
+    require_own_figure()
     first = next(iter(populations.values()))[0]
     names, rank = loading_names(first, input_names), first.rank
     data = {key: (as_array(loadings.stack()), as_array(n)) for key, (loadings, n) in populations.items()}
@@ -150,8 +156,8 @@ def tails(entries: Mapping[str, Tensor], title: str = "Tails of the connectivity
         entries: name -> (P,) entries; a name that starts with "true" is drawn dark.
         title: of the figure.
     """
-    figure = Figure(figsize=(4.8, 3.5), layout="constrained")
-    axis = figure.subplots()
+    figure, axes = grid(1, 1, (4.8, 3.5))
+    axis = axes[0, 0]
     others = iter(GROUPS)
     for name, values in entries.items():
         magnitude = np.sort(np.abs(as_array(values)))[::-1]
@@ -187,8 +193,8 @@ def conditional_mean_fit(
     """
     a, b = as_array(true), as_array(inferred)
     rank = a.shape[1]
-    figure = Figure(figsize=(0.6 + 2.9 * rank, 3.5), layout="constrained")
-    axes = figure.subplots(1, rank, squeeze=False)[0]
+    figure, axes = grid(1, rank, (0.6 + 2.9 * rank, 3.5))
+    axes = axes[0]
     shown = thinned(len(a), 1500)
     for i, axis in enumerate(axes):
         limit = limits_of(a[:, i], b[:, i])
@@ -214,8 +220,8 @@ def intervals(nu: Tensor, low: Tensor, high: Tensor, *, level: float = 0.95) -> 
     """
     values, a, b = as_array(nu), as_array(low), as_array(high)
     rank = values.shape[1]
-    figure = Figure(figsize=(max(3.9, 0.6 + 2.9 * rank), 3.2), layout="constrained")
-    axes = figure.subplots(1, rank, squeeze=False)[0]
+    figure, axes = grid(1, rank, (max(3.9, 0.6 + 2.9 * rank), 3.2))
+    axes = axes[0]
     shown = thinned(len(values), 1500)
     for i, axis in enumerate(axes):
         order = shown[np.argsort(values[shown, i])]
@@ -252,8 +258,8 @@ def mixture_likelihood(
         title: of the figure.
     """
     k, y, spread = (as_array(v) for v in (components, mean, std))
-    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axes = grid(1, 1, (5.0, 3.6))
+    axis = axes[0, 0]
     if null is not None:
         curves = as_array(null)
         axis.fill_between(k, curves.min(0), curves.max(0), color=MUTED, alpha=0.22, linewidth=0)
@@ -276,8 +282,8 @@ def mixture_likelihood(
 @styled
 def dissimilarity_matrices(matrices: Mapping[str, Tensor], rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Dissimilarities D(true, inferred), true systems in rows, inferred ones in columns; one panel per measure."""
-    figure = Figure(figsize=(0.9 + 3.2 * len(matrices), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    figure, axes = grid(1, len(matrices), (0.9 + 3.2 * len(matrices), 4.2))
+    axes = axes[0]
     for axis, (name, matrix) in zip(axes, matrices.items()):
         values = as_array(matrix)
         top = values[np.isfinite(values)].max() if np.isfinite(values).any() else 1.0
