@@ -25,7 +25,7 @@ from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
 from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
 from connector.lrrnn.spikes.model import SpikeModel
-from connector.lrrnn.spikes.posterior import Start, sample_posterior
+from connector.lrrnn.spikes.posterior import Start, sample_posterior, sampled_trials
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.lrrnn.starts import Start as QuickStart
@@ -389,7 +389,9 @@ def _sample_dynamics(
     """The posterior of the dynamics given the training trials' counts, and how well it was sampled."""
     options, recording, fold = context.options, data.recording, data.fold
     sweeps, seed = options.lrrnn.posterior_sweeps, options.seed
-    context.say(f"lrrnn: sampling the posterior of the dynamics, {sweeps} sweeps")
+    some, of = len(sampled_trials(recording, fold)), len(fold.train)
+    part = "" if some == of else f", in {some} of {of} training trials"
+    context.say(f"lrrnn: sampling the posterior of the dynamics, {sweeps} sweeps{part}")
     basis = sampled_basis(recording.activation, recording.alpha, seed)
     with sampling_progress(context.console if options.trainer.progress else None) as shown:
         start = Start.of_counts(recording, fold, data.sizes.rank, baseline)

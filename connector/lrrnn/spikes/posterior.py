@@ -29,6 +29,7 @@ from connector.types import Latents, Loadings, Recording
 BURN = 0.4  # share of the sweeps that are not kept
 _LONGER = 2
 _KEPT_DRAWS = 200
+MOST_BINS = 150_000  # of the training trials, in which paths are drawn: with more, time and memory grow faster than bands narrow
 _SMOOTHING, _LEAST_VARIANCE = 5.0, 0.02  # bins; of counts, so that silent neurons do not stand out
 _PENALTY = 0.1  # precision of the prior of the first loadings
 _STEPS = 10  # of Gauss-Newton, to the paths of trials that were not sampled
@@ -129,7 +130,8 @@ def sample_posterior(
     """Latents of all trials, loadings with their covariance, and the posterior of the drive; float64.
 
     Latents of training trials are posterior means; of the others the most likely paths under the posterior means of all
-    else. In their gauge the training trials' drawn paths have mean zero and unit covariance, turned towards the start's.
+    else. Of training trials with more than :data:`MOST_BINS` bins some are sampled, evenly over their order, and the rest
+    count among the others. In their gauge the sampled trials' drawn paths have mean zero and unit covariance, turned towards the start's.
 
     Args:
         make_basis: of the field, with the prior of its coefficients.
@@ -137,7 +139,7 @@ def sample_posterior(
             kept ones are independent they count as burn-in, and :data:`_LONGER` times as many follow.
         progress: called with the number of each sweep, and how many there are to be.
     """
-    train = torch.as_tensor(fold.train, dtype=torch.int64)
+    train = sampled_trials(recording, fold)
     inputs = None if start.loadings.b is None else recording.inputs
 
     def counts_of(trials: Tensor) -> Counts:
@@ -155,6 +157,13 @@ def sample_posterior(
         mixing = judge(sampler, draws)
     paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
     return _packed(sampler, draws, paths, (recording, start.offset), fold, mixing), mixing
+
+
+def sampled_trials(recording: Recording, fold: Fold) -> Tensor:
+    """(n,) the training trials that are sampled."""
+    train = torch.as_tensor(fold.train, dtype=torch.int64)
+    share = MOST_BINS / float(recording.lengths[train].sum())
+    return train if share >= 1 else train[even_rows(len(train), max(2, int(share * len(train))))]
 
 
 def _all_paths(

@@ -277,6 +277,23 @@ def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
     assert mixing.seen < LEAST_SEEN
 
 
+def test_of_a_long_recording_some_trials_are_sampled_and_the_others_read_as_well(monkeypatch):
+    truth = simulated(trials=32, steps=20)
+    fold = Fold(torch.arange(4, 32), torch.arange(0, 2), torch.arange(2, 4))
+    monkeypatch.setattr(posterior, "MOST_BINS", 14 * 20)
+    sampled = posterior.sampled_trials(recording_of(truth), fold)
+    assert len(sampled) == 14
+    assert (sampled.min(), sampled.max()) == (4, 31)
+    basis = sampled_basis("softplus", ALPHA, 0)
+    found, _ = sample_posterior(start_of(truth), recording_of(truth), fold, basis, sweeps=8)
+    assert torch.equal(found.fold.train, fold.train)
+    beside = [i for i in range(32) if i not in sampled.tolist()]
+    design = torch.cat([found.latents.z, torch.ones(32, 20, 1, dtype=torch.float64)], 2)
+    map_ = torch.linalg.lstsq(design[sampled].flatten(0, 1), truth.z[sampled].flatten(0, 1)).solution
+    left = (truth.z - design @ map_)[beside].square().mean() / truth.z.var()
+    assert float(left) < 0.3
+
+
 @pytest.mark.slow
 def test_field_noise_and_scale_are_within_their_bands():
     truth = simulated(trials=300, steps=60, neurons=60, noise=0.1, cubic=False)
