@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(screenshot(options.run / "report.html", "screen_report", 1280, 760))
-        print(screenshot(options.comparison, "screen_comparison", 1280, 900))
+        print(screenshot(options.comparison, "screen_comparison", 1280, 800))
         print(terminal(options.run.resolve(), "screen_terminal"))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
