@@ -360,9 +360,20 @@ def known_kinds(*data_types: type) -> dict[str, Any]:
 _GROUPS = ("experiment", "debug", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.sweep.dir")
 
 
+# What users of other Hydra projects type, and what it is called here.
+_ELSEWHERE = {
+    "model": "the trained parts are the groups lrrnn and connectivity",
+    "ckpt_path": "to resume, run the same command again",
+    "hparams_search": "a search is hydra/sweeper=study",
+    "tags": "tags of W&B are logger.tags=[a,b]",
+}
+
+
 def _suggest(key: str, known: Iterable[str]) -> str:
     known = [*known, *_GROUPS]
     group = key.partition(".")[0]
+    if group in _ELSEWHERE:
+        return _ELSEWHERE[group]
     if group in ("experiment", "debug"):
         return f"the files of {group}/ begin with the line `# @package _global_`"
     if key in known:
