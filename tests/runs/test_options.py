@@ -162,3 +162,8 @@ def test_an_option_of_another_data_set_is_named_as_such():
         raise unknown_option("data.n_neurons", keys)
     with pytest.raises(UserError, match=r"nearest is data\.n_neurons"):
         raise unknown_option("data.n_neuron", keys)
+
+
+@pytest.mark.parametrize(("key", "said"), [("model", "lrrnn and connectivity"), ("ckpt_path", "same command")])
+def test_options_of_other_hydra_projects_are_answered_with_what_they_are_called_here(key, said):
+    assert said in str(unknown_option(key, []))
