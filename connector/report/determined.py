@@ -106,7 +106,7 @@ def sentences(found: Determined) -> list[str]:
     if loose > 0:
         said.append(
             f"For {percent(loose)} of the neurons the prior sets the size of nu: its uncertainty exceeds half its typical size. "
-            "These neurons are faded in the figure. Apart from the signs that are told, structure among them is no finding."
+            "These neurons are faded in the figure. Apart from the signs that are told, do not interpret structure among them."
         )
     else:
         said.append("For no neuron does the uncertainty exceed half the typical size of nu.")

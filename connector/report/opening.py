@@ -343,7 +343,7 @@ def relative_sigma(sigma: float, spread: float) -> str:
         return f"sigma = {sigma:g} is a choice; nu is the same for all neurons"
     ratio = sigma / spread
     if ratio < _SMALL:
-        verdict = "Samples hardly differ from nu, which is no finding either"
+        verdict = "By this choice samples hardly differ from nu"
     elif ratio < _COMPARABLE:
         verdict = "It blurs nu visibly in a sample"
     else:

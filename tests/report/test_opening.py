@@ -262,7 +262,7 @@ def test_neurons_left_open_are_named_only_where_there_are_some(certainty, said):
 
 @pytest.mark.parametrize(
     ("sigma", "spread", "words"),
-    [(1.0, 40.0, "2.5 % of the spread of nu over neurons (40). Samples hardly differ"), (1.0, 2.0, "50 %"), (1.0, 2.0, "blurs"),
+    [(1.0, 40.0, "2.5 % of the spread of nu over neurons (40). By this choice samples hardly differ"), (1.0, 2.0, "50 %"), (1.0, 2.0, "blurs"),
      (1.0, 1.0, "as much as nu"), (1.0, 0.0, "nu is the same for all neurons")],
 )  # fmt: skip
 def test_sigma_is_put_beside_the_spread_of_nu(sigma, spread, words):

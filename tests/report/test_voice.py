@@ -1,15 +1,17 @@
 """What reports, terminal and comparison say is plain English: no old turns, no long sentences, on average short ones."""
 
 import ast
+import importlib.util
 import re
 import statistics
+from functools import cache
 
 import pytest
 from commands import ROOT
 
 from connector.report.glossary import ESTIMATE, METRICS, WORDS
 
-# Turns that a reader has to read twice; the better words stand in CONTRIBUTING.md.
+# Turns that a reader has to read twice, beside those that no text of the project has (tests/docs/test_prose.py).
 TURNS = re.compile(
     r"\b(as chance has it|by so much|such an?\b|foretell|foretold|made anew|trained anew|is told of|no measured error|"
     r"stands and falls|by the smallest|all but exactly|the ones to the others|the ones and the others|in place of the stated|"
@@ -18,6 +20,19 @@ TURNS = re.compile(
 )
 FOLDERS = ("report", "compare")
 LONGEST, MEAN = 45, 18
+
+
+@cache
+def prose():
+    path = ROOT / "tests" / "docs" / "test_prose.py"
+    spec = importlib.util.spec_from_file_location("prose_of_docs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_all_texts(text):
+    return prose().found(text)
 
 
 def sentences(text):
@@ -54,6 +69,7 @@ def test_no_old_turn_is_left(kind):
     texts = list(own_texts()) if kind == "code" else [(key, metric.explanation) for key, metric in METRICS.items()]
     assert len(texts) > 80
     found = [(where, hit[0]) for where, text in texts if (hit := TURNS.search(text))]
+    found += [(where, better) for where, text in texts for better in of_all_texts(text)]
     assert found == []
 
 
