@@ -105,7 +105,8 @@ def _table(entries: Iterable[tuple[str, Option, Any]], defaults: Mapping[str, An
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         default = "" if isinstance(value, str) and value.startswith(("${", "???")) else f"<br>`{_shown(value)}`"
-        cells = (f"`{name}`{default}", option.meaning + _about(option, kind), ", ".join(option.stages) or "nothing")
+        about = _about(option, kind).replace("[", "\\[")  # no link of Markdown
+        cells = (f"`{name}`{default}", option.meaning + about, ", ".join(option.stages) or "nothing")
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 
