@@ -127,3 +127,11 @@ def test_the_two_ways_to_sample_have_the_same_defaults_and_the_readme_shows_the_
     assert shown == {
         "n_neurons": typed.neurons, "sigma": typed.sigma, "project": typed.project, "seed": typed.seed,
     }  # fmt: skip
+
+
+def test_the_shares_of_the_readme_are_those_of_the_tables_of_calibration():
+    page = (ROOT / "docs" / "calibration.md").read_text()
+    nu = re.search(r"^\| all three \|(?:[^|]*\|){3} (\S+) \|", page, re.MULTILINE)[1]
+    field = re.search(r"^\| all \|(?:[^|]*\|){2} \S+/\S+/(\S+) \|", page, re.MULTILINE)[1]
+    for share, anchor in ((nu, ""), (field, "#from-spikes")):
+        assert f"[{100 * float(share):.0f} % of cases](docs/calibration.md{anchor})" in README
