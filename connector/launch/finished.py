@@ -117,6 +117,11 @@ def tell(console: Console, store: RunStore, metrics: Mapping[str, float], alone:
         show(console, metrics, store, verbose)
 
 
+def begins(directory: Path) -> None:
+    """Of a job that this process runs: it is not passed over."""
+    _passed.discard(directory.resolve())
+
+
 def was_passed(directory: Path) -> bool:
     """Whether this process found the run finished, and passed over it."""
     return directory.resolve() in _passed

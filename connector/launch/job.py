@@ -20,7 +20,7 @@ from connector import interruption
 from connector.data.modules import RecordingDataModule
 from connector.errors import RunFailure, UserError, end_state, explain
 from connector.launch import distributed as launch
-from connector.launch.finished import may_pass, note, objective, show, stage_files, tell
+from connector.launch.finished import begins, may_pass, note, objective, show, stage_files, tell
 from connector.launch.planning import (
     Plan,
     all_marks,
@@ -298,6 +298,7 @@ def run(
         metrics = store.metrics()
         tell(console, store, metrics, alone, options.verbose)
         return objective(metrics)
+    begins(directory)
     with contextlib.ExitStack() as held:
         with explained("start", directory):
             directory.mkdir(parents=True, exist_ok=True)

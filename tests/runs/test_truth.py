@@ -16,6 +16,7 @@ from connector.compare.runs import read_run
 from connector.errors import UserError
 from connector.files import content_checksum, file_checksum, linked_files
 from connector.launch import job as job_module
+from connector.launch.finished import was_passed
 from connector.launch.job import run
 from connector.launch.planning import begin, build_data, plan
 from connector.runs.naming import register_resolvers
@@ -192,9 +193,13 @@ def test_a_refused_job_leaves_the_directory_as_it_was(directory):
 )
 def test_a_lost_file_of_a_finished_job_is_made_again(directory, lost, capsys):
     assert ran(directory, sweep="sweep") is not None
+    assert capsys.readouterr().out == ""  # a job of a sweep has one line, which its callback prints
+    assert was_passed(directory)
+    assert ran(directory, "verbose=true", sweep="sweep") is not None
     assert "nothing to do" in capsys.readouterr().out
     (directory / lost).unlink()
-    ran(directory, sweep="sweep")
+    ran(directory, "verbose=true", sweep="sweep")
+    assert not was_passed(directory)
     said = capsys.readouterr().out
     assert "nothing to do" not in said
     assert said.count("reused") == 3
@@ -208,7 +213,7 @@ def test_a_lost_file_of_a_finished_job_is_made_again(directory, lost, capsys):
 def test_a_lost_file_of_a_finished_stage_is_made_again_byte_for_byte(directory, lost, capsys):
     whole = (directory / lost).read_bytes()
     (directory / lost).unlink()
-    ran(directory, sweep="sweep")
+    ran(directory, "verbose=true", sweep="sweep")
     assert (directory / lost).read_bytes() == whole
     assert f"{lost.split('/')[1]} is no longer there; trained anew" in capsys.readouterr().out
 
