@@ -7,6 +7,7 @@ from pathlib import Path
 
 from marked_pages import rewrite
 from matplotlib.figure import Figure
+from scoreboard_sets import SIMULATED
 
 from connector.figures.style import GROUPS, INK, MUTED, styled
 from connector.files import atomic
@@ -31,13 +32,15 @@ CITED = {
     "LFADS": (0.930, 0.881, 0.1292, 0.721),
     "LDS": (0.244, 0.488, 0.0353, 0.722),
 }
-_WORST, _CLOSE = -10.0, 0.005
+_WORST, _LARGEST, _CLOSE = -10.0, 100.0, 0.005
 
 
 def number(value: float | None) -> str:
     if value is None:
         return "—"
-    return f"< {_WORST:g}" if value < _WORST else f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+    if not _WORST <= value <= _LARGEST:
+        return f"< {_WORST:g}" if value < _WORST else f"> {_LARGEST:g}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def cell(row: dict, key: str) -> str:
@@ -100,10 +103,48 @@ def verdicts(by_set: dict[str, list[dict]]) -> list[str]:
         clauses = lost(rows, COLUMNS | OF_SPIKES)
         if clauses:
             lines.append(f"- **{name}**: ours is not the best in {'; '.join(clauses)}.")
-    whole = [name for name in by_set if not lost(by_set[name], COLUMNS | OF_SPIKES)]
+    with_ours = [name for name, rows in by_set.items() if any(row["method"].startswith("ours") for row in rows)]
+    whole = [name for name in with_ours if not lost(by_set[name], COLUMNS | OF_SPIKES)]
     if whole:
         lines.append(f"- Ours is the best, or within {_CLOSE} of it, in every column of: {', '.join(whole)}.")
     return lines
+
+
+def cheaper(rows: list[dict]) -> str:
+    """Which methods take less CPU time than ours, whole recipes compared; a sentence, or nothing."""
+    taken = {
+        method: [row["whole_s"] for row in rows if row["method"] == method and "rate_r2" in row["scores"]]
+        for method in METHODS
+    }
+    medians = {method: statistics.median(of) for method, of in taken.items() if of}
+    own = medians.get("ours, fit")
+    less = [
+        f"{method} {value:.2g}"
+        for method, value in medians.items()
+        if own is not None and not method.startswith("ours") and value < own
+    ]
+    return (
+        f"- Ours is not the cheapest: its fit takes a median of {own:.2g} CPU seconds, {', '.join(less)}."
+        if less
+        else ""
+    )
+
+
+def missing(by_set: dict[str, list[dict]]) -> str:
+    """Rows that were not run, in one sentence."""
+    lacking: dict[str, list[str]] = {}
+    for name, rows in by_set.items():
+        there = {row["method"] for row in rows}
+        expected = ["ours, fit", "LDS", "PCA + ridge"]
+        if any("rate_r2" in row["scores"] for row in rows):
+            expected += ["ours, sampled", "LINT"]
+        if any("dissimilarity" in row["scores"] for row in rows):
+            expected.append("published")
+        for method in expected:
+            if method not in there:
+                lacking.setdefault(method, []).append(name)
+    told = [f"{method} on {', '.join(names)}" for method, names in lacking.items()]
+    return f"Not run yet: {'; '.join(told)}." if told else ""
 
 
 def totals(by_set: dict[str, list[dict]]) -> str:
@@ -133,13 +174,20 @@ def short_rows(rows: list[dict]) -> str:
     runs = [row["cut"]["lrrnn"] for row in rows if row["method"] == "LINT" and "lrrnn" in row["cut"]]
     if not runs:
         return ""
-    least, most = min(done for done, _ in runs), max(done for done, _ in runs)
-    whole = [row["whole_s"] for row in rows if row["method"] == "LINT" and "lrrnn" in row["cut"]]
-    return (
-        f"LINT and the published recipe were cut short on {len(runs)} sets: {least} to {most} of {runs[0][1]} epochs of LINT were run, and a "
-        f"whole training would take {min(whole):,.0f} to {max(whole):,.0f} CPU seconds ('30 of 1,400': run, and extrapolated). Their rows are not "
-        "what these methods reach in the end."
+    epochs, whole = (
+        [done for done, _ in runs],
+        [row["whole_s"] for row in rows if row["method"] == "LINT" and "lrrnn" in row["cut"]],
     )
+    return (
+        f"LINT and the published recipe were cut short on {len(runs)} set{'s' * (len(runs) > 1)}: LINT ran {_between(epochs)} of {runs[0][1]} "
+        f"epochs, and would take {_between(whole)} CPU seconds in all (in the tables: those run, of those that all would take). Their rows are "
+        "not what these methods reach in the end."
+    )
+
+
+def _between(values: list[float]) -> str:
+    low, high = (f"{value:,.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def cited() -> str:
@@ -152,15 +200,16 @@ def cited() -> str:
 def text_of(rows: list[dict], about: str, spent: float) -> str:
     """What stands between the markers of the page."""
     by_set: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["set"] not in SIMULATED, [*SIMULATED, row["set"]].index(row["set"]))):
         by_set.setdefault(row["set"], []).append(row)
     lines = [
         f"{about}. All rows together took {spent / 60:.1f} CPU minutes, sets and scores included.",
         short_rows(rows),
+        missing(by_set),
     ]
-    lines += ["![Rate R², state R², cycle consistency and false attractors of each method](scoreboard.png)"]
+    lines += ["![Rate R², state R², true and false attractors of each method](scoreboard.png)"]
     lines += ["### All simulated sets", "Medians over sets; attractors are summed.", totals(by_set)]
-    lines += ["### Where ours is not the best", "\n".join(verdicts(by_set))]
+    lines += ["### Where ours is not the best", "\n".join([*verdicts(by_set), cheaper(rows)])]
     for name, some in by_set.items():
         spikes = any("few_shot" in row["scores"] for row in some)
         lines += [f"### {name}", table(some, OF_SPIKES if spikes else COLUMNS)]
@@ -169,16 +218,22 @@ def text_of(rows: list[dict], about: str, spent: float) -> str:
     return "\n\n".join(line for line in lines if line)
 
 
+def drawn_value(score: dict) -> float:
+    """A score as it is drawn: of attractors found the share of the true ones."""
+    return score["value"] / int(score["note"].split()[-1]) if score["note"].startswith("of ") else score["value"]
+
+
 @styled
 def picture(rows: list[dict]) -> Figure:
     """Four panels: a measure each, sets along the axis, a mark for each method."""
-    sets = list(dict.fromkeys(row["set"] for row in rows if "rate_r2" in row["scores"]))
+    there = {row["set"] for row in rows if "rate_r2" in row["scores"]}
+    sets = [*(name for name in SIMULATED if name in there), *sorted(there - set(SIMULATED))]
     figure = Figure(figsize=(9.5, 6.2), layout="constrained")
     axes = list(figure.subplots(2, 2, sharex=True).flat)
-    for ax, key in zip(axes, ("rate_r2", "state_r2", "cycle_consistency", "attractors_false")):
+    for ax, key in zip(axes, ("rate_r2", "state_r2", "attractors_found", "attractors_false")):
         for j, method in enumerate(METHODS):
             points = [
-                (sets.index(row["set"]) + (j - 2.5) * 0.12, row["scores"][key]["value"])
+                (sets.index(row["set"]) + (j - 2.5) * 0.12, drawn_value(row["scores"][key]))
                 for row in rows
                 if row["method"] == method and row["set"] in sets and key in row["scores"]
             ]
@@ -190,7 +245,8 @@ def picture(rows: list[dict]) -> Figure:
                 below = [(a, b) for a, b in zip(x, y) if b < low]
                 if below:
                     ax.plot([a for a, _ in below], [low] * len(below), "v", ms=6, color=GROUPS[j], clip_on=False)
-        ax.set_title({**{k: v[0] for k, v in COLUMNS.items()}, "attractors_false": "false attractors"}[key])
+        titles = {"attractors_found": "share of the true attractors found", "attractors_false": "false attractors"}
+        ax.set_title(titles.get(key, COLUMNS[key][0]))
         ax.set_xticks(range(len(sets)), sets, rotation=40, ha="right")
         if key != "attractors_false":
             ax.set_ylim(0, 1.02)

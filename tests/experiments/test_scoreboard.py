@@ -157,9 +157,10 @@ def test_the_page_says_by_itself_where_ours_loses(experiments_importable, tmp_pa
     assert text.endswith("\nBelow.\n")
     assert "old" not in text
     assert "ours is not the best in rate R²: LDS 0.950" in text
-    assert "7 to 7 of 1000 epochs" in text
+    assert "LINT ran 7 of 1000 epochs" in text
     assert "2 of 900" in text
     assert "few-shot" in text
+    assert "ours, sampled on a" in text
     assert (tmp_path / "page.png").stat().st_size > 1000
 
 
