@@ -147,7 +147,7 @@ def test_the_page_says_by_itself_where_ours_loses(experiments_importable, tmp_pa
     from scoreboard_page import COLUMNS
 
     assert lost([ours, worse], COLUMNS) == []
-    assert lost([ours, better, worse], COLUMNS) == ["rate R²: LDS 0.950, ours, fit 0.900"]
+    assert lost([ours, better, worse], COLUMNS) == ["rate R²: 0.950 of LDS, 0.900 of ours, fit"]
     page = tmp_path / "page.md"
     page.write_text("Above.\n<!-- scoreboard -->\nold\n<!-- end of scoreboard -->\nBelow.\n")
     rows = [ours, better, worse, row("ours, fit", "rat", co_smoothing=0.1, few_shot=0.05)]
@@ -156,11 +156,11 @@ def test_the_page_says_by_itself_where_ours_loses(experiments_importable, tmp_pa
     assert text.startswith("Above.\n")
     assert text.endswith("\nBelow.\n")
     assert "old" not in text
-    assert "ours is not the best in rate R²: LDS 0.950" in text
+    assert "ours is not the best in rate R²: 0.950 of LDS" in text
     assert "LINT ran 7 of 1000 epochs" in text
     assert "2 of 900" in text
     assert "few-shot" in text
-    assert "ours, sampled on a" in text
+    assert "Not run yet on a: ours, sampled." in text
     assert (tmp_path / "page.png").stat().st_size > 1000
 
 
