@@ -136,12 +136,17 @@ def show(console: Console, metrics: Mapping[str, float], store: RunStore, verbos
     names = {key: metric.label for key, metric in METRICS.items()} if verbose else SHORT
     shown = [key for key in names if key in metrics]
     table = Table(
-        "measure", Column("value", justify="right"), Column("unit", style="dim"), show_edge=False, pad_edge=False
+        Column("measure", no_wrap=not verbose),
+        Column("value", justify="right", no_wrap=True, min_width=7),
+        Column("unit", style="dim", no_wrap=not verbose, overflow="ellipsis", max_width=None if verbose else 20),
+        show_edge=False,
+        pad_edge=False,
     )
     for key in shown if verbose else shown[:_SHOWN]:
         table.add_row(names[key], format_number(metrics[key]), METRICS[key].unit)
     console.print(table)
-    for said in map(parted, store.stages()[RESULTS].get("cautions", ())):
+    cautions = map(parted, store.stages()[RESULTS].get("cautions", ()))
+    for said in sorted(cautions, key=lambda said: said.word != "Warning"):
         console.print(
             Text.assemble((f"{said.word}: ", "bold yellow"), said.wrong),
             highlight=False,

@@ -69,7 +69,7 @@ def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]
         )
     if found.predicted_error > OPEN:
         why, remedy = (
-            ("One assumption of the model is wrong.", "mend what the warning below names; until then nu is open.")
+            ("One assumption of the model is wrong.", "mend what the warning names; until then nu is open.")
             if cause_named
             else (
                 "The data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network.",
