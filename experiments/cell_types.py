@@ -32,6 +32,7 @@ from scipy.stats import binomtest
 
 from connector.analysis.cell_types import cell_type_test
 from connector.analysis.separated_groups import LEVEL, separated_groups
+from connector.errors import UserError
 from connector.lrrnn.spikes.baselines import poisson_regression
 
 NEURONS, COLUMNS = (100, 300, 1000), (2, 3, 5)
@@ -299,7 +300,8 @@ def spikes(t, rng):
 
 
 def fires(name: str, n: int, p: int, number: int, errors: str = "none") -> tuple[bool, bool, np.ndarray]:
-    """Is population ``number`` of a kind called separated groups, with its errors and without a word of them?"""
+    """Is population ``number`` of a kind called separated groups, with its errors and without a word of them? One with too few
+    different neurons is refused, and so not called that."""
     rng = np.random.default_rng([number, n, p, zlib.crc32(name.encode())])
     x, covariance = (SINGLE | GROUPS)[name](n, p, rng), None
     if errors != "none":
@@ -307,7 +309,10 @@ def fires(name: str, n: int, p: int, number: int, errors: str = "none") -> tuple
         covariance = torch.from_numpy(covariance)
     elif name not in ATOMS:
         x = x @ rng.normal(size=(p, p))
-    found = separated_groups(torch.from_numpy(x), count=False, seed=number).p_value <= LEVEL
+    try:
+        found = separated_groups(torch.from_numpy(x), count=False, seed=number).p_value <= LEVEL
+    except UserError:
+        found = False
     unaware = found
     if found and covariance is not None:
         found = separated_groups(torch.from_numpy(x), covariance, count=False, seed=number).p_value <= LEVEL
