@@ -21,7 +21,7 @@ from connector.launch.ranks import RANKS
 from connector.report.cautions import parted
 from connector.report.glossary import MAIN_METRICS, METRICS, SHORT
 from connector.report.numbers import counted, format_number
-from connector.runs.options import STAGES, Options
+from connector.runs.options import STAGES, Options, ReportOptions
 from connector.runs.store import RESULTS, RunStore, fingerprint
 
 _SHOWN, _IN_A_LINE = 8, 3  # measures at the end of a run, and of a job of a sweep
@@ -36,15 +36,19 @@ def stage_files(store: RunStore) -> dict[str, list[Path]]:
     }
 
 
-def stands_whole(store: RunStore, requested: Collection[str], marks: Mapping[str, str], report: bool) -> bool:
+def stands_whole(store: RunStore, requested: Collection[str], marks: Mapping[str, str], report: ReportOptions) -> bool:
     """Whether all that a job of these stages would write is there, whole; ``marks``: fingerprints of stages and results."""
+    drawing = "outputs" in requested and report.draw
     held = {*requested, *(stage for stage in STAGES if stage in store.stages())}
     files = stage_files(store)
     if not store.has_config() or not all(store.is_current(stage, marks[stage], files[stage]) for stage in held):
         return False
     last = [store.path / "metrics.json"]
     last += [store.path / "network.npz"] * ("outputs" in requested)
-    last += [store.path / "report.html"] * ("outputs" in requested and report)
+    last += [store.path / "report.html"] * drawing
+    drawn = {Path(name).suffix for name in store.stages().get(RESULTS, {}).get("drawn", {})}
+    if drawing and not {f".{ending}" for ending in report.formats} <= drawn:
+        return False
     return store.is_current(RESULTS, marks[RESULTS], last)
 
 
@@ -100,7 +104,7 @@ def answered(options: Options, directory: Path, alone: bool) -> dict[str, float]
         known = store.stages()[RESULTS]["job"]
         if known["key"] != _key(options, None if path is None else content_checksum(path)):
             return None
-        if not stands_whole(store, known["requested"], known["marks"], options.report.draw):
+        if not stands_whole(store, known["requested"], known["marks"], options.report):
             return None
         metrics = store.metrics()
         tell(Console(), store, metrics, alone, options.verbose)

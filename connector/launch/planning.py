@@ -188,4 +188,4 @@ def all_marks(options: Options, schedule: Plan) -> dict[str, str]:
 
 def is_finished(store: RunStore, options: Options, schedule: Plan) -> bool:
     """Whether nothing is left to do for this job: all that it would write is there, whole."""
-    return stands_whole(store, schedule.requested, all_marks(options, schedule), options.report.draw)
+    return stands_whole(store, schedule.requested, all_marks(options, schedule), options.report)

@@ -13,7 +13,7 @@ from rich.console import Console
 from connector.launch import finished as known
 from connector.launch import job
 from connector.report.glossary import METRICS, SHORT
-from connector.runs.options import checked
+from connector.runs.options import ReportOptions, checked
 from connector.runs.store import RunStore
 
 
@@ -66,6 +66,18 @@ def test_a_damaged_file_is_seen(finished, damage):
     assert known.answered(options, directory, alone=False) is None
     (directory / "aside").rename(directory / "report.html")
     assert known.answered(options, directory, alone=False) is not None
+
+
+def test_figures_in_a_format_that_was_not_drawn_are_still_to_be_made(finished):
+    store = RunStore(finished[0])
+    noted = store.stages()["results"]["job"]
+
+    def stands(*formats, draw=True):
+        return known.stands_whole(store, noted["requested"], noted["marks"], ReportOptions(draw, list(formats)))
+
+    assert stands("png")
+    assert not stands("png", "pdf")
+    assert stands("png", "pdf", draw=False)
 
 
 @pytest.mark.parametrize(
