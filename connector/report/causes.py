@@ -63,8 +63,11 @@ def _rank(metrics: Mapping[str, float], name: str) -> str:
 
 def _fewer(metrics: Mapping[str, float], name: str) -> str:
     verb = "adds" if _SPIKES in metrics else "removes"
+    does = "makes the prediction of held-out neurons worse"
+    if metrics[CHECK + name] >= 0:
+        does = f"{verb} {_removed(metrics, name)}"
     return (
-        f"The last latent dimension {verb} {_removed(metrics, name)}. The data do not "
+        f"The last latent dimension {does}. The data do not "
         f"show it, and lrrnn.rank may be too high.{TO_DO}lower it by one, or set lrrnn.rank=auto."
     )
 

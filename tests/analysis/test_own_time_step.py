@@ -44,7 +44,7 @@ def test_a_wrong_time_step_is_found_to_its_digits_and_said(activation):
         activation,
     )
     (said,) = of_causes(checks_of(wrong, fit))
-    assert "relax by 0.2 of the way in a step: data.alpha = dt / tau is wrong" in said
+    assert "relax by 0.2 of the way in one step" in said
 
 
 def fitted(recording: Recording, rank: int) -> FittedDynamics:

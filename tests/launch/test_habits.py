@@ -250,7 +250,7 @@ def test_help_tells_meanings_values_ranges_and_units_without_torch():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     for line in (
         "lrrnn.rank = 2",
-        "number of latent dimensions R; auto, for rates: the smallest with which",
+        "number of latent dimensions R; auto: the smallest that predicts",
         "[from 1 to 20, or auto]",
         "hidden layers [from 1 to 100]",
         "debug=default",

@@ -35,7 +35,7 @@ def test_sessions_swept_over_have_a_run_directory_each(swept):
         assert read_npz(run / "latents.npz")["lengths"].tolist() == recording.lengths.tolist()
         assert np.isfinite(json.loads((run / "metrics.json").read_text())["lrrnn/val_loss"])
         for note in recording.notes:  # the summary of each session
-            assert note in done.stdout
+            assert note in (run / "train.log").read_text()
     assert (runs[0] / "latents.npz").read_bytes() != (runs[1] / "latents.npz").read_bytes()
 
 

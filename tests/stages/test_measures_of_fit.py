@@ -47,7 +47,7 @@ def test_a_rank_is_chosen_where_asked_and_one_too_high_is_named(tmp_path, of_ran
     assert not warnings
     metrics, (said,) = run(tmp_path, "lrrnn.rank=3", rates=of_rank_two)
     assert metrics["lrrnn/cause_fewer"] == 1
-    assert "lrrnn.rank may be too high; lower it by one" in said
+    assert "lrrnn.rank may be too high" in said
 
 
 def test_a_rank_that_is_too_low_is_named(tmp_path, of_rank_two):
@@ -55,7 +55,7 @@ def test_a_rank_that_is_too_low_is_named(tmp_path, of_rank_two):
     metrics, warnings = run(tmp_path, "lrrnn.rank=1", "lrrnn.bias=false", rates=rates)
     assert metrics["lrrnn/cause_rank"] == 1
     (said,) = warnings
-    assert "lrrnn.rank is too low; raise it by 1" in said
+    assert "lrrnn.rank is too low" in said
 
 
 @pytest.fixture(scope="module")
