@@ -26,7 +26,7 @@ def swept(tmp_path_factory):
 
 
 def test_sessions_swept_over_have_a_run_directory_each(swept):
-    folder, paths, done = swept
+    folder, paths, _ = swept
     runs = sorted(path for path in (folder / "sweep").iterdir() if path.is_dir())
     assert [run.name.split("data.path=")[1].split(",")[0] for run in runs] == ["A.mat", "B.mat"]
     for run, path in zip(runs, paths):
