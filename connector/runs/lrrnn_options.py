@@ -41,8 +41,8 @@ class LowRankRNNOptions:
     )  # fmt: skip
     init_std: float = option("standard deviation of random initial weights", stages=_LRRNN, above=0)
     max_epochs: int | None = option(
-        "passes through the training trials; null: 60 for spikes; for rates 2, or none if the closed form "
-        "leaves nothing to gain",
+        "passes through the training trials; null: 60 for spikes, fewer for recordings of more than 66,000 bins; for rates 2, or "
+        "none if the closed form leaves nothing to gain",
         stages=_LRRNN, unit="epochs", at_least=1,
     )  # fmt: skip
     learning_rate: float | None = option(

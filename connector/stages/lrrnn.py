@@ -441,7 +441,7 @@ def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str)
     module = LowRankRNNModule("spikes", arguments, options.seed, learning_rate, one_cycle=True)
     module.model.initialise(recording, fold.train, baseline)
     data.batch_size = choice.batch_size or SpikeModel.BATCH_SIZE
-    epochs = choice.max_epochs or SpikeModel.MAX_EPOCHS
+    epochs = choice.max_epochs or SpikeModel.epochs_for(int(recording.lengths[fold.train].sum()))
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     choices = None if recording.choices is None else recording.choices[fold.train]
     module.model.fix_gauge(TrialBatch.of(recording, fold.train, baseline.argument), choices)

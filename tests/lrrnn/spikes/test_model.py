@@ -533,3 +533,7 @@ def test_states_read_from_single_bins_err_as_stated():
     error = (states - z)[mask]
     assert abs(float((error * torch.linalg.solve(spread[mask], error)).sum(1).mean()) - 2) < 0.2
     assert not states[~mask].any()
+
+
+def test_long_recordings_are_passed_fewer_times():
+    assert [SpikeModel.epochs_for(n) for n in (1, 40_000, 66_000, 216_000, 10**8)] == [60, 60, 60, 18, 10]
