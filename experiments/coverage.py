@@ -560,6 +560,13 @@ def show(title: str, groups: dict[str, list[dict]], console: Console) -> dict:
     return found
 
 
+def write_page(page: Path, tables: dict) -> None:
+    """Put the table of all kinds, below the command that made it, on a page."""
+    command = " ".join(["python experiments/coverage.py", *(x for x in sys.argv[1:] if not x.startswith("/"))])
+    rows = [cells(name, row) for name, row in tables.items()]
+    rewrite(page, "rates", f"`{command}`\n\n{markdown_table(HEADS, rows)}")
+
+
 def by(results: list[dict], key: str) -> dict[str, list[dict]]:
     values = sorted({r[key] for r in results}, key=str)
     return {f"{key} {value}": [r for r in results if r[key] == value] for value in values}
@@ -638,10 +645,7 @@ def main() -> None:
     with open(arguments.out, "w") as file:
         json.dump({"tables": tables | of_kinds | of_cautions, "results": found}, file, indent=1)
     if arguments.page:
-        kinds = {name: row for name, row in of_kinds.items() if name.startswith("kind ")}
-        command = " ".join(["python experiments/coverage.py", *(x for x in sys.argv[1:] if not x.startswith("/"))])
-        rows = [cells(name, row) for name, row in (tables | kinds).items()]
-        rewrite(arguments.page, "rates", f"`{command}`\n\n{markdown_table(HEADS, rows)}")
+        write_page(arguments.page, tables | {name: x for name, x in of_kinds.items() if name.startswith("kind ")})
 
 
 if __name__ == "__main__":

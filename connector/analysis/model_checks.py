@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from connector.analysis.readout_checks import DRIFT, NEGLIGIBLE, RANK, ReadoutChecks, check_readout, states_of
+from connector.analysis.readout_checks import DRIFT, RANK, ReadoutChecks, check_readout, states_of
 from connector.analysis.step_checks import Innovations, innovations, own_time_step, time_step_evidence
 from connector.errors import UserError
 from connector.lrrnn.handover import FittedDynamics
@@ -61,7 +61,7 @@ class ModelChecks:
     def last_is_idle(self) -> bool:
         """Whether held-out rates are predicted as well without the last of the latent dimensions."""
         last = self.readout.last
-        return last is not None and last.share <= max(last.error, NEGLIGIBLE)
+        return last is not None and last.idle
 
     @property
     def slow_residuals(self) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from connector.analysis.readout_checks import LEAST_GAIN, NEGLIGIBLE, Readout, ReadoutSamples, trial_error
+from connector.analysis.readout_checks import NEGLIGIBLE, Gain, Readout, ReadoutSamples, trial_error
 from connector.data.folds import Fold
 from connector.errors import UserError, require
 from connector.lrrnn.spikes.baselines import Baseline
@@ -27,7 +27,6 @@ MOST = 12
 N_FOLDS = 3
 N_BLOCKS = 1500  # of spikes, to which each fit is made
 _PATIENCE = 2  # ranks tried beyond the last that helps
-_CLEAR = 3  # standard errors
 _MORE_NEURONS = 4  # times the rank, for half of them to show the states
 
 
@@ -132,9 +131,12 @@ def rank_checks(recording: Recording, fold: Fold, rank: int, baseline: Baseline)
     Args:
         rank: of the fit that is checked. baseline: of the spikes.
     """
+    if recording.n_neurons < _MORE_NEURONS * (rank + 1):
+        return {}
     blocks = CountBlocks.of(recording, baseline, block_of(recording))
     train, held = (blocks.take(x, N_BLOCKS) for x in (fold.train, torch.cat([fold.validation, fold.test])))
-    if recording.n_neurons < _MORE_NEURONS * (rank + 1) or len(held.trial.unique()) < N_FOLDS:
+    n_trials = len(held.trial.unique())
+    if n_trials < N_FOLDS:
         return {}
     try:
         ranks = {r: held_out_loss(held, fit_factors(train, r)) for r in {0, rank - 1, rank, rank + 1}}
@@ -144,17 +146,17 @@ def rank_checks(recording: Recording, fold: Fold, rank: int, baseline: Baseline)
     if not 0 < added < math.inf:
         return {}
 
-    def gain(lower: int) -> tuple[float, float]:
+    def gain(lower: int) -> Gain:
         better = (ranks[lower] - ranks[lower + 1]) / added
-        return float(better.mean()), trial_error(better, held.trial)
+        return Gain(float(better.mean()), trial_error(better, held.trial), n_trials)
 
-    (more, more_error), (last, last_error) = gain(rank), gain(rank - 1)
-    found = {"lrrnn/check_rank": more, "lrrnn/check_rank_error": more_error}
-    if more > max(LEAST_GAIN, _CLEAR * more_error):
+    more, last = gain(rank), gain(rank - 1)
+    found = {"lrrnn/check_rank": more.share, "lrrnn/check_rank_error": more.error}
+    if more.clear:
         found["lrrnn/cause_rank"] = 1.0
     if rank > 1:
-        found |= {"lrrnn/check_fewer": last, "lrrnn/check_fewer_error": last_error}
-        if last <= max(last_error, NEGLIGIBLE):
+        found |= {"lrrnn/check_fewer": last.share, "lrrnn/check_fewer_error": last.error}
+        if last.idle:
             found["lrrnn/cause_fewer"] = 1.0
     return found
 

@@ -64,6 +64,11 @@ class Gain:
     def clear(self) -> bool:
         return self.share > LEAST_GAIN and self.share > student_t.ppf(LEVEL, max(self.n_trials - 1, 1)) * self.error
 
+    @property
+    def idle(self) -> bool:
+        """Whether held-out activity is predicted as well without it."""
+        return self.share <= max(self.error, NEGLIGIBLE)
+
 
 @dataclass(frozen=True)
 class Fitted:

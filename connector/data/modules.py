@@ -16,7 +16,7 @@ from connector.data.attractors import Teacher, teacher
 from connector.data.folds import Fold, fold_of, names_of, overlapping, without_constant
 from connector.data.indicator import without_indicator
 from connector.data.input_filter import with_inputs
-from connector.data.preprocessing import mean_rates_hz, repeated_trials, silent_ends, silent_spells
+from connector.data.preprocessing import are_counts, mean_rates_hz, repeated_trials, silent_ends, silent_spells
 from connector.data.readers import reader, source_of
 from connector.data.recorded import out_of_range
 from connector.data.simulation import simulate_recording
@@ -419,7 +419,7 @@ def _doubts(recording: Recording) -> list[str]:
                 said.append(
                     f"the busiest neuron fires at {busiest:.2g} Hz: is the width of bins, data.bin_s, in seconds?"
                 )
-    elif _whole_numbers(activity):
+    elif activity.max() > 1 and are_counts(activity):
         said.append(
             f"rates are whole numbers from 0 to {int(activity.max())}, as counts of spikes are: those are read as counts under the key "
             "`spikes` of an npz, or with data.kind=spikes"
@@ -431,11 +431,6 @@ def _doubts(recording: Recording) -> list[str]:
             "from training"
         )
     return said
-
-
-def _whole_numbers(activity: np.ndarray) -> bool:
-    """Whether all are counts, of which some are 2 or more."""
-    return activity.min() >= 0 and activity.max() > 1 and bool((activity == np.round(activity)).all())
 
 
 def _known_network(recording: Recording) -> Network | None:

@@ -115,9 +115,14 @@ def bin_events(times_s: np.ndarray, n_bins: int, bin_s: float, weights: np.ndarr
     return np.bincount(place[inside], weights=weights[inside], minlength=n_bins)
 
 
+def are_counts(values: np.ndarray) -> bool:
+    """Whether all values are whole numbers of 0 or more, as spike counts are."""
+    return bool(values.min() >= 0 and np.isfinite(values.max()) and np.array_equal(values, np.round(values)))
+
+
 def require_counts(values: np.ndarray) -> None:
     """Raises UserError for values that are no spike counts."""
-    if not (values.min() >= 0 and np.isfinite(values.max()) and np.array_equal(values, np.round(values))):
+    if not are_counts(values):
         raise UserError("spike counts, whole numbers of 0 or more", f"values from {values.min():g} to {values.max():g}")
 
 
