@@ -14,6 +14,7 @@ _NO_PLACE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP,
     errno.EEXIST, errno.ESTALE, errno.EIO,
 )  # fmt: skip
+PRUNED = "pruned"  # how such a job ended, in the words of :func:`end_state`
 _NUMERICAL = {
     "lrrnn": "try a smaller lrrnn.learning_rate or another lrrnn.rank, and look for neurons or trials far out of range",
     "loadings": "try a smaller connectivity.loadings_learning_rate",
@@ -104,6 +105,10 @@ class RunFailure(Exception):
         return type(self), (self.stage, self.what, self.remedy, self.where, self.kept)
 
 
+class Pruned(Exception):
+    """The trial of a study that is far behind the others: its job ends early, which is no failure."""
+
+
 def unwritable(error: OSError, option: str = "--out") -> Exception | None:
     """What to end with where a file or directory cannot be made or read, as no reader of files has told; None for other errors.
 
@@ -138,6 +143,8 @@ def end_state(error: BaseException | None) -> str:
     if error is None:
         return "done"
     line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, Pruned):
+        return f"{PRUNED}: {line}"
     if isinstance(error, UserError):
         return f"mistake (2): {line}"
     if isinstance(error, RunFailure):
@@ -149,7 +156,7 @@ def explain(error: Exception, stage: str, directory: Path) -> Exception:
     """The exception to end with for one that left a stage: a mistake or failure stays what it is; a full disk, too little
     memory and singular systems become a RunFailure that says so; and so does all else, with the log that tells more, once
     there is one."""
-    if isinstance(error, (UserError, RunFailure)):
+    if isinstance(error, (UserError, RunFailure, Pruned)):
         return error
     kept = f"finished stages are kept in {directory}"
     for cause in _chain(error):

@@ -120,6 +120,15 @@ def _name_of(settings: DictConfig, key: str) -> str | None:
     return stands_for(settings.runtime.choices, settings.overrides.task) if made else None
 
 
+def _reports(sweeper: DictConfig) -> list[Any]:
+    """For a job of a study that watches a loss: the callback that reports it."""
+    if sweeper.get("monitor") is None or sweeper.get("trial") is None:
+        return []
+    from connector.launch.pruning import Reports
+
+    return [Reports(sweeper)]
+
+
 def job(config: DictConfig, data: Any = None) -> float | None:
     """One job: a single run, or one of a sweep, whose data a launcher may have read. Returns the value that an optimizing
     sweeper minimises."""
@@ -153,7 +162,8 @@ def job(config: DictConfig, data: Any = None) -> float | None:
         if not sweep:
             return run(options, config, directory, name=_name_of(settings, "run.dir"))
         name, number = Path(settings.sweep.dir).name, int(settings.job.num)
-        reached = run(options, config, directory, name, number, data, _name_of(settings, "sweep.subdir"))
+        stands = _name_of(settings, "sweep.subdir")
+        reached = run(options, config, directory, name, number, data, stands, _reports(settings.sweeper))
         if reached is None and optimizes(settings.sweeper.get("_target_")):
             remedy = "let each job of a study run all stages on enough trials to measure the field error"
             raise UserError("a measure for the study to minimise", f"none in {directory / 'metrics.json'}", remedy)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from connector import interruption
 from connector.data.modules import RecordingDataModule
-from connector.errors import RunFailure, UserError, end_state, explain
+from connector.errors import Pruned, RunFailure, UserError, end_state, explain
 from connector.launch import distributed as launch
 from connector.launch.finished import begins, may_pass, note, objective, show, stage_files, tell
 from connector.launch.planning import (
@@ -258,18 +259,21 @@ def run(
     job_number: int | None = None,
     data: RecordingDataModule | None = None,
     name: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> float | None:
     """Run one job in ``directory``: by itself, or as number ``job_number`` of the sweep ``sweep_name``.
 
     Args:
         data: of the job, where an ensemble has read them; None: as the options name them.
         name: what the directory's name stands for, of :func:`connector.runs.naming.stands_for`; None: it was chosen freely.
+        callbacks: of Lightning, for the trainings of all stages.
 
     Returns:
         the value an optimizing sweeper minimises: the dissimilarity to a known teacher, else the projected field error.
 
     Raises:
         UserError: a mistake the user can mend; nothing is written then, unless a stage had already finished.
+        Pruned: one of the callbacks has ended the job.
     """
     quiet()
     if options.trainer.threads is not None:
@@ -290,7 +294,7 @@ def run(
         schedule = plan(options, data, machine)
     _log.debug("fingerprints: %s", schedule.marks)
     store, plain = RunStore(directory), whole_paths(OmegaConf.to_container(config, resolve=True))
-    job = _Job(options, plain, store, data, schedule, own, console, sweep_name, name)
+    job = _Job(options, plain, store, data, schedule, own, console, sweep_name, name, callbacks)
     if options.trainer.extra.get("fast_dev_run"):
         return _try_out(job)
     alone = sweep_name is None
@@ -323,6 +327,7 @@ class _Job:
     console: Console
     sweep_name: str | None
     name: str | None
+    callbacks: Sequence[Callback]
 
     def say(self, line: str) -> None:
         """To train.log, and to the terminal but for the jobs of a sweep, which have one line each."""
@@ -377,7 +382,9 @@ def _run(job: _Job) -> float | None:
                 # A simulation is a function of the seed, too.
                 seed = {"seed": job.options.seed} if job.data.teacher is not None else {}
                 logger.log_data(job.config["data"] | seed, job.options.data.name)
-            context = StageContext(job.options, store, logger, job.console, job.say, additions=job.additions)
+            context = StageContext(
+                job.options, store, logger, job.console, job.say, callbacks=job.callbacks, additions=job.additions
+            )
             if not is_child_rank():
                 if stale:
                     job.say(f"{', '.join(stale)}: of other options, removed")
@@ -398,6 +405,12 @@ def _run(job: _Job) -> float | None:
         said = f"the job ended early ({interruption.what(left)}); {interruption.goes_on(directory)}"
         _log.info(said)
         _note_state(store, said if begun else None)
+        raise
+    except Pruned as pruned:
+        failed = False
+        job.say(f"the job ended early: {end_state(pruned)}")
+        _note_state(store, end_state(pruned))
+        logger.log_end(end_state(pruned))
         raise
     except BaseException as error:
         _log.exception("the job ended early")

@@ -30,14 +30,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from connector.errors import UserError, end_state, unwritable
+from connector.errors import PRUNED, UserError, end_state, unwritable
 from connector.report.glossary import MAIN_METRICS
 from connector.report.numbers import format_number
 from connector.runs.lock import locked
 from connector.terminal import shortest, wide_console
 
 _SHOWN = 5  # main measures in the table; jobs.csv holds all
-_RECORDS = ".jobs"
+RECORDS = ".jobs"
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
@@ -55,6 +55,17 @@ class Refused(BaseException):
     def __init__(self, error: Exception):
         super().__init__(str(error))
         self.error = error
+
+
+def sweep_id() -> str:
+    """Of the sweep that this process started; its records lie in a directory of that name while it is under way."""
+    return "" if _open is None else _open.id
+
+
+def expect_jobs(number: int | None) -> None:
+    """How many jobs the sweep that this process started will have, where its sweeper knows; None: that is open."""
+    if _open is not None:
+        _open.n_jobs = number
 
 
 def swept_here() -> dict[str, str]:
@@ -102,7 +113,7 @@ def _expected_jobs(config: DictConfig) -> int | None:
 
 def optimizes(sweeper: Any) -> bool:
     """Whether a sweeper, by its ``_target_``, chooses its jobs by the value that the earlier ones have returned."""
-    return any(name in str(sweeper).lower() for name in ("optuna", "nevergrad", "ax_sweeper"))
+    return any(name in str(sweeper).lower() for name in ("optuna", "nevergrad", "ax_sweeper", "study"))
 
 
 def _require_sense(config: DictConfig, subdirectory: str, n_jobs: int | None) -> None:
@@ -178,7 +189,7 @@ class SweepReport(Callback):
         self.directory = Path(str(config.hydra.sweep.dir)).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)  # a study's database is opened before the first job
         self.id = f"{time.time_ns():x}-{os.getpid()}"
-        records = self.directory / _RECORDS / self.id
+        records = self.directory / RECORDS / self.id
         records.mkdir(parents=True)
         _alive.enter_context(locked(records))
         _put_aside(self.directory / "multirun.yaml")  # of an earlier sweep here: the sweeper writes its own
@@ -227,11 +238,11 @@ class SweepReport(Callback):
         return {key.lstrip("+~"): value for key, _, value in parts if key.lstrip("+~") in self._swept}
 
     def _record(self, number: int) -> Path:
-        return self.directory / _RECORDS / self.id / f"{number:05d}.json"
+        return self.directory / RECORDS / self.id / f"{number:05d}.json"
 
     def jobs(self) -> list[dict[str, Any]]:
         """The records of the jobs so far, each with the metrics in its directory."""
-        return _jobs_of(self.directory / _RECORDS / self.id)
+        return _jobs_of(self.directory / RECORDS / self.id)
 
 
 def _jobs_of(records: Path) -> list[dict[str, Any]]:
@@ -267,13 +278,13 @@ def _reached(state: str, directory: Path, seconds: float) -> str:
 
 def _gather(directory: Path) -> None:
     """Put the records of sweeps that were killed in this directory into jobs.csv, and remove them."""
-    for records in [*(directory / _RECORDS).iterdir(), directory / _RECORDS]:
+    for records in [*(directory / RECORDS).iterdir(), directory / RECORDS]:
         if any(records.glob("*.json")):
             with contextlib.suppress(UserError), locked(records):  # held by a sweep that is under way
                 _add_to_table(directory, _jobs_of(records))
                 for file in records.glob("*.json"):
                     file.unlink(missing_ok=True)
-        if records.name != _RECORDS:
+        if records.name != RECORDS:
             with contextlib.suppress(OSError):
                 records.rmdir()
 
@@ -302,7 +313,7 @@ def _add_to_table(directory: Path, jobs: list[dict[str, Any]]) -> None:
         for job in jobs
     ]
     own = {row["directory"] for row in rows}
-    with FileLock(directory / _RECORDS / ".table", timeout=60):
+    with FileLock(directory / RECORDS / ".table", timeout=60):
         earlier = []
         if file.exists():
             with file.open(newline="", encoding="utf-8") as handle:
@@ -321,7 +332,7 @@ def sweep_directory() -> Path | None:
 
 def _remove_records(sweep: SweepReport) -> None:
     """Those of this sweep; others in the same directory may be under way."""
-    records = sweep.directory / _RECORDS
+    records = sweep.directory / RECORDS
     shutil.rmtree(records / sweep.id, ignore_errors=True)
     with contextlib.suppress(OSError):
         (records / ".table").unlink(missing_ok=True)
@@ -363,12 +374,12 @@ def close_sweep(console: Console | None = None) -> bool:
     if shared:
         console.print(f"All jobs: {' '.join(shared)}", soft_wrap=True, highlight=False, markup=False)
     console.print(_table(jobs, shared))
-    done = sum(job["state"] == "done" for job in jobs)
-    line = f"Sweep: {done} of {len(jobs)} jobs done"
+    done, pruned = (sum(job["state"].startswith(state) for job in jobs) for state in ("done", PRUNED))
+    line = f"Sweep: {done} of {len(jobs)} jobs done" + (f", {pruned} pruned" if pruned else "")
     if sweep.n_jobs is not None and sweep.n_jobs > len(jobs):
         line += f", {sweep.n_jobs - len(jobs)} never started"
     console.print(f"{line}; {shortest(sweep.directory / 'jobs.csv')}", soft_wrap=True, highlight=False, markup=False)
-    return done < len(jobs)
+    return done + pruned < len(jobs)
 
 
 def shared_overrides(jobs: list[dict[str, Any]]) -> list[str]:

@@ -118,7 +118,7 @@ class UsersLogger:
     def log_data(self, *_: Any, **__: Any) -> None:
         """Nothing, as :meth:`log_artifact`: the run directory holds them."""
 
-    log_artifact = log_data
+    log_artifact = log_end = log_data
 
     def finish(self, exit_code: int) -> None:
         self.logger.finalize("failed" if exit_code else "success")

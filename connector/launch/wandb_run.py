@@ -277,6 +277,10 @@ class WandbRun:
         else:
             log(artifact, is_user_created=given, use_after_commit=used)
 
+    def log_end(self, state: str) -> None:
+        """How a run without results ended, into the summary."""
+        self.run.summary["state"] = state
+
     def finish(self, exit_code: int) -> None:
         """Close the run; once closed it stays as it is."""
         if not self._closed:
@@ -293,4 +297,4 @@ class NoRun:
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    log_results = log_data = log_artifact = finish = _nothing
+    log_results = log_data = log_artifact = log_end = finish = _nothing
