@@ -209,6 +209,10 @@ class Flow(nn.Module):
         faster than over :meth:`sample_base`."""
         return quadrature(n_points, self.dim, float(self.dof), seed).to(self.location.device)
 
+    def standardised(self, x: Tensor) -> Tensor:
+        """Points x (N, D) of a density without context, in the space in which the flow runs."""
+        return self._standardised(x, None)[0]
+
     def log_prob_base(self, x: Tensor) -> Tensor:
         """Log density of the base at standardised x (N, D): shape (N,)."""
         return log_density(x.square().sum(1), self.dim, self.dof.to(x.dtype))
@@ -259,7 +263,7 @@ class Flow(nn.Module):
             def field(t: Tensor, y: Tensor, c: Tensor | None = given) -> Tensor:
                 return self.velocity.learned(y, t, c) / self.velocity.scale(t)
 
-            ends.append(self._integrate(field, part, 0, 1, method, steps))
+            ends.append(self.integrate(field, part, 0, 1, method, steps))
         end = torch.cat(ends) if ends else x
         return self.location + end @ self.scale.T
 
@@ -295,7 +299,7 @@ class Flow(nn.Module):
                 return tuple(value / scale for value in self.velocity.learned_with_divergence(state[0], t, c))
 
             state = (part, part.new_zeros(len(part)))
-            x0, divergence = self._integrate(field, state, 1, 0, method, steps, rtol, atol)
+            x0, divergence = self.integrate(field, state, 1, 0, method, steps, rtol, atol)
             parts.append(self.log_prob_base(x0) + divergence)
         log_scale = torch.linalg.slogdet(self.scale.to(x1.dtype)).logabsdet
         return (torch.cat(parts) if parts else x1.new_zeros(0)) - log_scale
@@ -318,7 +322,7 @@ class Flow(nn.Module):
         values = -self.log_prob(draws.double(), context, **options)
         return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
-    def _integrate(
+    def integrate(
         self,
         field: Callable,
         state: Any,
@@ -329,6 +333,7 @@ class Flow(nn.Module):
         rtol: float = 1e-5,
         atol: float = 1e-5,
     ) -> Any:
+        """Where a state, a tensor or a tuple of tensors, is carried by the field of (t, state) from one time to another."""
         if method not in _METHODS:
             raise UserError(f"a method among {', '.join(_METHODS)}", repr(method))
         require_whole(steps, 1, "steps")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from connector.connectivity.flow import Flow
+from connector.connectivity.flow_stack import FlowStack
 from connector.errors import UserError
 
 _PARTS = 10  # of the cross-validation of the base
@@ -20,6 +23,8 @@ _LAST_QUARTER = 0.75  # a maximum after it cannot be told from a likelihood that
 _PER_STEP = 1.25  # steps of a training whose learning rate decays, for each of a trial that was not long enough
 _MOST_HELD_OUT = 500  # rows that are scored: more only cost time
 _SMOOTHING = 0.98  # of the weights over steps; short, since the trial is short
+# Fewer steps of the integrator would call sharp densities better than they are.
+_ACCURATE: dict[str, Any] = {"method": "midpoint", "steps": 16}
 
 
 class BaseChoice(NamedTuple):
@@ -95,48 +100,116 @@ def best_stopping(
     Raises:
         UserError: fewer than 10 rows.
     """
-    _check(x)
-    generator = torch.Generator(device=x.device).manual_seed(seed)
-    order = torch.randperm(len(x), generator=generator, device=x.device)
-    n_held_out = min(_MOST_HELD_OUT, max(2, round(held_out * len(x))))
-    test, train = x[order[:n_held_out]], x[order[n_held_out:]]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        flow = Flow(**arguments).to(x.device).fit_scaler(train)
-    averaged = copy.deepcopy(flow).requires_grad_(False)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
-    repeats = max(1, paths // len(train))
-    # Fewer steps of the integrator would call sharp densities better than they are.
-    accurate: dict[str, Any] = {"method": "midpoint", "steps": 16}
-    scores = {0: averaged.log_prob(test, **accurate)}
-    kernels = kernel_log_density(train, test)
-    most_of_trial = max(1, round(most / _PER_STEP))
-    stretches = [min(steps, most_of_trial) for steps in _STRETCHES]
-    for step in range(1, stretches[-1] + 1):
-        few = torch.randperm(len(train), generator=generator, device=x.device)[:paths]
-        loss = flow.loss(train[few].repeat(repeats, 1), generator=generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate = min(_SMOOTHING, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - rate)
-        if step % _INTERVAL == 0 or step in stretches:
-            scores[step] = averaged.log_prob(test, **accurate)
-        if step in stretches:
-            best = _best(scores)
-            missed = _surely_above(kernels - scores[best], _ERRORS)
-            if not missed and not _still_rises(scores):
+    return Trial(x, arguments, most, learning_rate, paths, held_out, seed).run()
+
+
+class Trial:
+    """The trial of :func:`best_stopping`, which takes the same arguments: a flow, the rows that it is trained on and scored by,
+    and its scores so far."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        arguments: dict,
+        most: int = 1200,
+        learning_rate: float = 5e-3,
+        paths: int = 1024,
+        held_out: float = 0.2,
+        seed: int = 0,
+    ):
+        _check(x)
+        self.most, self.learning_rate, self.n_paths = most, learning_rate, paths
+        self.generator = torch.Generator(device=x.device).manual_seed(seed)
+        order = torch.randperm(len(x), generator=self.generator, device=x.device)
+        n_held_out = min(_MOST_HELD_OUT, max(2, round(held_out * len(x))))
+        self.test, self.train = x[order[:n_held_out]], x[order[n_held_out:]]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.flow = Flow(**arguments).to(x.device).fit_scaler(self.train)
+        self.kernels = kernel_log_density(self.train, self.test)
+        most_of_trial = max(1, round(most / _PER_STEP))
+        self.stretches = [min(steps, most_of_trial) for steps in _STRETCHES]
+        self.scores: dict[int, Tensor] = {}
+
+    @property
+    def kind(self) -> tuple:
+        """Trials whose kinds are equal can run as one."""
+        of_base = ("base", "dof", "standardise")  # no part of the velocity
+        shape = tuple(value for key, value in self.flow.arguments().items() if key not in of_base)
+        return (shape, len(self.train), len(self.test), self.learning_rate, self.n_paths, str(self.train.device))
+
+    def rows(self) -> Tensor:
+        """Those of the next step."""
+        few = torch.randperm(len(self.train), generator=self.generator, device=self.train.device)[: self.n_paths]
+        return self.train[few].repeat(max(1, self.n_paths // len(self.train)), 1)
+
+    def is_scored(self, step: int) -> bool:
+        return step % _INTERVAL == 0 or step in self.stretches
+
+    def ends(self, step: int, score: Tensor) -> bool:
+        """Note the log-likelihoods of the rows held out; whether the trial is over."""
+        self.scores[step] = score
+        over = step in self.stretches and not self._missed() and not _still_rises(self.scores)
+        return over or step == self.stretches[-1]
+
+    def _missed(self) -> bool:
+        """Whether a kernel density is surely better than the best that was found."""
+        return _surely_above(self.kernels - self.scores[_best(self.scores)], _ERRORS)
+
+    def stopping(self) -> Stopping:
+        scores, step, best = self.scores, max(self.scores), _best(self.scores)
+        learned = _surely_above(scores[best] - scores[0], 1.0)
+        passed = best <= _LAST_QUARTER * step if learned else not self._missed()
+        best = best if learned else 0  # of densities within a standard error the simplest
+        plain = Flow(self.flow.dim, hidden_width=1, hidden_layers=1).to(self.train).fit_scaler(self.train)
+        return Stopping(
+            max(1, best) if passed else min(self.most, round(_PER_STEP * step)),
+            float(scores[best].mean()),
+            float((scores[best] - plain.log_prob_of_base(self.test)).mean()),
+            float((scores[best] - self.kernels).mean()),
+        )
+
+    def run(self) -> Stopping:
+        flow, averaged = self.flow, copy.deepcopy(self.flow).requires_grad_(False)
+        optimizer = torch.optim.Adam(flow.parameters(), lr=self.learning_rate)
+        self.ends(0, averaged.log_prob(self.test, **_ACCURATE))
+        for step in itertools.count(1):
+            loss = flow.loss(self.rows(), generator=self.generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch._foreach_lerp_(
+                list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - _averaging(step)
+            )
+            if self.is_scored(step) and self.ends(step, averaged.log_prob(self.test, **_ACCURATE)):
                 break
-    learned = _surely_above(scores[best] - scores[0], 1.0)
-    passed = best <= _LAST_QUARTER * step if learned else not missed
-    best = best if learned else 0  # of densities within a standard error the simplest
-    normal = Flow(x.shape[1], hidden_width=1, hidden_layers=1).to(x).fit_scaler(train).log_prob_of_base(test)
-    return Stopping(
-        max(1, best) if passed else min(most, round(_PER_STEP * step)),
-        float(scores[best].mean()),
-        float((scores[best] - normal).mean()),
-        float((scores[best] - kernels).mean()),
-    )
+        return self.stopping()
+
+
+def run_as_one(trials: Sequence[Trial]) -> list[Stopping]:
+    """What trials of one :attr:`Trial.kind` say, up to rounding, from one batched computation."""
+    stack = FlowStack([trial.flow for trial in trials], trials[0].learning_rate)
+    for step in itertools.count():
+        here = [trials[member] for member in stack.members]
+        if step:
+            drawn = [trial.flow.draw_paths(trial.rows(), generator=trial.generator) for trial in here]
+            places, times, _, targets = zip(*drawn)
+            stack.step(stack.errors(torch.stack(places), torch.stack(times), None, torch.stack(targets)))
+            stack.average(_averaging(step))
+        if not any(trial.is_scored(step) for trial in here):
+            continue
+        scores = stack.log_prob(torch.stack([trial.test for trial in here]), **_ACCURATE)
+        # One whose stretches differ, by ``most``, keeps to its own steps.
+        left = [row for row, trial in enumerate(here) if not (trial.is_scored(step) and trial.ends(step, scores[row]))]
+        if not left:
+            return [trial.stopping() for trial in trials]
+        if len(left) < len(here):
+            stack.keep(left)
+    raise AssertionError
+
+
+def _averaging(step: int) -> float:
+    return min(_SMOOTHING, (1 + step) / (10 + step))
 
 
 def _still_rises(scores: dict[int, Tensor]) -> bool:
@@ -163,7 +236,7 @@ def kernel_log_density(train: Tensor, test: Tensor, most: int = 500) -> Tensor:
     likely under the kernels of all others (leave-one-out likelihood, Habbema et al. 1974).
     """
     scaler = Flow(train.shape[1], hidden_width=1, hidden_layers=1).to(train).fit_scaler(train)
-    known, asked = (scaler._standardised(x, None)[0].double() for x in (train, test))
+    known, asked = (scaler.standardised(x).double() for x in (train, test))
     count, dim = known.shape
     own = torch.cdist(known[:most], known).square()
     own.fill_diagonal_(math.inf)

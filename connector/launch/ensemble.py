@@ -11,11 +11,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from connector.connectivity.flow_selection import Stopping, run_as_one
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
@@ -26,7 +28,7 @@ from connector.runs.options import Options
 from connector.runs.store import RunStore
 from connector.stages.curves import write_learning_curves
 from connector.stages.flows import FlowJob, train_flow
-from connector.stages.loadings import prepare_loadings
+from connector.stages.loadings import Beginning, begin_loadings, prepare_loadings
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
 from connector.stages.training import StageContext, clock, fit
@@ -71,13 +73,21 @@ class _Member:
             return False
         return self.options.force or not is_current(self.store, stage, self.schedule)
 
-    def prepare(self, stage: str) -> FlowJob:
+    def begin_loadings(self) -> Beginning:
+        started = clock()
+        begun = begin_loadings(self.options, self.store.read_stage_inputs())
+        self.spent = clock() - started
+        return begun
+
+    def prepare(self, stage: str, *decided: Any) -> FlowJob:
+        """``decided``: what the stage takes further of that which was found for all members at once."""
         started = clock()
         with logging_to(self.directory) as say:
             self.store.forget_stage(stage)
             self._forget_curves(stage)
-            job = _PREPARE[stage](self.context(say), self.store.read_stage_inputs(), self.schedule.marks[stage])
-        self.spent = clock() - started
+            inputs, mark = self.store.read_stage_inputs(), self.schedule.marks[stage]
+            job = _PREPARE[stage](self.context(say), inputs, mark, *decided)
+        self.spent = self.spent + clock() - started
         return job
 
     def train_alone(self, job: FlowJob) -> None:
@@ -99,6 +109,7 @@ class _Member:
         self._note_curves(job.stage)
         files, made_from = artifacts(self.store, job.stage), sources(self.store, job.stage)
         self.store.finish_stage(job.stage, job.mark, seconds, metrics, cpu_seconds, files, made_from)
+        self.spent = np.zeros(2)
 
     def _forget_curves(self, stage: str) -> None:
         unlogged_curves(self.store, stage).with_suffix(".csv").unlink(missing_ok=True)
@@ -128,13 +139,36 @@ def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> di
                 members.append(member)
         for stage in _PREPARE:
             groups: dict[tuple, list[tuple[_Member, FlowJob]]] = {}
-            for member in [m for m in members if m.due(stage)]:
+            due = [m for m in members if m.due(stage)]
+            decided = _decided(due, members, console) if stage == "loadings" else {}
+            for member in [m for m in due if m in members]:
                 with _left_alone_on_error(console, member.directory, members, member):
-                    job = member.prepare(stage)
+                    job = member.prepare(stage, *decided.get(member, ()))
                     groups.setdefault(kind(job), []).append((member, job))
             for group in groups.values():
                 _train_group(stage, group, members, console)
     return {member.directory.resolve(): member.data for member in members}
+
+
+def _decided(
+    due: list[_Member], members: list[_Member], console: Console
+) -> dict[_Member, tuple[Beginning, Stopping | None]]:
+    """What is decided before the flows of loadings are trained; trials that say how long to train them run as one."""
+    found, groups = {}, {}
+    for member in due:
+        with _left_alone_on_error(console, member.directory, members, member):
+            begun = member.begin_loadings()
+            found[member] = begun, None
+            if begun.trial is not None:
+                groups.setdefault(begun.trial.kind, []).append(member)
+    for group in [group for group in groups.values() if len(group) > 1]:
+        started = clock()
+        trials = [found[member][0].trial for member in group]
+        for member, stopping in zip(group, run_as_one(trials)):
+            found[member] = found[member][0], stopping
+        for member in group:
+            member.spent = member.spent + (clock() - started) / len(group)
+    return found
 
 
 def _train_group(stage: str, group: list[tuple[_Member, FlowJob]], members: list[_Member], console: Console) -> None:

@@ -1,24 +1,22 @@
 """Many flows of one shape trained as one batched computation.
 
-A small flow leaves a processor idle: most of a step is the cost of calling kernels. Here the velocities of all flows are
-evaluated by one call (torch.func), while each keeps its own data, random numbers, length of training and weights: it ends
-where it would have ended alone, up to rounding.
+The velocities of all flows are evaluated by one call, while each keeps its own data, random numbers, length of training and
+weights: it ends where it would have ended alone, up to rounding.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
 
+from connector.connectivity.flow_stack import FlowStack
 from connector.data.modules import InMemoryBatches
 from connector.stages.flows import FlowJob, FlowModule
-from connector.stages.training import validation_interval, warming_average
+from connector.stages.training import validation_interval, warming_rate
 
 
 @dataclass
@@ -42,66 +40,6 @@ def kind(job: FlowJob) -> tuple:
     return (job.stage, job.keep, shape, sizes, training, alone)
 
 
-class _Stack:
-    """Weights of the flows still in training, stacked, with their running averages and their optimizer.
-
-    Attributes:
-        members: numbers of these flows among all.
-    """
-
-    def __init__(self, modules: Sequence[FlowModule], learning_rate: float, weight_decay: float):
-        self.members = list(range(len(modules)))
-        weights, _ = stack_module_state([module.flow.velocity for module in modules])
-        self.weights = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
-        self.averaged = [w.detach().clone() for w in self.weights.values()]
-        self.settings = {"lr": learning_rate, "weight_decay": weight_decay}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), **self.settings)
-        self._velocity = copy.deepcopy(modules[0].flow.velocity).to("meta")
-
-    def errors(self, places: Tensor, times: Tensor, contexts: Tensor | None, targets: Tensor) -> Tensor:
-        """Mean squared errors (E,) at paths stacked over the flows."""
-
-        def velocity(weights, place, time, context):
-            return functional_call(self._velocity, weights, (place, time, context))
-
-        axes = (0, 0, 0, None if contexts is None else 0)
-        found = vmap(velocity, in_dims=axes)(self.weights, places, times, contexts)
-        return (found - targets).square().flatten(1).mean(1)
-
-    def step(self, errors: Tensor, rates: Tensor) -> None:
-        """One step of each flow, at its own fraction (E,) of the learning rate: AdamW's step is proportional to it."""
-        before = [w.detach().clone() for w in self.weights.values()]
-        self.optimizer.zero_grad()
-        errors.sum().backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            for old, new in zip(before, self.weights.values()):
-                new.copy_(torch.lerp(old, new, rates.to(new).view(-1, *[1] * (new.ndim - 1))))
-
-    @torch.no_grad()
-    def average(self, decay: float | None, n_updates: int) -> None:
-        current = [w.detach() for w in self.weights.values()]
-        if decay and n_updates:
-            warming_average(decay)(self.averaged, current, n_updates)
-        else:
-            torch._foreach_copy_(self.averaged, current)
-
-    def averages_of(self, row: int) -> dict[str, Tensor]:
-        """Averaged weights of one flow, as its velocity's state."""
-        return {name: w[row].clone() for name, w in zip(self.weights, self.averaged)}
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these flows alone."""
-        moments = [self.optimizer.state[w] for w in self.weights.values()]
-        self.members = [self.members[row] for row in rows]
-        self.weights = {name: w.detach()[rows].requires_grad_() for name, w in self.weights.items()}
-        self.averaged = [w[rows] for w in self.averaged]
-        self.optimizer = torch.optim.AdamW(self.weights.values(), **self.settings)
-        for weight, state in zip(self.weights.values(), moments):
-            here = {name: value[rows] if value.ndim else value for name, value in state.items()}
-            self.optimizer.state[weight] = here
-
-
 def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None = None) -> list[Trained]:
     """Train the flows of jobs of one :func:`kind`; their modules hold their weights afterwards.
 
@@ -119,7 +57,7 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
         batches.append(InMemoryBatches(train, data.batch_size, seed=data.seed, epoch_size=data.epoch_size))
         held_out.append(InMemoryBatches(validation, data.eval_batch_size, shuffle=False))
     found, best = [Trained() for _ in jobs], {}
-    stack = _Stack(modules, modules[0].learning_rate, modules[0].weight_decay)
+    stack = FlowStack([module.flow for module in modules], modules[0].learning_rate, modules[0].weight_decay)
     steps = len(batches[0])
     for epoch in range(max(epochs)):
         remaining = [row for row, e in enumerate(stack.members) if epochs[e] > epoch]
@@ -135,7 +73,7 @@ def train_as_one(jobs: Sequence[FlowJob], progress: Callable[[int], None] | None
             errors = stack.errors(places, times, contexts, targets)
             rates = torch.tensor([_rate(step / (epochs[e] * steps), modules[e].cosine) for e in stack.members])
             stack.step(errors, rates)
-            stack.average(decay, step)
+            stack.average(warming_rate(decay, step) if decay and step else 0.0)
             losses += errors.detach()
         for row, (e, loss) in enumerate(zip(stack.members, losses.tolist())):
             record = {"epoch": epoch + 1, "step": (epoch + 1) * steps}

@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
+from dataclasses import dataclass
+from typing import Any
 
-from connector.connectivity.flow_selection import BaseChoice, best_stopping, choose_base
+import pytorch_lightning as pl
+from torch import Tensor
+
+from connector.connectivity.flow_selection import BaseChoice, Stopping, Trial, choose_base
 from connector.data.modules import TensorDataModule
 from connector.lrrnn.handover import FittedDynamics
+from connector.runs.options import Options
 from connector.stages.flows import FlowJob, FlowModule, network_arguments
 from connector.stages.training import StageContext
 
 _FEWEST_TO_HOLD_OUT = 40  # neurons; with fewer a held-out likelihood says little
 
 
-def prepare_loadings(context: StageContext, inputs: FittedDynamics, mark: str) -> FlowJob:
-    """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
+@dataclass
+class Beginning:
+    """What is decided before the flow is trained.
 
-    With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to
-    hold some out for good costs more than watching a noisy held-out loss gains. The loss watched here is that of the
-    training rows with random numbers that stay the same.
+    Attributes:
+        rows: (K, P) loadings; flow: arguments of the flow of their density.
+        trial: that says how long to train it; None: the options do.
+        metrics: so far.
     """
-    options, connectivity = context.options, context.options.connectivity
-    rows = inputs.loadings.stack().float()
-    enough = len(rows) >= _FEWEST_TO_HOLD_OUT
-    base, epochs, metrics = connectivity.flow.base, connectivity.loadings_epochs, {}
+
+    rows: Tensor
+    flow: dict[str, Any]
+    trial: Trial | None
+    metrics: dict[str, float]
+
+
+def begin_loadings(options: Options, inputs: FittedDynamics) -> Beginning:
+    """The flow's base density, and the trial that is to be run."""
+    connectivity, rows, metrics = options.connectivity, inputs.loadings.stack().float(), {}
+    enough, base = len(rows) >= _FEWEST_TO_HOLD_OUT, connectivity.flow.base
     if base == "auto":
         choice = choose_base(rows, options.seed) if enough else BaseChoice("normal", 0.0, 0.0)
         base = choice.base
         metrics["loadings/tail_advantage"] = choice.advantage
     flow = {"dim": rows.shape[1], "base": base} | network_arguments(connectivity.flow)
+    trial = None
     if connectivity.early_stopping and enough:
-        rate = connectivity.loadings_learning_rate
-        stopping = best_stopping(rows, flow, most=epochs, learning_rate=rate, seed=options.seed)
+        most, rate = connectivity.loadings_epochs, connectivity.loadings_learning_rate
+        trial = Trial(rows, flow, most=most, learning_rate=rate, seed=options.seed)
+    return Beginning(rows, flow, trial, metrics)
+
+
+def prepare_loadings(
+    context: StageContext,
+    inputs: FittedDynamics,
+    mark: str,
+    begun: Beginning | None = None,
+    stopping: Stopping | None = None,
+) -> FlowJob:
+    """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
+
+    With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to
+    hold some out for good costs more than watching a noisy held-out loss gains. The loss watched here is that of the
+    training rows with random numbers that stay the same.
+
+    Args:
+        begun: of :func:`begin_loadings`, and ``stopping``, what its trial said, where an ensemble has run it.
+    """
+    options, connectivity = context.options, context.options.connectivity
+    begun = begun or begin_loadings(options, inputs)
+    rows, flow, metrics, epochs = begun.rows, begun.flow, begun.metrics, connectivity.loadings_epochs
+    if begun.trial is not None:
+        stopping = stopping or begun.trial.run()
         metrics["loadings/log_likelihood"] = stopping.log_likelihood
         metrics["loadings/gain_over_normal"] = stopping.over_normal
         metrics["loadings/gain_over_kernels"] = stopping.over_kernels
         epochs = stopping.steps
+    base = flow["base"]
     context.say(f"loadings: {base.replace('_', '-')} base, {epochs} epochs")
     pl.seed_everything(options.seed, verbose=False)
     module = FlowModule(

@@ -127,10 +127,14 @@ def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
     """The update of averaged weights by current ones, given how many updates there were."""
 
     def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
-        rate = min(decay, (1.0 + float(n_averaged)) / (10.0 + float(n_averaged)))
-        torch._foreach_lerp_(averaged, current, 1 - rate)
+        torch._foreach_lerp_(averaged, current, 1 - warming_rate(decay, float(n_averaged)))
 
     return average
+
+
+def warming_rate(decay: float, n_averaged: float) -> float:
+    """The fraction of averaged weights that stays in their next update."""
+    return min(decay, (1.0 + n_averaged) / (10.0 + n_averaged))
 
 
 # stage -> the user's own callbacks, and arguments of Lightning's Trainer

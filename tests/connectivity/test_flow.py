@@ -59,7 +59,7 @@ def test_log_prob_is_the_change_of_variables_of_the_sampling_map(context_dim, ba
     def mapped(x0):  # the sampling map itself, on given base points
         c = None if context is None else context.expand(len(x0), -1)
         _, c = flow._standardised(x0, c)
-        end = flow._integrate(lambda t, x: flow.velocity(x, t, c), x0, 0, 1, "rk4", 100)
+        end = flow.integrate(lambda t, x: flow.velocity(x, t, c), x0, 0, 1, "rk4", 100)
         return flow.location + end @ flow.scale.T
 
     x0 = flow.sample_base(n, _generator(1))
@@ -127,7 +127,7 @@ def test_scaled_coordinate_is_the_flow_of_the_velocity():
     """The integrated field dy/dt = f / s and the trained velocity v(x, t) belong to one flow, x = s(t) y."""
     flow = _randomised(Flow(2, hidden_width=8, standardise="none"))
     x = flow.sample_base(5, _generator(1))
-    end = flow._integrate(lambda t, x: flow.velocity(x, t), x, 0, 1, "rk4", 200)
+    end = flow.integrate(lambda t, x: flow.velocity(x, t), x, 0, 1, "rk4", 200)
     assert torch.allclose(flow.sample(5, steps=200, method="rk4", generator=_generator(1)), end, atol=1e-7)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from connector.connectivity import flow_selection
 from connector.connectivity.flow import Flow
-from connector.connectivity.flow_selection import best_stopping, kernel_log_density
+from connector.connectivity.flow_selection import Trial, best_stopping, kernel_log_density, run_as_one
 
 SMALL = {"dim": 2, "network": "residual", "hidden_width": 32, "hidden_layers": 2}
 
@@ -72,3 +72,20 @@ def test_what_rises_is_told_by_paired_errors():
     assert flow_selection._still_rises(rising)
     assert not flow_selection._still_rises({step: noise for step in rising} | {120: noise + 1e-9 * noise})
     assert not flow_selection._still_rises({step: value * (-1 if step > 60 else 1) for step, value in rising.items()})
+
+
+def test_trials_that_run_as_one_say_what_each_says_alone(monkeypatch):
+    monkeypatch.setattr(flow_selection, "_STRETCHES", (60, 120))
+    options = {"most": 150, "paths": 128, "learning_rate": 1e-2}
+    rows = [ring(200), torch.randn(200, 2, generator=generator(3)), ring(200, 0.4, seed=5)]
+    bases = ("normal", "normal", "student_t")
+    trials = [Trial(x, SMALL | {"base": base}, seed=n, **options) for n, (x, base) in enumerate(zip(rows, bases))]
+    assert len({trial.kind for trial in trials}) == 1
+    together = run_as_one(trials)
+    alone = [
+        best_stopping(x, SMALL | {"base": base}, seed=n, **options) for n, (x, base) in enumerate(zip(rows, bases))
+    ]
+    assert len({found.steps for found in alone}) > 1  # some end before the others
+    for one, other in zip(together, alone):
+        assert one.steps == other.steps
+        assert one[1:] == pytest.approx(other[1:], abs=1e-4)
