@@ -6,6 +6,7 @@ python tests/structure.py    # rooms, floors and arrows in numbers
 import subprocess
 import sys
 
+import pytest
 from commands import ROOT
 from structure import HERE, imported, imports_of, modules, wing
 
@@ -73,6 +74,18 @@ def test_frameworks_are_imported_at_the_rim_only():
     assert not wrong
 
 
-def test_help_loads_without_torch_and_load_run_without_scikit_learn():
-    code = "import sys, connector.__main__, connector.launch.command_line; assert 'torch' not in sys.modules; import connector; connector.load_run; assert 'sklearn' not in sys.modules"
+def test_help_loads_without_torch_and_load_run_without_scikit_learn_and_scipy():
+    code = "import sys, connector.__main__, connector.launch.command_line; assert 'torch' not in sys.modules; import connector; connector.load_run; assert not {'sklearn', 'scipy', 'sympy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("typed", ["--help", "sed=3", "data=npz data.path=none.npz"])
+def test_what_no_run_comes_of_is_answered_without_numpy(typed):
+    code = f"import sys; sys.argv[1:] = {typed.split()}; from connector.__main__ import main; code = main(); assert 'numpy._core' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if typed == "--help" else 2), done.stderr
+
+
+def test_numpy_is_there_for_whoever_asks_it():
+    code = "import connector.launch.command_line, numpy as np, sys; from numpy import pi; assert np.pi == pi; import numpy; assert numpy is sys.modules['numpy'] and numpy.linalg.det(np.eye(2)) == 1; import torch; torch.ones(2).numpy()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from connector.data.folds import Fold
@@ -62,7 +62,7 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        return self.share > LEAST_GAIN and self.share > student_t.ppf(LEVEL, max(self.n_trials - 1, 1)) * self.error
+        return self.share > LEAST_GAIN and self.share > stdtrit(max(self.n_trials - 1, 1), LEVEL) * self.error
 
     @property
     def idle(self) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from connector.connectivity.networks import NETWORKS, network_class
 from connector.connectivity.student_t import draws, fit_student_t, log_density, quadrature
@@ -27,6 +26,11 @@ BASES = ("normal", "student_t")
 STANDARDISATIONS = ("whiten", "scale", "none")
 _FIXED_STEP = ("euler", "midpoint", "rk4", "heun3")
 _METHODS = (*_FIXED_STEP, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+
+def _identity(size: int) -> Tensor:
+    """torch.eye, which on the device "meta" imports torch's compiler: as long as torch itself takes."""
+    return torch.zeros(size, size).fill_diagonal_(1.0)
 
 
 class Flow(nn.Module):
@@ -73,10 +77,10 @@ class Flow(nn.Module):
         self.hidden_width, self.hidden_layers, self.fixed_dof, self.network = hidden_width, hidden_layers, dof, network
         self.velocity = network_class(network)(dim, context_dim, hidden_width, hidden_layers, precondition)
         self.register_buffer("location", torch.zeros(dim))
-        self.register_buffer("scale", torch.eye(dim))  # x = location + standardised @ scale^T
-        self.register_buffer("scale_inverse", torch.eye(dim))
+        self.register_buffer("scale", _identity(dim))  # x = location + standardised @ scale^T
+        self.register_buffer("scale_inverse", _identity(dim))
         self.register_buffer("context_location", torch.zeros(context_dim))
-        self.register_buffer("context_scale_inverse", torch.eye(context_dim))
+        self.register_buffer("context_scale_inverse", _identity(context_dim))
         self.register_buffer("dof", torch.tensor(math.inf if base == "normal" else (dof or 5.0)))
 
     def arguments(self) -> dict:
@@ -337,6 +341,8 @@ class Flow(nn.Module):
         if method not in _METHODS:
             raise UserError(f"a method among {', '.join(_METHODS)}", repr(method))
         require_whole(steps, 1, "steps")
+        from torchdiffeq import odeint  # here: it imports half of scipy, which a run that is read back does without
+
         first = state[0] if isinstance(state, tuple) else state
         t = torch.tensor([start, stop], dtype=first.dtype, device=first.device)
         if method in _FIXED_STEP:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from connector.numerics import moments
@@ -55,7 +54,12 @@ def quadrature(n: int, dim: int, dof: float, seed: int = 0) -> Tensor:
     engine = torch.quasirandom.SobolEngine(dim + int(not normal), scramble=True, seed=seed)
     u = engine.draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
     x = torch.special.ndtri(u[:, :dim])
-    return x if normal else x / torch.from_numpy(chi2.ppf(u[:, -1].numpy(), dof) / dof).sqrt()[:, None]
+    if normal:
+        return x
+    from scipy.special import gammaincinv  # here: a run is read back without waiting for scipy
+
+    chi_squared = 2 * gammaincinv(dof / 2, u[:, -1].numpy())
+    return x / torch.from_numpy(chi_squared / dof).sqrt()[:, None]
 
 
 def mahalanobis(x: Tensor, location: Tensor, scatter: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigaby
 # Columns that labs write a unit's place in, and those that hold the id of its electrode where no region does.
 _PLACES = ("location", "brain_area", "brain_region", "region", "area", "structure", "ecephys_structure_acronym")
 _ELECTRODE_IDS = ("peak_channel_id", "electrode_id", "channel_id", "maximum_amplitude_channel", "max_electrode")
-_COMPARED = {"<=": np.less_equal, ">=": np.greater_equal, "<": np.less, ">": np.greater, "!=": np.not_equal}
+_COMPARED = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "!=": operator.ne}
 
 
 class Table:
@@ -214,7 +215,7 @@ def matching(rows: list | np.ndarray, wanted: Any, what: str) -> np.ndarray:
     return np.isin(found, keys)
 
 
-def _bound(value: Any) -> tuple[np.ufunc, float] | None:
+def _bound(value: Any) -> tuple[Callable[[Any, float], Any], float] | None:
     """Of "<0.5" the comparison and the number."""
     sign = next((x for x in _COMPARED if isinstance(value, str) and value.strip().startswith(x)), None)
     try:

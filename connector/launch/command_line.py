@@ -30,7 +30,6 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins"))
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -39,6 +38,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from connector import early, interruption
 from connector.errors import RunFailure, UserError, unwritable
+from connector.launch import composing  # noqa: F401  (makes Hydra faster, and numpy late)
 from connector.launch.ranks import require_numbers
 from connector.launch.sweep import Refused, abandon_sweep, close_sweep, optimizes, sweep_directory
 from connector.runs.naming import conf_directory, register_resolvers, stands_for
@@ -53,45 +53,6 @@ def _option_table(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("option_table", _option_table, replace=True)
-_load = OmegaConf.load
-# Text of a file of options -> what it holds: Hydra reads the same files several times for a run, and for each job of a sweep.
-_held: dict[str, Any] = {}
-
-
-def _load_checked(file: Any) -> Any:
-    """OmegaConf.load, by which Hydra reads each file of options, after a look at what its aliases come to."""
-    if not (hasattr(file, "seekable") and file.seekable()):
-        return _load(file)
-    from connector.files import YAML_MOST, check_yaml
-
-    text = file.read(YAML_MOST + 1)
-    if text not in _held:
-        check_yaml(text, str(getattr(file, "name", "a file of options")))
-        file.seek(0)
-        _held[text] = OmegaConf.to_container(_load(file))
-    return OmegaConf.create(_held[text])
-
-
-OmegaConf.load = staticmethod(_load_checked)
-_get_mode = Hydra.get_mode
-
-
-def _sets_mode(arguments: list[str]) -> bool:
-    """Whether ``hydra.mode`` may be typed, or stand in a file of options: false alarms only cost time."""
-    elsewhere = ("--config", "-cp", "-cn", "-cd")  # files of one's own
-    typed = " ".join(arguments)
-    if any(a.startswith(elsewhere) for a in arguments) or re.search(r"hydra.*\bmode\b|searchpath", typed):
-        return True
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in conf_directory().rglob("*.yaml"))
-    return any(re.search(r"\bmode\b", text) and "hydra" in text for text in texts)
-
-
-def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Hydra.get_mode, which composes all options to look at ``hydra.mode``: only where that may be set."""
-    return _get_mode(hydra, config_name, overrides) if _sets_mode(sys.argv[1:]) else None
-
-
-Hydra.get_mode = _mode
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -301,6 +301,7 @@ def run(
     if may_pass(options, alone) and is_finished(store, options, schedule):
         metrics = store.metrics()
         tell(console, store, metrics, alone, options.verbose)
+        _note_known(store, _known(options, schedule))
         return objective(metrics)
     begins(directory)
     with contextlib.ExitStack() as held:
@@ -354,6 +355,19 @@ def _note_state(store: RunStore, state: str | None) -> None:
     if state is not None and not is_child_rank():
         with contextlib.suppress(OSError, UserError):
             store.note_state(state)
+
+
+def _known(options: Options, schedule: Plan) -> dict[str, Any] | None:
+    """What a finished job is known by, before torch is imported."""
+    of_file = schedule.data["sha256"] if "path" in schedule.data else None
+    return note(options, schedule.requested, all_marks(options, schedule), of_file)
+
+
+def _note_known(store: RunStore, known: Mapping[str, Any] | None) -> None:
+    """Of a job that stands finished, by this version of the code too: it is known at once when it is asked for again."""
+    if known is not None and not is_child_rank():
+        with contextlib.suppress(OSError, UserError):
+            store.note_job(known)
 
 
 def _require_own_name(store: RunStore, name: str | None) -> None:
@@ -457,8 +471,7 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     formats = options.report.formats
     drawn += [file.with_suffix(f".{ending}") for file in figures.values() for ending in formats]
     drawn += [store.path / "report.html"] if figures else []
-    of_file = job.schedule.data["sha256"] if "path" in job.schedule.data else None
-    known = note(options, job.schedule.requested, marks, of_file)
+    known = _known(options, job.schedule)
     store.finish_stage(
         RESULTS, marks[RESULTS], spent[0], {}, spent[1], files, drawn=drawn, cautions=cautions, job=known
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -99,6 +100,7 @@ class FileData(DataOptions):
         return self.part(reader(self.source).options)
 
 
+@cache
 def _data_of_file(source: str) -> type[FileData]:
     own = reader(source).options
 
@@ -111,7 +113,20 @@ def _data_of_file(source: str) -> type[FileData]:
     return make_dataclass(own.__name__.replace("Options", "Data"), [], bases=(FileData, own), namespace=about)
 
 
-DATA_TYPES = {"attractor": AttractorData, **{source: _data_of_file(source) for source in READERS}}
+class _DataTypes(Mapping[str, type]):
+    """Source -> dataclass of its options, made when it is asked for: the readers of all formats take a while to import."""
+
+    def __getitem__(self, source: str) -> type:
+        return _data_of_file(source) if source in READERS else {"attractor": AttractorData}[source]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("attractor", *READERS))
+
+    def __len__(self) -> int:
+        return 1 + len(READERS)
+
+
+DATA_TYPES = _DataTypes()
 
 
 _LRRNN, _LOADINGS, _OUTPUTS = ("lrrnn",), ("loadings",), ("outputs",)

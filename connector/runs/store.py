@@ -332,6 +332,13 @@ class RunStore:
             if path == self.unfinished(stage, mark) or re.fullmatch(rf"{stage}-[0-9a-f]{{16}}", path.name):
                 remove_checkpoints(path)
 
+    def note_job(self, job: Mapping[str, Any]) -> None:
+        """What the finished job is known by, where that has changed."""
+        manifest = self.manifest()
+        if manifest["stages"][RESULTS].get("job") != job:
+            manifest["stages"][RESULTS]["job"] = dict(job)
+            self._write_manifest(manifest)
+
     def unfinished(self, stage: str, mark: str) -> Path:
         """Directory of the checkpoints of a training that is under way; it is there until the stage is finished."""
         return self.checkpoints / f"{stage}-{mark}"

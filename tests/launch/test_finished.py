@@ -1,6 +1,7 @@
 """A finished run is known without reading its data or importing torch, and only while nothing differs."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -101,6 +102,19 @@ def test_changed_code_ranks_and_a_missing_directory_are_planned(finished, monkey
     assert known.answered(options, directory, alone=True) is not None
     monkeypatch.setattr(known, "_code", lambda: "other")
     assert known.answered(options, directory, alone=True) is None
+
+
+def test_a_run_that_stands_after_the_code_has_changed_is_known_from_then_on(finished, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(finished[0], directory)
+    options = options_of()
+    monkeypatch.setattr(known, "_code", lambda: "other")
+    assert known.answered(options, directory, alone=True) is None
+    assert "nothing to do" in typed(*SMALL, f"hydra.run.dir={directory}").stdout
+    assert known.answered(options, directory, alone=True) is not None
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in directory.rglob("*") if path.is_file()}
+    assert "nothing to do" in typed(*SMALL, f"hydra.run.dir={directory}").stdout
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
 
 
 def test_a_changed_data_file_is_planned(tmp_path, no_measures):
