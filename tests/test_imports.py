@@ -13,7 +13,7 @@ from structure import HERE, imported, imports_of, modules, wing
 # The floors of the house, from the ground up: a wing (a folder, or a module beside them) imports from lower floors only.
 FLOORS = [
     {"early"},
-    {"errors", "interruption", "moved", "numerics", "streams", "terminal", "units"},
+    {"errors", "interruption", "memo", "moved", "numerics", "streams", "terminal", "units"},
     {"declarations", "files", "types"},
     {"dynamics", "figures", "report"},
     {"shooting"},

@@ -21,6 +21,7 @@ from connector.data.folds import Fold
 from connector.errors import UserError, require
 from connector.lrrnn.spikes.baselines import Baseline
 from connector.lrrnn.spikes.factors import CountBlocks, fit_factors, held_out_loss
+from connector.memo import remembered
 from connector.types import Recording
 
 MOST = 12
@@ -123,6 +124,7 @@ def _of_rates(recording: Recording, trials: Tensor, has_bias: bool) -> _Folds:
     return _Folds(errors, torch.cat([one.trial for one in samples]), variance, variance)
 
 
+@remembered
 def rank_checks(recording: Recording, fold: Fold, rank: int, baseline: Baseline) -> dict[str, float]:
     """Whether one more latent dimension helps to foretell spikes of held-out neurons in held-out trials, and the last one does: the
     metrics ``lrrnn/check_rank`` and ``lrrnn/check_fewer``, shares of what the latent dimensions add to the log-likelihood, and the

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood, sign_conditions
 from connector.lrrnn.spikes.baselines import fit_baseline, local_factor, session_drift, session_times
+from connector.memo import remembered
 from connector.numerics import gaussian_window
 from connector.types import Recording
 
@@ -62,6 +63,7 @@ def fit_course(counts: Tensor, expected: Tensor, groups: Tensor, n_groups: int) 
     return _ratio(y_all, e_all, *max(itertools.product(_WIDTHS, _PSEUDO_SPIKES), key=left_out))
 
 
+@remembered
 def null_counts(recording: Recording, train: Tensor, kind: str = "local", **options) -> dict[str, Tensor]:
     """Expected counts per bin of all trials under each null that can be had, name -> (trials, time, K) float64.
 

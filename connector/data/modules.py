@@ -23,6 +23,7 @@ from connector.data.simulation import simulate_recording
 from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import paths_of
+from connector.memo import once
 from connector.types import DataSizes, Recording, TrialBatch
 from connector.units import RateScale
 
@@ -376,11 +377,16 @@ class FileDataModule(RecordingDataModule):
         super().__init__(**fold_options)
         self.path, self.source, self.reading = path, source, dict(reading or {})
         self.indicator_decay_s = indicator_decay_s
+        self.read_at: list[tuple[int, ...]] | None = None  # how the files stood, by which jobs share what is read
 
     def load(self) -> Recording:
         of_format = reader(source_of(paths_of(self.path)[0]) if self.source == "auto" else self.source)
-        rank = {"rank": self.rank} if of_format.takes_rank else {}
-        recording = of_format.load(self.path, **{**rank, **self.reading})
+        reading = {**({"rank": self.rank} if of_format.takes_rank else {}), **self.reading}
+        if self.read_at is None:
+            recording = of_format.load(self.path, **reading)
+        else:
+            key = ("reading", [str(path.resolve()) for path in paths_of(self.path)], self.read_at, self.source, reading)
+            recording = once(key, lambda: of_format.load(self.path, **reading))
         self.truth = _known_network(recording)
         return recording
 

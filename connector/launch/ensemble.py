@@ -8,7 +8,8 @@ is left to fail or succeed by itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from connector.connectivity.flow_selection import Stopping, run_as_one
 from connector.data.modules import RecordingDataModule
 from connector.errors import UserError
+from connector.files import atomic
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
 from connector.launch.job import guarded, logging_to, quiet, run_stages, unlogged_curves
 from connector.launch.planning import Plan, artifacts, begin, build_data, is_current, of_other_options, plan, sources
@@ -58,11 +60,15 @@ class _Member:
     def context(self, say) -> StageContext:
         return StageContext(self.options, self.store, NoRun(), Console(quiet=True), say)
 
-    def run_first_stage(self) -> None:
+    def run_first_stage(self, others: Iterable[_Member]) -> None:
         only = tuple(stage for stage in self.schedule.requested if stage == "lrrnn")
         first, due = replace(self.schedule, requested=only), self.due("lrrnn")
         if due:
             self._forget_curves("lrrnn")
+            twin = self.twin("lrrnn", others)
+            if twin is not None:
+                self.take_over("lrrnn", twin)
+                due = False
         with logging_to(self.directory) as say:
             run_stages(self.context(say), self.data, first)
         if due:
@@ -72,6 +78,30 @@ class _Member:
         if stage not in self.schedule.requested:
             return False
         return self.options.force or not is_current(self.store, stage, self.schedule)
+
+    def take_over(self, stage: str, twin: _Member) -> None:
+        """A stage that another member has finished with the same fingerprint: what it wrote is what this one would write."""
+        started = clock()
+        self.store.forget_stage(stage)
+        self._forget_curves(stage)
+        curves = unlogged_curves(twin.store, stage).with_suffix(".csv")
+        for file in [*artifacts(twin.store, stage), curves]:
+            if file.exists():
+                with atomic(self.directory / file.relative_to(twin.directory)) as aside:
+                    shutil.copyfile(file, aside)
+        with logging_to(self.directory) as say:
+            say(f"{stage}: that of {twin.directory.name}, whose data and options of this stage are the same")
+        self._note_curves(stage)
+        metrics, mark = twin.store.stages()[stage]["metrics"], self.schedule.marks[stage]
+        files, made_from = artifacts(self.store, stage), sources(self.store, stage)
+        seconds, cpu_seconds = clock() - started
+        self.store.finish_stage(stage, mark, seconds, metrics, cpu_seconds, files, made_from)
+
+    def twin(self, stage: str, others: Iterable[_Member]) -> _Member | None:
+        """One of the others that has finished the same stage of the same data."""
+        mark = self.schedule.marks[stage]
+        same = (m for m in others if m is not self and not m.options.force and m.schedule.marks[stage] == mark)
+        return None if self.options.force else next((m for m in same if is_current(m.store, stage, m.schedule)), None)
 
     def begin_loadings(self) -> Beginning:
         started = clock()
@@ -135,11 +165,12 @@ def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> di
                 torch.set_num_threads(options.trainer.threads)
             with _left_alone_on_error(console, directory):
                 member = _Member(options, directory, locks)
-                member.run_first_stage()
+                member.run_first_stage(members)
                 members.append(member)
         for stage in _PREPARE:
             groups: dict[tuple, list[tuple[_Member, FlowJob]]] = {}
-            due = [m for m in members if m.due(stage)]
+            waiting = [m for m in members if m.due(stage)]
+            due = _of_each_kind(waiting, stage)
             decided = _decided(due, members, console) if stage == "loadings" else {}
             for member in [m for m in due if m in members]:
                 with _left_alone_on_error(console, member.directory, members, member):
@@ -147,7 +178,20 @@ def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> di
                     groups.setdefault(kind(job), []).append((member, job))
             for group in groups.values():
                 _train_group(stage, group, members, console)
+            for member in [m for m in waiting if m in members and m not in due]:
+                with _left_alone_on_error(console, member.directory, members, member):
+                    twin = member.twin(stage, members)
+                    member.train_alone(member.prepare(stage)) if twin is None else member.take_over(stage, twin)
     return {member.directory.resolve(): member.data for member in members}
+
+
+def _of_each_kind(members: list[_Member], stage: str) -> list[_Member]:
+    """Those whose stage is to be trained: of several that would train the same one, the first."""
+    found: dict[str, _Member] = {}
+    for number, member in enumerate(members):
+        mark = str(number) if member.options.force else member.schedule.marks[stage]
+        found.setdefault(mark, member)
+    return list(found.values())
 
 
 def _decided(

@@ -59,7 +59,7 @@ def _state_of(path: str | list[str], linked: Sequence[Path]) -> list[tuple[int, 
 
 def _require_unchanged(data: RecordingDataModule, path: str | list[str], linked: Sequence[Path]) -> None:
     """Refuse a file that was written to since it was read, so that what was read is not what its checksum says."""
-    before = getattr(data, "read_at", None)
+    before = data.read_at if isinstance(data, FileDataModule) else None
     if before is not None and before != _state_of(path, linked):
         remedy = "start again when it is whole"
         raise UserError("a file that stays as it is while it is read", f"{path}, which has changed", remedy)

@@ -141,6 +141,9 @@ def sweep_job(
     from hydra.core.utils import run_job, setup_globals
     from omegaconf import open_dict
 
+    from connector.memo import share
+
+    share()
     setup_globals()
     Singleton.set_state(state)
     job = context.config_loader.load_sweep_config(config, overrides)

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from connector import memo
 from connector.errors import PRUNED, UserError, end_state, unwritable
 from connector.report.glossary import MAIN_METRICS
 from connector.report.numbers import format_number
@@ -191,6 +192,7 @@ class SweepReport(Callback):
         self.id = f"{time.time_ns():x}-{os.getpid()}"
         records = self.directory / RECORDS / self.id
         records.mkdir(parents=True)
+        memo.share()
         _alive.enter_context(locked(records))
         _put_aside(self.directory / "multirun.yaml")  # of an earlier sweep here: the sweeper writes its own
         _gather(self.directory)
@@ -363,6 +365,7 @@ def close_sweep(console: Console | None = None) -> bool:
     jobs = sweep.jobs()
     if jobs:
         _add_to_table(sweep.directory, jobs)
+    memo.share(0)
     _alive.close()
     _remove_records(sweep)
     with contextlib.suppress(OSError):  # an empty one

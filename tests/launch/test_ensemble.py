@@ -135,6 +135,37 @@ def test_a_sweep_in_one_process_leaves_the_runs_of_its_jobs(
         check_curves(tmp_path, alone, directory)
 
 
+def test_stages_that_members_would_train_alike_are_trained_once(tmp_path, no_measures, monkeypatch):
+    trained = []
+
+    def noted(context, data, mark, whole=job_of_command.train_lrrnn):
+        trained.append(context.store.path.name)
+        return whole(context, data, mark)
+
+    monkeypatch.setattr(job_of_command, "train_lrrnn", noted)
+    sweep = ("-m", *SMALL, "hydra/launcher=ensemble", f"hydra.sweep.dir={tmp_path / 'sweep'}", "data.fold=1")
+    done = typed(*sweep, "connectivity.outputs_loadings=512,1024", "seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert len(trained) == 2  # one for each seed
+    assert "loadings: 2 flows trained as one" in done.stdout
+    assert "outputs: 2 flows trained as one" in done.stdout
+    with (tmp_path / "sweep" / "jobs.csv").open() as handle:
+        few, many = (Path(row["directory"]) for row in csv.DictReader(handle) if "seed=1" in row["overrides"])
+    for name in ("latents.npz", "checkpoints/loadings_flow.pt", "logs/loadings.csv"):
+        assert (few / name).read_bytes() == (many / name).read_bytes()
+    assert (few / "checkpoints/connectivity.pt").read_bytes() != (many / "checkpoints/connectivity.pt").read_bytes()
+    alone = tmp_path / "alone"
+    assert (
+        typed(
+            *SMALL, "data.fold=1", "connectivity.outputs_loadings=1024", "seed=1", f"hydra.run.dir={alone}"
+        ).returncode
+        == 0
+    )
+    ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (many, alone))
+    assert ours.keys() - theirs.keys() <= {"timing/lrrnn_seconds"} >= theirs.keys() - ours.keys()
+    assert ours["loadings/val_loss"] == pytest.approx(theirs["loadings/val_loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("n_jobs", ["0", "abc"])
 def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, n_jobs):
     refused = typed("-m", "hydra/launcher=ensemble", f"hydra.launcher.n_jobs={n_jobs}", f"hydra.sweep.dir={tmp_path}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from connector.dynamics import activation
 from connector.errors import UserError
+from connector.memo import remembered
 from connector.numerics import gaussian
 from connector.report.glossary import NO_TIMES
 from connector.types import Recording
@@ -237,6 +238,7 @@ def _course(recording: Recording, train: Tensor, drift: Tensor, scale: float, n_
     return basis @ fit.coefficients.T
 
 
+@remembered
 def fit_baseline(
     recording: Recording,
     train: Tensor,
