@@ -17,7 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
-from omegaconf._utils import get_yaml_loader
+from omegaconf.basecontainer import get_yaml_loader
 
 from connector.runs.naming import conf_directory
 
@@ -29,7 +29,7 @@ _held: dict[str, Any] = {}
 def _loader() -> type:
     """OmegaConf's rules of YAML, on libyaml's parser where PyYAML has it: a tenth of the time."""
     rules = get_yaml_loader()
-    if not yaml.__with_libyaml__:
+    if not yaml.__with_libyaml__ or issubclass(rules, yaml.cyaml.CParser):  # the second: OmegaConf 2.4
         return rules
 
     class Loader(yaml.cyaml.CParser, rules):
@@ -70,9 +70,9 @@ def _sets_mode(arguments: list[str]) -> bool:
     return any(re.search(r"\bmode\b", text) and "hydra" in text for text in texts)
 
 
-def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+def _mode(hydra: Hydra, *given: Any, **more: Any) -> Any:
     """Hydra.get_mode, which composes all options to look at ``hydra.mode``: only where that may be set."""
-    return _get_mode(hydra, config_name, overrides) if _sets_mode(sys.argv[1:]) else None
+    return _get_mode(hydra, *given, **more) if _sets_mode(sys.argv[1:]) else None
 
 
 def _group_options(
