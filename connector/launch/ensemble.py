@@ -25,6 +25,7 @@ from connector.files import atomic
 from connector.launch.flow_ensemble import Trained, kind, train_as_one
 from connector.launch.job import guarded, logging_to, quiet, run_stages, unlogged_curves
 from connector.launch.planning import Plan, artifacts, begin, build_data, is_current, of_other_options, plan, sources
+from connector.launch.sweep import share_memory
 from connector.launch.wandb_run import ID_FILE, NoRun
 from connector.runs.options import Options
 from connector.runs.store import RunStore
@@ -158,6 +159,7 @@ def train_together(jobs: Sequence[tuple[Options, Path]], console: Console) -> di
         by run directory, the data that were read for each job trained here.
     """
     quiet()
+    share_memory()
     members: list[_Member] = []
     with contextlib.ExitStack() as locks:
         for options, directory in jobs:

@@ -39,6 +39,7 @@ from connector.terminal import shortest, wide_console
 
 _SHOWN = 5  # main measures in the table; jobs.csv holds all
 RECORDS = ".jobs"
+_MOST_SHARED_GB = 4.0
 _NOT_ENDED = "ended early"  # interrupted or killed: whatever left no word of how it ended
 
 _open: SweepReport | None = None  # of the sweep that this process started
@@ -67,6 +68,13 @@ def expect_jobs(number: int | None) -> None:
     """How many jobs the sweep that this process started will have, where its sweeper knows; None: that is open."""
     if _open is not None:
         _open.n_jobs = number
+
+
+def share_memory() -> None:
+    """Let the jobs of this process keep more for one another, where the machine has it."""
+    from connector.files import memory_left_gb
+
+    memo.share(int(1e9 * min(_MOST_SHARED_GB, memory_left_gb() / 4)))
 
 
 def swept_here() -> dict[str, str]:
@@ -206,6 +214,8 @@ class SweepReport(Callback):
         self._started = time.monotonic()
         _swept.clear()
         _swept.update(self._own(overrides))
+        if _open is self:  # processes beside this one have memory of their own
+            share_memory()
         if config.get("verbose"):
             print(self._head(number, overrides, directory), flush=True)
         from connector.files import write_json  # here and below: --help answers without waiting for torch
