@@ -163,7 +163,9 @@ def test_a_study_that_cannot_be_meant_is_refused_in_two_lines(tmp_path, stub, mi
     assert not stub.ran
 
 
-def test_a_job_whose_loss_is_behind_ends_as_pruned(tmp_path, few_measures, monkeypatch):
+def test_a_job_whose_loss_is_behind_ends_as_pruned(tmp_path, few_measures, experiments_importable, monkeypatch):
+    from launchers import offline_logs, read_offline
+
     monkeypatch.setattr(Results, "measures", lambda results: {"distance": results._against_teacher})
     monkeypatch.setattr(job_of_command, "measures_of_fit", lambda *_: {})
     small = ["data.n_neurons=150", "data.n_grid=6", "data.n_steps=40", "connectivity.loadings_epochs=10", "report=false",
@@ -173,7 +175,8 @@ def test_a_job_whose_loss_is_behind_ends_as_pruned(tmp_path, few_measures, monke
     directory = tmp_path / "s"
     study = ["-m", "hydra/sweeper=study", f"hydra.sweep.dir={directory}", "hydra.sweeper.n_trials=2", *watched, *small]
     drawn = ["hydra.sweeper.sampler=random", "hydra.sweeper.seed=5"]  # the first of the two values, then the second
-    done = typed(*study, *drawn, "connectivity.loadings_learning_rate=choice(0.01, 1.0)")
+    logged = ["logger=wandb", "logger.mode=offline", f"logger.save_dir={tmp_path}"]
+    done = typed(*study, *drawn, *logged, "connectivity.loadings_learning_rate=choice(0.01, 1.0)")
     assert done.returncode == 0, done.stderr
     with (directory / "jobs.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -184,6 +187,9 @@ def test_a_job_whose_loss_is_behind_ends_as_pruned(tmp_path, few_measures, monke
     assert manifest["state"] == pruned["state"] == read_run(run).problem  # as the comparison tells it
     assert list(manifest["stages"]) == ["lrrnn"]
     assert "Traceback" not in (run / "train.log").read_text()
+    in_wandb = [read_offline(log) for log in offline_logs(tmp_path)][-1]
+    assert in_wandb.summary["state"] == pruned["state"]
+    assert in_wandb.exit_code == 0
     assert "Sweep: 1 of 2 jobs done, 1 pruned" in done.stdout
 
 
