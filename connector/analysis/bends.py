@@ -85,11 +85,11 @@ def _distance_covariance(halves: list, n_max: int = 200) -> float:
         keep = np.arange(0, len(v), max(1, -(-len(v) // n_max)))
         distances = cdist(v[keep], v[keep])
         centred = distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()
-        # With r sorted the distances |r_i - r_j| need no matrix for each permutation: only their order counts.
-        of_rank = np.abs(ranks[0, keep][:, None] - ranks[0, keep])
-        orders = np.argsort(np.argsort(ranks[: len(ranks) // 2, keep], axis=1), axis=1)
-        by_rank = of_rank[np.ix_(np.argsort(ranks[0, keep]), np.argsort(ranks[0, keep]))]
-        total = total + np.array([(centred * by_rank[o][:, o]).sum() for o in orders]) / len(keep)
+        of_rank, found = np.empty_like(centred), []
+        for r in ranks[: len(ranks) // 2, keep]:
+            np.abs(np.subtract.outer(r, r, out=of_rank), out=of_rank)
+            found.append(np.vdot(centred, of_rank))
+        total = total + np.array(found) / len(keep)
     return float((total >= total[0] - 1e-12).mean())
 
 

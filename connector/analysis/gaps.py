@@ -28,10 +28,11 @@ def depths(x: np.ndarray) -> np.ndarray:
     """
     found = []
     for k in _sizes(x.shape[1]):
-        density = _log_density(x, k)
-        left = np.maximum.accumulate(density, axis=1)
-        right = np.maximum.accumulate(density[:, ::-1], axis=1)[:, ::-1]
-        found.append(np.sqrt(k) * (np.minimum(left, right) - density).max(1))
+        width = _widths(x, k)
+        left = np.minimum.accumulate(width, axis=1)
+        right = np.minimum.accumulate(width[:, ::-1], axis=1)[:, ::-1]
+        deepest = np.divide(width, np.maximum(left, right, out=left), out=left).max(1)
+        found.append(np.sqrt(k) * np.log(deepest))
     return np.stack(found, axis=1)
 
 
@@ -53,10 +54,10 @@ def widest_gap(x: np.ndarray) -> float:
     """The middle of the deepest gap of one sample (n,), where its two sides are told apart."""
     x = np.sort(x)
     k = _sizes(len(x))[2]
-    density = _log_density(x[None], k)[0]
-    left = np.maximum.accumulate(density)
-    right = np.maximum.accumulate(density[::-1])[::-1]
-    at = int((np.minimum(left, right) - density).argmax())
+    width = _widths(x[None], k)[0]
+    left = np.minimum.accumulate(width)
+    right = np.minimum.accumulate(width[::-1])[::-1]
+    at = int((width / np.maximum(left, right)).argmax())
     return float((x[at] + x[at + k]) / 2)
 
 
@@ -64,9 +65,8 @@ def _sizes(n: int) -> list[int]:
     return [min(n - 1, max(4, round(share * n))) for share in SHARES]
 
 
-def _log_density(x: np.ndarray, k: int) -> np.ndarray:
-    width = x[:, k:] - x[:, :-k]
-    return -np.log(width + 1e-6 * (x[:, -1:] - x[:, :1]) + 1e-300)
+def _widths(x: np.ndarray, k: int) -> np.ndarray:
+    return x[:, k:] - x[:, :-k] + 1e-6 * (x[:, -1:] - x[:, :1]) + 1e-300
 
 
 def _rounded(n: int) -> int:

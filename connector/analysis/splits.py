@@ -6,7 +6,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, ward
 from scipy.cluster.vq import kmeans2
 
-_STARTS, _SWEEPS = 3, 25
+_STARTS, _SWEEPS, _K_MEANS_SWEEPS = 3, 25, 15
 _SMALLEST = 0.05  # share of the neurons on the smaller side
 _N_FOLDS = 10
 
@@ -73,7 +73,7 @@ def candidate_splits(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n, found = len(x), []
     tree = ward(x)
     for k in (2, 3, 4):
-        starts = [kmeans2(x, k, iter=15, minit="++", rng=rng, missing="warn") for _ in range(_STARTS)]
+        starts = [_k_means(x, kmeans2(x, k, iter=1, minit="++", rng=rng, missing="warn")) for _ in range(_STARTS)]
         by_means = min(starts, key=lambda fit: ((x - fit[0][fit[1]]) ** 2).sum())[1]
         for label in (fcluster(tree, k, "maxclust") - 1, by_means):
             found += [label == c for c in range(k if k > 2 else 1)]
@@ -86,6 +86,19 @@ def candidate_splits(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = sides.sum(1)
     smallest = max(3, _SMALLEST * n)
     return sides[(size >= smallest) & (size <= n - smallest)]
+
+
+def _k_means(x: np.ndarray, begun: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (k, P) and labels (n,) after 15 sweeps of k-means, from those after one; fewer where nothing changes."""
+    centres, label = begun
+    for _ in range(_K_MEANS_SWEEPS - 1):
+        before, label = label, ((centres**2).sum(1) / 2 - x @ centres.T).argmin(1)
+        if (label == before).all():
+            break
+        member = label == np.arange(len(centres))[:, None]
+        size = member.sum(1, keepdims=True)
+        centres = np.where(size > 0, member.astype(float) @ x / np.maximum(size, 1), centres)
+    return centres, label
 
 
 def axes(x: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ mean nu only; maximum entropy makes it normal about nu with a spread sigma that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from connector.connectivity.drive_matching import DriveTilt, OutputShift
 from connector.connectivity.flow import Flow
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.mean import ConditionalMean, from_state
-from connector.connectivity.projection import project
+from connector.connectivity.projection import project, project_alike
 from connector.dynamics import ACTIVATIONS, Network
 from connector.errors import UserError, require
 from connector.files import read_saved, refusing_damage, write_saved
@@ -259,13 +260,21 @@ class ConnectivityDistribution(nn.Module):
     def project(self, net: Network) -> Network:
         """The network with the smallest change of n that restores the observed drive at the reference states, see
         :func:`connector.connectivity.projection.project`; lambda is ``projection_regularizer``."""
+        return project(net, self._reference([net]), self.projection_regularizer)
+
+    @torch.no_grad()
+    def project_all(self, nets: Sequence[Network]) -> list[Network]:
+        """:meth:`project` of networks that were sampled from this distribution, sooner than one by one."""
+        return project_alike(nets, self._reference(nets), self.projection_regularizer)
+
+    def _reference(self, nets: Sequence[Network]) -> States:
         if self.reference_z is None:
             raise UserError(
                 "reference states to project on", "a distribution built without", "pass reference=(z, u, y)"
             )
-        self._check_network(net)
-        states = States(self.reference_z, self.reference_u, self.reference_y)
-        return project(net, states, self.projection_regularizer)
+        for net in nets:
+            self._check_network(net)
+        return States(self.reference_z, self.reference_u, self.reference_y)
 
     def _project_on(self, net: Network, draw: Draws) -> Network:
         """The network with the drive of a draw at the reference states."""

@@ -371,12 +371,9 @@ class Results:
         }
 
     def _attractors(self) -> dict[str, float]:
-        kept = kept_unprojected = 0
-        for i in range(N_NETWORKS):
-            net = self.drawn_at_sigma(1000 + i)
-            kept_unprojected += attractors_kept(net, self.reference)
-            kept += attractors_kept(self.distribution.project(net), self.reference)
-        return {
-            "dynamics/attractors_kept": kept / N_NETWORKS,
-            "dynamics/attractors_kept_unprojected": kept_unprojected / N_NETWORKS,
-        }
+        drawn = [self.drawn_at_sigma(1000 + i) for i in range(N_NETWORKS)]
+        kept = [
+            fmean(attractors_kept(net, self.reference) for net in nets)
+            for nets in (self.distribution.project_all(drawn), drawn)
+        ]
+        return {"dynamics/attractors_kept": kept[0], "dynamics/attractors_kept_unprojected": kept[1]}

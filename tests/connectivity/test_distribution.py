@@ -1,6 +1,7 @@
 """The distribution of connectivity against Gaussian densities in closed form, and its projection against the drive."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,15 @@ def test_projection_in_a_basis_of_the_states_agrees_with_the_direct_one(distribu
     monkeypatch.setattr(projection, "state_basis", lambda *_: None)
     direct = distribution.project(net).n
     assert (in_basis - direct).norm() < 1e-3 * (direct - net.n).norm()
+
+
+def test_networks_projected_together_are_those_projected_one_by_one(distribution):
+    nets = [distribution.sample(1500, sigma=1.0, seed=seed) for seed in range(3)]
+    for net, together in zip(nets, distribution.project_all(nets), strict=True):
+        alone = distribution.project(net).n
+        assert (together.n - alone).norm() < 1e-3 * (alone - net.n).norm()
+    steep = [replace(net, m=100 * net.m) for net in nets]  # no few neurons span these
+    assert torch.equal(distribution.project_all(steep)[0].n, distribution.project(steep[0]).n)
 
 
 def test_steep_neurons_that_few_cannot_span_are_projected_directly(distribution):
