@@ -264,7 +264,9 @@ def _fit_mixtures(
     batch, count, dim = x.shape
     best, chosen = None, None
     for _ in range(max(4, min(20, 2000 // count))):
-        resp = torch.softmax(-torch.cdist(_spread_points(x, k, generator), x).square() / 2, dim=1).to(products)
+        start = _spread_points(x, k, generator)
+        squares = torch.stack([_squares(x, point) for point in start.unbind(1)], dim=1)
+        resp = torch.softmax(-squares / 2, dim=1).to(products)
         for _ in range(trial):
             resp, fit = _log_likelihood(products, *_m_step(resp, products, dim))
         better = torch.ones(batch, dtype=torch.bool) if best is None else fit > best
@@ -279,10 +281,16 @@ def _spread_points(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """k neurons of each population, drawn far apart (each with probability ~ squared distance to those drawn)."""
     rows = torch.arange(len(x))
     chosen = [x[rows, torch.randint(x.shape[1], (len(x),), generator=generator)]]
+    nearest = _squares(x, chosen[0])
     for _ in range(k - 1):
-        distance = torch.cdist(x, torch.stack(chosen, dim=1)).min(dim=2).values.square()
-        chosen.append(x[rows, torch.multinomial(distance + 1e-12, 1, generator=generator)[:, 0]])
+        chosen.append(x[rows, torch.multinomial(nearest + 1e-12, 1, generator=generator)[:, 0]])
+        nearest = torch.minimum(nearest, _squares(x, chosen[-1]))
     return torch.stack(chosen, dim=1)
+
+
+def _squares(x: Tensor, point: Tensor) -> Tensor:
+    """Squared distances (B, K) of x (B, K, P) from a point of each population (B, P)."""
+    return (x - point[:, None]).square().sum(2)
 
 
 def _quadratic_features(x: Tensor) -> Tensor:

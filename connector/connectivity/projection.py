@@ -12,7 +12,7 @@ from connector.dynamics import Network, activation, potentials
 from connector.numerics import even_rows, leading_modes, pieces, ridge
 from connector.types import Loadings, States
 
-_STATES_TELL = 3  # times as many states as directions
+_STATES_TELL = 6  # times as many states as directions
 _CHUNK = 400_000  # entries of a matrix built at a time: 3 MB, which stays in a processor's cache
 
 

@@ -141,9 +141,8 @@ def _density(axis: Axes, values: np.ndarray, limit, group: np.ndarray, upright: 
         else:
             axis.fill_between(at, density, color=colour, alpha=0.25, linewidth=0)
             axis.plot(at, density, color=colour, linewidth=1)
-    axis.grid(False)
     axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelbottom=False, labelleft=False)
+    axis.set(xticks=[], yticks=[])
     # Each density to its own height: they are shapes, and a narrow one would run out of the others' range.
     axis.set(xlim=(0, None), ylim=limit) if upright else axis.set(xlim=limit, ylim=(0, None))
 

@@ -29,7 +29,7 @@ def summarise(
     lines: list[str],
     progress: StepProgress | None = None,
 ) -> tuple[dict[str, float], dict[str, Path], list[str]]:
-    """Measure, write network.npz and, with the option ``report``, figures/ and report.html.
+    """Measure, write network.npz, metrics.json and then, with the option ``report``, figures/ and report.html.
 
     Args:
         stage_metrics: of the stages, for the report; lines: about the recording, for its head.
@@ -49,6 +49,7 @@ def summarise(
         progress.start(name)
         metrics |= measure()
     results.note_signs({**stage_metrics, **metrics})
+    store.write_metrics({**stage_metrics, **metrics})  # before what takes as long again to draw
     for name, of_report in to_draw.items():
         progress.start(f"figure {name}")
         caption, figure = of_report.draw(results)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from draws import normal
 
-from connector.analysis.explained import by_chance, principal_components, rates_explained, variance_explained
+from connector.analysis.explained import (
+    by_chance,
+    leading_axes,
+    principal_components,
+    rates_explained,
+    variance_explained,
+)
 from connector.analysis.spike_nulls import gains_over_nulls
 from connector.analysis.spike_scores import bits_per_spike, poisson_log_likelihood
 from connector.data.folds import Fold
@@ -100,3 +106,12 @@ def test_gains_are_over_the_best_null_with_their_standard_error():
     draws = torch.randint(300, (400, 300), generator=generator)
     gains = ((nats["a"] - nats["b"])[draws].sum(1) / (counts.sum() * 0.6931)).std()
     assert found["a_gain_error"] == pytest.approx(float(gains), rel=0.15)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+def test_the_leading_axes_are_those_of_the_whole_covariance(noise):
+    x = normal(800, 3) @ normal(3, 150, seed=1) + noise * normal(800, 150, seed=2)
+    axes, whole = leading_axes(x, 2), torch.linalg.eigh(x.T @ x).eigenvectors[:, -2:]
+    assert (axes @ axes.T - whole @ whole.T).abs().max() < 1e-6
+    assert (x @ axes).square().sum() == pytest.approx(float((x @ whole).square().sum()), rel=1e-11)
+    assert leading_axes(torch.zeros(5, 150, dtype=torch.float64), 2).shape == (150, 2)

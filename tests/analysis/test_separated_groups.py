@@ -3,11 +3,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 
 from connector.analysis.blur import without_errors
+from connector.analysis.gaps import depths, widest_gap
 from connector.analysis.separated_groups import detectable_separation, separated_groups, verdict_of
-from connector.analysis.splits import whiten
+from connector.analysis.splits import _k_means, whiten
 from connector.errors import UserError
 
 
@@ -190,3 +192,24 @@ def test_size_with_errors_that_differ_is_within_binomial_limits():
     sets = [known_badly_in_the_middle(n=200, seed=i) for i in range(60)]
     assert sum(separated_groups(x, count=False).p_value <= 0.05 for x, _ in sets) > 30
     assert sum(separated_groups(*one, count=False).p_value <= 0.05 for one in sets) <= 8
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty")
+def test_k_means_that_stops_when_nothing_changes_is_that_of_fifteen_sweeps(k):
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=(40 + 10 * seed, 1 + seed % 4))
+        whole, begun = (
+            kmeans2(x, k, iter=sweeps, minit="++", rng=np.random.default_rng(seed), missing="warn")
+            for sweeps in (15, 1)
+        )
+        centres, label = _k_means(x, begun)
+        np.testing.assert_array_equal(label, whole[1])
+        np.testing.assert_allclose(centres, whole[0], atol=1e-12)
+
+
+def test_a_gap_is_as_deep_as_the_lower_of_its_banks_is_denser():
+    x = np.concatenate([np.linspace(0, 1, 50), np.linspace(3, 4, 50)])
+    # windows of 5 points: 5/49 wide within a half; the widest across the gap spans it and four steps
+    assert depths(x[None])[0, 0] == pytest.approx(np.sqrt(5) * np.log((2 + 4 / 49) / (5 / 49)), rel=1e-4)
+    assert 1 < widest_gap(x) < 3
