@@ -68,8 +68,8 @@ class Option:
             return f"below {self.below:.10g}" if self.at_most is None else f"of at most {self.at_most:.10g}"
         if self.at_least is not None and self.at_most is not None:
             return f"from {self.at_least:.10g} to {self.at_most:.10g}"
-        left = f"({self.above:.10g}" if self.at_least is None else f"[{self.at_least:.10g}"
-        return f"in {left}, {f'{self.below:.10g})' if self.at_most is None else f'{self.at_most:.10g}]'}"
+        low = f"above {self.above:.10g}" if self.at_least is None else f"of {self.at_least:.10g} or more"
+        return f"{low} and {f'below {self.below:.10g}' if self.at_most is None else f'at most {self.at_most:.10g}'}"
 
     def admits(self, value: Any) -> bool:
         """Whether a value lies in the range; null always does."""

@@ -35,7 +35,7 @@ from connector.lrrnn.spikes.model import SpikeModel
 from connector.runs.naming import run_directory
 from connector.runs.options import AttractorData, checked_data
 from connector.runs.saved import Run
-from connector.stages.lrrnn import LowRankRNNModule
+from connector.stages.lrrnn_module import LowRankRNNModule
 from connector.types import Recording, TrialBatch
 
 SYSTEMS = ("quadstable", "bistable", "limit_cycle", "ring")

@@ -176,24 +176,26 @@ class RateModel(nn.Module):
         """One group for the optimizer."""
         return [{"params": list(self.rnn.parameters()), "lr": lr}]
 
-    def initial_states(self, batch: TrialBatch) -> Tensor:
-        """States at the first sample (B, R), float32, without gradient."""
-        cut = slice(0, min(self.start_samples, batch.activity.shape[1]))
+    def initial_states(self, batch: TrialBatch, samples: int | None = None) -> Tensor:
+        """States at the first sample (B, R), float32, without gradient; read from the first ``samples``, by default
+        ``start_samples``."""
+        cut = slice(0, min(samples or self.start_samples, batch.activity.shape[1]))
         u, offset = (None if x is None else x[:, cut] for x in (batch.inputs, batch.baseline))
         mask = batch.mask[:, cut]
         found = self.least_squares(batch.activity[:, cut], mask, u, offset)
         return self.posterior_from(found, mask, u).z[:, 0].to(self.rnn.m.dtype)
 
-    def rollout(self, batch: TrialBatch) -> Tensor:
+    def rollout(self, batch: TrialBatch, start_samples: int | None = None) -> Tensor:
         """Trajectories of the network from the initial states, (B, time, R); gradients flow into the parameters."""
-        return self.rnn.simulate(self.initial_states(batch), batch.activity.shape[1], batch.inputs)
+        states = self.initial_states(batch, start_samples)
+        return self.rnn.simulate(states, batch.activity.shape[1], batch.inputs)
 
-    def validation_loss(self, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def validation_loss(self, batch: TrialBatch, start_samples: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the rates along the noise-free rollout, over recorded samples and neurons.
 
         Of counts, twice the mean negative log likelihood up to a constant.
         """
-        loss = self._errors(batch).sum() / (batch.mask.sum() * batch.activity.shape[-1])
+        loss = self._errors(batch, start_samples).sum() / (batch.mask.sum() * batch.activity.shape[-1])
         return loss, {"mean_squared_error" if self.count_scale is None else "deviance": loss.detach()}
 
     @torch.no_grad()
@@ -201,8 +203,8 @@ class RateModel(nn.Module):
         """What :meth:`validation_loss` is the mean of, as the mean over the samples and neurons of each trial: (B,)."""
         return self._errors(batch).sum((1, 2)) / (batch.mask.sum(1) * batch.activity.shape[-1])
 
-    def _errors(self, batch: TrialBatch) -> Tensor:
-        h = self._potentials(batch, self.rollout(batch))
+    def _errors(self, batch: TrialBatch, start_samples: int | None = None) -> Tensor:
+        h = self._potentials(batch, self.rollout(batch, start_samples))
         observation = self.observation if self.count_scale is not None else self.observation.with_noise("gaussian")
         errors = observation.loss(batch.activity, h) * batch.mask[..., None]
         return errors if self.scale is None else errors * self.scale.weight.to(errors)
@@ -216,13 +218,17 @@ class RateModel(nn.Module):
         return self.observation.phi(self._potentials(batch, z.to(self.rnn.m.dtype)))
 
     def loss(
-        self, batch: TrialBatch, progress: float = 0.0, generator: torch.Generator | None = None
+        self,
+        batch: TrialBatch,
+        progress: float = 0.0,
+        generator: torch.Generator | None = None,
+        start_samples: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training objective: the error of :meth:`validation_loss` plus the weight penalty.
 
         ``progress`` and ``generator`` belong to the common interface; nothing here depends on them.
         """
-        loss, parts = self.validation_loss(batch)
+        loss, parts = self.validation_loss(batch, start_samples)
         if self.weight_penalty:
             penalty = self.weight_penalty * sum(p.norm() for p in self.rnn.parameters())
             loss, parts = loss + penalty, parts | {"weight_penalty": penalty.detach()}

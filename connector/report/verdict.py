@@ -31,7 +31,7 @@ class Verdict:
 
 
 _WORDS = {
-    "good": "No check objects",
+    "good": "All checks passed",
     "caution": "Read with care: see the cautions",
     "warning": "Read the warnings before the results",
     "none": "No finding: see the warnings",

@@ -41,12 +41,14 @@ class LowRankRNNOptions:
     )  # fmt: skip
     init_std: float = option("standard deviation of random initial weights", stages=_LRRNN, above=0)
     max_epochs: int | None = option(
-        "passes through the training trials; null: 60 for spikes, fewer for recordings of more than 66,000 bins; for rates 2, or "
-        "none if the closed form leaves nothing to gain",
+        "passes through the training trials; null: 60 for spikes, fewer for recordings of more than 66,000 bins; for rates 2, "
+        "none if the closed form leaves nothing to gain, or 3000 steps on growing windows if it misses much",
         stages=_LRRNN, unit="epochs", at_least=1,
     )  # fmt: skip
     learning_rate: float | None = option(
-        "learning rate of Adam; null: 1e-4 for rates (fine-tuning), 1e-2 for spikes", stages=_LRRNN, above=0
+        "learning rate of Adam; null: 1e-4 for rates (fine-tuning; on growing windows 0.02 times each tensor's rms), 1e-2 for spikes",
+        stages=_LRRNN,
+        above=0,
     )
     batch_size: int | None = option(
         "trials in a batch; null: 50 for rates, 32 for spikes", stages=_LRRNN, unit="trials", at_least=1

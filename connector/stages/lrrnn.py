@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -17,98 +16,27 @@ from connector.data.input_filter import with_inputs
 from connector.data.modules import RecordingDataModule
 from connector.data.recorded import require_in_range
 from connector.errors import UserError, numerical_failure
-from connector.lrrnn.closed_form import bias_supported
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
-from connector.lrrnn.indicated import behind_indicator
-from connector.lrrnn.rate_model import RateModel, lasting_misfit, of_rollouts
-from connector.lrrnn.rate_model import fitted_dynamics as fitted_to_rates
+from connector.lrrnn.rate_model import fitted_dynamics
 from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_times
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.posterior import Start, sample_posterior, sampled_trials
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
-from connector.lrrnn.starts import Start as QuickStart
-from connector.lrrnn.starts import best_inputs, clearly_better, power_about_means, quick_start, trial_errors
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
-from connector.report.glossary import NO_TIMES, TAKEN
+from connector.report.glossary import NO_TIMES
+from connector.stages.lrrnn_module import LowRankRNNModule
+from connector.stages.lrrnn_rates import model_arguments, train_on_rates, validation_loss
 from connector.stages.own_noise import noise_in_sd, say_draws, with_own_noise
 from connector.stages.progress import StepProgress, sampling_progress
 from connector.stages.responses import score_on_test_trials
-from connector.stages.scaling import has_bias_of, refit_scale, take_scale
-from connector.stages.training import StageContext, StageModule, fit, is_child_rank, one_thread
-from connector.types import DataSizes, Latents, Recording, TrialBatch
+from connector.stages.scaling import refit_scale, take_scale
+from connector.stages.training import StageContext, fit, is_child_rank, one_thread
+from connector.types import Latents, Recording, TrialBatch
 
-# Fine-tuning from the closed form: small steps, since there is little left to gain.
-_RATES_LEARNING_RATE, _RATES_BATCH_SIZE, _RATES_MAX_EPOCHS = 1e-4, 50, 2
-# It is left out where the noise-free trajectories explain validation trials as well as free latents do, but for this
-# fraction of the noise or of the power.
-_NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
-_EXPLAINS_LITTLE = (
-    0.5  # of the variance about the neurons' means: where the closed form leaves as much, another start is tried
-)
-# Rollouts are handed on in place of latents where they foretell rates so well but not perfectly, and errors of a step last.
-_LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.05
-_TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 _WORST_MISFIT = 2.0  # of the closed form to spikes; 1 where its trajectories explain all but the counts' own noise
-
-
-class Prediction(NamedTuple):
-    """What the model infers of some trials.
-
-    Attributes:
-        index: (B,) numbers of the trials.
-        latents: (B, time, R) posterior means given each trial's activity, zero past its end.
-        activity: (B, time, K_obs) expected there: rates, or spike counts per bin.
-    """
-
-    index: Tensor
-    latents: Tensor
-    activity: Tensor
-
-
-class LowRankRNNModule(StageModule):
-    """A low-rank RNN fitted to rates or spikes; for the stage, or any Trainer of Lightning.
-
-        data.setup()
-        module = LowRankRNNModule("rates", {"n_neurons": data.sizes.n_neurons, "rank": 2})
-        module.model.initialise(data.recording.trials(data.fold.train))
-        trainer.fit(module, datamodule=data)
-        predictions = trainer.predict(module, datamodule=data)  # a list of Prediction, all trials in their order
-
-    ``data`` is a :class:`connector.data.modules.RecordingDataModule`; for spikes its ``baseline`` is set before.
-
-    Args:
-        kind: "rates" (:class:`connector.lrrnn.rate_model.RateModel`) or "spikes"
-            (:class:`connector.lrrnn.spikes.model.SpikeModel`).
-        model: arguments of that model, plain values (of :meth:`SpikeModel.of`).
-        one_cycle: one-cycle schedule (spikes) instead of a constant learning rate.
-    """
-
-    def __init__(self, kind: str, model: dict, seed: int = 0, learning_rate: float = 1e-3, one_cycle: bool = False):
-        super().__init__("lrrnn", seed, learning_rate, cosine=False)
-        self.save_hyperparameters()
-        self.model = RateModel(**model) if kind == "rates" else SpikeModel.of(**model)
-        self.one_cycle = one_cycle
-
-    def losses(self, batch: TrialBatch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        if not training:
-            return self.model.validation_loss(batch)
-        return self.model.loss(batch, self.progress_of_training(), self.generator(step))
-
-    def predict_step(self, batch: TrialBatch, batch_index: int) -> Prediction:
-        z = self.model.infer(batch)
-        return Prediction(batch.index, z, self.model.expected_activity(batch, z))
-
-    def configure_optimizers(self):
-        groups = self.model.parameter_groups(self.learning_rate)
-        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
-        if not self.one_cycle:
-            return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def given_stage_inputs(data: RecordingDataModule) -> FittedDynamics:
@@ -138,7 +66,7 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
             f"lrrnn.rank={rank}",
             "fit another rank by itself, with stages=[lrrnn]",
         )
-    fitted = _train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
+    fitted = train_on_rates if data.sizes.kind == "rates" else _train_on_spikes
     found, metrics = fitted(context, data, mark)
     metrics |= chosen
     if comparable:
@@ -220,146 +148,6 @@ def origin_distance(fit: FittedDynamics, max_states: int = 500) -> float:
     return float((shift @ whitening_of(states.z.double() - states.z.double().mean(0))).norm())
 
 
-def _arguments(sizes: DataSizes) -> dict[str, Any]:
-    """What every model is told of the data."""
-    return {name: getattr(sizes, name) for name in ("n_neurons", "rank", "n_inputs", "alpha")}
-
-
-def _rate_arguments(sizes: DataSizes, has_bias: bool | None) -> dict[str, Any]:
-    return _arguments(sizes) | {"has_bias": has_bias, "activation": sizes.activation}
-
-
-def _take_inputs(context: StageContext, data: RecordingDataModule, has_bias: bool | None) -> QuickStart | None:
-    """Have the recording's inputs enter as the options say, or as validation trials ask for; the start that was tried then."""
-    kind = context.options.lrrnn.inputs
-    data.take_inputs("instant" if kind == "auto" else kind)
-    if data.recording.inputs is None or kind != "auto":
-        return None
-    found = best_inputs(data.recording, data.fold, _rate_arguments(data.sizes, has_bias))
-    if not found:
-        return None
-    kind, power = list(found)[-1], power_about_means(data.recording, data.fold)
-    data.take_inputs(kind)
-    scores = ", ".join(f"{name} {1 - start.loss / power:.3g}" for name, start in found.items())
-    context.say(f"lrrnn: inputs {TAKEN[kind]} (R² of validation rollouts: {scores})")
-    return found[kind]
-
-
-def _better_start(
-    context: StageContext, data: RecordingDataModule, model: RateModel, loss: float, quick: QuickStart | None
-) -> float:
-    """Of the closed form in ``model`` and a quick start, which is made where the first explains little, the better one by
-    validation; its loss. One that explains nothing is told of."""
-    recording, fold, power = data.recording, data.fold, power_about_means(data.recording, data.fold)
-    if quick is None and not loss < _EXPLAINS_LITTLE * power:
-        arguments = _rate_arguments(data.sizes, model.rnn.has_bias)
-        quick = quick_start(recording, fold, arguments, recording.input_kind)
-    if quick is not None and clearly_better(quick.errors, trial_errors(model, recording, fold), power):
-        model.load_state_dict(quick.model.state_dict())
-        context.say(
-            f"lrrnn: the start without simulated trajectories is better (validation loss {quick.loss:.3g}, not {loss:.3g})"
-        )
-        loss = _validation_loss(model, data)
-    if not loss < power:
-        context.say(
-            f"lrrnn: no start explains validation trials better than the neurons' mean rates (loss {loss:.3g}, {power:.3g}); "
-            "check data.alpha, data.activation, lrrnn.rank and the inputs"
-        )
-    return loss
-
-
-def _train_on_rates(
-    context: StageContext, data: RecordingDataModule, mark: str
-) -> tuple[FittedDynamics, dict[str, float]]:
-    options, choice = context.options, context.options.lrrnn
-    has_bias = has_bias_of(context, data)
-    quick = _take_inputs(context, data, has_bias)
-    sizes, recording = data.sizes, data.recording
-    if has_bias is None:
-        train = recording.trials(data.fold.train)
-        has_bias = bias_supported(train, sizes.rank) if quick is None else quick.model.rnn.has_bias
-        context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
-    arguments = _rate_arguments(sizes, has_bias) | {
-        "init": choice.init,
-        "init_std": choice.init_std,
-        "weight_penalty": choice.weight_penalty,
-    }
-    pl.seed_everything(options.seed, verbose=False)
-    learning_rate = choice.learning_rate or _RATES_LEARNING_RATE
-    module = LowRankRNNModule("rates", arguments, options.seed, learning_rate)
-    solved = module.model.initialise(recording.trials(data.fold.train)) is not None
-    data.batch_size = choice.batch_size or _RATES_BATCH_SIZE
-    before = _validation_loss(module.model, data)
-    if solved:
-        before = _better_start(context, data, module.model, before, quick)
-    idle = solved and _nothing_to_gain(module.model, data, before)
-    epochs = choice.max_epochs or (0 if idle else _RATES_MAX_EPOCHS)
-    metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
-    loss = _validation_loss(module.model, data, part=data.fold.test)
-    metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
-    found = fitted_to_rates(module.model, recording, data.fold)
-    if recording.shown is not None:
-        return _behind_indicator(context, module.model, recording, found), metrics
-    if recording.inputs is None:
-        return found, metrics
-    foretold = 1 - metrics["lrrnn/val_loss"] / power_about_means(recording, data.fold)
-    if _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
-        metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
-        if lasting > _LASTS:
-            found = of_rollouts(module.model, recording, found)
-            context.say(
-                f"lrrnn: what the fit misses lasts (correlation {lasting:.2g} from step to step); its rollouts are handed on"
-            )
-    return found, metrics
-
-
-def _behind_indicator(
-    context: StageContext, model: RateModel, recording: Recording, fit: FittedDynamics
-) -> FittedDynamics:
-    """The fit finished on what the indicator shows; where it runs away, the rollouts of the fit to deconvolved rates."""
-    try:
-        return behind_indicator(fit, recording)
-    except (UserError, torch.linalg.LinAlgError):
-        context.say(
-            "lrrnn: no trajectories pass near what the indicator shows; rollouts of the fit to deconvolved rates are handed on"
-        )
-        return of_rollouts(model, recording, fit)
-
-
-def _validation_loss(
-    model: RateModel, data: RecordingDataModule, rates: Recording | None = None, part: Tensor | None = None
-) -> float:
-    """``rates``: the recording as the model sees it, where that is not as it was made; ``part``: other trials."""
-    batch = data.batch(data.fold.validation if part is None else part)
-    if rates is not None:
-        batch = batch._replace(activity=rates.activity[data.fold.validation])
-    with torch.no_grad():
-        return float(model.validation_loss(batch)[0])
-
-
-def _nothing_to_gain(model: RateModel, data: RecordingDataModule, validation_loss: float) -> bool:
-    noise = float(model.residual_variance)
-    batch = data.batch(data.fold.train[:_TRIALS_OF_POWER])
-    power = float(batch.activity[batch.mask].square().mean())
-    return validation_loss - noise <= max(_NOTHING_TO_GAIN["noise"] * noise, _NOTHING_TO_GAIN["power"] * power)
-
-
-def _fit_unless_worse(
-    context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int, before: float
-) -> dict[str, float]:
-    """Train; where no epoch's validation beats the start's, ``before``, return to the start. No epochs: it is kept."""
-    start = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
-    if not epochs:
-        context.say(f"lrrnn: the closed form leaves nothing to gain by training (validation loss {before:.3g})")
-        return {"lrrnn/val_loss": before}
-    after = float(trainer.checkpoint_callback.best_model_score)
-    if not after < before:
-        module.load_state_dict(start)
-        context.say(f"lrrnn: kept the start, which no epoch improved (validation loss {before:.3g})")
-    return {"lrrnn/val_loss": min(before, after)}
-
-
 def _train_on_spikes(
     context: StageContext, data: RecordingDataModule, mark: str
 ) -> tuple[FittedDynamics, dict[str, float]]:
@@ -431,7 +219,7 @@ def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str)
     context.say(f"lrrnn: baseline {baseline.description}")
     data.baseline = baseline.argument
     pl.seed_everything(options.seed, verbose=False)
-    arguments = _arguments(sizes) | {
+    arguments = model_arguments(sizes) | {
         "n_units": choice.n_units,
         "scale": baseline.scale,
         "rollout_weight": choice.rollout_weight,
@@ -465,7 +253,7 @@ def _solve_spikes(
         f"lrrnn: {spikes_per_bin(recording):.0f} spikes a bin, enough for the closed form; baseline {baseline.description}{why}"
     )
     pl.seed_everything(options.seed, verbose=False)
-    arguments = _arguments(sizes) | {"has_bias": True, "activation": "softplus", "count_scale": baseline.scale}
+    arguments = model_arguments(sizes) | {"has_bias": True, "activation": "softplus", "count_scale": baseline.scale}
     module = LowRankRNNModule("rates", arguments, options.seed)
     rates, offset = as_rates(recording, baseline.scale), offset_of(baseline, recording, fold.train)
     solved = module.model.initialise(rates.trials(fold.train), None if offset is None else offset[fold.train])
@@ -475,9 +263,9 @@ def _solve_spikes(
         )
         return None
     data.baseline = offset
-    metrics = {"lrrnn/val_loss": _validation_loss(module.model, data, rates)}
+    metrics = {"lrrnn/val_loss": validation_loss(module.model, data, rates)}
     fit(context, "lrrnn", module, data, mark, 0, "lrrnn/val_loss")
-    found = fitted_to_rates(module.model, rates, fold, offset)
+    found = fitted_dynamics(module.model, rates, fold, offset)
     model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
     metrics |= score_on_test_trials(context, model, recording, fold, baseline)
     return replace(found, activation=recording.activation, n=None), metrics

@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor
 
@@ -346,6 +347,10 @@ def fit(
     interruption.say_ready()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        remedy = "change callbacks or trainer.extra, or choose logger=csv where there is no logger"
+        raise UserError("callbacks and options of the trainer that fit together", reason, remedy) from error
     except SystemExit as left:
         # Lightning turns Ctrl-C into exit code 1 after its own clean-up.
         if trainer.interrupted and left.code == 1:

@@ -115,6 +115,10 @@ def test_a_profile_is_written_beside_the_curves(tmp_path):
         ("+callbacks.mine._target_=mine.Nope", ["callbacks.mine._target_", "mine.Nope", "MODULE.CLASS"]),
         ("+callbacks.mine._target_=mine.Mine", ["callbacks.mine", "file"]),
         ("+callbacks.mine._target_=pathlib.Path", ["callback of Lightning", "callbacks.mine", "Path"]),
+        (
+            "+callbacks.lr._target_=pytorch_lightning.callbacks.LearningRateMonitor",
+            ["LearningRateMonitor", "logger=csv"],
+        ),
         ("+callbacks.mine=3", ["callbacks.mine._target_=MODULE.CLASS", "3"]),
         ("+trainer.profiler=simpel", ["got trainer.profiler=simpel ("]),
         ("+logger._target_=nowhere.Logger", ["logger._target_", "nowhere.Logger"]),

@@ -13,7 +13,7 @@ from connector.files import file_checksum, read_npz
 from connector.runs.store import MANIFEST_FORMAT, RunStore, load_network
 from connector.sample import main as sample
 from connector.stages.flows import FlowModule
-from connector.stages.lrrnn import LowRankRNNModule
+from connector.stages.lrrnn_module import LowRankRNNModule
 
 RUN = ROOT / "tests" / "fixtures" / "run_v1"
 COMMAND = (RUN.parent / "make_run_v1.sh").read_text().split("train.py", 1)[1].replace("\\\n", " ").split()

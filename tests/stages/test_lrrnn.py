@@ -9,7 +9,7 @@ from connector.data.attractors import teacher
 from connector.data.modules import RecordingDataModule
 from connector.data.simulation import simulate_recording
 from connector.lrrnn.spikes.baselines import fit_baseline
-from connector.stages.lrrnn import LowRankRNNModule, Prediction
+from connector.stages.lrrnn_module import LowRankRNNModule, Prediction
 
 SMALL = {"n_units": 16, "encoder_hidden": 8, "refine_steps": 5}
 

@@ -1,0 +1,258 @@
+"""The stage ``lrrnn`` on rates: the start, its inputs, and training where it gains something."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from connector.data.modules import RecordingDataModule
+from connector.errors import UserError
+from connector.lrrnn.closed_form import bias_supported
+from connector.lrrnn.handover import FittedDynamics
+from connector.lrrnn.indicated import behind_indicator
+from connector.lrrnn.rate_model import RateModel, fitted_dynamics, lasting_misfit, of_rollouts
+from connector.lrrnn.spikes.model import SpikeModel
+from connector.lrrnn.starts import Start, best_inputs, clearly_better, power_about_means, quick_start, trial_errors
+from connector.report.glossary import TAKEN
+from connector.stages.lrrnn_module import LowRankRNNModule
+from connector.stages.scaling import has_bias_of
+from connector.stages.training import StageContext, fit
+from connector.types import DataSizes, Recording
+
+# Fine-tuning from the closed form: small steps, since there is little left to gain.
+_LEARNING_RATE, _BATCH_SIZE, _MAX_EPOCHS = 1e-4, 50, 2
+# It is left out where the noise-free trajectories explain validation trials as well as free latents do, but for this
+# fraction of the noise or of the power.
+_NOTHING_TO_GAIN = {"noise": 0.02, "power": 1e-5}
+_EXPLAINS_LITTLE = (
+    0.5  # of the variance about the neurons' means: where the closed form leaves as much, another start is tried
+)
+# Rollouts are handed on in place of latents where they foretell rates so well but not perfectly, and errors of a step last.
+_LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.05
+# Training on windows that grow: where the start's rollouts miss so much of the power beside the noise.
+_MISSES_MUCH = 0.1
+# Learning rate in units of each tensor's rms, windows in a batch, steps; the norm of gradients is at most so much of the power.
+_WINDOWS_LEARNING_RATE, _WINDOWS, _WINDOWS_STEPS, _STEEPEST = 0.02, 64, 3000, 0.06
+# The share of the training by which there has to be some gain, and the share of what was missed that it has to find: beside
+# noise of the states it finds little, and the closed form is to be kept.
+_HOPE, _LEAST_GAIN = 0.4, 0.2
+_TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
+
+
+def model_arguments(sizes: DataSizes) -> dict[str, Any]:
+    """What every model is told of the data."""
+    return {name: getattr(sizes, name) for name in ("n_neurons", "rank", "n_inputs", "alpha")}
+
+
+def _rate_arguments(sizes: DataSizes, has_bias: bool | None) -> dict[str, Any]:
+    return model_arguments(sizes) | {"has_bias": has_bias, "activation": sizes.activation}
+
+
+def _take_inputs(context: StageContext, data: RecordingDataModule, has_bias: bool | None) -> dict[str, Start]:
+    """Have the recording's inputs enter as the options say, or as validation trials ask for; the starts that were tried then,
+    the best last."""
+    kind = context.options.lrrnn.inputs
+    data.take_inputs("instant" if kind == "auto" else kind)
+    if data.recording.inputs is None or kind != "auto":
+        return {}
+    found = best_inputs(data.recording, data.fold, _rate_arguments(data.sizes, has_bias))
+    if found:
+        kind, power = list(found)[-1], power_about_means(data.recording, data.fold)
+        data.take_inputs(kind)
+        scores = ", ".join(f"{name} {1 - start.loss / power:.3g}" for name, start in found.items())
+        context.say(f"lrrnn: inputs {TAKEN[kind]} (R² of validation rollouts: {scores})")
+    return found
+
+
+def _better_start(
+    context: StageContext, data: RecordingDataModule, model: RateModel, loss: float, quick: Start | None
+) -> float:
+    """Of the closed form in ``model`` and a quick start, which is made where the first explains little, the better one by
+    validation; its loss. One that explains nothing is told of."""
+    recording, fold, power = data.recording, data.fold, power_about_means(data.recording, data.fold)
+    if quick is None and not loss < _EXPLAINS_LITTLE * power:
+        arguments = _rate_arguments(data.sizes, model.rnn.has_bias)
+        quick = quick_start(recording, fold, arguments, recording.input_kind)
+    if quick is not None and clearly_better(quick.errors, trial_errors(model, recording, fold), power):
+        model.load_state_dict(quick.model.state_dict())
+        context.say(
+            f"lrrnn: the start without simulated trajectories is better (validation loss {quick.loss:.3g}, not {loss:.3g})"
+        )
+        loss = validation_loss(model, data)
+    if not loss < power:
+        context.say(
+            f"lrrnn: no start explains validation trials better than the neurons' mean rates (loss {loss:.3g}, {power:.3g}); "
+            "check data.alpha, data.activation, lrrnn.rank and the inputs"
+        )
+    return loss
+
+
+def train_on_rates(
+    context: StageContext, data: RecordingDataModule, mark: str
+) -> tuple[FittedDynamics, dict[str, float]]:
+    """Fit the low-rank RNN to rates; what it hands over, and measures of the fit."""
+    choice, has_bias = context.options.lrrnn, has_bias_of(context, data)
+    tried = _take_inputs(context, data, has_bias)
+    quick = list(tried.values())[-1] if tried else None
+    if has_bias is None:
+        train = data.recording.trials(data.fold.train)
+        has_bias = bias_supported(train, data.sizes.rank) if quick is None else quick.model.rnn.has_bias
+        context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
+    module = _module(context, data, has_bias, choice.learning_rate or _LEARNING_RATE)
+    solved = module.model.initialise(data.recording.trials(data.fold.train)) is not None
+    data.batch_size = choice.batch_size or _BATCH_SIZE
+    before = validation_loss(module.model, data)
+    if solved:
+        before = _better_start(context, data, module.model, before, quick)
+    metrics = None
+    if solved and choice.max_epochs is choice.learning_rate is None and _misses_dynamics(module.model, data, before):
+        module, metrics = _train_on_windows(context, data, module, mark, before, tried.get("both"))
+    if metrics is None:
+        idle = solved and _nothing_to_gain(module.model, data, before)
+        epochs = choice.max_epochs or (0 if idle else _MAX_EPOCHS)
+        metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
+    recording = data.recording
+    loss = validation_loss(module.model, data, part=data.fold.test)
+    metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
+    found = fitted_dynamics(module.model, recording, data.fold)
+    if recording.shown is not None:
+        return _behind_indicator(context, module.model, recording, found), metrics
+    if recording.inputs is None:
+        return found, metrics
+    foretold = 1 - metrics["lrrnn/val_loss"] / power_about_means(recording, data.fold)
+    if _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
+        metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
+        if lasting > _LASTS:
+            found = of_rollouts(module.model, recording, found)
+            context.say(
+                f"lrrnn: what the fit misses lasts (correlation {lasting:.2g} from step to step); its rollouts are handed on"
+            )
+    return found, metrics
+
+
+def _module(
+    context: StageContext, data: RecordingDataModule, has_bias: bool, learning_rate: float, windows: bool = False
+) -> LowRankRNNModule:
+    choice = context.options.lrrnn
+    arguments = _rate_arguments(data.sizes, has_bias) | {
+        "init": choice.init,
+        "init_std": choice.init_std,
+        "weight_penalty": choice.weight_penalty,
+    }
+    pl.seed_everything(context.options.seed, verbose=False)
+    return LowRankRNNModule("rates", arguments, context.options.seed, learning_rate, windows=windows)
+
+
+def _misses_dynamics(model: RateModel, data: RecordingDataModule, loss: float) -> bool:
+    """Whether rollouts of the start miss much of the validation trials, and noise of the states alone cannot be why: there are
+    inputs, whose effect may be missed, or the errors of a step last."""
+    recording, fold = data.recording, data.fold
+    if recording.shown is not None:
+        return False
+    missed = loss - float(model.residual_variance)
+    if missed <= _MISSES_MUCH * power_about_means(recording, fold):
+        return False
+    return recording.inputs is not None or lasting_misfit(fitted_dynamics(model, recording, fold)) > _LASTS
+
+
+class _StopWithoutGain(Callback):
+    """Ends a training that has gained nothing by its first windows of middle length."""
+
+    def __init__(self, before: float):
+        self.before = before
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        best = trainer.checkpoint_callback.best_model_score
+        if pl_module.progress_of_training() > _HOPE and best is not None and not float(best) < self.before:
+            trainer.should_stop = True
+
+
+def _train_on_windows(
+    context: StageContext,
+    data: RecordingDataModule,
+    start: LowRankRNNModule,
+    mark: str,
+    before: float,
+    both: Start | None,
+) -> tuple[LowRankRNNModule, dict[str, float] | None]:
+    """Train on windows of trials that grow; the start and None where that is no better by validation.
+
+    Args:
+        both: a start whose inputs enter both ways, where that is open: what a poor start says of them does not count.
+    """
+    kind, batch_size = data.recording.input_kind, data.batch_size
+    if both is not None:
+        data.take_inputs("both")
+    data.batch_size = context.options.lrrnn.batch_size or _WINDOWS
+    model = start.model if both is None else both.model
+    module = _module(context, data, model.rnn.has_bias, _WINDOWS_LEARNING_RATE, windows=True)
+    module.model.load_state_dict(model.state_dict())
+    module.model.scale = model.scale
+    steps = math.ceil(len(data.fold.train) / data.batch_size)
+    context.say(
+        f"lrrnn: trajectories of the start miss the rates (validation loss {before:.3g}); training on windows that grow"
+    )
+    clip = _STEEPEST * power_about_means(data.recording, data.fold)
+    epochs, noise = math.ceil(_WINDOWS_STEPS / steps), float(start.model.residual_variance)
+    watch = [_StopWithoutGain(before)]
+    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=clip, callbacks=watch)
+    after = float(trainer.checkpoint_callback.best_model_score)
+    if after - noise < (1 - _LEAST_GAIN) * (before - noise):
+        context.say(f"lrrnn: validation loss {after:.3g} after training, inputs {TAKEN[data.recording.input_kind]}")
+        return module, {"lrrnn/val_loss": after}
+    data.take_inputs(kind)
+    data.batch_size = batch_size
+    context.say(f"lrrnn: this gains too little (validation loss {after:.3g}); kept the start")
+    return start, None
+
+
+def _behind_indicator(
+    context: StageContext, model: RateModel, recording: Recording, fit: FittedDynamics
+) -> FittedDynamics:
+    """The fit finished on what the indicator shows; where it runs away, the rollouts of the fit to deconvolved rates."""
+    try:
+        return behind_indicator(fit, recording)
+    except (UserError, torch.linalg.LinAlgError):
+        context.say(
+            "lrrnn: no trajectories pass near what the indicator shows; rollouts of the fit to deconvolved rates are handed on"
+        )
+        return of_rollouts(model, recording, fit)
+
+
+def validation_loss(
+    model: RateModel, data: RecordingDataModule, rates: Recording | None = None, part: Tensor | None = None
+) -> float:
+    """``rates``: the recording as the model sees it, where that is not as it was made; ``part``: other trials."""
+    batch = data.batch(data.fold.validation if part is None else part)
+    if rates is not None:
+        batch = batch._replace(activity=rates.activity[data.fold.validation])
+    with torch.no_grad():
+        return float(model.validation_loss(batch)[0])
+
+
+def _nothing_to_gain(model: RateModel, data: RecordingDataModule, validation_loss: float) -> bool:
+    noise = float(model.residual_variance)
+    batch = data.batch(data.fold.train[:_TRIALS_OF_POWER])
+    power = float(batch.activity[batch.mask].square().mean())
+    return validation_loss - noise <= max(_NOTHING_TO_GAIN["noise"] * noise, _NOTHING_TO_GAIN["power"] * power)
+
+
+def _fit_unless_worse(
+    context: StageContext, module: LowRankRNNModule, data: RecordingDataModule, mark: str, epochs: int, before: float
+) -> dict[str, float]:
+    """Train; where no epoch's validation beats the start's, ``before``, return to the start. No epochs: it is kept."""
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
+    if not epochs:
+        context.say(f"lrrnn: the closed form leaves nothing to gain by training (validation loss {before:.3g})")
+        return {"lrrnn/val_loss": before}
+    after = float(trainer.checkpoint_callback.best_model_score)
+    if not after < before:
+        module.load_state_dict(start)
+        context.say(f"lrrnn: kept the start, which no epoch improved (validation loss {before:.3g})")
+    return {"lrrnn/val_loss": min(before, after)}
