@@ -13,6 +13,7 @@ from connector.data.input_filter import INPUT_KINDS, with_inputs
 from connector.errors import UserError
 from connector.lrrnn.closed_form import bias_supported, fit_rates_closed_form
 from connector.lrrnn.rate_model import RateModel
+from connector.numerics import ridge
 from connector.types import Recording, TrialBatch
 
 # Ridge parameter of a quick start, in units of the power of the rates over their number.
@@ -21,6 +22,10 @@ _RIDGE = 1e-4
 _CLEAR, _LEAST_SHARE, _LEAST_POWER = 2.0, 0.01, 1e-5
 # Twice the inputs gain something wherever a fit falls short: they have to gain so much of the error, and beyond the noise.
 _LEAST_SHARES_OF_BOTH = 0.2, 0.67
+
+# What errors of a step are predicted with: training trials, the ridge parameter of standardised products for each sample, and how
+# many inputs (at both ends) are multiplied with one another.
+_TRIALS_OF_ERRORS, _RIDGE_OF_ERRORS, _FEW_INPUTS = 150, 1e-3, 30
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,36 @@ def trial_errors(model: RateModel, recording: Recording, fold: Fold) -> Tensor:
     """Mean squared errors of the rollouts of validation trials (B,), infinite where one ran away."""
     found = model.trial_errors(TrialBatch.of(recording, fold.validation)).double()
     return torch.where(torch.isfinite(found), found, torch.inf)
+
+
+def predictable_errors(model: RateModel, recording: Recording, fold: Fold) -> float:
+    """Share of the errors of one step, z[t+1] less the model's step from z[t], that products of states and inputs at both of
+    its ends predict in validation trials: 0 for noise of the states, up to 1 where the dynamics are missed."""
+    seen = [_errors_of_step(model, recording, part) for part in (fold.train[:_TRIALS_OF_ERRORS], fold.validation)]
+    (design, errors), (held_design, held_errors) = seen
+    unit = design.square().mean(0).sqrt().clamp_min(1e-300)
+    weights = ridge(design / unit, errors, _RIDGE_OF_ERRORS * len(design))
+    left = (held_errors - held_design / unit @ weights).square().sum()
+    return 1 - float(left / (held_errors - errors.mean(0)).square().sum())
+
+
+@torch.no_grad()
+def _errors_of_step(model: RateModel, recording: Recording, part: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of states and inputs (N, p), and errors of one step (N, R), float64, of trials ``part``."""
+    batch = TrialBatch.of(recording, part)
+    z = model.least_squares(batch.activity, batch.mask, batch.inputs).z
+    pairs, now, network = batch.mask[:, 1:], z[:, :-1], model.rnn.network().double()
+    u = None if batch.inputs is None else batch.inputs.double()
+    errors = z[:, 1:] - network.step(now, None if u is None else u[:, :-1])
+    inputs = now[..., :0] if u is None else torch.cat([u[:, :-1], u[:, 1:]], -1)
+    parts = [torch.ones_like(now[..., :1]), now, inputs, inputs**3, _products(now, now), _products(now, inputs)]
+    if inputs.shape[-1] <= _FEW_INPUTS:
+        parts.append(_products(inputs, inputs))
+    return torch.cat(parts, -1)[pairs], errors[pairs]
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    return (a[..., :, None] * b[..., None, :]).flatten(-2)
 
 
 def quick_start(recording: Recording, fold: Fold, arguments: dict[str, Any], kind: str) -> Start | None:

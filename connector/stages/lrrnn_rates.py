@@ -7,7 +7,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from connector.data.modules import RecordingDataModule
@@ -17,8 +16,17 @@ from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.indicated import behind_indicator
 from connector.lrrnn.rate_model import RateModel, fitted_dynamics, lasting_misfit, of_rollouts
 from connector.lrrnn.spikes.model import SpikeModel
-from connector.lrrnn.starts import Start, best_inputs, clearly_better, power_about_means, quick_start, trial_errors
+from connector.lrrnn.starts import (
+    Start,
+    best_inputs,
+    clearly_better,
+    power_about_means,
+    predictable_errors,
+    quick_start,
+    trial_errors,
+)
 from connector.report.glossary import TAKEN
+from connector.runs.store import fingerprint
 from connector.stages.lrrnn_module import LowRankRNNModule
 from connector.stages.scaling import has_bias_of
 from connector.stages.training import StageContext, fit
@@ -38,9 +46,9 @@ _LEAST_ROLLOUT, _PERFECT_ROLLOUT, _LASTS = 0.8, 0.9999, 0.05
 _MISSES_MUCH = 0.1
 # Learning rate in units of each tensor's rms, windows in a batch, steps; the norm of gradients is at most so much of the power.
 _WINDOWS_LEARNING_RATE, _WINDOWS, _WINDOWS_STEPS, _STEEPEST = 0.02, 64, 3000, 0.06
-# The share of the training by which there has to be some gain, and the share of what was missed that it has to find: beside
-# noise of the states it finds little, and the closed form is to be kept.
-_HOPE, _LEAST_GAIN = 0.4, 0.2
+# The share of a step's errors that has to be predictable (noise of the states is not), and the share of what was missed that
+# the training has to find.
+_PREDICTABLE, _LEAST_GAIN = 0.2, 0.2
 _TRIALS_OF_POWER = 20  # training trials whose mean square stands for the power
 
 
@@ -113,7 +121,9 @@ def train_on_rates(
     if solved and choice.max_epochs is choice.learning_rate is None and _misses_dynamics(module.model, data, before):
         module, metrics = _train_on_windows(context, data, module, mark, before, tried.get("both"))
     if metrics is None:
-        idle = solved and _nothing_to_gain(module.model, data, before)
+        # A step down the gradient of trajectories that run away leads nowhere.
+        lost = solved and not before < power_about_means(data.recording, data.fold)
+        idle = lost or (solved and _nothing_to_gain(module.model, data, before))
         epochs = choice.max_epochs or (0 if idle else _MAX_EPOCHS)
         metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
     recording = data.recording
@@ -149,27 +159,14 @@ def _module(
 
 
 def _misses_dynamics(model: RateModel, data: RecordingDataModule, loss: float) -> bool:
-    """Whether rollouts of the start miss much of the validation trials, and noise of the states alone cannot be why: there are
-    inputs, whose effect may be missed, or the errors of a step last."""
+    """Whether rollouts of the start miss much of the validation trials, and noise of the states is not why."""
     recording, fold = data.recording, data.fold
-    if recording.shown is not None:
+    if recording.shown is not None or not math.isfinite(loss):
         return False
     missed = loss - float(model.residual_variance)
     if missed <= _MISSES_MUCH * power_about_means(recording, fold):
         return False
-    return recording.inputs is not None or lasting_misfit(fitted_dynamics(model, recording, fold)) > _LASTS
-
-
-class _StopWithoutGain(Callback):
-    """Ends a training that has gained nothing by its first windows of middle length."""
-
-    def __init__(self, before: float):
-        self.before = before
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        best = trainer.checkpoint_callback.best_model_score
-        if pl_module.progress_of_training() > _HOPE and best is not None and not float(best) < self.before:
-            trainer.should_stop = True
+    return predictable_errors(model, recording, fold) > _PREDICTABLE
 
 
 def _train_on_windows(
@@ -199,8 +196,8 @@ def _train_on_windows(
     )
     clip = _STEEPEST * power_about_means(data.recording, data.fold)
     epochs, noise = math.ceil(_WINDOWS_STEPS / steps), float(start.model.residual_variance)
-    watch = [_StopWithoutGain(before)]
-    trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=clip, callbacks=watch)
+    own_mark = fingerprint(mark, "windows")  # its checkpoints are those of another model
+    trainer = fit(context, "lrrnn", module, data, own_mark, epochs, "lrrnn/val_loss", clip=clip)
     after = float(trainer.checkpoint_callback.best_model_score)
     if after - noise < (1 - _LEAST_GAIN) * (before - noise):
         context.say(f"lrrnn: validation loss {after:.3g} after training, inputs {TAKEN[data.recording.input_kind]}")
@@ -249,7 +246,10 @@ def _fit_unless_worse(
     start = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     if not epochs:
-        context.say(f"lrrnn: the closed form leaves nothing to gain by training (validation loss {before:.3g})")
+        why = "leaves nothing to gain by training"
+        if not before < power_about_means(data.recording, data.fold):
+            why = "has trajectories that miss the rates, and training on them was left out"
+        context.say(f"lrrnn: the closed form {why} (validation loss {before:.3g})")
         return {"lrrnn/val_loss": before}
     after = float(trainer.checkpoint_callback.best_model_score)
     if not after < before:

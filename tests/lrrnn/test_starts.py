@@ -5,7 +5,9 @@ import torch
 from rate_networks import make_network, record, record_filtered
 
 from connector.data.folds import fold
-from connector.lrrnn.starts import best_inputs, clearly_better, power_about_means
+from connector.lrrnn.rate_model import RateModel
+from connector.lrrnn.starts import best_inputs, clearly_better, power_about_means, predictable_errors
+from connector.types import Recording
 
 
 def arguments(recording, rank=2, has_bias=None):
@@ -53,3 +55,19 @@ def test_a_better_start_is_one_beyond_chance_and_beyond_rounding():
     assert not clearly_better(errors + noise - noise.mean() - 0.05, errors, 1.0)  # within the scatter over trials
     assert not clearly_better(1e-9 * errors, 2e-9 * errors, 1.0)
     assert clearly_better(errors, errors.clone().index_fill_(0, torch.tensor([3]), torch.inf), 1.0)
+
+
+@pytest.mark.parametrize(("what", "low", "high"), [("noise", -0.05, 0.1), ("product", 0.9, 1.0)])
+def test_errors_of_a_step_are_predictable_where_dynamics_are_missed_and_not_for_noise(what, low, high):
+    """The true network, whose states carry noise of their own, or a part of the input that their sign gates."""
+    net, g = make_network(k=40, n_inputs=1), torch.Generator().manual_seed(3)
+    u = torch.randn(80, 30, 1, generator=g, dtype=torch.float64)
+    z = [torch.randn(80, 2, generator=g, dtype=torch.float64)]
+    for t in range(29):
+        noise, product = torch.randn(80, 2, generator=g, dtype=torch.float64), z[-1] * u[:, t]
+        z.append(net.step(z[-1], u[:, t]) + 0.2 * (noise if what == "noise" else product))
+    rates = net.rates(torch.stack(z, 1), u).float()
+    recording = Recording(rates, "rates", torch.full((80,), 30), net.alpha, "tanh", inputs=u.float())
+    model = RateModel(40, 2, 1)
+    model.rnn.set_network(net)
+    assert low < predictable_errors(model, recording, fold(80)) < high

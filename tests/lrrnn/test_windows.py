@@ -1,12 +1,16 @@
 """Windows of trials are pieces of them, and training on windows finds what a poor start misses."""
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from commands import typed
 from rate_networks import make_network, record
 
 from connector.data.modules import RecordingDataModule
 from connector.lrrnn.starts import power_about_means
 from connector.lrrnn.windows import LENGTHS, random_windows, rate_factor, window_length
+from connector.runs.saved import load_run
+from connector.stages import lrrnn_rates
 from connector.stages.lrrnn_module import LowRankRNNModule
 from connector.types import TrialBatch
 
@@ -76,3 +80,24 @@ def test_training_on_windows_recovers_dynamics_from_a_start_that_misses_them(tmp
     after = float(module.model.validation_loss(held)[0])
     assert before > 0.2 * power
     assert after < 0.02 * before
+
+
+def test_a_run_on_a_gated_network_is_trained_on_windows_and_gains(tmp_path, monkeypatch):
+    """The input moves the states by its product with them, which no input weight does."""
+    net, g = make_network(k=20, n_inputs=1), torch.Generator().manual_seed(3)
+    inputs = torch.randn(60, 40, 1, generator=g, dtype=torch.float64)
+    z = [torch.randn(60, 2, generator=g, dtype=torch.float64)]
+    for t in range(39):
+        z.append(0.9 * z[-1] + 0.3 * z[-1].flip(1) * inputs[:, t])
+    rates = torch.tanh(torch.stack(z, 1) @ net.m.T)
+    np.savez(tmp_path / "gated.npz", rates=rates.numpy(), externalinputs=inputs.numpy())
+    for name, value in (("_WINDOWS_STEPS", 60), ("_LEAST_GAIN", 0.01), ("_MISSES_MUCH", 0.01)):
+        monkeypatch.setattr(lrrnn_rates, name, value)
+    typed(
+        "data=npz", f"data.path={tmp_path / 'gated.npz'}", "data.alpha=1", "lrrnn.rank=2", "stages=[lrrnn]",
+        f"hydra.run.dir={tmp_path / 'run'}", "trainer.progress=false",
+    )  # fmt: skip
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "training on windows" in log
+    assert "after training, inputs" in log
+    assert load_run(tmp_path / "run").metrics["lrrnn/rollout_r2"] > 0
