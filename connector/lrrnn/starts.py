@@ -134,7 +134,10 @@ def best_inputs(recording: Recording, fold: Fold, arguments: dict[str, Any]) -> 
 def power_about_means(recording: Recording, fold: Fold, part: Tensor | None = None) -> float:
     """Mean square of the rates of trials ``part``, by default validation, about their means over training trials: the loss of
     a model that knows these."""
-    train, held = recording.trials(fold.train), recording.trials(fold.validation if part is None else part)
-    mean = train.activity[train.mask].double().mean(0)
-    squares = (held.activity[held.mask].double() - mean).square()
-    return float((squares if held.scale is None else squares * held.scale.weight).mean())
+    # Samples past a trial's end are zero, so that sums need no mask.
+    mean = recording.activity[fold.train].sum((0, 1), dtype=torch.float64) / recording.lengths[fold.train].sum()
+    part = fold.validation if part is None else part
+    mask, scale = recording.mask[part], recording.scale
+    deviations = (recording.activity[part] - mean.to(recording.activity)) * mask[..., None]
+    squares = deviations.square_().sum((0, 1), dtype=torch.float64) / mask.sum()
+    return float((squares if scale is None else squares * scale.weight).mean())

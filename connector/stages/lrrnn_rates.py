@@ -78,11 +78,11 @@ def _take_inputs(context: StageContext, data: RecordingDataModule, has_bias: boo
 
 
 def _better_start(
-    context: StageContext, data: RecordingDataModule, model: RateModel, loss: float, quick: Start | None
+    context: StageContext, data: RecordingDataModule, model: RateModel, loss: float, power: float, quick: Start | None
 ) -> float:
     """Of the closed form in ``model`` and a quick start, which is made where the first explains little, the better one by
     validation; its loss. One that explains nothing is told of."""
-    recording, fold, power = data.recording, data.fold, power_about_means(data.recording, data.fold)
+    recording, fold = data.recording, data.fold
     if quick is None and not loss < _EXPLAINS_LITTLE * power:
         arguments = _rate_arguments(data.sizes, model.rnn.has_bias)
         quick = quick_start(recording, fold, arguments, recording.input_kind)
@@ -114,17 +114,25 @@ def train_on_rates(
     module = _module(context, data, has_bias, choice.learning_rate or _LEARNING_RATE)
     solved = module.model.initialise(data.recording.trials(data.fold.train)) is not None
     data.batch_size = choice.batch_size or _BATCH_SIZE
-    before = validation_loss(module.model, data)
+    before, power = validation_loss(module.model, data), power_about_means(data.recording, data.fold)
     if solved:
-        before = _better_start(context, data, module.model, before, quick)
+        before = _better_start(context, data, module.model, before, power, quick)
     metrics = None
-    if solved and choice.max_epochs is choice.learning_rate is None and _misses_dynamics(module.model, data, before):
+    if (
+        solved
+        and choice.max_epochs is choice.learning_rate is None
+        and _misses_dynamics(module.model, data, before, power)
+    ):
         module, metrics = _train_on_windows(context, data, module, mark, before, tried.get("both"))
     if metrics is None:
         # A step down the gradient of trajectories that run away leads nowhere.
-        lost = solved and not before < power_about_means(data.recording, data.fold)
+        lost = solved and not before < power
         idle = lost or (solved and _nothing_to_gain(module.model, data, before))
         epochs = choice.max_epochs or (0 if idle else _MAX_EPOCHS)
+        if not epochs:
+            why = "has trajectories that miss the rates, and training on them was left out"
+            why = why if lost else "leaves nothing to gain by training"
+            context.say(f"lrrnn: the closed form {why} (validation loss {before:.3g})")
         metrics = _fit_unless_worse(context, module, data, mark, epochs, before)
     recording = data.recording
     loss = validation_loss(module.model, data, part=data.fold.test)
@@ -134,7 +142,7 @@ def train_on_rates(
         return _behind_indicator(context, module.model, recording, found), metrics
     if recording.inputs is None:
         return found, metrics
-    foretold = 1 - metrics["lrrnn/val_loss"] / power_about_means(recording, data.fold)
+    foretold = 1 - metrics["lrrnn/val_loss"] / power
     if _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
         metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
         if lasting > _LASTS:
@@ -158,13 +166,13 @@ def _module(
     return LowRankRNNModule("rates", arguments, context.options.seed, learning_rate, windows=windows)
 
 
-def _misses_dynamics(model: RateModel, data: RecordingDataModule, loss: float) -> bool:
+def _misses_dynamics(model: RateModel, data: RecordingDataModule, loss: float, power: float) -> bool:
     """Whether rollouts of the start miss much of the validation trials, and noise of the states is not why."""
     recording, fold = data.recording, data.fold
     if recording.shown is not None or not math.isfinite(loss):
         return False
     missed = loss - float(model.residual_variance)
-    if missed <= _MISSES_MUCH * power_about_means(recording, fold):
+    if missed <= _MISSES_MUCH * power:
         return False
     return predictable_errors(model, recording, fold) > _PREDICTABLE
 
@@ -246,10 +254,6 @@ def _fit_unless_worse(
     start = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = fit(context, "lrrnn", module, data, mark, epochs, "lrrnn/val_loss", clip=SpikeModel.GRADIENT_CLIP)
     if not epochs:
-        why = "leaves nothing to gain by training"
-        if not before < power_about_means(data.recording, data.fold):
-            why = "has trajectories that miss the rates, and training on them was left out"
-        context.say(f"lrrnn: the closed form {why} (validation loss {before:.3g})")
         return {"lrrnn/val_loss": before}
     after = float(trainer.checkpoint_callback.best_model_score)
     if not after < before:
