@@ -171,7 +171,7 @@ READER = Reader(CsvOptions, load_csv, recognises=lambda path: path.read_bytes().
     path = tmp_path / "mine.txt"
     path.write_text("rates,\n0.1,0.2\n0.3,-0.4\n")
     assert read_recording(path, alpha=0.5).alpha == 0.5
-    with pytest.raises(UserError, match=r"greater than 0|in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"greater than 0|above 0 and at most 1"):
         read_recording(path, "csv", alpha=2)
     with pytest.raises(UserError, match=r"mine\.txt, a file of the format csv\.\nUse data=csv"):
         load_npz(path)
