@@ -94,7 +94,7 @@ def test_a_run_on_a_gated_network_is_trained_on_windows_and_gains(tmp_path, monk
     for name, value in (("_WINDOWS_STEPS", 60), ("_LEAST_GAIN", 0.01), ("_MISSES_MUCH", 0.01)):
         monkeypatch.setattr(lrrnn_rates, name, value)
     typed(
-        "data=npz", f"data.path={tmp_path / 'gated.npz'}", "data.alpha=1", "lrrnn.rank=2", "stages=[lrrnn]",
+        "data=npz", f"data.path={tmp_path / 'gated.npz'}", "data.alpha=1", "lrrnn.rank=2", "stages=[lrrnn]", "lrrnn.posterior_sweeps=0",
         f"hydra.run.dir={tmp_path / 'run'}", "trainer.progress=false",
     )  # fmt: skip
     log = (tmp_path / "run" / "train.log").read_text()
