@@ -139,15 +139,17 @@ def show(console: Console, metrics: Mapping[str, float], store: RunStore, verbos
     """
     names = {key: metric.label for key, metric in METRICS.items()} if verbose else SHORT
     shown = [key for key in names if key in metrics]
+    shown = shown if verbose else shown[:_SHOWN]
+    values = [format_number(metrics[key]) for key in shown]
     table = Table(
         Column("measure", no_wrap=not verbose),
-        Column("value", justify="right", no_wrap=True, min_width=7),
+        Column("value", justify="right", no_wrap=True, min_width=max([7, *map(len, values)])),
         Column("unit", style="dim", no_wrap=not verbose, overflow="ellipsis", max_width=None if verbose else 20),
         show_edge=False,
         pad_edge=False,
     )
-    for key in shown if verbose else shown[:_SHOWN]:
-        table.add_row(names[key], format_number(metrics[key]), METRICS[key].unit)
+    for key, value in zip(shown, values):
+        table.add_row(names[key], value, METRICS[key].unit)
     console.print(table)
     cautions = map(parted, store.stages()[RESULTS].get("cautions", ()))
     for said in sorted(cautions, key=lambda said: said.word != "Warning"):

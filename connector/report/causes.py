@@ -43,11 +43,19 @@ def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, int]:
     return f"{number} more latent dimensions are missing. The first removes {_removed(metrics, 'rank')}.", number
 
 
+def _other_rank(metrics: Mapping[str, float], by: int) -> str:
+    """What to do about a rank that is too low (``by`` 1) or too high (-1); ``auto`` is no remedy for what it chose itself."""
+    chosen = metrics.get("lrrnn/rank_chosen")
+    if chosen is not None:
+        return f"set lrrnn.rank={int(chosen) + by} in place of auto, which chose {int(chosen)}"
+    return f"{'raise it' if by > 0 else 'lower it by one'}, or set lrrnn.rank=auto"
+
+
 def _rank(metrics: Mapping[str, float], name: str) -> str:
     if f"{CHECK}alpha" in metrics:
         return (
             "The rates of each step follow from those of the last and the inputs, so no input is missing. The fitted states do not "
-            f"hold all of them, so lrrnn.rank is too low.{TO_DO}raise it, or set lrrnn.rank=auto."
+            f"hold all of them, so lrrnn.rank is too low.{TO_DO}{_other_rank(metrics, 1)}."
         )
     said, number = _dimensions(metrics, name)
     if f"{CHECK}added_noise" not in metrics:
@@ -68,7 +76,7 @@ def _fewer(metrics: Mapping[str, float], name: str) -> str:
         does = f"{verb} {_removed(metrics, name)}"
     return (
         f"The last latent dimension {does}. The data do not "
-        f"show it, and lrrnn.rank may be too high.{TO_DO}lower it by one, or set lrrnn.rank=auto."
+        f"show it, and lrrnn.rank may be too high.{TO_DO}{_other_rank(metrics, -1)}."
     )
 
 

@@ -33,6 +33,14 @@ def test_each_cause_has_one_text_with_its_remedy(cause, words):
     assert f"lrrnn/cause_{cause}" in METRICS
 
 
+@pytest.mark.parametrize(("cause", "other"), [("rank", "set lrrnn.rank=6"), ("fewer", "set lrrnn.rank=4")])
+def test_auto_is_no_remedy_for_the_rank_that_it_chose(cause, other):
+    metrics = {"lrrnn/check_alpha": 0.0, "lrrnn/check_fewer": -0.01, f"lrrnn/cause_{cause}": 1.0}
+    assert "or set lrrnn.rank=auto" in causes.of_causes(metrics)[0]
+    said = causes.of_causes({**metrics, "lrrnn/rank_chosen": 5.0})[0]
+    assert f"{other} in place of auto, which chose 5" in said
+
+
 def test_checks_alone_say_nothing():
     assert cautions.of_signs(CHECKED) == []
     assert not causes.named(CHECKED)
