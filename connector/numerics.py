@@ -130,3 +130,8 @@ def column_spread(covariance: Tensor) -> Tensor:
     spread = covariance.diagonal().clamp_min(0).sqrt()
     largest = spread.max()
     return torch.where(spread > 1e-12 * largest, spread, torch.where(largest > 0, largest, 1.0))
+
+
+def warming_rate(decay: float, n_averaged: float) -> float:
+    """The fraction of averaged weights that stays in their next update."""
+    return min(decay, (1.0 + n_averaged) / (10.0 + n_averaged))

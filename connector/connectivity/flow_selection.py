@@ -14,6 +14,7 @@ from torch import Tensor
 from connector.connectivity.flow import Flow
 from connector.connectivity.flow_stack import FlowStack
 from connector.errors import UserError
+from connector.numerics import warming_rate
 
 _PARTS = 10  # of the cross-validation of the base
 _ERRORS = 2.0  # standard errors by which another base, or a longer trial, has to be better
@@ -179,7 +180,7 @@ class Trial:
             loss.backward()
             optimizer.step()
             torch._foreach_lerp_(
-                list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - _averaging(step)
+                list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - warming_rate(_SMOOTHING, step)
             )
             if self.is_scored(step) and self.ends(step, averaged.log_prob(self.test, **_ACCURATE)):
                 break
@@ -195,7 +196,7 @@ def run_as_one(trials: Sequence[Trial]) -> list[Stopping]:
             drawn = [trial.flow.draw_paths(trial.rows(), generator=trial.generator) for trial in here]
             places, times, _, targets = zip(*drawn)
             stack.step(stack.errors(torch.stack(places), torch.stack(times), None, torch.stack(targets)))
-            stack.average(_averaging(step))
+            stack.average(warming_rate(_SMOOTHING, step))
         if not any(trial.is_scored(step) for trial in here):
             continue
         scores = stack.log_prob(torch.stack([trial.test for trial in here]), **_ACCURATE)
@@ -206,10 +207,6 @@ def run_as_one(trials: Sequence[Trial]) -> list[Stopping]:
         if len(left) < len(here):
             stack.keep(left)
     raise AssertionError
-
-
-def _averaging(step: int) -> float:
-    return min(_SMOOTHING, (1 + step) / (10 + step))
 
 
 def _still_rises(scores: dict[int, Tensor]) -> bool:

@@ -117,9 +117,8 @@ def job(config: DictConfig, data: Any = None) -> float | None:
         from connector.launch.job import run
 
         interruption.imported()
-        if (
-            not gc.get_freeze_count()
-        ):  # modules are never garbage, and to look through them takes half a second each time
+        # Modules are never garbage, and to look through them takes half a second each time.
+        if not gc.get_freeze_count():
             gc.freeze()
 
         if options.trainer.extra.get("fast_dev_run"):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from connector.connectivity.flow_stack import FlowStack
 from connector.data.modules import InMemoryBatches
+from connector.numerics import warming_rate
 from connector.stages.flows import FlowJob, FlowModule
-from connector.stages.training import validation_interval, warming_rate
+from connector.stages.training import validation_interval
 
 
 @dataclass

@@ -134,7 +134,7 @@ def best_inputs(recording: Recording, fold: Fold, arguments: dict[str, Any]) -> 
 def power_about_means(recording: Recording, fold: Fold, part: Tensor | None = None) -> float:
     """Mean square of the rates of trials ``part``, by default validation, about their means over training trials: the loss of
     a model that knows these."""
-    # Samples past a trial's end are zero, so that sums need no mask.
+    # Samples past a trial's end are zero, so that this sum needs no mask.
     mean = recording.activity[fold.train].sum((0, 1), dtype=torch.float64) / recording.lengths[fold.train].sum()
     part = fold.validation if part is None else part
     mask, scale = recording.mask[part], recording.scale

@@ -123,7 +123,7 @@ def train_on_rates(
         and choice.max_epochs is choice.learning_rate is None
         and _misses_dynamics(module.model, data, before, power)
     ):
-        module, metrics = _train_on_windows(context, data, module, mark, before, tried.get("both"))
+        module, metrics = _train_on_windows(context, data, module, mark, before, power, tried.get("both"))
     if metrics is None:
         # A step down the gradient of trajectories that run away leads nowhere.
         lost = solved and not before < power
@@ -183,6 +183,7 @@ def _train_on_windows(
     start: LowRankRNNModule,
     mark: str,
     before: float,
+    power: float,
     both: Start | None,
 ) -> tuple[LowRankRNNModule, dict[str, float] | None]:
     """Train on windows of trials that grow; the start and None where that is no better by validation.
@@ -202,10 +203,9 @@ def _train_on_windows(
     context.say(
         f"lrrnn: trajectories of the start miss the rates (validation loss {before:.3g}); training on windows that grow"
     )
-    clip = _STEEPEST * power_about_means(data.recording, data.fold)
     epochs, noise = math.ceil(_WINDOWS_STEPS / steps), float(start.model.residual_variance)
     own_mark = fingerprint(mark, "windows")  # its checkpoints are those of another model
-    trainer = fit(context, "lrrnn", module, data, own_mark, epochs, "lrrnn/val_loss", clip=clip)
+    trainer = fit(context, "lrrnn", module, data, own_mark, epochs, "lrrnn/val_loss", clip=_STEEPEST * power)
     after = float(trainer.checkpoint_callback.best_model_score)
     if after - noise < (1 - _LEAST_GAIN) * (before - noise):
         context.say(f"lrrnn: validation loss {after:.3g} after training, inputs {TAKEN[data.recording.input_kind]}")

@@ -29,6 +29,7 @@ from torch import Tensor
 from connector import interruption
 from connector.errors import UserError, numerical_failure
 from connector.files import atomic, move_into_place, read_saved, write_saved
+from connector.numerics import warming_rate
 from connector.runs.options import HARDWARE, Options, TrainerOptions
 from connector.runs.store import RunStore, remove_checkpoints
 from connector.stages.checkpoints import StageCheckpoints
@@ -131,11 +132,6 @@ def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
         torch._foreach_lerp_(averaged, current, 1 - warming_rate(decay, float(n_averaged)))
 
     return average
-
-
-def warming_rate(decay: float, n_averaged: float) -> float:
-    """The fraction of averaged weights that stays in their next update."""
-    return min(decay, (1.0 + n_averaged) / (10.0 + n_averaged))
 
 
 # stage -> the user's own callbacks, and arguments of Lightning's Trainer
