@@ -37,7 +37,7 @@ _EMPTY_ENOUGH = ((0.02, 1.6), (0.07, 0.6), (0.2, 0.1), (np.inf, -0.7))
 _AGAIN = (2.0, 0.5)
 _TOLD = 0.8  # share of the neurons that a split's own axis has to place on their sides
 _ATOM = 0.05  # share of equal values in a column from which they are an atom
-_N_HALVES, _MAX_DEPTH, _MIN_NEURONS = 20, 3, 25
+_N_HALVES, _MAX_DEPTH, _MIN_NEURONS = 10, 3, 25
 
 # Standard deviations between two Gaussian groups of equal size that are shown with probability .8, by number of neurons
 # (experiments/cell_types.py --detectable --populations 100, two columns).
@@ -215,14 +215,17 @@ def _empty_enough(x: np.ndarray, side: np.ndarray, rng: np.random.Generator, sla
     beside = spherical @ np.linalg.svd(along[None])[2][1:].T
     position = x @ w - middle
     seen = (x @ beside, np.abs(position), position > 0, rng)
-    p_bend, directions = bend_p_value(*seen)
-    if len(x) > 100 and p_bend <= 2 / (1 + N_PERMUTATIONS):  # as small as so few permutations allow
-        p_bend, directions = bend_p_value(*seen, n_permutations=5 * N_PERMUTATIONS)
+    unit = min(1.0, 100 / len(x))
+    surely, not_at_all = (_EMPTY_ENOUGH[row][0] * unit for row in (0, -2))
+    least = 2 / (1 + N_PERMUTATIONS)  # as small as so few permutations allow
+    again = len(x) > 100
+    p_bend, directions = bend_p_value(*seen, exact=(least if again else surely, not_at_all))
+    if again and p_bend <= least:
+        p_bend, directions = bend_p_value(*seen, n_permutations=5 * N_PERMUTATIONS, exact=(surely, not_at_all))
     # In a plane through the axis: with more dimensions balls that hold enough points reach across a gap.
     planes = directions if beside.shape[1] > 1 else np.ones((1, 1))
     depth = min(valley_depth(np.stack([position, x @ beside @ v], axis=1), side) for v in planes)
-    relative = p_bend / min(1.0, 100 / len(x))
-    return depth + slack > next(empty for limit, empty in _EMPTY_ENOUGH if relative <= limit)
+    return depth + slack > next(empty for limit, empty in _EMPTY_ENOUGH if p_bend <= limit * unit)
 
 
 def _outlasts(x: np.ndarray, side: np.ndarray, covariance: Tensor | None, max_neurons: int, seed: int) -> bool:

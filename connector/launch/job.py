@@ -47,14 +47,14 @@ from connector.runs.lock import locked
 from connector.runs.options import STAGES, Options, OtherLogger, literal
 from connector.runs.store import RESULTS, RunStore
 from connector.stages.curves import read_rows
-from connector.stages.flows import train_flow
+from connector.stages.flows import FlowJob, train_flow
 from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
 from connector.stages.results import measures_of_fit
 from connector.stages.tables import result_tables
-from connector.stages.training import Additions, StageContext, check_trainer, clock, is_child_rank
+from connector.stages.training import Additions, StageContext, check_trainer, clock, is_child_rank, one_thread
 from connector.stages.write_results import summarise
 from connector.types import Recording, span
 
@@ -152,8 +152,8 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             store.finish_stage("lrrnn", schedule.marks["lrrnn"], 0.0, {}, files=[store.latents_file])
     trainers = {
         "lrrnn": lambda mark: train_lrrnn(context, data, mark),
-        "loadings": lambda mark: train_flow(prepare_loadings(context, store.read_stage_inputs(), mark)),
-        "outputs": lambda mark: train_flow(prepare_outputs(context, store.read_stage_inputs(), mark)),
+        "loadings": lambda mark: _flow_on_one_thread(context, prepare_loadings, mark),
+        "outputs": lambda mark: _flow_on_one_thread(context, prepare_outputs, mark),
     }
     for stage in STAGES:
         if stage not in schedule.requested:
@@ -189,6 +189,12 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
         data.take_scale(store.read_stage_inputs().scale)
     if data.recording.inputs is not None and store.latents_file.exists():
         data.take_inputs(store.read_stage_inputs().latents.input_kind)
+
+
+def _flow_on_one_thread(context: StageContext, prepare: Callable[..., FlowJob], mark: str) -> dict[str, float]:
+    """Prepare and train a flow: a second thread takes twice the CPU time, and with few neurons more time as well."""
+    with one_thread(context.options):
+        return train_flow(prepare(context, context.store.read_stage_inputs(), mark))
 
 
 def all_metrics(store: RunStore, stages: Collection[str], results: dict[str, float]) -> dict[str, float]:
@@ -448,7 +454,10 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     if len(standing) == len(STAGES):
         job.say("results: measuring sampled networks" + (", drawing figures" if options.report.draw else ""))
         started = clock()
-        with StepProgress("results", job.console if options.trainer.progress else None) as progress:
+        with (
+            one_thread(options),
+            StepProgress("results", job.console if options.trainer.progress else None) as progress,
+        ):
             about = describe(job.data.recording)
             results, figures, cautions = summarise(options, store, job.data, metrics, about, progress)
         spent = clock() - started
