@@ -24,6 +24,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from connector import interruption
@@ -167,15 +168,20 @@ def clock() -> np.ndarray:
 
 @contextlib.contextmanager
 def one_thread(options: Options) -> Iterator[None]:
-    """One CPU thread within the block, unless ``trainer.threads`` says how many: for steps too small to share.
+    """One CPU thread within the block, for torch and for NumPy, unless ``trainer.threads`` says how many.
 
-    A second thread makes the training of the spike model of 76 neurons slower (57 s for 49 s) and half again as costly.
+    For steps too small to share: threads that wait for each other cost CPU time, and more time as well where another job
+    uses a processor. With two threads the flow of the loadings of 1000 neurons took 20 s for 11 s, the test for groups 10 s for
+    2 s, the training of the spike model of 76 neurons 57 s for 49 s.
     """
-    threads = torch.get_num_threads()
-    if options.trainer.threads is None:
-        torch.set_num_threads(1)
-    try:
+    if options.trainer.threads is not None:
         yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
 
