@@ -82,7 +82,7 @@ def losses(
             axis.set_yscale("log")
         unit = (units or {}).get(stage)
         axis.set(title=stage, xlabel="epoch", ylabel="loss" if unit is None else f"loss ({unit})")
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     for axis in axes.flat[len(curves) :]:
         axis.remove()
     legend_below(figure, list(handles.values()), title, 2 * axes.shape[1])

@@ -477,7 +477,7 @@ def _phase_lines(fields: Mapping[str, Field], states: Tensor, title: str, max_co
             kinds += _kinds_where_visited(torch.tensor([[root]]), slope, visited, x[-1] - x[0])
             _fixed_point(axis, root, 0.0, kinds[-1])
         axis.set_title(name)
-    label_outside(axes, len(fields), "latent $z$", r"$dz/dt$ (1/$\tau$)")
+    label_outside(axes, len(fields), "latent $z$", r"$dz/dt$ (latent units per $\tau$)")
     handles = [
         *flow_handles(kinds, unseen=False),
         Line2D([], [], color=MUTED, linestyle="none", marker="|", label="visited states"),

@@ -239,8 +239,14 @@ def label_outside(axes: np.ndarray, count: int, below: str, beside: str) -> None
             axis.tick_params(labelbottom=True)
 
 
+_LEGEND_ROW = 0.22  # inches
+
+
 def legend_below(figure: Figure, handles: list, title: str = "", columns: int | None = None, **style) -> None:
-    """A legend under the panels, where it lies over no curve, and the title over all."""
+    """A legend under the panels, where it lies over no curve, and the title over all.
+
+    ``columns``: at most so many entries stand in a row; fewer where they would be wider than the figure.
+    """
     given = _given.get()
     if given is not None:
         if handles:
@@ -248,6 +254,12 @@ def legend_below(figure: Figure, handles: list, title: str = "", columns: int | 
         return
     if handles:
         columns = min(len(handles), columns or len(handles))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)
+        while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+            legend.remove()
+            rows, columns = -(-len(handles) // columns), columns - 1
+            more = -(-len(handles) // columns) - rows  # each takes its room from the panels otherwise
+            figure.set_figheight(figure.get_figheight() + more * _LEGEND_ROW)
+            legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)

@@ -51,7 +51,7 @@ def _spectra(ax: Axes, drive: np.ndarray, matrix: np.ndarray, rank: int) -> None
         ax.plot(range(1, len(values) + 1), values, color=colour, marker="o", ms=3, label=label)
     ax.axhline(_SEEN, color=FAINT, lw=0.8, zorder=0)
     ax.axvline(rank, color=ACCENT, lw=1, ls="--", label="rank of the fit")
-    ax.set(title="Which part of W acts", xlabel="dimensions", ylabel="cumulated share", ylim=(0, 1.05))
+    ax.set(title="Which part of W acts", xlabel="dimensions", ylabel="cumulative share", ylim=(0, 1.05))
     ax.legend(loc="lower right")
 
 
@@ -91,9 +91,11 @@ def _outputs(ax: Axes, outputs: tuple[Tensor, Tensor, Tensor | None], step: floa
         ):
             if values is not None:
                 ax.plot(time, values[:, k] - k * apart, **(style if k == 0 else style | {"label": None}))
-    ax.set(title="Outputs, a held-out trial", xlabel="time (tau)", ylabel="output (as in the file)")
+    ax.set(title="Outputs, a held-out trial", xlabel=r"time ($\tau$)", ylabel="output (as in the file)")
     if trained.shape[1] > 1:
         ax.set_yticks([-k * apart for k in range(min(trained.shape[1], _MOST_OUTPUTS))])
         ax.set_yticklabels([str(k + 1) for k in range(min(trained.shape[1], _MOST_OUTPUTS))])
-        ax.set_ylabel("output, number")
-    ax.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
+        ax.set_ylabel("number of the output")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.4 * (high - low))  # the legend stands above the curves
+    ax.legend(loc="upper left")

@@ -90,5 +90,5 @@ def _band(axis: Axes, states: Tensor, draws: FieldDraws, points: np.ndarray) -> 
     axis.fill_between(x, low, high, color=INFERRED, alpha=0.25, linewidth=0)
     axis.plot(x, middle, color=INFERRED)
     axis.plot(points[:, 0], np.zeros(len(points)), ".", color=ACCENT, alpha=0.25)
-    axis.set(xlabel="latent $z$", ylabel=r"$dz/dt$ (1/$\tau$)")
+    axis.set(xlabel="latent $z$", ylabel=r"$dz/dt$ (latent units per $\tau$)")
     return [Line2D([], [], color=INFERRED, label="median of the draws, 95 % between")]

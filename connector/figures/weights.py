@@ -31,14 +31,23 @@ from connector.figures.style import (
 )
 from connector.types import Loadings
 
+_SHORT = 10  # letters of an input's name that stand beside "input weight" under a panel
+
 
 def loading_names(loadings: Loadings, input_names: Sequence[str] = ()) -> list[str]:
     """Names of the columns of ``Loadings.stack()``, for axes."""
     inputs = list(input_names) if len(input_names) == loadings.n_inputs else range(1, loadings.n_inputs + 1)
     names = [f"loading $m_{{{i + 1}}}$\n(per latent unit)" for i in range(loadings.rank)]
-    inputs = [f"$b_{{{i}}}$" if isinstance(i, int) else f"$b$, {i}" for i in inputs]
-    names += [f"input weight {name}\n(per unit of input)" for name in inputs]
+    inputs = [f"input weight $b_{{{i}}}$" if isinstance(i, int) else _input_weight(i) for i in inputs]
+    names += [f"{name}\n(per unit of input)" for name in inputs]
     return names + (["bias $d$\n(pure number)"] if loadings.has_bias else [])
+
+
+def _input_weight(name: str) -> str:
+    """The weight of a named input, no wider than a panel."""
+    if len(name) <= _SHORT:
+        return f"input weight $b$, {name}"
+    return f"$b$, {name if len(name) <= 2 * _SHORT else f'{name[: _SHORT - 1]}…{name[-_SHORT:]}'}"
 
 
 @styled

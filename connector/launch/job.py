@@ -161,14 +161,14 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             continue
         mark = schedule.marks[stage]
         if is_current(store, stage, schedule) and not options.force:
-            context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains anew)")
+            context.say(f"{stage}: reused, its options and inputs are unchanged (force=true trains again)")
             _log_curves_of_reused(context, stage)
             continue
         if not options.force:
             for file in store.damaged(stage, stage_files(store)[stage]):
-                context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); trained anew")
+                context.say(f"{stage}: {file.name} is not what the stage wrote (its checksum differs); training again")
             for file in store.lost(stage):
-                context.say(f"{stage}: {file.name} is no longer there; trained anew")
+                context.say(f"{stage}: {file.name} is no longer there; training again")
         started = clock()
         if not is_child_rank():
             store.forget_stage(stage)
@@ -216,10 +216,12 @@ def describe(recording: Recording) -> list[str]:
     line += f"{counted(recording.n_trials, 'trial')} of {span(recording.lengths)} samples"
     if recording.bin_s is not None:
         line += f" of {1000 * recording.bin_s:g} ms"
-    inputs = f", {counted(recording.n_inputs, 'input')}" if recording.n_inputs else ""
+    given = recording.n_inputs // (2 if recording.input_kind == "both" else 1)
+    taken = {"filtered": " (filtered)", "both": " (at once and filtered)"}.get(recording.input_kind, "")
+    inputs = f", {counted(given, 'input')}{taken}" if given else ""
     notes = list(recording.notes)
     if recording.kind == "rates" and recording.choices is not None:
-        notes.append("choices are read and not used: measures by choice are of spikes")
+        notes.append("choices are read but not used: measures by choice need spikes")
     return [f"{line}{inputs}; {recording.activation}, alpha = {recording.alpha:g}", *notes]
 
 
@@ -407,7 +409,7 @@ def _run(job: _Job) -> float | None:
             )
             if not is_child_rank():
                 if stale:
-                    job.say(f"{', '.join(stale)}: of other options, removed")
+                    job.say(f"{', '.join(stale)}: removed, made with other options")
                 begin(
                     store, job.options, job.schedule, OmegaConf.to_yaml(OmegaConf.create(literal(job.config))), job.name
                 )

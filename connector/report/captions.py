@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 INTERVALS = (
-    "What the data determine: the mean output weight nu of each sampled neuron with its interval, neurons ordered by the "
+    "What the data determine of nu: the mean output weight of each sampled neuron with its interval. Neurons are ordered by the "
     "estimate. Where the band fills the whole range, the curve shows the prior."
 )
 
 
-def flow_field(*, cycles: bool, ring: bool, inputs: bool) -> str:
-    """Whether limit cycles are drawn, the truth is a ring, and inputs drive the network."""
-    said = (
-        "Vector field on the region that the latents visit (darker: faster), with example trajectories of held-out trials. "
-        "Hatched: no trial came there, so the field is extrapolation. K → ∞: mean field of infinitely many sampled neurons."
-    )
+def flow_field(*, rank: int, cycles: bool, ring: bool, inputs: bool) -> str:
+    """Of which rank; whether limit cycles are drawn, the truth is a ring, and inputs drive the network."""
+    if rank == 1:
+        said = "Vector field on the range that the latents visit. Where the curve crosses zero, states rest."
+    else:
+        said = (
+            "Vector field on the region that the latents visit (darker: faster), with example trajectories of held-out trials. "
+            "Hatched: no trial came there, so the field is extrapolation."
+        )
+    said += " K → ∞: mean field of infinitely many sampled neurons."
     if cycles:
         said += " Thick closed curves: stable limit cycles of the noise-free field, dotted where most of a cycle lies where no trial came."
     if ring:
         said += " States on a ring hardly move; which of its points are fixed is chance in a finite network."
     if inputs:
-        said += (
-            " Inputs are held at their mean; steps in the trajectories are their effect. Fixed points that differ between panels, "
-            "or lie beyond the reach of trials of this length, are no findings."
-        )
+        said += " Inputs are held at their mean."
+        if rank > 1:
+            said += " Steps in the trajectories are the effect of inputs."
+        said += " Do not interpret fixed points that differ between panels, or that lie beyond the reach of trials of this length."
     return said
 
 
-def field_band(*, inputs: bool, counted: bool) -> str:
-    """Whether inputs drive the network, and fixed points were counted."""
-    said = (
-        "What the data determine of the vector field: mean over draws from its posterior. Arrows fade where the draws differ in "
-        "direction (rank 1: the band holds 95 % of the draws)."
-    )
+def field_band(*, rank: int, inputs: bool, counted: bool) -> str:
+    """Of which rank; whether inputs drive the network, and fixed points were counted."""
+    said = "What the data determine of the vector field: "
+    if rank == 1:
+        said += "median over draws from its posterior, with a band that holds 95 % of the draws."
+    else:
+        said += "mean over draws from its posterior. Arrows fade where the draws differ in direction."
     if counted:
         said += " Dots: stable fixed points of the draws in the visited region. The data show those that form a tight cloud."
     return said + (" Inputs are held at zero." if inputs else "")
@@ -57,7 +62,7 @@ def conditional_mean(*, bars: bool) -> str:
 
 def tails(sigma: float) -> str:
     said = (
-        "Tails of the connection weights: share of all pairs of neurons whose weight m_i·n_j exceeds a given size. The far end rests "
+        "Tails of the connection weights: share of all pairs of neurons whose weight mᵢ·nⱼ exceeds a given size. The far end rests "
         "on few neurons"
     )
     return said + (", and at sigma above 0 on the chosen spread." if sigma > 0 else ".")
@@ -102,16 +107,18 @@ def losses(*, joined: bool, bound: bool, kept: bool) -> str:
     return said
 
 
-def trained_network(*, outputs: bool, trial: int) -> str:
-    """Whether outputs are drawn, of the test trial of that number."""
+def trained_network(*, inputs: int, outputs: bool, trial: int) -> str:
+    """Under how many inputs stable points are drawn; whether outputs are, of the test trial of that number."""
     said = (
         "The trained network beside its low-rank fit. Left: how many dimensions hold the recurrent drive W r of the visited states, "
-        "and how many the weights W; what W does beyond the visited states is spare. Middle: stable fixed points of both, "
-        "in the plane of the two leading components of the rates; each colour is one of the inputs in which trials end."
+        f"and how many the weights W. {'Middle' if outputs else 'Right'}: stable fixed points of both, in the plane of the two leading "
+        "components of the rates."
     )
+    if inputs > 1:
+        said += " Each colour is one of the inputs in which trials end."
     if outputs:
         said += (
             f" Right: outputs in trial {trial} (numbered from 0, as in the file). The sampled network is simulated from the trial's "
-            "first state and has its own linear readout, fitted to the training trials."
+            "first state. A linear readout, fitted to training trials, gives its outputs."
         )
     return said

@@ -60,7 +60,7 @@ def _rank(metrics: Mapping[str, float], name: str) -> str:
     said, number = _dimensions(metrics, name)
     if f"{CHECK}added_noise" not in metrics:
         return (
-            f"{said} Either lrrnn.rank is too low, or an input that drives the neurons is not recorded; these data cannot tell "
+            f"{said} Either lrrnn.rank is too low, or an input that drives the neurons is not recorded. These data cannot tell "
             f"which.{TO_DO}raise lrrnn.rank by {number}, or add the input where there is one."
         )
     return (

@@ -80,7 +80,7 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
     said = []
     if not finite:
         said.append(
-            f"The sampled network has weights that are not finite; every result that uses it is void.{TO_DO}run again with "
+            f"The sampled network has weights that are not finite. No result that uses it is valid.{TO_DO}run again with "
             "another seed, and look for extreme values in the recording."
         )
     if metrics.get(SATURATED, 0.0) > LIMITS[SATURATED]:

@@ -73,7 +73,7 @@ def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]
             if cause_named
             else (
                 "The data leave nu open, or data.alpha, data.activation or lrrnn.rank is not that of the network.",
-                "check these options; else do not interpret nu beyond the signs that are told.",
+                "check these options; else interpret nothing of nu but the stated signs.",
             )
         )
         said.append(f"{_expected(found)} (limit: {OPEN:g}). {why}{TO_DO}{remedy}")
@@ -81,7 +81,12 @@ def cautions(found: Determined, *, cause_named: bool = False) -> tuple[str, ...]
 
 
 def sentences(found: Determined) -> list[str]:
-    """What the data determine, what the prior does, and what is left open."""
+    """What the data determine, what the prior does, what is left open, and what to beware of."""
+    return [*findings(found), *(f"Caution: {caution}" for caution in cautions(found))]
+
+
+def findings(found: Determined) -> list[str]:
+    """:func:`sentences` without the cautions."""
     said = [
         f"The data constrain about {rough(found.determined_modes)} independent weighted sums of output weights per latent "
         "dimension. Every neuron takes part in each sum. The prior, that nu is smooth in the loadings, sets all else about nu.",
@@ -95,7 +100,7 @@ def sentences(found: Determined) -> list[str]:
         )
     elif not found.signs_told:
         said.append(
-            "The sign of nu is told for no neuron, whatever its interval: too much of nu is open, or its evidence does not suffice."
+            "The sign of nu is stated for no neuron, whatever its interval: the data leave too much of nu open."
         )
     else:
         said.append(
@@ -106,7 +111,7 @@ def sentences(found: Determined) -> list[str]:
     if loose > 0:
         said.append(
             f"For {percent(loose)} of the neurons the prior sets the size of nu: its uncertainty exceeds half its typical size. "
-            "These neurons are faded in the figure. Apart from the signs that are told, do not interpret structure among them."
+            "These neurons are faded in the figure. Apart from stated signs, do not interpret structure among them."
         )
     else:
         said.append("For no neuron does the uncertainty exceed half the typical size of nu.")
@@ -128,4 +133,4 @@ def sentences(found: Determined) -> list[str]:
             "These intervals come from the quick estimate. Their coverage has not been measured; take them as a lower bound of "
             "the uncertainty."
         )
-    return said + [f"Caution: {caution}" for caution in cautions(found)]
+    return said

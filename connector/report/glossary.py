@@ -92,7 +92,7 @@ SCALE_KINDS = {  # what each neuron has beside its loadings, of rates on a scale
 NO_TIMES = "needs the times of trials in the session, which this recording does not have"
 
 # Measures under the other baseline: those of the fit, and those of the nulls with what the baseline grants them.
-_SCORED = "Here the fitted model is scored with the {} baseline instead of its own: {}."
+_SCORED = "Here the fitted model is scored with the {} baseline instead of its own. It consists of {}."
 _NULL = "Here it has what the {} baseline grants in addition to the course within the trial: {}."
 _GRANTED = {
     "standard": "slow drift across the session, where trial times are known",

@@ -47,6 +47,11 @@ def percent(share: float) -> str:
     return "more than 99.9 %"
 
 
+def multiple(share: float) -> str:
+    """A share, or from two on a factor, before what it is a share of: "28 % of", "48 times"."""
+    return f"{percent(share)} of" if share < 2 else f"{rough(share)} times"
+
+
 def counted(number: int, noun: str) -> str:
     """1 neuron, 2 neurons."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

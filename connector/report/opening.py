@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from connector.report import nulls
 from connector.report.determined import Determined, signs
 from connector.report.glossary import GRANTS, SCALE_KINDS, TAKEN
-from connector.report.numbers import counted, percent, probability, rough
+from connector.report.numbers import counted, multiple, percent, probability, rough
 
 LEVEL = 0.05  # below it a p-value counts as evidence
 # Errors of a vector field, relative to its rms: below the first close, above the second too large to stand for it.
@@ -19,6 +19,7 @@ _UNSUPPORTED, _SUPPORTED = 0.2, 0.8
 _SMALL, _COMPARABLE = 0.2, 0.7
 CERTAIN = 0.8  # probability of a number of attractors below which the data cannot tell it
 _SHOWN = 0.02  # probability of a number of attractors that is worth mentioning
+_MANY_BITS = 0.1  # per spike, from which on two decimals are enough
 
 
 FEW_FOR_GROUPS = 60  # neurons, below which single populations of some shapes look separated too often
@@ -76,7 +77,8 @@ class Findings:
 
 
 def headline(found: Findings) -> list[tuple[str, str]]:
-    """At most five sentences, each under the name of its subject: the fit, the dynamics, what the data require and leave open."""
+    """At most five points of a sentence or a few, each under the name of its subject: the fit, the dynamics, what the data
+    require and leave open."""
     why = nulls.nothing_found(found.metrics)
     if why is not None:
         parts = (("Fit", _fit(found)), ("Dynamics", f"{why[0].upper()}{why[1:]}: {nulls.NO_FINDING}."))
@@ -99,31 +101,33 @@ def _fit(f: Findings) -> str:
     explained, linear = f.metrics.get("lrrnn/rates_r2"), f.metrics.get("lrrnn/rates_r2_pca")
     bits = "lrrnn/bits_per_spike"
     data = f"the {f.kind} of {counted(f.n_neurons, 'neuron')}"
-    if f.given:
-        said, verb, whose = f"Latents of rank {f.rank} and the loadings were taken from the file", "and explain", data
-    else:
-        said, verb, whose = f"A rank-{f.rank} network fitted to {data}", "explains", "their"
+    taken = f"Latents of rank {f.rank} and the loadings were taken from the file"
+    fitted = f"A rank-{f.rank} network fitted to {data}"
     if explained is not None and linear is not None:
-        share = f"{percent(explained)} of {'their variance' if whose == 'their' else f'the variance of {whose}'}"
-        said += f" {verb} {share} in {counted(f.n_test, 'test trial')}; principal components of the same rank explain {percent(linear)}"
-    elif bits in f.metrics and not f.given:
-        said += f" predicts {counted(f.n_test, 'test trial')} {_gain(f.metrics[bits])} than {nulls.MEAN_RATE}{_over_null(f)}"
-    elif not f.given:
-        said = f"A rank-{f.rank} network was fitted to {data} in {counted(f.n_trials, 'trial')}"
-    else:
-        said += "; no network was fitted"
-    return said + "."
+        does, whose = (
+            (f"{taken}. They explain", f"the variance of {data}")
+            if f.given
+            else (f"{fitted} explains", "their variance")
+        )
+        share = f"{percent(explained)} of {whose} in {counted(f.n_test, 'test trial')}"
+        return f"{does} {share}; principal components of the same rank explain {percent(linear)}."
+    if f.given:
+        return f"{taken}; no network was fitted."
+    if bits in f.metrics:
+        tests = counted(f.n_test, "test trial")
+        return f"{fitted} predicts {tests} {_gain(f.metrics[bits])} than {nulls.MEAN_RATE}.{_over_null(f)}"
+    return f"A rank-{f.rank} network was fitted to {data} in {counted(f.n_trials, 'trial')}."
 
 
 def _over_null(f: Findings) -> str:
-    """What the fit gains over the best prediction without latent states."""
+    """What the fit gains over the best prediction without latent states, as a sentence."""
     bits = "lrrnn/bits_per_spike"
     null, of_null = nulls.best_null(f.metrics)
     gained = nulls.amount(f.metrics, bits)
     if nulls.is_nil(f.metrics, bits):
         beyond = "that" if null == nulls.MEAN_RATE else f"{null} ({_bits(of_null)})"
-        return f"; beyond {beyond} it gains nothing ({gained})"
-    return "" if null == nulls.MEAN_RATE else f" and gains {gained} over {null} ({_bits(of_null)})"
+        return f" Beyond {beyond} it gains nothing ({gained})."
+    return "" if null == nulls.MEAN_RATE else f" It gains {gained} over {null} ({_bits(of_null)})."
 
 
 def _inputs(f: Findings) -> str:
@@ -162,7 +166,7 @@ def _baseline(f: Findings) -> str:
     bits = "lrrnn/bits_per_spike"
     if f.baseline is None or bits not in f.metrics:
         return ""
-    said = f"Beside the latent state each neuron has the {f.baseline} baseline: {GRANTS[f.baseline]}."
+    said = f"Beside the latent state each neuron has the {f.baseline} baseline. It consists of {GRANTS[f.baseline]}."
     other = f.metrics.get(f"{bits}_{f.other_baseline}")
     if other is not None:
         said += (
@@ -172,17 +176,16 @@ def _baseline(f: Findings) -> str:
 
 
 def _bits(bits: float) -> str:
-    return f"{bits:.3f}".replace("-", "−")
+    return f"{bits:.{2 if abs(bits) >= _MANY_BITS else 3}f}".replace("-", "−")
 
 
 def _gain(bits: float) -> str:
-    return f"{abs(bits):.3f} bits per spike {'better' if bits > 0 else 'worse'}"
+    return f"{_bits(abs(bits))} bits per spike {'better' if bits > 0 else 'worse'}"
 
 
 def _dynamics(f: Findings) -> str:
     """The attractors with their probabilities, and how well the inferred connectivity reproduces the vector field."""
-    said = "; ".join(part for part in (_attractors(f), _field(f)) if part)
-    return f"{said[0].upper()}{said[1:]}." if said else ""
+    return " ".join(part for part in (_attractors(f), _field(f)) if part)
 
 
 def _field(f: Findings) -> str:
@@ -190,24 +193,24 @@ def _field(f: Findings) -> str:
     if error is None:
         return ""
     verdict = "closely" if error < _CLOSE else ("roughly" if error < _LARGE else "poorly")
-    return f"the inferred connectivity reproduces the vector field {verdict}, with an error of {percent(error)} of its size"
+    return (
+        f"The inferred connectivity reproduces the vector field {verdict}, with an error of {multiple(error)} its size."
+    )
 
 
 def _attractors(f: Findings) -> str:
     if f.attractors is None:
         return ""
-    shown = [(kind, probability(p)) for kind, p in f.attractors.items() if p >= _SHOWN]
+    shown = [(kind.partition(" in the ")[0], probability(p)) for kind, p in f.attractors.items() if p >= _SHOWN]
     held = "; inputs at zero" if f.has_inputs else ""
     if max(f.attractors.values()) >= CERTAIN:
         (kind, first), *rest = shown
         others = "".join(f"; {kind}: {p}" for kind, p in rest)
-        said = f"the vector field of the visited region has {kind} (probability {first}{others}{held})"
-    else:
-        listed = "; ".join(f"{kind}: {p}" for kind, p in shown)
-        said = f"the data cannot tell how many attractors the visited region holds (probabilities: {listed}{held})"
-    if f.diagnosis is not None and (f.diagnosis.warnings or not f.diagnosis.converged):
-        said += ", if the fit can be trusted"
-    return said
+        doubted = f.diagnosis is not None and (f.diagnosis.warnings or not f.diagnosis.converged)
+        trusted = ", if the fit can be trusted" if doubted else ""
+        return f"The vector field of the visited region has {kind} (probability {first}{others}{held}){trusted}."
+    listed = "; ".join(f"{kind}: {p}" for kind, p in shown)
+    return f"The data cannot tell how many attractors the visited region holds (probabilities: {listed}{held})."
 
 
 def _noise(f: Findings) -> str:
@@ -227,18 +230,22 @@ def _finite(f: Findings) -> str:
         return ""
     said = []
     if f.unprojected_error is not None:
-        drawn = (
-            f"A sampled network of {f.n_sampled} neurons misses the vector field by {percent(f.unprojected_error)} at sigma = "
-            f"{f.sigma:g}, because it is finite"
+        infinite = percent(f.metrics["dynamics/field_error"])
+        said.append(
+            f"A sampled network of {f.n_sampled} neurons at sigma = {f.sigma:g} misses the vector field by "
+            f"{percent(f.unprojected_error)} (infinitely many neurons: {infinite})."
         )
         if f.drawn_from_teacher is not None:
-            drawn += f"; a network drawn from the true distribution misses its own by {percent(f.drawn_from_teacher)}"
-        said.append(f"{drawn}.")
-    if "dynamics/field_error_projected" in f.metrics:
+            said.append(
+                f"A network drawn from the true distribution misses its own field by {percent(f.drawn_from_teacher)}."
+            )
+    projected = f.metrics.get("dynamics/field_error_projected")
+    if projected is not None:
         what = "Projection" if said else f"In a sampled network of {f.n_sampled} neurons projection"
+        reduces = f.unprojected_error is None or projected < f.unprojected_error
         said.append(
-            f"{what}, the smallest change of the output weights that restores the recorded drive, reduces the error to "
-            f"{percent(f.metrics['dynamics/field_error_projected'])}."
+            f"{what}, the smallest change of the output weights that restores the recorded drive, "
+            f"{'reduces the error to' if reduces else 'leaves an error of'} {percent(projected)}."
         )
     kept = f.metrics.get("dynamics/attractors_kept")
     if said and kept is not None and f.n_networks:
@@ -249,24 +256,22 @@ def _finite(f: Findings) -> str:
 def _determined(f: Findings) -> list[str]:
     """What the data require of the output weights: of their sums, and of the sign of nu."""
     if f.diagnosis is None:
-        return [
-            "The published ridge estimates no error, so that what the data require of the output weights stays open."
-        ]
+        return ["The published ridge estimates no error. It does not show what the data require of the output weights."]
     nu = "nu, the mean output weight of neurons with given loadings,"
     if f.diagnosis.sign_determined.any():
-        signed = f"If {nu} is smooth, its sign is determined for {signs(f.diagnosis)} of the sampled neurons, though not independently"
+        signed = f"If {nu} is smooth, its sign is determined for {signs(f.diagnosis)} of the sampled neurons, though not independently."
+        if not f.diagnosis.calibrated:
+            signed += " The coverage of the intervals behind this has not been measured."
     else:
-        signed = f"Even if {nu} is smooth, its sign is determined for none of the sampled neurons"
-    if not f.diagnosis.calibrated:
-        signed += "; the coverage of these intervals has not been measured"
+        signed = f"Even if {nu} is smooth, its sign is determined for none of the sampled neurons."
     if f.diagnosis.warnings:
-        signed += "; the fit shows signs of misfit (see the cautions)"
+        signed += " The fit shows signs of misfit (see below)."
     elif not f.diagnosis.converged:
-        signed += "; the fit of nu did not converge"
+        signed += " The fit of nu did not converge."
     modes = rough(f.diagnosis.determined_modes)
     return [
         f"The data constrain about {modes} independent weighted sums of output weights per latent dimension.",
-        f"{signed}.",
+        signed,
     ]
 
 
@@ -327,10 +332,12 @@ def _open(f: Findings) -> str:
     if f.diagnosis is not None:
         loose = f.diagnosis.open_share
         if loose > 0:
-            said.append(f"the size of nu for {percent(loose)} of the neurons")
-    if f.odd:
-        said.append("the even part of nu, which has no effect on the dynamics")
-    return f"The data do not determine {', nor '.join(said)}."
+            said.append(f"the size of nu for {'any neuron' if loose == 1 else f'{percent(loose)} of the neurons'}")
+    even = "the even part of nu, which has no effect on the dynamics"
+    if f.odd and len(said) == 1:
+        said.append(even)
+    rest = f" Nor do they determine {even}." if f.odd and even not in said else ""
+    return f"The data do not determine {', nor '.join(said)}.{rest}"
 
 
 def _sigma(f: Findings) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from connector.report import determined, nulls
+from connector.report import causes, determined, nulls
 from connector.report.glossary import BASELINES, ESTIMATE, GRANTS, NO_TIMES
 from connector.report.numbers import counted, format_number, percent, rough
 from connector.report.opening import LEVEL, Findings, relative_sigma
@@ -111,7 +111,9 @@ def data_determine(f: Findings) -> str:
     if f.diagnosis is None:
         return "The published ridge gives no error of its estimate."
     why = nulls.nothing_found(f.metrics)
-    said = determined.sentences(f.diagnosis)
+    said = determined.findings(f.diagnosis)
+    if causes.named(f.metrics):  # then the report's cautions name the cause in place of these signs of it
+        said += [f"Sign of misfit: {sign}" for sign in f.diagnosis.warnings]
     if why is not None:
         found = f"Caution: {why}: {nulls.NO_FINDING}."
         said.insert(0, f"{found} The following holds within the model only.")
@@ -124,13 +126,13 @@ def fit(f: Findings) -> str:
         return ""
     said = (
         "A baseline is what each neuron fires apart from the latent state. This run was fitted with the "
-        f"{f.baseline} baseline: {GRANTS[f.baseline]}."
+        f"{f.baseline} baseline. It consists of {GRANTS[f.baseline]}."
     )
     if f.baseline_missing:
         said += f" lrrnn.baseline asks for another one, which {NO_TIMES}."
     if f.other_baseline is not None:
         said += (
-            f" Measures named after the {f.other_baseline} baseline score the same fitted model with that baseline: "
+            f" Measures named after the {f.other_baseline} baseline score the same fitted model with that one. It consists of "
             f"{BASELINES[f.other_baseline]}. Compare models on equal baselines only. The local baseline uses the neighbouring "
             "training trials of each test trial."
         )

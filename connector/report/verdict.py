@@ -1,4 +1,4 @@
-"""The verdict of a report: at most six sentences, and how far to trust them."""
+"""The verdict of a report: at most six points, and how far to trust them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verdict:
     Attributes:
         level: "good", "caution", "warning" or "none": whether any check objects, and whether anything was found.
         word: the level in words, so that it does not depend on a colour.
-        lines: (subject, sentence), six at most.
+        lines: (subject, what is said of it), six at most.
         cautions: of the run in their parts, what is wrong first.
         more: what else was found.
     """

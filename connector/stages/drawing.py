@@ -83,12 +83,12 @@ def flow_field(results: Results) -> tuple[str, Figure]:
         fields["true"] = results.data.teacher.vector_field
     name, field = results.field_drawn(mean_input)
     fields[name] = field
-    fields[f"projected, K = {N_NEURONS:,}, sigma = {results.sigma:g}"] = network_field(results.projected, mean_input)
+    fields[f"projected, K = {N_NEURONS}, sigma = {results.sigma:g}"] = network_field(results.projected, mean_input)
     ring = results.data.teacher is not None and results.data.teacher.attractor_kind == "ring"
     # every point of a ring is one: where a search ends on it means nothing
     points = {} if ring else {name: _fixed_points(field, z) for name, field in fields.items()}
     cycles = {} if ring or u is not None else _cycles(results, fields)
-    caption = captions.flow_field(cycles=bool(cycles), ring=ring, inputs=u is not None)
+    caption = captions.flow_field(rank=z.shape[1], cycles=bool(cycles), ring=ring, inputs=u is not None)
     test = results.inputs.fold.test
     shown = results.inputs.latents.trials(test[even_rows(len(test), 16)])
     trajectories = shown.z.masked_fill(~shown.mask[..., None], float("nan"))
@@ -99,7 +99,9 @@ def flow_field(results: Results) -> tuple[str, Figure]:
 def field_band(results: Results) -> tuple[str, Figure]:
     z, counts = results.inputs.latents.samples().z, results.attractor_counts
     points = z[:0] if counts is None else counts.points.points[counts.points.stable]
-    caption = captions.field_band(inputs=results.inputs.latents.inputs is not None, counted=counts is not None)
+    caption = captions.field_band(
+        rank=z.shape[1], inputs=results.inputs.latents.inputs is not None, counted=counts is not None
+    )
     return caption, figures.uncertain_field(z[even_rows(len(z), N_DRAWN)], results.draws.vector_field, points)
 
 
@@ -251,7 +253,7 @@ def trained_network(results: Results) -> tuple[str, Figure]:
     figure = figures.trained_network(
         (part.drive, part.matrix), fit.latents.rank, rates, points, outputs, step=fit.latents.alpha
     )
-    return captions.trained_network(outputs=outputs is not None, trial=test), figure
+    return captions.trained_network(inputs=len(points), outputs=outputs is not None, trial=test), figure
 
 
 @report_figure("losses", TRAINING)

@@ -11,6 +11,7 @@ from torch import Tensor
 from connector.connectivity.flow_selection import BaseChoice, Stopping, Trial, choose_base
 from connector.data.modules import TensorDataModule
 from connector.lrrnn.handover import FittedDynamics
+from connector.report.numbers import counted
 from connector.runs.options import Options
 from connector.stages.flows import FlowJob, FlowModule, network_arguments
 from connector.stages.training import StageContext
@@ -76,7 +77,7 @@ def prepare_loadings(
         metrics["loadings/gain_over_kernels"] = stopping.over_kernels
         epochs = stopping.steps
     base = flow["base"]
-    context.say(f"loadings: {base.replace('_', '-')} base, {epochs} epochs")
+    context.say(f"loadings: {base.replace('_', '-')} base, {counted(epochs, 'epoch')}")
     pl.seed_everything(options.seed, verbose=False)
     module = FlowModule(
         "loadings",

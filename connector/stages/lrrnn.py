@@ -74,9 +74,7 @@ def train_lrrnn(context: StageContext, data: RecordingDataModule, mark: str) -> 
         metrics |= more
     elif found.loadings.has_bias and found.latents.drive is None:
         found = with_plausible_origin(found)
-        context.say(
-            "lrrnn: neurons have a bias, which leaves the origin of the latents open; put where n is most plausible"
-        )
+        context.say("lrrnn: with a bias the origin of the latents is arbitrary; chosen where n is most plausible")
     if not is_child_rank():
         if data.sizes.kind == "rates":
             found, more = with_own_noise(context, found)
@@ -167,7 +165,7 @@ def _train_on_spikes(
             scores |= mixing
             if mixing[POSTERIOR_SEEN] >= LEAST_SEEN:
                 return found, scores
-            context.say("lrrnn: the spikes do not show all latent dimensions; the sampled dynamics are thrown away")
+            context.say("lrrnn: the spikes do not show all latent dimensions; the sampled dynamics are discarded")
         return fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty), scores
 
 

@@ -110,7 +110,9 @@ def train_on_rates(
     if has_bias is None:
         train = data.recording.trials(data.fold.train)
         has_bias = bias_supported(train, data.sizes.rank) if quick is None else quick.model.rnn.has_bias
-        context.say(f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, as the rates ask for")
+        context.say(
+            f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, which the rates {'need' if has_bias else 'do not need'}"
+        )
     module = _module(context, data, has_bias, choice.learning_rate or _LEARNING_RATE)
     solved = module.model.initialise(data.recording.trials(data.fold.train)) is not None
     data.batch_size = choice.batch_size or _BATCH_SIZE
@@ -148,7 +150,7 @@ def train_on_rates(
         if lasting > _LASTS:
             found = of_rollouts(module.model, recording, found)
             context.say(
-                f"lrrnn: what the fit misses lasts (correlation {lasting:.2g} from step to step); its rollouts are handed on"
+                f"lrrnn: errors of the fit persist from step to step (correlation {lasting:.2g}); later stages use its rollouts"
             )
     return found, metrics
 
@@ -224,7 +226,7 @@ def _behind_indicator(
         return behind_indicator(fit, recording)
     except (UserError, torch.linalg.LinAlgError):
         context.say(
-            "lrrnn: no trajectories pass near what the indicator shows; rollouts of the fit to deconvolved rates are handed on"
+            "lrrnn: no trajectories pass near what the indicator shows; later stages use rollouts of the fit to deconvolved rates"
         )
         return of_rollouts(model, recording, fit)
 
@@ -258,5 +260,5 @@ def _fit_unless_worse(
     after = float(trainer.checkpoint_callback.best_model_score)
     if not after < before:
         module.load_state_dict(start)
-        context.say(f"lrrnn: kept the start, which no epoch improved (validation loss {before:.3g})")
+        context.say(f"lrrnn: kept the start; no epoch improved on it (validation loss {before:.3g})")
     return {"lrrnn/val_loss": min(before, after)}

@@ -28,6 +28,7 @@ from connector.dynamics import activation, potentials
 from connector.errors import numerical_failure
 from connector.lrrnn.handover import FittedDynamics
 from connector.numerics import inverse_root, ridge
+from connector.report.numbers import multiple, percent
 from connector.runs.options import Options
 from connector.stages.flows import FlowJob, FlowModule, RidgeOutputsModule, network_arguments
 from connector.stages.training import StageContext
@@ -36,7 +37,7 @@ from connector.types import Loadings, States
 _READABLE = 0.2  # error of single readings, of the states' variance: noisier ones were not among the recordings checked
 _OF_NOISY_STATES = (
     "The states carry noise of their own. In 34 simulated recordings of that kind intervals of 80 and 95 % held the vector field at 75 "
-    "and 93 % of the states. Intervals of nu have not been checked there, so no sign is told. What to do: rely on the vector field "
+    "and 93 % of the states. Intervals of nu have not been checked there, so signs are not stated. What to do: rely on the vector field "
     "and its attractors, not on nu."
 )
 _NOTICEABLE_ERROR = 1e-6  # variance of a loading's error over the loadings' variance
@@ -135,14 +136,14 @@ def _from_trajectories(options: Options, inputs: FittedDynamics) -> ConditionalM
     error = 0.0 if readings is None else _reading_error(latents.z[latents.mask], readings[1][latents.mask])
     if error > _READABLE:
         warned = (
-            f"Read from a single sample, the latent states have errors of {100 * error:.0f} % of their own variance in some "
-            "direction. Intervals of nu have not been checked beyond 20 %, so no sign is told. What to do: record more neurons, or "
-            "lower lrrnn.rank."
+            f"A latent state read from a single sample has an error variance of {multiple(error)} its own variance in some direction. "
+            f"Intervals of nu have not been checked beyond {percent(_READABLE)}, so signs are not stated. What to do: record more "
+            "neurons, or lower lrrnn.rank."
         )
     elif inputs.rollouts:
         warned = (
             "The latent states are trajectories of the fitted network, which misses a part of the activity. Intervals of nu do not "
-            "include what it misses, so no sign is told. What to do: read nu as that of the fitted network; a higher lrrnn.rank "
+            "include what it misses, so signs are not stated. What to do: read nu as that of the fitted network; a higher lrrnn.rank "
             "misses less."
         )
     if warned:

@@ -107,7 +107,7 @@ class Results:
     def field_drawn(self, u: Tensor | None) -> tuple[str, Callable[[Tensor], Tensor]]:
         """Name and vector field, at a constant input (U,), of :attr:`large`, of so few of its neurons as a picture needs."""
         if self.distribution.outputs == "flow":
-            return f"sampled, K = {N_DRAWN:,}, sigma = 0", network_field(self.large, u)
+            return f"sampled, K = {N_DRAWN}, sigma = 0", network_field(self.large, u)
         # Points of a quadrature fill space evenly from the first on.
         few = {k: v[:N_QUADRATURE_DRAWN] for k, v in vars(self.large).items() if isinstance(v, Tensor)}
         return "inferred, K → ∞", network_field(replace(self.large, **few), u)

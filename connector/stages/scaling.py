@@ -89,7 +89,7 @@ def _taken(context: StageContext, data: RecordingDataModule, rank: int, kind: st
     data.take_scale(scale)
     found = {"lrrnn/scale_offsets": float(scale.offsets), "lrrnn/scale_gains": float(scale.gains)}
     if not scale.gains and kind in ("gain", "both"):
-        context.say("lrrnn: of relu a gain is the length of a loading, relu(c h) = c relu(h); gains are not fitted")
+        context.say("lrrnn: with relu a gain is the length of a loading, relu(c h) = c relu(h); gains are not fitted")
     if scale.gains:
         found |= {"lrrnn/gain_error": float(scale.errors[:, 0].median()), "lrrnn/gains_open": gains_open(scale)}
     return found

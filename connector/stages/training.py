@@ -343,9 +343,9 @@ def fit(
     resume = checkpoints.resumable() if max_epochs else None
     if resume is not None:
         checkpoints.last = resume
-        context.say(f"{stage}: going on from an earlier, interrupted training")
+        context.say(f"{stage}: resuming an interrupted training")
     elif max_epochs and checkpoints.written():
-        context.say(f"{stage}: the checkpoints of an interrupted training are damaged; it is trained anew")
+        context.say(f"{stage}: the checkpoints of an interrupted training are damaged; training starts again")
     interruption.say_ready()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

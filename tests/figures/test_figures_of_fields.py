@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from drawn import all_axes, network, normal, render
+from drawn import all_axes, drawn_by, network, normal, render
 
 from connector import figures
 
@@ -57,6 +57,21 @@ def test_flow_field_marks_stability_and_phase_line_finds_its_zeros():
     assert marks == [("o", figures.ACCENT), ("D", "white"), ("o", "white")]
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["attractor", "saddle", "repeller", "not visited"]
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    plane = torch.cartesian_prod(torch.linspace(-2, 2, 20), torch.linspace(-2, 2, 20)).double()
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [9.0, 9.0]], dtype=torch.float64)
+    eigenvalues = torch.tensor([[-1, -2], [-1, 0.5], [1, 0.5], [-1, -1]], dtype=torch.complex128)
+    paths = plane.reshape(20, 20, 2)[:3]
+    figure = figures.flow_field(
+        {"f": lambda z: -z}, plane, trajectories=paths, fixed_points={"f": (points, eigenvalues)}
+    )
+    renderer = drawn_by(figure)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 6
+    box = legend.get_window_extent(renderer)
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_attractors_where_no_trial_came_are_hollow_and_the_frame_holds_all_that_is_drawn():

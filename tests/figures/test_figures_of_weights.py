@@ -53,6 +53,17 @@ def test_densities_fit_their_panels_and_tick_labels_stand_apart():
             assert left.x1 + 2 < right.x0
 
 
+def test_names_of_many_inputs_do_not_overlap():
+    loadings = Loadings(m=normal(50, 2), b=normal(50, 4), d=normal(50))
+    inputs = ("input 1", "input 1, filtered", "a name of many words, 1", "a name of many words, 2")
+    figure = figures.loadings_scatter({"a": (loadings, normal(50, 2))}, input_names=inputs)
+    renderer = drawn_by(figure)
+    names = [axis.xaxis.label for axis in figure.axes if axis.get_xlabel()]
+    assert len({name.get_text() for name in names}) == 7
+    boxes = sorted((name.get_window_extent(renderer) for name in names), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
 def test_loading_names_use_the_inputs_names():
     loadings = Loadings(m=torch.zeros(3, 1), b=torch.zeros(3, 2), d=torch.zeros(3))
     assert figures.loading_names(loadings, ("left", "right")) == [

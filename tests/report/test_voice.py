@@ -19,7 +19,7 @@ TURNS = re.compile(
     re.IGNORECASE,
 )
 FOLDERS = ("report", "compare")
-LONGEST, MEAN = 45, 18
+LONGEST, MEAN = 35, 18
 
 
 @cache

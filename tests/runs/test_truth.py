@@ -84,7 +84,7 @@ def test_another_seed_leaves_nothing_of_the_first(directory, capsys):
     assert {"network.npz", "connectivity.pt", "report.html", "rates.png"} <= before
     ran(directory, "seed=2", "stages=[lrrnn]")
     said = capsys.readouterr().out
-    assert "lrrnn, loadings, outputs: of other options, removed" in said
+    assert "lrrnn, loadings, outputs: removed, made with other options" in said
     assert "Report" not in said
     after = load_run(directory)
     assert not any(key.startswith(("connectivity/", "dynamics/", "loadings/", "outputs/")) for key in after.metrics)
@@ -215,7 +215,7 @@ def test_a_lost_file_of_a_finished_stage_is_made_again_byte_for_byte(directory, 
     (directory / lost).unlink()
     ran(directory, "verbose=true", sweep="sweep")
     assert (directory / lost).read_bytes() == whole
-    assert f"{lost.split('/')[1]} is no longer there; trained anew" in capsys.readouterr().out
+    assert f"{lost.split('/')[1]} is no longer there; training again" in capsys.readouterr().out
 
 
 def test_a_stage_trained_anew_to_other_numbers_drops_what_was_made_from_it(directory):

@@ -33,7 +33,7 @@ _STATES = 1500  # over which a basis is built
 _SAMPLED_FAMILIES = ("none", "arcsine", "additive", "matern32")
 _SAMPLED_WIDTHS = (0.4, 0.8, 1.6, 3.2)
 _SAMPLED_MODES = 120  # of the sampler's basis times R, at most
-_OPEN = 0.1  # expected squared error of nu over its mean square, above which no sign is told
+_OPEN = 0.1  # expected squared error of nu over its mean square, above which no sign is stated
 _BACKED = 0.5  # of the drive's size that the recorded neurons may miss with n = nu
 _CARRIED = 1e-7  # square of a function, against the largest, that the neurons that carry the sampler's basis may leave
 
@@ -120,9 +120,9 @@ def fit_field(
     missed = _missed(model, posterior, loadings, z, u, phi)
     if missed > _BACKED:
         warned.append(
-            f"With n = nu the recorded neurons themselves miss the drive by {100 * missed:.0f} % of its size. nu is so steep in the "
-            "loadings that it rests on neurons nobody recorded, so none of its signs is told. What to do: do not interpret nu; a "
-            "lower lrrnn.rank or more neurons may help."
+            f"With n = nu the recorded neurons miss the drive by {100 * missed:.0f} % of its size. nu is so steep in the "
+            "loadings that it rests on neurons that were not recorded, so none of its signs is stated. What to do: do not interpret "
+            "nu; a lower lrrnn.rank or more neurons may help."
         )
     # The size of nu is one for all intervals, and the prior's where little of nu is known: their errors go together.
     told = model.summary["predicted_error"] <= _OPEN
@@ -144,7 +144,7 @@ def _too_few(effective: float) -> str:
     """What to say of a posterior of which few draws are independent."""
     return (
         f"The posterior of the dynamics rests on {effective:.2g} independent draws ({ENOUGH_DRAWS} are needed). Its bands are too "
-        "narrow by an unknown amount, so neither signs of nu nor attractors are told from it. What to do: raise "
+        "narrow by an unknown amount, so the report states neither signs of nu nor attractors. What to do: raise "
         "lrrnn.posterior_sweeps, or lower lrrnn.rank."
     )
 

@@ -357,7 +357,8 @@ def _warnings(rho: float, residual_sd: Tensor, noise: Tensor, spread: Tensor) ->
     if visible and rho > 0.2:
         found.append(
             f"Residuals of successive samples are correlated ({rho:.2f}). The states carry noise of their own, or the noise was "
-            "smoothed before, so the intervals are too narrow. What to do: give unsmoothed rates, or counts under `spikes`."
+            "smoothed before. The intervals are too narrow. What to do: replace smoothed rates by unsmoothed ones, or by counts under "
+            "`spikes`; otherwise read the intervals as a lower bound of the uncertainty."
         )
     ratio = float((residual_sd / noise.clamp_min(1e-12 * spread)).max())
     if visible and ratio > 1.5:

@@ -114,7 +114,7 @@ def test_no_sign_is_told_of_nu_that_the_recorded_neurons_do_not_back():
     assert float((own - drive).norm() / (drive - drive.mean(0)).norm()) > 0.5
     found = diagnose(model, few.stack())
     assert not found.sign_determined.any()
-    assert "none of its signs is told" in " ".join(found.cautions)
+    assert "none of its signs is stated" in " ".join(found.cautions)
     narrow = replace(found, low=torch.ones_like(found.low))
     assert not narrow.sign_determined.any()
     assert replace(narrow, signs_told=True).sign_determined.all()
