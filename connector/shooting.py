@@ -195,6 +195,37 @@ def linearise(field: Field, c: Tensor, segments: Segments, z0: Tensor) -> Linear
     return Linearised(residuals, whitened, squares, 0.5 * (h + h.T), b, cross, own_factor, own_gradient, free)
 
 
+_AVERAGED = (2, 4, 8, 16)  # samples
+
+
+def likely_starts(field: Field, c: Tensor, segments: Segments) -> Tensor:
+    """First states (S, R) from which trajectories pass nearest to what was seen, among each segment's first state and means of
+    its first 2, 4, 8 and 16: noise on one sample can put it on the wrong side of a boundary between basins.
+
+    Args:
+        c: (p, R). segments: with roots, and without an indicator.
+    """
+    z, mask = segments.z, segments.mask
+    total, count = (z * mask[..., None]).cumsum(1), mask.cumsum(1)
+    ends = [0, *(n - 1 for n in _AVERAGED if n <= z.shape[1])]
+    tried = torch.stack([total[:, at] / count[:, at, None] for at in ends], 1)  # (S, tried, R)
+    seen = z if segments.seen is None else segments.seen
+    low, reach = field.neurons.m.dtype, _REACH * z.abs().amax((0, 1)) + 1e-12
+    mixing, found = (field.mixing @ c).to(low), []
+    for at in pieces(len(z), len(ends) * field.neurons.n_neurons, _CHUNK):
+        state, squares = tried[at].flatten(0, 1), 0.0
+        for t in range(z.shape[1]):
+            away = (seen[at, t, None] - state.view(-1, *tried.shape[1:])) @ segments.root[at, t]
+            squares = squares + away.square().sum(2) * mask[at, t, None]
+            u = None if segments.u is None else segments.u[at, t].repeat_interleave(len(ends), 0).to(low)
+            for _ in range(field.stride):
+                drive = field.phi(potentials(field.neurons, state.to(low), u)) @ mixing
+                state = ((1 - field.alpha) * state + field.alpha * drive.to(c)).clamp(-reach, reach)
+        found.append(squares)
+    best = torch.cat(found).argmin(1)
+    return tried[torch.arange(len(z), device=z.device), best]
+
+
 class Weighting:
     """Noise of the samples and prior of c, as a fit goes on.
 
@@ -258,6 +289,7 @@ def shoot(
     least_gain: float = 0.0,
     least_decrement: float = 0.02,
     drop_outliers: bool = True,
+    noisy: bool = False,
 ) -> Shot:
     """Gauss-Newton for c (pR,) and the segments' initial states, from the segments' first states.
 
@@ -267,6 +299,7 @@ def shoot(
         least_gain: a step that lowers the objective by less than this share of it is the last.
         least_decrement: a step that would lower it by less than this, per determined coefficient, is not taken.
         drop_outliers: leave out segments that lie far off all others.
+        noisy: initial states start from :func:`likely_starts`.
 
     Raises:
         UserError: where trajectories run away whatever c.
@@ -276,7 +309,7 @@ def shoot(
     def at(c: Tensor, segments: Segments, z0: Tensor) -> Linearised:
         return linearise(field, c.view(p, -1), segments, z0)
 
-    z0 = segments.starts()
+    z0 = likely_starts(field, c.view(p, -1), segments) if noisy else segments.starts()
     found = at(c, segments, z0)
     for _ in range(20):  # a start from elsewhere can send some segments off; leak alone is stable
         if weighting.is_tame(found):

@@ -8,7 +8,7 @@ import torch
 
 from connector.dynamics import activation
 from connector.errors import UserError
-from connector.shooting import Field, Linearised, Segments, Weighting, linearise, positive_factor
+from connector.shooting import Field, Linearised, Segments, Weighting, likely_starts, linearise, positive_factor
 from connector.types import Loadings
 
 
@@ -71,3 +71,19 @@ def test_a_fit_that_rounding_would_make_indefinite_is_not_tame():
     assert not weighting.is_tame(found([[1e4, 0.0], [0.0, -1.0]]))  # as rounding leaves it
     assert not weighting.is_tame(found([[math.inf, 0.0], [0.0, 1.0]]))
     assert not weighting.is_tame(found([[1e13, 0.0], [0.0, 1.0]]))
+
+
+def test_first_states_are_those_whose_trajectory_was_seen():
+    """dz = 3 tanh(z) - z has points at 0 and about +-3: a first sample of the wrong sign is seen through, a right one is kept."""
+    field = Field(activation("tanh"), Loadings(torch.ones(1, 1).double()), torch.ones(1, 1).double(), alpha=0.1)
+    c, starts = torch.tensor([[3.0]]).double(), torch.tensor([0.1, -0.1, 2.0, -2.0]).double()
+    path = [starts[:, None]]
+    for _ in range(29):
+        path.append(0.9 * path[-1] + 0.1 * 3 * path[-1].tanh())
+    z = torch.stack(path, 1)
+    z[0, 0], z[1, 0] = -0.5, 0.5  # noise, which the other samples contradict
+    mask = torch.arange(30) < torch.tensor([30, 25, 30, 6])[:, None]
+    segments = Segments(z, mask, root=torch.eye(1).double().expand(4, 30, 1, 1))
+    found = likely_starts(field, c, segments)[:, 0]
+    assert (found[:2].sign() == starts[:2].sign()).all()
+    assert torch.equal(found[2:], starts[2:])

@@ -43,6 +43,7 @@ from connector.types import Latents, Loadings
 _LEFT_BY_SMOOTHING = 0.3  # of the readings' standard error
 _TAME = 1e12  # information per segment about a coefficient, in units of the prior's, beyond which a simulation ran away
 _CLEAN, _ROUNDING = 1e-5, 1e-7  # noise of the states' spread at first, where none is seen; and at least, at the end
+_NOISY = 0.05  # noise of a sample over the states' spread, from which single samples are no good first states
 _NEGLIGIBLE = 1e-3  # misfit below this share of the states' spread is truncation of the basis, not worth a warning
 _STATE_ENTRIES = 40_000_000  # states times points of the pool of which the basis is made: 320 MB
 
@@ -270,7 +271,8 @@ def _shoot_in_stages(
         if segments.root is not None:
             least, sharper = 0.0, 1.0
         weighting = Weighting(precision, sharper * _TAME * float(precision.diagonal().max()), least)
-        shot = shoot(dynamics, segments.whitened(covariance), c, weighting, steps)
+        noisy = segments.decay is None and float((covariance.diagonal() / spread**2).max()) > _NOISY**2
+        shot = shoot(dynamics, segments.whitened(covariance), c, weighting, steps, noisy=noisy)
         c, found = shot.c, shot.found
         residuals = found.residuals.reshape(-1, rank)
         covariance = residuals.T @ residuals * rank / weighting.dof(found)

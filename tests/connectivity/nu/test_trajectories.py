@@ -151,6 +151,18 @@ def test_linear_teachers_are_recovered(name):
     assert 0.7 < float(clean.spread.diagonal().mean() / own) < 1.4
 
 
+def test_noise_that_hides_in_which_basin_a_trial_begins():
+    """A bistable network, noise as large as a third of the distance between its points: the middle is no attractor."""
+    m = _randn(100, 1)
+    net = Network(m, 3 * m + 0.5 * _randn(100, 1, seed=1), alpha=0.1)
+    z = net.simulate(1.5 * _randn(40, 1, seed=2), 60)
+    latents = Latents(z + 0.6 * _randn(*z.shape, seed=3), torch.full((40,), 60), 0.1)
+    found = fit_trajectories(latents, Loadings(m), activation="tanh", settings=FAST)
+    states = torch.linspace(-2.5, 2.5, 21).double()[:, None]
+    drive = Design(activation("tanh"), Loadings(m), states, None).times(found(m))
+    assert _error(drive - states, net.drive(states) - states) < 0.01
+
+
 def test_stride_costs_little_where_differences_fail():
     source = teacher("limit_cycle")
     net = source.sample(1000, _generator(1))
