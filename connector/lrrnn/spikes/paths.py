@@ -67,17 +67,22 @@ class Counts:
     def _whole(self) -> bool:
         return bool(self.mask.all())
 
+    @cached_property
+    def _places(self) -> Tensor:
+        """(V,) of the rows among all B T places: a mask would be searched each time."""
+        return self.mask.flatten().nonzero()[:, 0]
+
     def rows(self, padded: Tensor) -> Tensor:
         """(B, T, ...) -> (V, ...), a view where all trials are of one length."""
-        return padded.flatten(0, 1) if self._whole else padded[self.mask]
+        flat = padded.flatten(0, 1)
+        return flat if self._whole else flat.index_select(0, self._places)
 
     def padded(self, rows: Tensor) -> Tensor:
         """(V, ...) -> (B, T, ...), zero past a trial's end; a view where all trials are of one length."""
         if self._whole:
             return rows.view(*self.mask.shape, *rows.shape[1:])
-        out = rows.new_zeros((*self.mask.shape, *rows.shape[1:]))
-        out[self.mask] = rows
-        return out
+        out = rows.new_zeros((self.mask.numel(), *rows.shape[1:]))
+        return out.index_copy_(0, self._places, rows).view(*self.mask.shape, *rows.shape[1:])
 
     def per_trial(self, rows: Tensor) -> Tensor:
         """Sums (B,) of numbers (V,)."""
