@@ -183,8 +183,8 @@ def _pickled(name: str) -> UserError:
     return UserError(
         f"{name} as an array of numbers",
         "an object array (ragged trials, or a list of arrays)",
-        "pad the trials to one length and give `lengths`, or save each trial under a name of its own, "
-        "numpy.savez(FILE, **{f'trial{i}': x for i, x in enumerate(TRIALS)}), and read them with data=arrays data.activity=trial*",
+        "pad the trials to one length and give `lengths`; or save each under a name of its own, "
+        "numpy.savez(FILE, **{f'trial{i}': x for i, x in enumerate(TRIALS)}), and use data=arrays data.activity=trial*",
     )
 
 

@@ -17,7 +17,7 @@ def _look(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="connector look",
         description="List the arrays of npz, npy, MATLAB and HDF5 files, or the tables and time series of an NWB file, with shape, type "
-        "and range, and guess the command that reads a recording from them. Nothing is written.",
+        "and range. Suggest the command that reads a recording from them. Nothing is written.",
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--max-gigabytes", type=float, default=MAX_GIGABYTES, help="largest size of arrays in memory")

@@ -19,10 +19,11 @@ from connector.data.preprocessing import begun_at
 from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
-from connector.data.spike_times import counted, given_numbers, split_by_ends
+from connector.data.spike_times import count_spikes, given_numbers, split_by_ends
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import paths_of
+from connector.report.numbers import counted
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -56,9 +57,9 @@ class ArraysOptions:
         default=None,
     )
     spike_times: str | None = data_option(
-        "KEY of spike times, to be counted in bins, instead of activity: one vector of all spikes, or a list "
-        "(cells, groups, rows with NaN behind) for each neuron; with data.axes=[trial,neuron], for each trial "
-        "and neuron",
+        "KEY of spike times to count in bins, in place of activity: one vector of all spikes, or a list for "
+        "each neuron (cells, groups, rows with NaN behind). With data.axes=[trial,neuron]: a list for each "
+        "trial and neuron",
         default=None,
     )
     spike_neurons: str | None = data_option("KEY of the neuron of each spike, if times are one vector", default=None)
@@ -203,7 +204,7 @@ def load_arrays(
         return _of_spike_times(raw, options, one, name, notes)
     activity, lengths = _activity(raw, options)
     if lengths is not None and "lengths" in raw:
-        raise UserError("trials whose lengths are said once", "data.lengths and arrays of different lengths")
+        raise UserError("lengths of trials given once", "data.lengths and arrays of different lengths")
     n_trials = len(activity)
     rows, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
     kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
@@ -216,7 +217,7 @@ def load_arrays(
 
 def _of_spike_times(raw: dict[str, Any], options: ArraysOptions, one: int, name: str, notes: list[str]) -> Recording:
     bin_s = _BIN_S if options.bin_s is None else options.bin_s
-    found = counted(raw, options, one, bin_s, notes)
+    found = count_spikes(raw, options, one, bin_s, notes)
     rows = np.arange(len(found.counts)) if found.rows is None else found.rows
     n_trials = len(rows) if found.rows is None else len(one_each(raw["trial_starts"], None, "", ""))
     wanted, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
@@ -264,7 +265,9 @@ def _begun(values: dict[str, np.ndarray], kind: str, notes: list[str]) -> dict[s
     first = (~np.isnan(activity).all(2)).argmax(1) if activity.dtype.kind == "f" else np.zeros(1)
     if not first.any():
         return {}
-    notes.append(f"{int((first > 0).sum())} trials padded with NaN at the front moved to begin at the first sample")
+    notes.append(
+        f"{counted(int((first > 0).sum()), 'trial')} padded with NaN at the front moved to begin at the first sample"
+    )
     return {key: begun_at(values[key], first) for key in (kind, "externalinputs") if key in values}
 
 
@@ -334,11 +337,13 @@ def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
         whole = seen.size > 0 and seen.min() >= 0 and bool((seen == np.round(seen)).all())
     if whole and seen.min() > 0 and seen.mean() > _MOST_COUNTS:
         got = f"whole numbers from {seen.min():g} to {seen.max():g}, none of them 0"
-        raise UserError("data.kind of numbers that may be spike counts or rates", got, "set data.kind=rates or spikes")
+        raise UserError(
+            "data.kind, as these numbers may be spike counts or rates", got, "set data.kind=rates or spikes"
+        )
     notes.append(
-        "all numbers are whole: read as spike counts; if not, data.kind=rates"
+        "all numbers are whole: read as spike counts (if they are rates, set data.kind=rates)"
         if whole
-        else "read as rates; if not, data.kind=spikes"
+        else "read as rates (if they are spike counts, set data.kind=spikes)"
     )
     return "spikes" if whole else "rates"
 

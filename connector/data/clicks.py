@@ -26,6 +26,7 @@ from connector.data.settings import data_option, memory_option, require_two, set
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import check_size
+from connector.report.numbers import counted
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -217,7 +218,7 @@ def _records(value, what: str, notes: list[str]) -> list[dict]:
     items = value if isinstance(value, list) else [value]
     records = [item for item in items if isinstance(item, dict)]
     if records and len(records) < len(items):
-        notes.append(f"{len(items) - len(records)} of {len(items)} cells of {what} hold no struct: left out")
+        notes.append(f"{len(items) - len(records)} of {len(items)} cells of {what} without a struct left out")
     return records
 
 
@@ -267,11 +268,11 @@ def _choose_neurons(rates_hz: np.ndarray, areas: list[str], options: RatOptions,
             raise UserError(f"brain areas among {', '.join(dict.fromkeys(areas))}", ", ".join(unknown))
         keep = np.isin(areas, wanted)
         if not keep.all():
-            notes.append(f"{int((~keep).sum())} neurons outside {', '.join(wanted)} left out")
+            notes.append(f"{counted(int((~keep).sum()), 'neuron')} outside {', '.join(wanted)} left out")
     active = (rates_hz >= lowest) & (rates_hz > 0)
     if (keep & ~active).any():
         threshold = f"below {lowest:g} Hz or silent" if lowest > 0 else "silent"
-        notes.append(f"{int((keep & ~active).sum())} neurons {threshold} left out")
+        notes.append(f"{counted(int((keep & ~active).sum()), 'neuron')} {threshold} left out")
     keep &= active
     if not keep.any():
         raise UserError(
@@ -312,7 +313,7 @@ def _require_own_clock(sides: list[list[np.ndarray]], lengths: list[int]) -> Non
         raise UserError(
             "clicktimes in seconds from the start of their trial",
             f"{total - within} of {total} clicks before it or after the trial's end",
-            "where they are on the session's clock subtract stereoclick_time_s, where in milliseconds divide by 1000",
+            "subtract stereoclick_time_s if they are on the session's clock; divide by 1000 if they are in milliseconds",
         )
 
 

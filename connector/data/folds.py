@@ -52,8 +52,8 @@ def fold(n_trials: int, k: int = 1, n_folds: int = 5, seed: int = 17) -> Fold:
         raise UserError(
             "3 trials or more (for training, validation and test)",
             f"{n_trials} trial{'s' if n_trials > 1 else ''}",
-            f"cut long trials into n pieces of T samples, n at least {n_folds}: of an npz each array over time by "
-            "x[0, :n * T].reshape(n, T, -1); of NWB by rows of a table of trials; data=arrays does it by data.piece_s",
+            f"cut long trials into n pieces of T samples, n at least {n_folds}: in an npz each array over time by "
+            "x[0, :n * T].reshape(n, T, -1); data=arrays and data=nwb do it by data.piece_s",
         )
     if n_trials < n_folds:
         remedy = f"choose data.n_folds={n_trials}" + (" or fewer, 3 at least" if n_trials > 3 else "")

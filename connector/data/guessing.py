@@ -137,7 +137,7 @@ def _of_one_bin(chosen: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) 
         if beside:
             return (
                 f"{beside[0].key} has one value for each of the {n} entries of an axis of {chosen.key}: if these are trials of one bin each, "
-                "there are no dynamics in them"
+                "they show no dynamics"
             )
     return "set data.bin_s to the seconds between samples"
 

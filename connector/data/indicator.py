@@ -90,8 +90,8 @@ def without_indicator(recording: Recording, decay_s: float, train: Tensor) -> Re
     if recording.stretches is not None:
         cut["stretches"] = recording.stretches + torch.tensor([0, 1])
     note = (
-        f"rates deconvolved from an indicator that decays in {decay_s:g} s, in {axes.shape[1]} components that neurons have in "
-        "common; each trial begins a sample later"
+        f"rates deconvolved from an indicator that decays in {decay_s:g} s, in {axes.shape[1]} components that the "
+        "neurons share; each trial begins one sample later"
     )
     shown = Shown(decay, y[:, 1:], _starts(y, rates, recording.mask, decay), sd)
     rates, notes = rates.to(recording.activity), (*recording.notes, note)

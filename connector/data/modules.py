@@ -24,6 +24,7 @@ from connector.dynamics import Network
 from connector.errors import UserError
 from connector.files import paths_of
 from connector.memo import once
+from connector.report.numbers import counted
 from connector.types import DataSizes, Recording, TrialBatch
 from connector.units import RateScale
 
@@ -410,12 +411,12 @@ def _doubts(recording: Recording) -> list[str]:
         lost = silent_spells(activity.sum(1)[order], lengths[order])
         if len(lost):
             said.append(
-                f"{len(lost)} neurons ({names_of(recording, lost)}) fire no spike in successive trials where 30 or more would be "
-                "expected: were they lost, or not recorded there? It is taken as silence"
+                f"{counted(len(lost), 'neuron')} ({names_of(recording, lost)}) without spikes in successive trials where 30 or more are "
+                "expected. This is read as silence; leave out what was lost or not recorded there"
             )
         said += [
-            f"in {number} trials no neuron fires in the {end} samples, where 30 spikes or more would be expected: were they recorded? "
-            "It is taken as silence"
+            f"in {counted(number, 'trial')} no neuron fires in the {end} samples, where 30 spikes or more are expected. This is read as silence; "
+            "shorten these trials if the samples were not recorded"
             for number, end in zip(silent_ends(activity, lengths), ("first", "last"))
             if number
         ]
@@ -423,18 +424,18 @@ def _doubts(recording: Recording) -> list[str]:
             busiest = float(mean_rates_hz(recording.activity, recording.lengths, recording.bin_s).max())
             if not _SLOWEST_HZ <= busiest <= _FASTEST_HZ:
                 said.append(
-                    f"the busiest neuron fires at {busiest:.2g} Hz: is the width of bins, data.bin_s, in seconds?"
+                    f"the busiest neuron fires at {busiest:.2g} Hz: check that data.bin_s, the width of bins, is in seconds"
                 )
     elif activity.max() > 1 and are_counts(activity):
         said.append(
-            f"rates are whole numbers from 0 to {int(activity.max())}, as counts of spikes are: those are read as counts under the key "
-            "`spikes` of an npz, or with data.kind=spikes"
+            f"rates are whole numbers from 0 to {int(activity.max())}. If they are spike counts, save them under the key "
+            "`spikes` of an npz, or set data.kind=spikes"
         )
     repeated = repeated_trials(activity, lengths)
     if repeated:
         said.append(
-            f"{repeated} of {recording.n_trials} trials are the same as another to the last digit: test trials among them are known "
-            "from training"
+            f"{repeated} of {recording.n_trials} trials are exact copies of another. Test trials among them are known from training; "
+            "leave the copies out"
         )
     return said
 

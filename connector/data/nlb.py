@@ -16,6 +16,7 @@ from connector.data.settings import data_option, memory_option, settled
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import check_size, limited_memory, refusing_damage
+from connector.report.numbers import counted
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -155,7 +156,7 @@ def _which_neurons(path: Path, keys: list[str], splits: list[str], heldout: bool
     lacking = {kind: [s for s in splits if f"{s}_spikes_{kind}" not in keys] for kind in _TOLD}
     remedies = {
         "heldin": "choose trials that the file has with data.split (train, eval, all)",
-        "heldout": "leave the held-out neurons away: data.heldout=false",
+        "heldout": "leave the held-out neurons out: data.heldout=false",
     }
     for kind in _TOLD if heldout else ["heldin"]:
         if lacking[kind]:
@@ -219,7 +220,9 @@ def _moved_to_the_start(counts: np.ndarray, notes: list[str]) -> tuple[np.ndarra
             "leave them out of the file",
         )
     if first.any():
-        notes.append(f"{int((first > 0).sum())} trials padded with NaN at the front moved to begin at the first sample")
+        notes.append(
+            f"{counted(int((first > 0).sum()), 'trial')} padded with NaN at the front moved to begin at the first sample"
+        )
         counts = begun_at(counts, first)
     counts[place[None, :] >= lengths[:, None]] = 0
     return counts[:, : lengths.max()], lengths

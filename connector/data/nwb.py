@@ -223,8 +223,8 @@ def _noted_pieces(table: Table, noted: dict[str, Any], bins: TrialBins, notes: l
     stretches[:, 1] = np.floor(stretches[:, 1] * ratio + 1e-6)
     gap = int(np.ceil(noted["gap"] * ratio - 1e-6))
     notes.append(
-        f"a trial here is a piece of a continuous recording, as the file was written: an arbitrary cut, no event of an experiment; "
-        f"training, validation and test pieces are {gap * bins.bin_s:g} s apart at least"
+        f"trials are pieces of a continuous recording, cut without regard to events when the file was written; training, validation "
+        f"and test pieces are at least {gap * bins.bin_s:g} s apart"
     )
     return {"stretches": tensor(stretches), "gap": gap}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from connector.data.nwb_tables import Table
 from connector.errors import UserError
+from connector.report.numbers import counted
 
 ENOUGH_SPIKES, _ENOUGH_ROWS = 20, 5  # to tell from them what clock they are on
 SLOW_HZ, FAR = 0.5, 5.0  # no unit fires faster, spikes reach so many times farther than the trials: no seconds
@@ -62,7 +63,7 @@ class Clock:
             return self.start + value
         if astray.any() and column != "stop_time":
             self.notes.append(
-                f"{int(astray.sum())} trials whose {column} lies far outside them, such as {value[astray][0]:g} s, left out"
+                f"{counted(int(astray.sum()), 'trial')} whose {column} lies far outside them, such as {value[astray][0]:g} s, left out"
             )
             value[astray] = np.nan
         return value
@@ -97,8 +98,9 @@ class Clock:
         raise UserError(
             f"times of the {self.table.name} column {column!r} within their trials, in seconds of the session",
             f"{int(astray.sum())} of {len(found)} far outside ({_range(found)}; start_time {_range(self.start)})",
-            f"do they count from start_time, data.from_start=[{column}]; are they right, data.event_times=session; are they no "
-            f"seconds, data.time_units={{{column}:SECONDS}}; do some trials lack the event, leave those out with data.trials",
+            f"if they count from start_time, set data.from_start=[{column}]; if they are not in seconds, "
+            f"data.time_units={{{column}:SECONDS}}; if they are right, data.event_times=session; if some trials lack the event, leave "
+            "those out with data.trials",
         )
 
     def is_event(self, column: str, value: np.ndarray) -> bool:
@@ -186,7 +188,7 @@ def _in_session(times: np.ndarray, clock: Clock, unit: str) -> np.ndarray:
     if n_runs != len(clock.start):
         raise UserError(
             f"spike times that go back where a new trial begins, {len(clock.start)} runs of them in each unit",
-            f"{n_runs} runs in {unit}: a trial without spikes cannot be told",
+            f"{n_runs} runs in {unit}: a trial without spikes cannot be found",
             "leave that unit out with data.units, or save spike times in seconds of the session",
         )
     return times + clock.start[trial]
@@ -201,8 +203,10 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     length = (clock.following - clock.start)[np.isfinite(clock.following - clock.start)]
     got = f"spike_times {first:g} to {last:g}, start_time {start.min():g} to {start.max():g}"
     expected = "spike_times of units and start_time of trials on one clock, in seconds of the session"
-    other_unit = "in milliseconds: data.time_units={spike_times:0.001}; in samples: 1 / sampling rate"
-    of_trials = "; where it is the trials, {start_time:0.001,stop_time:0.001}"
+    other_unit = (
+        "if spike_times are in milliseconds: data.time_units={spike_times:0.001}; if in samples: 1 / sampling rate"
+    )
+    of_trials = "; if times of trials have another unit: {start_time:0.001,stop_time:0.001}"
     if np.array_equal(times, np.round(times)):
         raise UserError(expected, f"{got}, all spike_times whole numbers", other_unit)
     if len(start) < 2:
@@ -210,10 +214,10 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     unreached = (clock.following <= first) | (clock.start >= last)
     if 2 * unreached.sum() > len(start):
         if back and np.abs(times).max() <= 1.5 * length.max():
-            said = f"{got}, going back {back} times: seconds from each trial's start, it seems"
-            remedy = "where they follow trial by trial, data.spike_times=trial reads them"
+            said = f"{got}, going back {back} times, as seconds from each trial's start do"
+            remedy = "if they follow trial by trial, set data.spike_times=trial"
             raise UserError(expected, said, f"{remedy}; else save them in seconds of the session")
-        remedy = f"{other_unit}{of_trials}; from each trial's start: save them in seconds of the session"
+        remedy = f"{other_unit}{of_trials}; if they count from each trial's start: save them in seconds of the session"
         raise UserError(expected, f"{got}, {int(unreached.sum())} trials without any", remedy)
     busiest = max(len(t) for t in trains) / max(last - first, 1e-9)
     far = last - start.min() > FAR * (np.nanmax(clock.following) - start.min())
@@ -221,5 +225,5 @@ def _check_clock(trains: list[np.ndarray], clock: Clock, back: int) -> None:
     if busiest < SLOW_HZ and (far or lengthy):
         raise UserError(expected, f"{got}, no unit above {busiest:.2g} spikes a second", other_unit + of_trials)
     if back and (np.diff(start) < 0).any() and back <= 2 * (np.diff(start) < 0).sum():
-        said = f"{got}, both going back: several sessions in one file, it seems"
+        said = f"{got}, both going back, as in files of several sessions"
         raise UserError(expected, said, "save each session in a file of its own")

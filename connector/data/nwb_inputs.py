@@ -16,6 +16,7 @@ from connector.data.nwb_trials import DECIMALS, TrialBins, regular_interval
 from connector.data.preprocessing import as_text as text
 from connector.data.preprocessing import bin_events, choices_from, usable_times
 from connector.errors import UserError
+from connector.report.numbers import counted
 
 
 def trial_inputs(
@@ -45,7 +46,9 @@ def with_inputs(clock: Clock, options: NwbOptions, bins: TrialBins, notes: list[
             if unknown.all():
                 raise UserError(f"pieces in which the input {name!r} was recorded", f"none of {bins.n_trials}")
             if unknown.any():
-                notes.append(f"{int(unknown.sum())} pieces left out, in part without the input {name}: not recorded")
+                notes.append(
+                    f"{counted(int(unknown.sum()), 'piece')} left out: the input {name} was not recorded throughout"
+                )
                 bins = bins.take(~unknown)
     return bins
 
@@ -87,11 +90,7 @@ def _input(clock: Clock, name: str, bins: TrialBins, options: NwbOptions, notes:
             f"finite values of the input {name!r} in all trials",
             f"{int(unknown.sum())} trials without, or in part",
             "leave those trials out with data.trials"
-            + (
-                "; where NaN says that there was none, data.absent_inputs=zero"
-                if of_column
-                else ", as by {start_time:'<600'}"
-            ),
+            + ("; if NaN means no input, set data.absent_inputs=zero" if of_column else ", as by {start_time:'<600'}"),
         )
     values[~bins.inside] = 0
     return values
@@ -181,7 +180,7 @@ def _series_input(series, bins: TrialBins, clock: Clock, max_gigabytes: float) -
         raise UserError(
             f"a time series {series.name!r} with several samples in a trial of {length:g} s, times in seconds of the session",
             f"samples {apart:g} apart",
-            f"in milliseconds, data.time_units={{{series.name}:0.001}}; in seconds, data.time_units={{{series.name}:1}}",
+            f"if they are in milliseconds, data.time_units={{{series.name}:0.001}}; if they are in seconds, data.time_units={{{series.name}:1}}",
         )
     if not known.any():
         raise UserError(f"a time series {series.name!r} with timestamps", "none that is a finite number")

@@ -9,6 +9,7 @@ from connector.data.nwb_tables import Table, whole
 from connector.data.nwb_trials import TrialBins
 from connector.data.preprocessing import recorded_lengths
 from connector.errors import UserError
+from connector.report.numbers import counted
 
 _FAR = 50.0  # times the trials' extent that seconds of one session do not reach
 _TOLERATED = 0.1  # of a bin, that may be unobserved
@@ -105,7 +106,7 @@ def _check_unit(name: str, times: np.ndarray, clock: Clock, end: np.ndarray) -> 
         raise UserError(
             f"{name} in seconds of the session, as the trials",
             f"times up to {times[np.isfinite(times)].max():g}, trials up to {end.max():g}",
-            f"in milliseconds, data.time_units={{{name}:0.001}}; in seconds, data.time_units={{{name}:1}}",
+            f"if they are in milliseconds, data.time_units={{{name}:0.001}}; if they are in seconds, data.time_units={{{name}:1}}",
         )
 
 
@@ -145,14 +146,14 @@ def only_observed(
         raise UserError(
             "trials in which units were observed throughout, by obs_intervals of the units and invalid_times",
             f"none of {len(trials)} ({'; '.join(notes)})" if notes else f"none of {len(trials)}",
-            "narrow the window with data.start_s and data.stop_s; are these intervals wrong, data.unobserved=ignore; in "
-            "milliseconds, data.time_units={invalid_times:0.001}",
+            "narrow the window with data.start_s and data.stop_s; if these intervals are wrong, set data.unobserved=ignore; if they "
+            "are in milliseconds, data.time_units={invalid_times:0.001}",
         )
     if not of_units.all():
-        notes.append(f"{int((~of_units).sum())} units left out, observed in too few of the trials (obs_intervals)")
+        notes.append(f"{counted(int((~of_units).sum()), 'unit')} left out: observed in too few trials (obs_intervals)")
     if not trials.all():
         notes.append(
-            f"{int((~trials).sum())} trials left out, not observed throughout in all units kept (obs_intervals, invalid_times)"
+            f"{counted(int((~trials).sum()), 'trial')} left out: not observed throughout in all units kept (obs_intervals, invalid_times)"
         )
     return bins.take(trials), units[of_units]
 
@@ -170,11 +171,12 @@ def only_recorded(counts: np.ndarray, bins: TrialBins, notes: list[str]) -> tupl
     if 2 * empty.sum() > len(empty):
         raise UserError(
             "spikes in most trials", f"none of any unit in {int(empty.sum())} of {len(empty)}",
-            "do spike_times and the trials' times go together? see data.time_units, data.spike_times, data.from_start",
+            "check that spike_times and times of trials share a clock: data.time_units, data.spike_times, data.from_start",
         )  # fmt: skip
     held = counts[~empty].sum() / (~empty).sum()
     notes.append(
-        f"{int(empty.sum())} trials without a spike of any unit left out, where others hold {held:.0f}: not recorded, it seems"
+        f"{counted(int(empty.sum()), 'trial')} left out: no unit fires, while other trials hold {held:.0f} spikes, so they were probably not "
+        "recorded"
     )
     bins = bins.take(~empty)
     return counts[~empty][:, : bins.n_steps], bins

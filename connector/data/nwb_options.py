@@ -34,7 +34,7 @@ class NwbOptions:
     )
     series: Any = data_option(
         "time series of rates to read instead of spikes, one channel for each neuron: NAME, or the end of its "
-        "path, MODULE/CONTAINER/NAME, with * for any part; or a list of series, side by side",
+        "path, MODULE/CONTAINER/NAME, with * for any part. A list puts series side by side",
         before=None,
     )
     kind: str = data_option(
@@ -82,8 +82,8 @@ class NwbOptions:
         "true: one input for each condition, 1 in its trials and 0 in others", before=False
     )
     event_times: str = data_option(
-        "what times in columns of events count from: session; trial (its start_time); align (the event, for "
-        "inputs); auto: recognise session or trial by where they lie, and say so",
+        "what times in columns of events count from: session, trial (its start_time), align (the event, for "
+        "inputs), or auto (session or trial, recognised by where the times lie)",
         choices=("auto", "session", "trial", "align"), default="auto",
     )  # fmt: skip
     from_start: list[str] = data_option(

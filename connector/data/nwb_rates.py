@@ -17,6 +17,7 @@ from connector.data.nwb_trials import TrialBins
 from connector.data.recorded import RecordedArrays, recording_of, tensor
 from connector.errors import UserError
 from connector.files import check_size
+from connector.report.numbers import counted
 
 if TYPE_CHECKING:
     from connector.types import Recording
@@ -44,7 +45,7 @@ def recording_of_series(path: Path, nwb, options: NwbOptions, name: str, notes: 
     if bin_s > tau:
         raise UserError("a bin of at most the time constant", f"bins of {bin_s:g} s, data.tau {tau:g} s")
     if options.tau is None and tau > _TAU_S:
-        notes.append(f"time constant taken as {tau:g} s, {_FEWEST_BINS:g} bins; data.tau says otherwise")
+        notes.append(f"time constant taken as {tau:g} s, {_FEWEST_BINS:g} bins; data.tau sets another")
     half = samples.step_s / 2
     table = table_of(path, nwb, options, lambda: (samples.times[0] - half, samples.times[-1] + half), notes)
     clock = clock_of(table, None, options, notes)
@@ -84,9 +85,9 @@ def _valid(samples: Samples, invalid: np.ndarray, notes: list[str]) -> Samples:
         away |= (samples.times >= a) & (samples.times < b)
     if not away.any():
         return samples
-    notes.append(f"{int(away.sum())} samples in invalid_times left out")
+    notes.append(f"{counted(int(away.sum()), 'sample')} in invalid_times left out")
     if away.all():
-        raise UserError("samples outside of invalid_times", "none", "are these wrong, data.unobserved=ignore")
+        raise UserError("samples outside of invalid_times", "none", "if these are wrong, set data.unobserved=ignore")
     return samples.take(~away)
 
 
@@ -108,15 +109,13 @@ def _observed(
             "trials in which the series was recorded throughout",
             f"none of {bins.n_trials}; samples from {first:g} to {last:g} s, trials from {bins.begin.min():g} to "
             f"{(bins.begin + bins.lengths * bins.bin_s).max():g} s",
-            "are both in seconds? data.time_units says what units are; narrow the window with data.start_s, data.stop_s",
+            "check that both are in seconds (data.time_units); narrow the window with data.start_s, data.stop_s",
         )
     if not of_channels.all():
-        notes.append(f"{int((~of_channels).sum())} channels left out, NaN in too many of the trials")
+        notes.append(f"{counted(int((~of_channels).sum()), 'channel')} left out: NaN in too many trials")
     if not trials.all():
-        what = "trials" if bins.stretches is None else "pieces"
-        notes.append(
-            f"{int((~trials).sum())} {what} left out, in part without samples of all channels kept: not recorded"
-        )
+        what = "trial" if bins.stretches is None else "piece"
+        notes.append(f"{counted(int((~trials).sum()), what)} left out: not recorded throughout in all channels kept")
     if not (trials.all() and of_channels.all()):
         activity = activity[trials][:, :, of_channels]
         bins = bins.take(trials)

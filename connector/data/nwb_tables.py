@@ -14,6 +14,7 @@ from connector.data.nwb_options import SESSION
 from connector.data.preprocessing import as_text as text
 from connector.errors import UserError
 from connector.files import check_size, limited_memory
+from connector.report.numbers import counted
 
 _TABLES = ("units", "electrodes")
 _SMALL_GB = 0.001  # columns smaller than this are read whatever data.max_gigabytes, which is about the counts
@@ -293,9 +294,9 @@ def active_units(rates: np.ndarray, min_rate_hz: float | None, notes: list[str])
         )
     if not active.all():
         below = "silent in the trials" if not min_rate_hz else f"below {min_rate_hz:g} Hz"
-        notes.append(f"{int((~active).sum())} units {below} left out")
+        notes.append(f"{counted(int((~active).sum()), 'unit')} {below} left out")
     elif (rates == 0).any():
-        notes.append(f"{int((rates == 0).sum())} units never fire in the trials")
+        notes.append(f"{counted(int((rates == 0).sum()), 'unit')} without spikes in the trials")
     return active
 
 

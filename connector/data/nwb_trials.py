@@ -10,6 +10,7 @@ import numpy as np
 from connector.data.nwb_clock import Clock
 from connector.data.nwb_tables import matching
 from connector.errors import UserError
+from connector.report.numbers import counted
 
 # Times are compared after rounding to nanoseconds, so that events on a bin's edge fall into the bin that begins there
 # although session times carry rounding errors.
@@ -133,13 +134,13 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
     timed = np.isfinite(event) & np.isfinite(ends)
     if (keep & ~timed).any():
         columns = align if until is None else f"{align} or {until}"
-        notes.append(f"{int((keep & ~timed).sum())} trials without {columns} left out")
+        notes.append(f"{counted(int((keep & ~timed).sum()), 'trial')} without {columns} left out")
     keep &= timed
     span = np.where(timed, np.round(ends - event - start_s, DECIMALS), 0.0)
     lengths = np.floor(span / bin_s + 1e-6).astype(np.int64)
     short = keep & (lengths < 2)
     if short.any():
-        notes.append(f"{int(short.sum())} trials shorter than 2 bins left out")
+        notes.append(f"{counted(int(short.sum()), 'trial')} shorter than 2 bins left out")
     keep &= lengths >= 2
     if not keep.any():
         remedy = "check data.align, data.start_s, data.stop_s, data.until, data.trials and data.bin_s"
@@ -154,7 +155,7 @@ def trial_bins(clock: Clock, window: Window, wanted: dict[str, Any], notes: list
     begin, lengths = event[kept] + start_s, lengths[kept]
     bins = TrialBins(kept, event[kept], begin, lengths, bin_s)
     if bins.overlaps:
-        notes.append(f"{bins.overlaps} trials begin before the one before them has ended: spikes there count in both")
+        notes.append(f"{counted(bins.overlaps, 'trial')} overlapping the previous one: spikes there count in both")
     return bins
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from connector.data.preprocessing import recorded_lengths
 from connector.errors import UserError
 from connector.files import check_size
+from connector.report.numbers import counted
 
 
 def runs(recorded: np.ndarray) -> list[tuple[int, int]]:
@@ -48,7 +49,9 @@ def with_spikes(counts: np.ndarray, notes: list[str]) -> np.ndarray:
     """(pieces,) bool: which of the pieces (pieces, time, K) were recorded, as far as spikes tell."""
     empty = recorded_lengths(counts.sum(2), np.full(len(counts), counts.shape[1])) == 0
     if empty.any() and not empty.all():
-        notes.append(f"{int(empty.sum())} pieces without a spike of any neuron left out: not recorded, it seems")
+        notes.append(
+            f"{counted(int(empty.sum()), 'piece')} left out: no neuron fires, so they were probably not recorded"
+        )
         return ~empty
     return np.ones(len(counts), dtype=bool)
 
@@ -57,9 +60,9 @@ def told(n: int, gap: int, bin_s: float, n_recordings: int, n_pieces: int, n_lef
     """What a piece is, and what the sets are, in words."""
     of = "one recording" if n_recordings == 1 else f"{n_recordings} recordings"
     return [
-        f"a trial here is a piece of {n * bin_s:g} s ({n} samples) of {of}, {n_pieces} in all, cut one behind the other: an arbitrary "
-        f"cut, no event of an experiment; {n_left} samples are in no piece",
-        f"training, validation and test pieces are blocks of the recording, {gap * bin_s:g} s apart at least; pieces between them are in no "
+        f"trials are {n_pieces} successive pieces of {n * bin_s:g} s ({n} samples) of {of}, cut without regard to events; {n_left} samples "
+        "are in no piece",
+        f"training, validation and test pieces are blocks of the recording, at least {gap * bin_s:g} s apart; pieces between them are in no "
         "set",
     ]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from connector.data.preprocessing import choices_from, recorded_lengths, usable_times
 from connector.errors import UserError
+from connector.report.numbers import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +152,7 @@ class RecordedArrays:
         if lengths.min() < 2:
             raise UserError(
                 f"{self.kind} with at least 2 samples in every trial",
-                f"{int((lengths < 2).sum())} trials of NaN only (or but one sample)",
+                f"{int((lengths < 2).sum())} trials of NaN only (or with one other sample)",
                 "leave those trials out (data=arrays does, by data.trials)",
             )
         if lengths.min() < steps:
@@ -199,7 +200,7 @@ class RecordedArrays:
         if not repeated.any() or (recorded < 2).any():
             return lengths
         self.notes.append(
-            f"every neuron stays the same at the end of {int(repeated.sum())} trials: taken as padding, {recorded.min()} to "
+            f"every neuron stays the same at the end of {counted(int(repeated.sum()), 'trial')}: taken as padding, {recorded.min()} to "
             f"{recorded.max()} samples; give `lengths` if not"
         )
         return recorded
@@ -260,7 +261,7 @@ class RecordedArrays:
         explained = np.corrcoef(implied.ravel(), self.activity[self.keep].ravel())[0, 1]
         if not explained > 0.5:
             self.notes.append(
-                f"rates and {activation}(potentials) correlate by {explained:.2f} only: is the activation right?"
+                f"rates and {activation}(potentials) correlate by {explained:.2f} only: check data.activation"
             )
 
 
@@ -304,7 +305,7 @@ def out_of_range(values: np.ndarray, activation: str, tolerance: float) -> str:
         )
     _require_resolved(values, "rates", "subtract what they have in common, or check what was saved under this key")
     if np.ptp(values) < _LEAST_SPAN * (phi.high - phi.low) < float("inf"):
-        return f"a span of {np.ptp(values):.2g}, all but nothing of its range"
+        return f"a span of {np.ptp(values):.2g}, almost nothing of its range"
     if goes_with(rates, activation, tolerance):
         return ""
     excess = range_excess(rates, activation)
@@ -327,7 +328,7 @@ def require_in_range(recording: Recording, scale_tried: bool = False) -> None:
             else "give each neuron a gain and an offset, lrrnn.scale=auto (dF/F, z-scores)"
         )
         raise UserError(
-            f"rates in the range of {phi.name}, ({phi.low:g}, {phi.high:g}), but for noise",
+            f"rates in the range of {phi.name}, ({phi.low:g}, {phi.high:g}), apart from noise",
             recording.out_of_range,
             f"{scale}; set data.activation to the neurons' nonlinearity (relu or softplus where rates have no upper bound); "
             "for noise raise data.range_tolerance",

@@ -325,14 +325,14 @@ def _complete(
             )  # fmt: skip
     if given is None:
         values["rates"] = own
-        notes.append(f"rates by running the network of {k} neurons from rest")
+        notes.append(f"rates come from running the network of {k} neurons from rest")
     elif own is not None and given.shape == own.shape and given.dtype.kind in "biuf":
         seen = np.isfinite(given)
         off = float(np.sqrt(np.square(own - given)[seen].mean() / max(np.square(own[seen]).mean(), 1e-300)))
         if not off < _AGREE:
             notes.append(
-                f"the weights, run from rest with these inputs, give other rates (rms difference {off:.2g} of their size): noise, "
-                "other starts, another data.alpha or data.activation"
+                f"the weights, run from rest with these inputs, give other rates (rms difference {off:.2g} of their size). "
+                "Possible causes: noise, other first states, another data.alpha or data.activation"
             )
     if values["rates"].ndim == 3 and values["rates"].shape[2] != k:
         raise UserError(f"rates of the network's {k} neurons", f"shape {values['rates'].shape}")

@@ -52,7 +52,7 @@ class Counted:
     names: tuple[str, ...]
 
 
-def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]) -> Counted:
+def count_spikes(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]) -> Counted:
     """Spikes counted in the bins of trials.
 
     Times count from each trial's zero where events have trials; else trials are windows about ``trial_starts``, or the whole
@@ -70,7 +70,7 @@ def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes:
     rows, starts = None, None
     if raw.get("trial_starts") is not None:
         if events.trials is not None:
-            raise UserError(f"trials told once: data.trial_starts, or {_OF_TRIALS}", "both")
+            raise UserError(f"trials given once: data.trial_starts, or {_OF_TRIALS}", "both")
         bins = _windows(raw, options, bin_s, notes)
         _check_clock(events, bins)
         rows, starts = bins.rows, bins.event_s
@@ -85,7 +85,7 @@ def counted(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes:
             f"spikes in the {bins.n_trials} trials",
             f"none; spike times {events.times.min():g} to {events.times.max():g} s, trials {bins.begin.min():g} to "
             f"{(bins.begin + bins.lengths * bin_s).max():g} s",
-            "are both in seconds? data.spike_unit_s and data.trial_unit_s say what their units are",
+            "check that both are in seconds; data.spike_unit_s and data.trial_unit_s set other units",
         )
     lengths: np.ndarray | None = bins.lengths
     if rows is not None:
@@ -177,7 +177,7 @@ def _windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str
     kept = (lengths >= 2).nonzero()[0]
     if len(kept) < len(starts):
         notes.append(
-            f"{len(starts) - len(kept)} of {len(starts)} trials left out: without times, or shorter than 2 bins"
+            f"{len(starts) - len(kept)} of {len(starts)} trials left out: they have no times, or are shorter than 2 bins"
         )
     if not len(kept):
         raise UserError(
@@ -208,7 +208,7 @@ def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> Tria
         raise UserError(f"a recording of at least 2 bins of {bin_s:g} s", f"{first:g} to {last:g} s")
     if options.start_s is None or options.stop_s is None:
         notes.append(
-            f"recording taken to last from {first:g} to {last:g} s, its spikes; data.start_s and data.stop_s say otherwise"
+            f"the recording is taken to last from {first:g} to {last:g} s, from the first to the last spike; data.start_s and data.stop_s set other limits"
         )
     return TrialBins(np.zeros(1, dtype=int), np.array([first]), np.array([first]), lengths, bin_s)
 

@@ -104,7 +104,7 @@ def test_the_summary_of_a_session(tmp_path):
     )
     for words in (
         "3 trials", "; 1 dStr", "1 of 3 trials with optogenetic stimulation, kept", "1 of 3 choices", "an input",
-        "within each side", "1 neurons outside dStr left out",
+        "within each side", "1 neuron outside dStr left out",
     ):  # fmt: skip
         assert words in said, said
     assert "clicks of magnitude 1" in "\n".join(load_rat(path, click_adaptation=False).notes)
@@ -178,7 +178,7 @@ def test_padding_of_clicks_and_empty_cells_change_nothing(tmp_path, version):
     path = _edited(tmp_path / "s.mat", version, clicktimes=padded, after=[np.zeros((0, 0))])
     read = load_rat(path, include_photostimulated=True)
     assert same_recording(plain, read) == []
-    assert any("1 of 4 cells of trials hold no struct" in note for note in read.notes)
+    assert any("1 of 4 cells of trials without a struct left out" in note for note in read.notes)
     stimulated = _edited(tmp_path / "s.mat", version, photostimulus_incline_on_s=lambda x: np.array([np.nan, 0.2]))
     with pytest.raises(UserError, match="3 of 3 trials with optogenetic"):
         load_rat(stimulated)

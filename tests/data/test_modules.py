@@ -228,7 +228,7 @@ def test_bins_in_other_units_than_seconds_are_doubted_and_change_nothing_but_her
     data = FileDataModule(str(tmp_path / "a.npz"), reading={"bin_s": 0.01 * unit, "tau": 0.1 * unit})
     data.setup()
     assert data.recording.alpha == pytest.approx(0.1)
-    assert any("data.bin_s, in seconds?" in note for note in data.recording.notes) == doubted
+    assert any("check that data.bin_s" in note for note in data.recording.notes) == doubted
 
 
 def test_lost_neurons_and_repeated_trials_of_a_file_are_named(tmp_path):
@@ -238,8 +238,8 @@ def test_lost_neurons_and_repeated_trials_of_a_file_are_named(tmp_path):
     data = FileDataModule(str(tmp_path / "a.npz"))
     data.setup()
     said = " ".join(data.recording.notes)
-    assert "1 neurons (2, counted from 0) fire no spike" in said
-    assert "2 of 32 trials are the same as another" in said
+    assert "1 neuron (2, counted from 0) without spikes" in said
+    assert "2 of 32 trials are exact copies of another" in said
     np.savez(tmp_path / "a.npz", rates=counts)
     data = FileDataModule(str(tmp_path / "a.npz"), reading={"activation": "relu"})
     data.setup()

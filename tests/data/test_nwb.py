@@ -121,7 +121,7 @@ def test_planted_spikes_lie_in_their_bins(path):
     assert recording.trial_times_s.tolist() == START[:3].tolist()
     assert recording.inputs is recording.choices is recording.evidence is recording.baseline_hz is None
     said = "\n".join(recording.notes)
-    for words in ("3 trials of 35 to 50 bins", "1 V1, 1 CA1", "1 trials shorter than 2 bins", "1 units silent"):
+    for words in ("3 trials of 35 to 50 bins", "1 V1, 1 CA1", "1 trial shorter than 2 bins", "1 unit silent"):
         assert words in said, said
 
 
@@ -150,7 +150,7 @@ def test_another_event_and_window(path):
     for row, (trial, event) in enumerate(((0, 0.1), (1, 0.1), (3, 0.0))):
         for unit in range(3):
             assert recording.activity[row, :, unit].tolist() == planted(unit, trial, event - 0.05, 10, 0.025)
-    assert any("1 trials without go_time left out" in note for note in recording.notes)
+    assert any("1 trial without go_time left out" in note for note in recording.notes)
 
 
 def test_trials_end_at_the_earlier_of_the_window_and_a_column(path):
@@ -158,7 +158,7 @@ def test_trials_end_at_the_earlier_of_the_window_and_a_column(path):
     assert load_nwb(path, start_s=0.1).lengths.tolist() == [40, 25, 30]
     assert load_nwb(path, stop_s=0.375).lengths.tolist() == [37, 37, 37, 37]
     overlapping = load_nwb(path, start_s=-1.0, stop_s=0.5)
-    assert any("1 trials begin before" in note for note in overlapping.notes)
+    assert any("1 trial overlapping the previous one" in note for note in overlapping.notes)
     # The first trial's spikes count in the second trial's window too.
     assert overlapping.activity[1, :60, 0].sum() == 5
     begin = overlapping.stretches[:, 1]

@@ -207,7 +207,7 @@ def test_unobserved_is_not_silent(counts):
     path = session(spikes=spikes, observed=[half, half, whole, whole])
     found = load(path)
     assert torch.equal(found.activity, counts[:10])
-    assert any("10 trials left out, not observed" in note for note in found.notes)
+    assert any("10 trials left out: not observed" in note for note in found.notes)
     assert load(path, unobserved="ignore").activity[10:, :, :2].sum() == 0
     # Two units that were observed in three trials cost the others less than seventeen trials would.
     few = [[0, ONSET[3] - 0.5]]
@@ -290,7 +290,7 @@ def test_trials_after_the_end_of_a_recording_and_in_its_pauses_are_left_out(coun
     spikes = [t[(t < ONSET[15] + 1.5) & ~((t > ONSET[5] - 0.5) & (t < ONSET[7] - 0.5))] for t in trains()]
     found = load(session(spikes=spikes))
     assert torch.equal(found.activity, counts[kept])
-    assert any("6 trials without a spike of any unit" in note for note in found.notes)
+    assert any("6 trials left out: no unit fires" in note for note in found.notes)
     # Units that seldom fire, or a population that falls silent again and again, may be silent in a trial.
     sparse = [t[::40] for t in spikes]
     assert load(session(spikes=sparse)).n_trials == TRIALS

@@ -188,7 +188,7 @@ def test_a_gap_in_the_timestamps_is_unobserved():
         found, of_all = load(file, series="dff", **options), load(with_series(), series="dff", **options)
         there = [i for i, start in enumerate(STARTS) if start + 2 < TIMES[199] or start > TIMES[260]]
         assert torch.equal(found.activity, of_all.activity[there]), options
-        assert "not recorded" in said(found)
+        assert "1 trial left out: not recorded" in said(found)
     # Samples that are NaN in all channels are as good as none, and so are invalid times.
     values = traces()
     values[200:260] = np.nan
@@ -202,7 +202,7 @@ def test_a_gap_in_the_timestamps_is_unobserved():
     values[:400, 3], values[75, 4] = np.nan, np.nan
     found = load(with_series(values=values), series="dff")
     assert torch.equal(found.activity, whole.activity[[0, *range(2, 10)]][:, :, [0, 1, 2, 4, 5]])
-    assert "1 channels left out" in said(found)
+    assert "1 channel left out" in said(found)
 
 
 def test_a_recording_without_trials_is_cut_into_pieces_between_gaps():
@@ -213,7 +213,7 @@ def test_a_recording_without_trials_is_cut_into_pieces_between_gaps():
         first = np.r_[0:200:20, 260:600:20]
         assert np.array_equal(samples_of(found), first[:, None] + np.arange(20))
         assert np.allclose(found.trial_times_s, TIMES[first] - 0.05)
-        assert "a piece of 2 s (20 samples) of one recording, 27 in all" in said(found)
+        assert "trials are 27 successive pieces of 2 s (20 samples) of one recording" in said(found)
         assert "5 samples are in no piece" in said(found)
         assert ("no table of trials" in said(found)) == (not trials)
         assert found.gap == 20
@@ -224,7 +224,7 @@ def test_a_recording_without_trials_is_cut_into_pieces_between_gaps():
         assert wide.gap == 0
     of_trials = load(with_series(), series="dff", piece_s=0.9)  # two of each trial
     assert of_trials.stretches[:4, 1].tolist() == [41, 50, 91, 100]  # tenths of a second of the session
-    assert "of 10 recordings, 20 in all" in said(of_trials)
+    assert "trials are 20 successive pieces of 0.9 s (9 samples) of 10 recordings" in said(of_trials)
     inside = load(with_series(trials=False), series="dff", piece_s=2, start_s=10.0, stop_s=30.0)
     assert samples_of(inside)[[0, -1], [0, -1]].tolist() == [70, 269]
 
@@ -236,7 +236,7 @@ def test_pieces_lie_where_an_input_was_recorded_too():
     first = samples_of(found)[:, 0]
     assert first.tolist() == list(range(100, 400, 20))
     assert torch.equal(found.inputs[:, :, 0], (first[:, None] - 100 + torch.arange(20)).float())
-    assert "15 pieces left out, in part without the input run" in said(found)
+    assert "15 pieces left out: the input run was not recorded throughout" in said(found)
     with pytest.raises(UserError, match="input 'run' was recorded"):
         load(file, series="dff", piece_s=2, inputs=["run"], start_s=50.0)
 

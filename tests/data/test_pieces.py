@@ -40,7 +40,7 @@ def test_pieces_side_by_side_are_the_recording(tmp_path, trace, axes):
     assert np.allclose(got.trial_times_s, 2.0 * np.arange(90))
     assert got.stretches.tolist() == [[0, 20 * i] for i in range(90)]
     assert got.gap == 20
-    assert any("a piece of 2 s (20 samples) of one recording, 90 in all" in note for note in got.notes)
+    assert any("trials are 90 successive pieces of 2 s (20 samples) of one recording" in note for note in got.notes)
     assert any("3 samples are in no piece" in note for note in got.notes)
 
 
@@ -78,7 +78,7 @@ def test_spike_times_without_trials(tmp_path):
     kept = np.r_[0:10, 20:30]
     assert np.array_equal(got.activity, counts.reshape(30, 20, NEURONS)[kept])
     assert np.allclose(got.trial_times_s, 40 + 2.0 * kept)
-    assert any("10 pieces without a spike of any neuron left out" in note for note in got.notes)
+    assert any("10 pieces left out: no neuron fires" in note for note in got.notes)
 
 
 def distances(recording, some, others):
