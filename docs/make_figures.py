@@ -128,6 +128,14 @@ def save(figure: Figure, name: str) -> Path:
     return path
 
 
+def of_report(run: Run, name: str) -> Path:
+    """A figure of the run's report, three quarters as large; its few bright marks keep their colours."""
+    path, drawn = DOCS / f"{name}.png", Image.open(run.path / "figures" / f"{name}.png").convert("RGB")
+    small = drawn.resize((3 * drawn.width // 4, 3 * drawn.height // 4), Image.Resampling.LANCZOS)
+    small.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
+
+
 def open_run(option: str, path: str | None) -> Run:
     if path is None or not (Path(path) / "metrics.json").exists():
         raise UserError(f"a finished run with {option} DIR", str(path), f"make it with: {COMMANDS[option]}")
@@ -144,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    print(shlex.quote(str(of_report(rich, "flow_field"))))
     with matplotlib.rc_context(STYLE):
         for name, draw in {
             "concepts": lambda: concepts(rich),

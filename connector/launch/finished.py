@@ -116,7 +116,7 @@ def tell(console: Console, store: RunStore, metrics: Mapping[str, float], alone:
     """That nothing is left to do; where the job is ``alone``, also its measures and cautions."""
     _passed.add(store.path.resolve())
     if alone or verbose:
-        remedy = "force=true runs it again; without its report.html, results are made again"
+        remedy = "force=true runs it again; delete report.html to make its results again"
         console.print(f"finished earlier with these options, nothing to do ({remedy})", highlight=False)
         show(console, metrics, store, verbose)
 
