@@ -161,7 +161,7 @@ def explain(error: Exception, stage: str, directory: Path) -> Exception:
     kept = f"finished stages are kept in {directory}"
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            remedy = "make room, and the same command goes on from there"
+            remedy = "make room, then run the same command to resume"
             return RunFailure(stage, f"no space is left to write to ({cause.strerror})", remedy, kept=kept)
         if isinstance(cause, OSError) and (told := _without_place(cause, stage, directory)):
             return told
@@ -188,8 +188,8 @@ def _without_place(error: OSError, stage: str, directory: Path) -> Exception | N
             "choose another with hydra.run.dir=DIR",
         )
     if gone:
-        return RunFailure(stage, f"the run directory {directory} is gone", "the same command makes it anew")
-    remedy = f"see that {directory} can be written to; the same command goes on from there"
+        return RunFailure(stage, f"the run directory {directory} is gone", "run the same command to make it again")
+    remedy = f"see that {directory} can be written to, then run the same command to resume"
     return RunFailure(
         stage, f"{error.filename} cannot be written ({error.strerror})", remedy, kept="finished stages are kept"
     )

@@ -44,7 +44,7 @@ def imported() -> None:
 
 def end_with(parent: int) -> None:
     """End this process, at once, when the one that it belongs to is gone: whatever it was at would wait, or hold a run
-    directory's lock, for minutes. What it has written is whole; the same command goes on from there."""
+    directory's lock, for minutes. What it has written is whole; the same command resumes from there."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -113,9 +113,9 @@ def goes_on(directory: Path) -> str:
         stage for stage in order if any(directory.glob(f"checkpoints/{stage}-{planned.get(stage, '*')}/last-*.ckpt"))
     ]
     if last:
-        return f"the same command goes on from the last checkpoint of the stage {last[-1]}"
+        return f"the same command resumes from the last checkpoint of the stage {last[-1]}"
     if finished:
-        return f"the same command goes on from what is finished ({', '.join(finished)})"
+        return f"the same command resumes from what is finished ({', '.join(finished)})"
     return "no stage was finished and no checkpoint written yet, so the same command starts from the beginning"
 
 

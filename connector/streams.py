@@ -38,7 +38,7 @@ class Lenient:
         os.close(nowhere)
         if self._told is not None and not isinstance(error, BrokenPipeError):
             print(
-                f"Standard output can no longer be written ({error.strerror}); the run goes on without it.",
+                f"Standard output can no longer be written ({error.strerror}); the run continues without it.",
                 file=self._told,
             )
             self._told = None

@@ -110,7 +110,7 @@ def _wait_until_ready(processes: Sequence[subprocess.Popen], ready: Path) -> Non
 
 
 def _lost(rank: int, process: subprocess.Popen, when: str) -> RunFailure:
-    remedy = "the same command goes on from the last checkpoint; memory may have run out, if nothing else ended it"
+    remedy = "the same command resumes from the last checkpoint; memory may have run out, if nothing else ended it"
     return RunFailure(
         "training",
         f"process {process.pid}, rank {rank} of the job, ended {when} ({process_end(process.returncode)})",

@@ -176,7 +176,9 @@ def run_stages(context: StageContext, data: RecordingDataModule, schedule: Plan)
             there = store.is_there()
             metrics = trainers[stage](mark)
             if there and not is_child_rank() and not store.is_there():
-                raise RunFailure(stage, f"{store.path} was removed while it ran", "the same command makes it anew")
+                raise RunFailure(
+                    stage, f"{store.path} was removed while it ran", "run the same command to make it again"
+                )
         seconds, cpu_seconds = clock() - started
         if not is_child_rank():
             store.finish_stage(

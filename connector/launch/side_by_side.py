@@ -88,8 +88,8 @@ class _Worker:
 
     def loss(self, number: int) -> RunFailure:
         self.process.join()
-        what = f"its process ended before it had done ({process_end(self.process.exitcode)}); other jobs go on"
-        remedy = "the same command in the same directory goes on from what is kept; memory may have run out"
+        what = f"its process ended before it had done ({process_end(self.process.exitcode)}); other jobs continue"
+        remedy = "run the same command in the same directory to resume; memory may have run out"
         return RunFailure(f"job {number + 1}", what, remedy)
 
 

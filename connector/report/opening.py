@@ -230,10 +230,10 @@ def _finite(f: Findings) -> str:
         return ""
     said = []
     if f.unprojected_error is not None:
-        infinite = percent(f.metrics["dynamics/field_error"])
+        infinite = multiple(f.metrics["dynamics/field_error"]).removesuffix(" of")
         said.append(
             f"A sampled network of {f.n_sampled} neurons at sigma = {f.sigma:g} misses the vector field by "
-            f"{percent(f.unprojected_error)} (infinitely many neurons: {infinite})."
+            f"{multiple(f.unprojected_error)} its size (infinitely many neurons: {infinite})."
         )
         if f.drawn_from_teacher is not None:
             said.append(
@@ -245,7 +245,7 @@ def _finite(f: Findings) -> str:
         reduces = f.unprojected_error is None or projected < f.unprojected_error
         said.append(
             f"{what}, the smallest change of the output weights that restores the recorded drive, "
-            f"{'reduces the error to' if reduces else 'leaves an error of'} {percent(projected)}."
+            f"{'reduces the error to' if reduces else 'leaves an error of'} {multiple(projected)} its size."
         )
     kept = f.metrics.get("dynamics/attractors_kept")
     if said and kept is not None and f.n_networks:

@@ -58,7 +58,7 @@ def _beware(cautions: Sequence[Said]) -> str:
     if not cautions:
         return "No check of the fit raised a caution; all intervals and probabilities still assume that the model is right."
     counts = [
-        counted(number, word.lower())
+        f"the {word.lower() if number == 1 else counted(number, word.lower())}"
         for word in ("Warning", "Caution")
         if (number := sum(said.word == word for said in cautions))
     ]

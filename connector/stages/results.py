@@ -137,8 +137,10 @@ class Results:
         z, field = self.inputs.latents.trials(self.inputs.fold.train).samples().z, self.inputs.field
         if self.draws is None or z.shape[1] > 3 or (field is not None and float(field.effective) < ENOUGH_DRAWS):
             return None
-        # Where states are known as they are, a field that is far from how they move has no attractors of theirs.
-        far = self.inputs.readings is None and self._of_field["dynamics/field_error"] > _FAR
+        # Where states are known as they are, a field that is far from how they move has no attractors of theirs; nor has, where
+        # the dynamics themselves were not sampled, one no closer to them than a field of zero.
+        error = self._of_field["dynamics/field_error"]
+        far = (self.inputs.readings is None and error > _FAR) or (field is None and error >= 1)
         if far or self.inputs.rollouts:
             return None
         return count_attractors(self.draws, z)

@@ -198,7 +198,7 @@ _ELSEWHERE = {
     "callbacks": "callbacks.NAME._target_=MODULE.CLASS",
     "enable_progress_bar": "trainer.progress",
     "default_root_dir": "hydra.run.dir",
-    "enable_checkpointing": "force=true (a run always keeps checkpoints, to go on from)",
+    "enable_checkpointing": "force=true (a run always keeps checkpoints, to resume from)",
     "barebones": "trainer.extra.fast_dev_run (a stage cannot do without its checkpoint)",
     "use_distributed_sampler": "trainer.devices (batches are divided among processes already)",
 } | dict.fromkeys(HARDWARE, "")
@@ -329,7 +329,7 @@ def fit(
 ) -> pl.Trainer:
     """Train one stage's module; on return it holds the weights of the best validation, or the last (``keep``).
 
-    A training that was interrupted goes on from its last checkpoint, found by the stage's fingerprint ``mark``, and ends
+    A training that was interrupted resumes from its last checkpoint, found by the stage's fingerprint ``mark``, and ends
     where it would have ended. Its checkpoints stay until the stage is finished (:meth:`RunStore.finish_stage`). With
     ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """

@@ -240,7 +240,7 @@ def broken(root):
         "INFO lrrnn: done in 1.0 s", "ERROR the job ended early", "Traceback (most recent call last):",
         '  File "x.py", line 1, in f', "    raise ValueError", "ValueError: rank 7 > 5 neurons", "and a second line",
     ]  # fmt: skip
-    stopped = "the job ended early (Ctrl-C); the same command goes on from what is finished (lrrnn)"
+    stopped = "the job ended early (Ctrl-C); the same command resumes from what is finished (lrrnn)"
     states = {
         "failed": end_state(ValueError("rank 7 > 5 neurons\nand a second line")),
         "mistake": end_state(UserError("a file", "none", "Give one")),

@@ -21,7 +21,9 @@ def test_a_lost_process_costs_its_call_and_no_other():
     assert os.getpid() not in {found[i][1] for i in (0, 2, 4)}
     for i, ended in ((1, "signal 9"), (3, "exit code 3")):
         assert isinstance(found[i], RunFailure)
-        assert f"job {i + 1} stopped: its process ended before it had done ({ended}); other jobs go on" in str(found[i])
+        assert f"job {i + 1} stopped: its process ended before it had done ({ended}); other jobs continue" in str(
+            found[i]
+        )
         assert len(str(found[i]).splitlines()) == 2
     assert not any(is_there(found[i][1]) for i in (0, 2, 4))
 

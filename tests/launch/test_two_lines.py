@@ -65,7 +65,7 @@ def test_a_run_directory_that_cannot_be_written_to(code, tmp_path):
 def test_a_run_directory_that_is_gone(tmp_path):
     gone = tmp_path / "run"
     said = explain(FileNotFoundError(errno.ENOENT, "No such file or directory", str(gone / "x")), "outputs", gone)
-    assert str(said) == f"outputs stopped: the run directory {gone} is gone.\nThe same command makes it anew."
+    assert str(said) == f"outputs stopped: the run directory {gone} is gone.\nRun the same command to make it again."
 
 
 def test_a_directory_that_becomes_read_only_loses_neither_the_error_nor_the_lock(tmp_path, monkeypatch):
@@ -193,7 +193,9 @@ def test_standard_output_closed_full_or_left(tmp_path):
     assert shell("prints >&- 2>&- <&-").returncode == 0
     if Path("/dev/full").exists():
         done = shell("prints > /dev/full")
-        said = "Standard output can no longer be written (No space left on device); the run goes on without it.\nend\n"
+        said = (
+            "Standard output can no longer be written (No space left on device); the run continues without it.\nend\n"
+        )
         assert (done.returncode, done.stderr) == (0, said)
         assert shell("prints 2> /dev/full").returncode == 0
     done = shell(f"{sys.executable} {ROOT / 'train.py'} seed=x hydra.run.dir={tmp_path}/run >&- 2>&- <&-")

@@ -86,7 +86,7 @@ def test_the_verdict_is_as_good_as_the_worst_caution_and_says_so_in_words():
         assert said.level == level
         assert (said.lines[-1][1].startswith("No check")) is (not given)
     assert [part.word for part in verdict(rates(), (caution, warning)).cautions] == ["Warning", "Caution"]
-    assert "1 warning and 1 caution below" in verdict(rates(), (caution, warning)).lines[-1][1]
+    assert "the warning and the caution below" in verdict(rates(), (caution, warning)).lines[-1][1]
     nothing = rates(metrics={"lrrnn/rates_r2": 0.05, "lrrnn/rates_r2_pca": 0.045, "lrrnn/rates_r2_null": 0.041})
     assert verdict(nothing, [warning]).level == "none"
     assert len({said.word for said in (verdict(rates(), given) for given in levels)}) == 3
@@ -103,7 +103,7 @@ def test_a_recording_of_spikes_is_told_with_its_numbers_and_limits():
         "spikes of 76 neurons predicts 133 test trials 0.090 bits per spike better than each neuron's mean rate",
         "gains 0.019 over mean responses by evidence (0.071)", "From the inputs alone the fit predicts spikes 0.078 bits",
         "local baseline", BASELINES["local"], "With the standard baseline instead, the fit predicts spikes 0.084 bits per spike better",
-        "R² of 0.56", "poorly, with an error of 28 %", "at sigma = 1 misses the vector field by 250 % (infinitely many neurons: 28 %)", "reduces the error to 17 %",
+        "R² of 0.56", "poorly, with an error of 28 %", "at sigma = 1 misses the vector field by 2.5 times its size (infinitely many neurons: 28 %)", "reduces the error to 17 %",
         "about 2.5 independent weighted sums", "80 % (nu_1)", "though not independently", "coverage of the intervals behind this has not been measured",
         "look like one Gaussian or Student-t population (p = 0.4)", "do not support the input weights b", "7.9 %",
         "2.7 % of the spread of nu",
@@ -237,7 +237,7 @@ def test_a_simulated_recording_is_told_with_its_truth():
     text = " ".join(opening(rates()))
     for part in (
         "more than 99.9 % of their variance in 80 test trials; principal components of the same rank explain 92 %",
-        "closely, with an error of 1 % of its size", "at sigma = 1 misses the vector field by 20 %", "from the true distribution misses its own field by 18 %",
+        "closely, with an error of 1 % of its size", "at sigma = 1 misses the vector field by 20 % of its size", "from the true distribution misses its own field by 18 %",
         "19 of 20 projected networks",
         "are not one Gaussian or Student-t population", "p = 0.01", "no evidence for cell types", "46 % of the spread", "even part of nu",
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""What reports, terminal and comparison say is plain English: no old turns, no long sentences, on average short ones."""
+"""What reports, terminal, messages and logs say is plain English: no old turns, no long sentences, on average short ones."""
 
 import ast
 import importlib.util
@@ -18,7 +18,6 @@ TURNS = re.compile(
     r"who reproduces|goes on where|what counts is that|is no finding either way|supported by the data are|not supported is)",
     re.IGNORECASE,
 )
-FOLDERS = ("report", "compare")
 LONGEST, MEAN = 35, 18
 
 
@@ -57,11 +56,10 @@ def told(file):
 
 
 def own_texts():
-    for folder in FOLDERS:
-        for file in sorted((ROOT / "connector" / folder).glob("*.py")):
-            for text in told(file):
-                if len(text.split()) > 4:
-                    yield f"{folder}/{file.name}", text
+    for file in sorted((ROOT / "connector").rglob("*.py")):
+        for text in told(file):
+            if len(text.split()) > 4:
+                yield str(file.relative_to(ROOT)), text
 
 
 @pytest.mark.parametrize("kind", ["code", "glossary"])

@@ -247,7 +247,7 @@ def test_only_the_checkpoints_of_the_run_itself_are_said_to_be_gone_on_from(dire
     (directory / "checkpoints" / "outputs-mybackup").mkdir()
     (directory / "checkpoints" / "outputs-mybackup" / "last-00001-0123456789abcdef.ckpt").touch()
     said = interruption.goes_on(directory)
-    assert said.endswith("goes on from what is finished (lrrnn, loadings, outputs)")
+    assert said.endswith("resumes from what is finished (lrrnn, loadings, outputs)")
     planned = RunStore(directory).manifest()["planned"]["outputs"]
     own = RunStore(directory).unfinished("outputs", planned)
     own.mkdir()

@@ -180,10 +180,10 @@ def test_what_is_said_to_be_kept_of_an_interrupted_run_is_there(tmp_path, monkey
     assert "starts from the beginning" in interruption.goes_on(tmp_path)
     store.finish_stage("lrrnn", "mark", 1.0, {})
     store.finish_stage("loadings", "mark", 1.0, {})
-    assert interruption.goes_on(tmp_path).endswith("goes on from what is finished (lrrnn, loadings)")
+    assert interruption.goes_on(tmp_path).endswith("resumes from what is finished (lrrnn, loadings)")
     with pytest.raises(KeyError, match="interrupted"):
         best_flow(tmp_path, Interrupts(3))
-    assert interruption.goes_on(tmp_path).endswith("goes on from the last checkpoint of the stage outputs")
+    assert interruption.goes_on(tmp_path).endswith("resumes from the last checkpoint of the stage outputs")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """The fit is measured against its nulls in every run, also where nothing follows the stage lrrnn."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from commands import typed
 
 from connector.analysis import readout_checks
 from connector.lrrnn.spikes.model import SpikeModel
+from connector.stages import results
 
 SMALL = [
     "data=npz", "stages=[lrrnn]", "lrrnn.max_epochs=1", "lrrnn.posterior_sweeps=4", "trainer.threads=1",
@@ -82,3 +85,24 @@ def test_spikes_without_a_latent_state_are_warned_of_in_each_prediction(tmp_path
     )
     for what in ("trials the fit predicts spikes no better", "the rollout of", "from those of the others no better"):
         assert sum(what in line for line in warnings) == 1, warnings
+
+
+@pytest.mark.parametrize(
+    ("error", "sampled", "read", "counted"),
+    [
+        (0.2, False, False, True),
+        (0.3, False, False, False),  # states known as they are, and a field far from how they move
+        (0.3, False, True, True),
+        (1.2, False, True, False),  # no closer than a field of zero, and the dynamics were not sampled
+        (1.2, True, True, True),  # the draws are of the dynamics themselves
+    ],
+)
+def test_no_attractors_are_counted_in_a_field_far_from_the_states(monkeypatch, error, sampled, read, counted):
+    monkeypatch.setattr(results, "count_attractors", lambda draws, z: "counted")
+    latents = SimpleNamespace(trials=lambda _: SimpleNamespace(samples=lambda: SimpleNamespace(z=torch.zeros(5, 2))))
+    inputs = SimpleNamespace(
+        latents=latents, fold=SimpleNamespace(train=None), rollouts=False, readings=object() if read else None,
+        field=SimpleNamespace(effective=torch.tensor([100.0])) if sampled else None,
+    )  # fmt: skip
+    of_run = SimpleNamespace(draws=object(), inputs=inputs, _of_field={"dynamics/field_error": error})
+    assert results.Results.attractor_counts.func(of_run) == ("counted" if counted else None)

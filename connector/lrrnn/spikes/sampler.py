@@ -417,7 +417,7 @@ class PathSampler:
     def run(self, sweeps: int, burn: int, progress: Callable[[int], None] = lambda i: None) -> Draws:
         """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each.
 
-        Called again, it goes on from the state reached.
+        Called again, it continues from the state reached.
         """
         draws, rebuilds = Draws(), {burn // 6, burn // 2, max(burn - _LEARNING, 3 * burn // 4)}
         self.adapting, first = True, min(_LOOSE, burn)
