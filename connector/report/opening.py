@@ -265,7 +265,7 @@ def _determined(f: Findings) -> list[str]:
     else:
         signed = f"Even if {nu} is smooth, its sign is determined for none of the sampled neurons."
     if f.diagnosis.warnings:
-        signed += " The fit shows signs of misfit (see below)."
+        signed += " See the cautions about nu below."
     elif not f.diagnosis.converged:
         signed += " The fit of nu did not converge."
     modes = rough(f.diagnosis.determined_modes)

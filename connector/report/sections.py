@@ -112,8 +112,8 @@ def data_determine(f: Findings) -> str:
         return "The published ridge gives no error of its estimate."
     why = nulls.nothing_found(f.metrics)
     said = determined.findings(f.diagnosis)
-    if causes.named(f.metrics):  # then the report's cautions name the cause in place of these signs of it
-        said += [f"Sign of misfit: {sign}" for sign in f.diagnosis.warnings]
+    if causes.named(f.metrics):  # then the cautions above name the cause in place of these
+        said += [f"Caution: {sign}" for sign in f.diagnosis.warnings]
     if why is not None:
         found = f"Caution: {why}: {nulls.NO_FINDING}."
         said.insert(0, f"{found} The following holds within the model only.")

@@ -36,7 +36,7 @@ def with_own_noise(context: StageContext, found: FittedDynamics) -> tuple[Fitted
 def say_draws(context: StageContext, effective: float) -> None:
     """Says how many of the draws of the dynamics are independent."""
     enough = effective >= ENOUGH_DRAWS
-    few = "" if enough else f" (fewer than {ENOUGH_DRAWS}, so the report gives no bands); raise lrrnn.posterior_sweeps"
+    few = "" if enough else f" ({ENOUGH_DRAWS} are needed, else bands are too narrow); raise lrrnn.posterior_sweeps"
     context.say(f"lrrnn: {effective:.2g} independent draws of the dynamics{few}")
 
 

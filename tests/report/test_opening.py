@@ -189,8 +189,8 @@ def test_groups_are_told_by_grade():
 
 def test_signs_of_misfit_qualify_what_is_supported():
     warned = replace(diagnosis(8, 0.9), warnings=("Trajectories miss the samples.",))
-    assert "signs of misfit" in " ".join(opening(rates(diagnosis=warned)))
-    assert "misfit" not in " ".join(opening(rates()))
+    assert "cautions about nu below" in " ".join(opening(rates(diagnosis=warned)))
+    assert "cautions about nu" not in " ".join(opening(rates()))
 
 
 def test_signs_that_no_neuron_has_are_said_in_words():
@@ -219,7 +219,7 @@ def test_a_baseline_other_than_the_one_asked_for_is_told():
 
 def test_what_the_data_leave_open_is_a_caution_but_no_misfit():
     loose = replace(diagnosis(8, 0.3), predicted_error=0.5859)
-    assert "misfit" not in " ".join(opening(rates(diagnosis=loose)))
+    assert "cautions about nu" not in " ".join(opening(rates(diagnosis=loose)))
     assert len(loose.cautions) == 1
     # One number, one rounding, wherever it stands.
     for text in (loose.cautions[0], loose.sentences()[1]):
