@@ -119,13 +119,13 @@ def render_report(
 def environment() -> Environment:
     """The package's templates by their path in it, such as "report/page.html.j2"; what they print is escaped.
 
-    Filter: ``number`` (:func:`number_html`).
+    Filters: ``number`` (:func:`number_html`), ``names`` (:func:`names_html`).
     """
     loader = PackageLoader("connector", "")
     found = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    found.filters |= {"number": number_html}
+    found.filters |= {"number": number_html, "names": names_html}
     found.globals |= {"arrows": ARROWS, "marks": MARKS}
     return found
 
@@ -135,6 +135,11 @@ def number_html(value: object) -> Markup:
     text = html.escape(format_number(value))
     text = re.sub(r"× 10\^(-?\d+)", lambda found: f"× 10<sup>{found[1].replace('-', '−')}</sup>", text)
     return Markup(text.replace("-", "−") if isinstance(value, int | float) else text)
+
+
+def names_html(text: str) -> Markup:
+    """A sentence as HTML; names of files' keys and options between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -23,8 +23,8 @@ def dynamics(f: Findings) -> str:
         )
     else:
         said.append(
-            "Inputs drive this recording. A count of fixed points from such data proves nothing by itself: what states do long "
-            "after the trials end is extrapolation."
+            "Inputs drive this recording. The fixed points in the figure hold for inputs at their mean, those of the verdict for "
+            "inputs at zero. What states do long after the trials end is extrapolation."
         )
     if (of_trained := trained_network(f.metrics)) is not None:
         said.append(of_trained)

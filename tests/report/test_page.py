@@ -19,7 +19,7 @@ from connector.dynamics import Network
 from connector.report.cautions import parted
 from connector.report.glossary import BASELINES, ESTIMATE, METRICS
 from connector.report.numbers import format_number
-from connector.report.page import Section, TableData, figure_file, figure_png, render_report, write_report
+from connector.report.page import Section, TableData, figure_file, figure_png, names_html, render_report, write_report
 from connector.report.verdict import Verdict
 from connector.types import Latents
 
@@ -102,6 +102,10 @@ def test_contents_point_at_the_sections(page):
     parsed = Page(page)
     assert [link[1:] for link in parsed.links if link.startswith("#")] == ["section-1", "section-2"]
     assert parsed.ids == ["section-1", "section-2"]
+
+
+def test_names_between_backticks_are_code_and_all_else_is_text():
+    assert names_html("set `a<b` to <1") == "set <code>a&lt;b</code> to &lt;1"
 
 
 def test_what_users_wrote_is_escaped_and_shown(page):
