@@ -44,18 +44,19 @@ def _dimensions(metrics: Mapping[str, float], name: str) -> tuple[str, int]:
 
 
 def _other_rank(metrics: Mapping[str, float], by: int) -> str:
-    """What to do about a rank that is too low (``by`` 1) or too high (-1); ``auto`` is no remedy for what it chose itself."""
+    """What to do about a rank that is too low (``by`` 1 or more) or too high (-1); ``auto`` is no remedy for its own choice."""
     chosen = metrics.get("lrrnn/rank_chosen")
     if chosen is not None:
         return f"set lrrnn.rank={int(chosen) + by} in place of auto, which chose {int(chosen)}"
-    return f"{'raise it' if by > 0 else 'lower it by one'}, or set lrrnn.rank=auto"
+    return f"{f'raise it by {by}' if by > 0 else 'lower it by one'}, or set lrrnn.rank=auto"
 
 
 def _rank(metrics: Mapping[str, float], name: str) -> str:
     if f"{CHECK}alpha" in metrics:
+        remedy = _other_rank(metrics, int(metrics[CAUSE + name]))
         return (
             "The rates of each step follow from those of the last and the inputs, so no input is missing. The fitted states do not "
-            f"hold all of them, so lrrnn.rank is too low.{TO_DO}{_other_rank(metrics, 1)}."
+            f"hold all of them, so lrrnn.rank is too low.{TO_DO}{remedy}."
         )
     said, number = _dimensions(metrics, name)
     if f"{CHECK}added_noise" not in metrics:
