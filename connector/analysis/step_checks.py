@@ -159,7 +159,8 @@ def innovations(
     total = torch.einsum("ntr,nts,nt->nrs", moved, moved, whole) / n
     noise = torch.zeros(rank, rank, dtype=torch.float64)
     if covariance is not None:
-        noise = 2 / n * scale @ covariance[mask].mean(0) @ scale
+        stated = scale @ covariance[mask].mean(0) @ scale
+        noise = 2 / n * stated * _understated((latents.z[:, 1:] - latents.z[:, :-1] - drift) @ scale, mask, stated)
     variance, error, own = 0.0, 0.0, 0.0
     for half in (0, 1):
         fit, held = total[half::2].sum(0) / count[half::2].sum(), slice(1 - half, None, 2)
@@ -169,6 +170,14 @@ def innovations(
         variance, own = variance + (mean - of_noise) / 2, own + of_noise / 2
         error += float((along - mean * count[held]).square().sum()) / (2 * float(count[held].sum())) ** 2
     return Innovations(variance, error**0.5, own)
+
+
+def _understated(errors: Tensor, mask: Tensor, stated: Tensor) -> float:
+    """Factor, 1 or more, by which errors of the states exceed those stated, (R, R): minus the covariance of successive
+    ``errors`` (trials, time - 1, R) of one step, to which noise of the states does not contribute."""
+    three = (mask[:, 2:] & mask[:, 1:-1] & mask[:, :-2])[..., None]
+    returned = -(errors[:, 1:] * errors[:, :-1] * three).sum() / three.sum().clamp_min(1)
+    return max(1.0, float(returned / stated.diagonal().sum().clamp_min(1e-300)))
 
 
 def _drift(latents: Latents, z: Tensor, loadings: Loadings, activation: str) -> Tensor:

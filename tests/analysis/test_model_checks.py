@@ -8,7 +8,7 @@ from rate_networks import make_network, record
 from scipy.ndimage import gaussian_filter1d
 
 from connector.analysis import model_checks
-from connector.analysis.model_checks import check_model, checks_of
+from connector.analysis.model_checks import check_model, checks_of, is_clear
 from connector.analysis.readout_checks import DRIFT, check_readout
 from connector.analysis.step_checks import innovations, smoothed, time_step_evidence
 from connector.connectivity.nu.regression import log_evidence
@@ -144,6 +144,14 @@ def test_innovations_are_the_variance_of_the_process_noise(net):
     still = net.simulate(z[:, 0], 60)
     found = innovations(Latents(still, lengths, net.alpha), net.loadings, "tanh")
     assert found.variance < 1e-4
+
+
+def test_errors_larger_than_stated_are_no_process_noise(net):
+    g = torch.Generator().manual_seed(2)
+    z = net.simulate(4 * torch.rand(TRIALS, 2, generator=g, dtype=torch.float64) - 2, 60)
+    lengths, seen = torch.full((TRIALS,), 60), z + 0.15 * torch.randn(z.shape, generator=g, dtype=torch.float64)
+    stated = (0.15**2 / 3) * torch.eye(2, dtype=torch.float64).expand(TRIALS, 60, 2, 2)
+    assert not is_clear(innovations(Latents(seen, lengths, net.alpha), net.loadings, "tanh", stated))
 
 
 def test_smoothing_leaves_cubics_and_takes_the_noise_it_should():
