@@ -12,7 +12,7 @@ the errors' covariance, beside the share that is called so if errors are ignored
 deviation within the groups, another for each neuron), differ (log-normal sizes), middle, band and edges (neurons there are
 the badly known ones), prior (posterior means, of a third of the neurons hardly anything is known), spikes (fitted to counts,
 some neurons nearly silent). --detectable prints the separation of two groups that is shown with probability .8. "spindle
-with skewed rates" and "crescent" took no part in any choice. Finished cells are added to --out, and the same command goes on.
+with skewed rates", "crescent" and "cosines of even angles" took no part in any choice. Finished cells are added to --out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -209,6 +209,11 @@ def crescent(n, p, rng):
 def eight(n, p, rng):
     angle = rng.uniform(0, 2 * np.pi, n)
     return curve(np.sin(angle), np.sin(angle) * np.cos(angle), 0.08, p, rng)
+
+
+@population("cosines of even angles", SINGLE)
+def cosines(n, p, rng):
+    return np.concatenate([np.cos(rng.uniform(0, np.pi, size=(n, 1))), 0.3 * rng.normal(size=(n, p - 1))], axis=1)
 
 
 def apart(sd: float, share: float = 0.5) -> Callable:

@@ -125,7 +125,8 @@ class ConnectivityDistribution(nn.Module):
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
             posterior: n about a draw of nu from its posterior instead of nu, another draw for each seed; a projected network
-                has the drive of that draw. Networks of many seeds show what the data leave open.
+                has the drive of that draw. Networks of many seeds show what the data leave open. Where only the odd part
+                of nu acts, draws have no even part, which silencing a one-sided group of neurons would show.
 
         Raises:
             UserError: no neurons; a negative sigma, or one below that at which the flow of n was trained; an estimate of

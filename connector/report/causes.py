@@ -144,8 +144,9 @@ def _time_step(metrics: Mapping[str, float], name: str) -> str:
     step = f"{metrics[CHECK + 'time_step']:g}"
     return (
         f"Output weights are more plausible with {step} times the stated time step (log evidence "
-        f"{metrics[CHECK + 'time_step_evidence']:.2g}; equal: 0). data.alpha = dt / tau is wrong.{TO_DO}multiply data.alpha by "
-        f"{step}. If data.activation is a guess, check that first; smoothing of rates without noise can look the same."
+        f"{metrics[CHECK + 'time_step_evidence']:.2g}; equal: 0). Either data.alpha = dt / tau is wrong, or nu is not as smooth as the "
+        f"prior expects. These data cannot tell which.{TO_DO}if the time constant is a guess, multiply data.alpha by {step}; else "
+        "take nu as open. If data.activation is a guess, check that first; smoothing of rates without noise can look the same."
     )
 
 

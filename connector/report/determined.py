@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a finished run is told of without waiting for torch
     from torch import Tensor
 
 # What phi(h) and phi(-h) have in common lets a neuron and its mirror image (-m, -b, -d) stand in for each other.
-_EVEN = "Where loadings of both signs are equally frequent, the even part of nu has no effect on the dynamics."
+_EVEN = "Where loadings of both signs are equally frequent, the even part of nu has no effect on the dynamics of the intact network."
 _PRIOR = "The prior sets it, hence the wide intervals there."
 _MIRROR = {
     "tanh": f"With tanh a neuron (m, b, d) with n acts like its mirror image (-m, -b, -d) with -n. {_EVEN} {_PRIOR}",
@@ -119,7 +119,7 @@ def findings(found: Determined) -> list[str]:
         said.append(
             "The intervals are for the odd part of nu. Under an odd nonlinearity, without bias and input, the neurons (m, n) and "
             "(-m, -n) act alike. The dynamics then depend only on the folded mean, [p(m) nu(m) - p(-m) nu(-m)] / [p(m) + p(-m)], "
-            "with p the density of the loadings. The even part of nu has no effect and gets no interval."
+            "with p the density of the loadings. The even part of nu gets no interval: it acts only if neurons are silenced."
         )
     else:
         said.append(_MIRROR[found.activation])

@@ -193,8 +193,12 @@ def _field(f: Findings) -> str:
     if error is None:
         return ""
     verdict = "closely" if error < _CLOSE else ("roughly" if error < _LARGE else "poorly")
+    sampled = f.drawn_from_teacher is None and (f.kind == "spikes" or "lrrnn/process_noise" in f.metrics)
+    field, own = (
+        ("estimated vector field", " It excludes the estimate's own error.") if sampled else ("vector field", "")
+    )
     return (
-        f"The inferred connectivity reproduces the vector field {verdict}, with an error of {multiple(error)} its size."
+        f"The inferred connectivity reproduces the {field} {verdict}, with an error of {multiple(error)} its size.{own}"
     )
 
 
@@ -294,6 +298,7 @@ def _cell_types(f: Findings) -> str:
     stability = f.metrics.get("connectivity/groups_stability")
     if stability is not None:
         said.append(f"As many show in {percent(stability)} of half-samples.")
+    said.append("A single population with a narrow waist, or densest at its ends, can look the same: see the figure.")
     if f.n_neurons < FEW_FOR_GROUPS:
         said.append(f"With fewer than {FEW_FOR_GROUPS} neurons this is suggestive at most.")
     if f.kind == "spikes":
@@ -333,7 +338,7 @@ def _open(f: Findings) -> str:
         loose = f.diagnosis.open_share
         if loose > 0:
             said.append(f"the size of nu for {'any neuron' if loose == 1 else f'{percent(loose)} of the neurons'}")
-    even = "the even part of nu, which has no effect on the dynamics"
+    even = "the even part of nu, which affects the dynamics only if neurons are silenced"
     if f.odd and len(said) == 1:
         said.append(even)
     rest = f" Nor do they determine {even}." if f.odd and even not in said else ""

@@ -24,7 +24,15 @@ CHECKED = {
         ("drift", ("change over the session removes 21 %", "fit parts of the session")),
         ("smoothing", ("correlate by 0.90", "were smoothed", "unsmoothed")),
         ("process_noise", ("0.12 of their standard deviation", "cannot tell which", "too narrow")),
-        ("time_step", ("2 times the stated time step", "multiply data.alpha by 2", "data.activation")),
+        (
+            "time_step",
+            (
+                "2 times the stated time step",
+                "or nu is not as smooth as the prior expects",
+                "multiply data.alpha by 2",
+                "data.activation",
+            ),
+        ),
     ],
 )
 def test_each_cause_has_one_text_with_its_remedy(cause, words):

@@ -172,6 +172,15 @@ def test_what_is_no_error_of_the_connectivity_or_hangs_on_the_fit_is_told():
     assert "whatever noise the states have" in " ".join(opening(rates(drawn_from_teacher=None)))
 
 
+def test_the_error_of_a_field_that_was_sampled_is_not_taken_for_its_distance_from_the_truth():
+    noisy = rates(drawn_from_teacher=None, metrics={**rates().metrics, "lrrnn/process_noise": 0.1})
+    for found in (spikes(), noisy):
+        text = " ".join(opening(found))
+        assert "reproduces the estimated vector field" in text
+        assert "excludes the estimate's own error" in text
+    assert "estimate" not in headline(rates())[1][1]  # compared with the true network
+
+
 def test_groups_are_told_by_grade():
     def told(kind=rates, **more):
         metrics = {**kind().metrics, **{f"connectivity/{name}": value for name, value in more.items()}}
@@ -179,6 +188,7 @@ def test_groups_are_told_by_grade():
 
     shown = told(groups_p=0.01, groups=3, groups_stability=0.9)
     assert "form 3 groups with gaps between them (p = 0.01). As many show in 90 % of half-samples" in shown
+    assert "densest at its ends, can look the same" in shown
     assert "if the fitted loadings are right" not in shown
     assert "if the fitted loadings are right" in told(spikes, groups_p=0.01, groups=2)
     hidden = told(groups_p=0.4, groups=1, cell_types_p=0.01)
@@ -239,7 +249,7 @@ def test_a_simulated_recording_is_told_with_its_truth():
         "more than 99.9 % of their variance in 80 test trials; principal components of the same rank explain 92 %",
         "closely, with an error of 1 % of its size", "at sigma = 1 misses the vector field by 20 % of its size", "from the true distribution misses its own field by 18 %",
         "19 of 20 projected networks",
-        "are not one Gaussian or Student-t population", "p = 0.01", "no evidence for cell types", "46 % of the spread", "even part of nu",
+        "are not one Gaussian or Student-t population", "p = 0.01", "no evidence for cell types", "46 % of the spread", "even part of nu, which affects the dynamics only if neurons are silenced",
     ):  # fmt: skip
         assert part in text, part
     for absent in ("coverage has not been measured", "input weights", "bits per spike", "baseline"):
