@@ -48,7 +48,7 @@ def _other_rank(metrics: Mapping[str, float], by: int) -> str:
     chosen = metrics.get("lrrnn/rank_chosen")
     if chosen is not None:
         return f"set lrrnn.rank={int(chosen) + by} in place of auto, which chose {int(chosen)}"
-    return f"{f'raise it by {by}' if by > 0 else 'lower it by one'}, or set lrrnn.rank=auto"
+    return f"{f'raise it by {by} or more' if by > 0 else 'lower it by one'}, or set lrrnn.rank=auto"
 
 
 def _rank(metrics: Mapping[str, float], name: str) -> str:

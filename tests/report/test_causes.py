@@ -50,7 +50,7 @@ def test_auto_is_no_remedy_for_the_rank_that_it_chose(cause, other):
 
 
 def test_the_remedy_of_a_whole_network_says_how_many_dimensions_are_missing():
-    assert "raise it by 2, or set" in causes.of_causes({"lrrnn/check_alpha": 1.0, "lrrnn/cause_rank": 2.0})[0]
+    assert "raise it by 2 or more, or set" in causes.of_causes({"lrrnn/check_alpha": 1.0, "lrrnn/cause_rank": 2.0})[0]
 
 
 def test_checks_alone_say_nothing():
