@@ -84,7 +84,8 @@ def run(task: Task) -> list[dict]:
         true = effect(network, silenced, starts, axes)
         drawn = torch.stack([effect(net, silenced, starts, axes) for net in networks])
         tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=drawn.dtype)
-        low, high = torch.quantile(drawn, tails, dim=0)
+        # So placed, the truth lies within the ends of this many draws with the level's probability, if it is one more draw.
+        low, high = torch.quantile(drawn, (tails * (N_DRAWS + 1) - 1) / (N_DRAWS - 1), dim=0)
         found.append({
             "kind": task.kind, "seed": task.seed, "group": name,
             "inside": float(((low <= true) & (true <= high)).double().mean()),

@@ -23,6 +23,7 @@ from connector.lrrnn.spikes.baselines import Baseline, fit_baseline, session_tim
 from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.posterior import Start, sample_posterior, sampled_trials
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
+from connector.lrrnn.spikes.sampler import LEAST_NOISE
 from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
@@ -161,18 +162,24 @@ def _train_on_spikes(
         scores = {"lrrnn/val_loss": loss} | score_on_test_trials(context, model, recording, fold, baseline)
         scores |= rank_checks(recording, fold, sizes.rank, baseline)
         if choice.posterior_sweeps and not is_child_rank():
-            found, mixing = _sample_dynamics(context, data, model, baseline)
+            guide = model.infer(TrialBatch.of(recording, None, baseline.argument))
+            found, mixing = _sample_dynamics(context, data, guide, baseline)
             scores |= mixing
-            if mixing[POSTERIOR_SEEN] >= LEAST_SEEN:
+            if found is not None:
                 return found, scores
-            context.say("lrrnn: the spikes do not show all latent dimensions; the sampled dynamics are discarded")
         return fitted_to_spikes(model, recording, fold, baseline, b_penalty=choice.b_penalty), scores
 
 
 def _sample_dynamics(
-    context: StageContext, data: RecordingDataModule, model: SpikeModel, baseline: Baseline
-) -> tuple[FittedDynamics, dict[str, float]]:
-    """The posterior of the dynamics given the training trials' counts, and how well it was sampled."""
+    context: StageContext, data: RecordingDataModule, guide: Tensor, baseline: Baseline
+) -> tuple[FittedDynamics | None, dict[str, float]]:
+    """The posterior of the dynamics given the training trials' counts, and how well it was sampled; None where the spikes do not
+    show all latent dimensions.
+
+    Args:
+        guide: (trials, time, R) latents of the fit. Its gauge is the reproducible one, with signs by the choices; scripts compare
+            the two.
+    """
     options, recording, fold = context.options, data.recording, data.fold
     sweeps, seed = options.lrrnn.posterior_sweeps, options.seed
     some, of = len(sampled_trials(recording, fold)), len(fold.train)
@@ -195,18 +202,20 @@ def _sample_dynamics(
             what = "sampling the dynamics met a covariance that is singular: some latent dimension is not seen in the spikes"
             raise numerical_failure("lrrnn", f"{what}; lower lrrnn.rank, or set lrrnn.posterior_sweeps=0") from None
     say_draws(context, mixing.ess)
-    # The model's gauge is the reproducible one, with signs by the choices; scripts compare the two.
-    guide = model.infer(TrialBatch.of(recording, None, baseline.argument))
     found = found.moved(
         Gauge.nearest(*(z[fold.train][recording.mask[fold.train]].double() for z in (found.latents.z, guide)))
     )
-    return found, {
+    metrics = {
         "lrrnn/posterior_ess": mixing.ess,
         "lrrnn/posterior_halves": mixing.halves,
         "lrrnn/posterior_accepted": mixing.accepted,
         POSTERIOR_SEEN: mixing.seen,
         "lrrnn/process_noise": noise_in_sd(found.field.noise, found),
     }
+    if mixing.seen >= LEAST_SEEN:
+        return found, metrics
+    context.say("lrrnn: the spikes do not show all latent dimensions; the sampled dynamics are discarded")
+    return None, metrics
 
 
 def fit_spike_model(context: StageContext, data: RecordingDataModule, mark: str) -> tuple[SpikeModel, Baseline, float]:
@@ -266,4 +275,14 @@ def _solve_spikes(
     found = fitted_dynamics(module.model, rates, fold, offset)
     model = SmoothedSpikeModel(module.model, recording, fold.train, baseline)
     metrics |= score_on_test_trials(context, model, recording, fold, baseline)
-    return replace(found, activation=recording.activation, n=None), metrics
+    found = replace(found, activation=recording.activation)
+    noise = noise_in_sd(module.model.process_covariance, found)
+    if noise > LEAST_NOISE and options.lrrnn.posterior_sweeps and not is_child_rank():
+        context.say(f"lrrnn: the states carry noise of their own, {noise:.2g} sd a step, which trajectories leave out")
+        drifting = fit_baseline(recording, fold.train, options.lrrnn.baseline)
+        with one_thread(options):
+            sampled, mixing = _sample_dynamics(context, data, found.latents.z, drifting)
+        metrics |= mixing
+        if sampled is not None:
+            return sampled, metrics
+    return replace(found, n=None), metrics

@@ -29,7 +29,9 @@ from connector.types import Latents, Loadings, Recording
 BURN = 0.4  # share of the sweeps that are not kept
 _LONGER = 2
 _KEPT_DRAWS = 200
-MOST_BINS = 150_000  # of the training trials, in which paths are drawn: with more, time and memory grow faster than bands narrow
+# Of the training trials in which paths are drawn, bins times (neurons + 150), the cost of a bin that neurons do not share. With
+# more, time grows faster than bands narrow.
+MOST_WORK, _OF_A_BIN = 15_000_000, 150
 _SMOOTHING, _LEAST_VARIANCE = 5.0, 0.02  # bins; of counts, so that silent neurons do not stand out
 _PENALTY = 0.1  # precision of the prior of the first loadings
 _STEPS = 10  # of Gauss-Newton, to the paths of trials that were not sampled
@@ -130,7 +132,7 @@ def sample_posterior(
     """Latents of all trials, loadings with their covariance, and the posterior of the drive; float64.
 
     Latents of training trials are posterior means; of the others the most likely paths under the posterior means of all
-    else. Of training trials with more than :data:`MOST_BINS` bins some are sampled, evenly over their order, and the rest
+    else. Of training trials with more than :data:`MOST_WORK` allows some are sampled, evenly over their order, and the rest
     count among the others. In their gauge the sampled trials' drawn paths have mean zero and unit covariance, turned towards the start's.
 
     Args:
@@ -162,7 +164,7 @@ def sample_posterior(
 def sampled_trials(recording: Recording, fold: Fold) -> Tensor:
     """(n,) the training trials that are sampled."""
     train = torch.as_tensor(fold.train, dtype=torch.int64)
-    share = MOST_BINS / float(recording.lengths[train].sum())
+    share = MOST_WORK / (float(recording.lengths[train].sum()) * (recording.n_neurons + _OF_A_BIN))
     return train if share >= 1 else train[even_rows(len(train), max(2, int(share * len(train))))]
 
 

@@ -280,7 +280,7 @@ def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
 def test_of_a_long_recording_some_trials_are_sampled_and_the_others_read_as_well(monkeypatch):
     truth = simulated(trials=32, steps=20)
     fold = Fold(torch.arange(4, 32), torch.arange(0, 2), torch.arange(2, 4))
-    monkeypatch.setattr(posterior, "MOST_BINS", 14 * 20)
+    monkeypatch.setattr(posterior, "MOST_WORK", 14 * 20 * (30 + 150))
     sampled = posterior.sampled_trials(recording_of(truth), fold)
     assert len(sampled) == 14
     assert (sampled.min(), sampled.max()) == (4, 31)
