@@ -58,9 +58,9 @@ def _beware(cautions: Sequence[Said]) -> str:
     if not cautions:
         return "No check of the fit raised a caution; all intervals and probabilities still assume that the model is right."
     counts = [
-        f"the {word.lower() if number == 1 else counted(number, word.lower())}"
+        f"the {word.lower()}" if number == 1 else f"the {counted(number, word.lower())}"
         for word in ("Warning", "Caution")
         if (number := sum(said.word == word for said in cautions))
     ]
     them = "it qualifies" if len(cautions) == 1 else "they qualify"
-    return f"Read the {' and '.join(counts)} below: {them} the sentences above."
+    return f"Read {' and '.join(counts)} below: {them} the sentences above."

@@ -87,6 +87,7 @@ def test_the_verdict_is_as_good_as_the_worst_caution_and_says_so_in_words():
         assert (said.lines[-1][1].startswith("No check")) is (not given)
     assert [part.word for part in verdict(rates(), (caution, warning)).cautions] == ["Warning", "Caution"]
     assert "the warning and the caution below" in verdict(rates(), (caution, warning)).lines[-1][1]
+    assert verdict(rates(), (caution, caution)).lines[-1][1].startswith("Read the 2 cautions below: they")
     nothing = rates(metrics={"lrrnn/rates_r2": 0.05, "lrrnn/rates_r2_pca": 0.045, "lrrnn/rates_r2_null": 0.041})
     assert verdict(nothing, [warning]).level == "none"
     assert len({said.word for said in (verdict(rates(), given) for given in levels)}) == 3
