@@ -24,7 +24,14 @@ from connector.lrrnn.spikes.model import SpikeModel
 from connector.lrrnn.spikes.posterior import Start, sample_posterior, sampled_trials
 from connector.lrrnn.spikes.readout import fitted_dynamics as fitted_to_spikes
 from connector.lrrnn.spikes.sampler import LEAST_NOISE
-from connector.lrrnn.spikes.smoothed import ENOUGH_SPIKES, SmoothedSpikeModel, as_rates, offset_of, spikes_per_bin
+from connector.lrrnn.spikes.smoothed import (
+    ENOUGH_SPIKES,
+    FEW_SPIKES,
+    SmoothedSpikeModel,
+    as_rates,
+    offset_of,
+    spikes_per_bin,
+)
 from connector.numerics import whitening_of
 from connector.report.cautions import LEAST_SEEN, POSTERIOR_SEEN
 from connector.report.glossary import NO_TIMES
@@ -277,8 +284,12 @@ def _solve_spikes(
     metrics |= score_on_test_trials(context, model, recording, fold, baseline)
     found = replace(found, activation=recording.activation)
     noise = noise_in_sd(module.model.process_covariance, found)
-    if noise > LEAST_NOISE and options.lrrnn.posterior_sweeps and not is_child_rank():
-        context.say(f"lrrnn: the states carry noise of their own, {noise:.2g} sd a step, which trajectories leave out")
+    few = spikes_per_bin(recording) < FEW_SPIKES * sizes.rank
+    if (noise > LEAST_NOISE or few) and options.lrrnn.posterior_sweeps and not is_child_rank():
+        why = "its errors are larger than stated at so few spikes a bin"
+        if noise > LEAST_NOISE:
+            why = f"the states carry noise of their own, {noise:.2g} sd a step, which its trajectories leave out"
+        context.say(f"lrrnn: the closed form is the start only: {why}")
         drifting = fit_baseline(recording, fold.train, options.lrrnn.baseline)
         with one_thread(options):
             sampled, mixing = _sample_dynamics(context, data, found.latents.z, drifting)
