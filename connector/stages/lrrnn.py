@@ -289,7 +289,7 @@ def _solve_spikes(
         why = "its errors are larger than stated at so few spikes a bin"
         if noise > LEAST_NOISE:
             why = f"the states carry noise of their own, {noise:.2g} sd a step, which its trajectories leave out"
-        context.say(f"lrrnn: the closed form is the start only: {why}")
+        context.say(f"lrrnn: the dynamics are sampled beside the closed form: {why}")
         drifting = fit_baseline(recording, fold.train, options.lrrnn.baseline)
         with one_thread(options):
             sampled, mixing = _sample_dynamics(context, data, found.latents.z, drifting)

@@ -21,8 +21,8 @@ from connector.types import Recording, TrialBatch
 
 # Spikes per bin of all neurons together, for each latent dimension, from which on the closed form is chosen by itself. In
 # simulations with 42 spikes a bin (rank 2) latents and loadings were off by what their stated errors say; with 16, the
-# loadings by several times that. With 31 bands of the vector field were too narrow by a third: below FEW_SPIKES the closed form is
-# not the end.
+# loadings by several times that. With 31 bands of the vector field were too narrow by a third: below FEW_SPIKES the
+# dynamics are sampled in any case.
 ENOUGH_SPIKES, FEW_SPIKES = 15.0, 20.0
 
 
