@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from connector.dynamics import Activation, potentials, value_and_slope
+from connector.dynamics import Activation, potentials, simulate, value_and_slope
 from connector.errors import UserError
 from connector.numerics import pieces
 from connector.types import Loadings
@@ -77,6 +77,11 @@ class Segments:
         """(S, R) first states; with an indicator (S, 2 R), beside what it shows then."""
         return self.z[:, 0] if self.decay is None else torch.cat([self.z[:, 0], self.seen[:, 0]], 1)
 
+    @property
+    def reach(self) -> Tensor:
+        """(R,) how far simulated states may go."""
+        return _REACH * self.z.abs().amax((0, 1)) + 1e-12
+
     def whitened(self, covariance: Tensor) -> Segments:
         """With the noise ``covariance`` (R, R) in every sample, where samples have none of their own."""
         if self.root is not None:
@@ -120,7 +125,7 @@ def _simulated(field: Field, c: Tensor, segments: Segments, z0: Tensor) -> Itera
     mixing, weights = field.mixing.to(low), weights.to(low)
     eye = torch.eye(rank).to(c)
     z, by_c, by_start = z0, c.new_zeros(s, rank, p * rank), eye.expand(s, rank, rank)
-    reach = _REACH * segments.z.abs().amax((0, 1)) + 1e-12
+    reach = segments.reach
     yield z, by_c, by_start
     for t in range(length - 1):
         u = None if segments.u is None else segments.u[:, t].to(low)
@@ -210,18 +215,20 @@ def likely_starts(field: Field, c: Tensor, segments: Segments) -> Tensor:
     ends = [0, *(n - 1 for n in _AVERAGED if n <= z.shape[1])]
     tried = torch.stack([total[:, at] / count[:, at, None] for at in ends], 1)  # (S, tried, R)
     seen = z if segments.seen is None else segments.seen
-    low, reach = field.neurons.m.dtype, _REACH * z.abs().amax((0, 1)) + 1e-12
+    low, reach = field.neurons.m.dtype, segments.reach
     mixing, found = (field.mixing @ c).to(low), []
+
+    def step(state: Tensor, u: Tensor | None) -> Tensor:
+        for _ in range(field.stride):
+            drive = field.phi(potentials(field.neurons, state.to(low), u)) @ mixing
+            state = ((1 - field.alpha) * state + field.alpha * drive.to(c)).clamp(-reach, reach)
+        return state
+
     for at in pieces(len(z), len(ends) * field.neurons.n_neurons, _CHUNK):
-        state, squares = tried[at].flatten(0, 1), 0.0
-        for t in range(z.shape[1]):
-            away = (seen[at, t, None] - state.view(-1, *tried.shape[1:])) @ segments.root[at, t]
-            squares = squares + away.square().sum(2) * mask[at, t, None]
-            u = None if segments.u is None else segments.u[at, t].repeat_interleave(len(ends), 0).to(low)
-            for _ in range(field.stride):
-                drive = field.phi(potentials(field.neurons, state.to(low), u)) @ mixing
-                state = ((1 - field.alpha) * state + field.alpha * drive.to(c)).clamp(-reach, reach)
-        found.append(squares)
+        u = None if segments.u is None else segments.u[at, None].to(low)
+        path = simulate(step, tried[at], z.shape[1], u)  # (S, tried, L, R)
+        away = ((seen[at, None] - path)[..., None, :] @ segments.root[at, None])[..., 0, :]
+        found.append((away.square().sum(3) * mask[at, None]).sum(2))
     best = torch.cat(found).argmin(1)
     return tried[torch.arange(len(z), device=z.device), best]
 

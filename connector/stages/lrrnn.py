@@ -290,7 +290,8 @@ def _solve_spikes(
         if noise > LEAST_NOISE:
             why = f"the states carry noise of their own, {noise:.2g} sd a step, which its trajectories leave out"
         context.say(f"lrrnn: the dynamics are sampled beside the closed form: {why}")
-        drifting = fit_baseline(recording, fold.train, options.lrrnn.baseline)
+        own = options.lrrnn.baseline
+        drifting = baseline if kind == own else fit_baseline(recording, fold.train, own)
         with one_thread(options):
             sampled, mixing = _sample_dynamics(context, data, found.latents.z, drifting)
         metrics |= mixing
