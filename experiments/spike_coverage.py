@@ -2,11 +2,14 @@
 
     python experiments/spike_coverage.py --datasets 12 --out figures/spike_coverage.json
     python experiments/spike_coverage.py --kinds ring cycle --seed 700 --sweeps 400
+    python experiments/spike_coverage.py --neurons 250 400 --runs --seed 9700 --datasets 40
 
-Each data set draws a kind of dynamics, a form of nu, 50 to 150 recorded neurons of ten times as many, 4 to 20 Hz, 200 to 600
-trials of 80 bins of 10 ms, process noise of 0 to .2 a step, and drift in half of the cases. Sampling starts from principal
-components of smoothed counts. Compared in the true gauge: the vector field at visited states with that of the network itself,
-nu at fresh loadings, and the number of stable points. Finished data sets are added to --out, and the same command goes on.
+Each data set draws a kind of dynamics, a form of nu, 50 to 150 recorded neurons of ten times as many (--neurons), 4 to 20 Hz,
+200 to 600 trials of 80 bins of 10 ms, process noise of 0 to .2 a step, and drift in half of the cases. Sampling starts from
+principal components of smoothed counts. With --runs each data set is a file that train.py fits with its defaults, on its training
+trials: with many neurons in closed form, where that is good enough. Compared in the true gauge: the vector field at visited
+states with that of the network itself, nu at fresh loadings, and the number of stable points. Finished data sets are added to
+--out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import argparse
 import json
 import math
 import os
+import resource
 import shlex
 import statistics
+import subprocess
 import sys
-import time
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,17 +44,23 @@ from connector.analysis.attractor_probabilities import count_attractors
 from connector.analysis.fixed_points import count_fixed_points
 from connector.connectivity.nu.draws import Draws
 from connector.connectivity.nu.field import fit_field, sampled_basis
-from connector.connectivity.nu.mean import TrajectoryMean
+from connector.connectivity.nu.mean import ConditionalMean, TrajectoryMean
 from connector.data.folds import Fold
+from connector.files import write_npz
 from connector.lrrnn.gauge import Gauge
 from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.lrrnn.spikes.posterior import Start, sample_posterior
+from connector.runs.saved import load_run
+from connector.stages.outputs import estimate_conditional_mean
 from connector.types import Loadings, Recording
 
+HERE = Path(__file__).resolve().parent
 COUNTED = 50  # draws of the field in which stable points are counted
 LEVELS = (0.5, 0.8, 0.95)
 ALPHA, STEPS, BIN_S = 0.1, 80, 0.01
+RECORDED = (50, 150)  # neurons
+FIELDS = 200  # draws of the field after the closed form
 OWN_SPREAD, UNRECORDED, FASTEST = 0.5, 10, 30.0  # Hz
 
 
@@ -86,10 +99,10 @@ FORMS = {  # nu as a function of m, before it is scaled to the kind
 }
 
 
-def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
+def simulate(kind: str, form: str, seed: int, recorded: tuple[int, int] = RECORDED) -> SimpleNamespace:
     """A network of softplus neurons, its latent states, spikes of a tenth of it, and what is true of it."""
     g = torch.Generator().manual_seed(seed)
-    neurons, trials = round(uniform(g, 50, 150)), round(uniform(g, 200, 600))
+    neurons, trials = round(uniform(g, *recorded)), round(uniform(g, 200, 600))
     noise = (0.0, 0.05, 0.1, 0.2)[int(torch.randint(4, (1,), generator=g))]
     scale, drifts = uniform(g, 3.5, 11) * BIN_S, bool(torch.rand(1, generator=g) < 0.5)
 
@@ -137,7 +150,7 @@ def simulate(kind: str, form: str, seed: int) -> SimpleNamespace:
     counts = torch.poisson((scale * softplus(potential)).float(), generator=g)
     about = {"neurons": neurons, "trials": trials, "noise": noise, "drift": drifts, "hz": float(counts.mean()) / BIN_S}
     if about["hz"] > FASTEST:  # states that run away: another network
-        return simulate(kind, form, seed + 1_000_000)
+        return simulate(kind, form, seed + 1_000_000, recorded)
     fresh = Loadings(*(x[-200:] if x is not None else None for x in (m, b, d)))
     return SimpleNamespace(
         z=z,
@@ -175,29 +188,77 @@ def expected_of(drives: Tensor, field: Tensor, outer: tuple[Tensor, Tensor]) -> 
     }
 
 
-def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
-    """One data set: plain numbers."""
-    truth, began = simulate(kind, form, seed), time.process_time()
-    trials = len(truth.z)
-    lengths = torch.full((trials,), STEPS)
+class Fitted(NamedTuple):
+    """Of a data set: the fit, its independent draws (NaN where there is no sampling), and its estimate of nu once moved."""
+
+    fit: FittedDynamics
+    independent: float
+    nu: Callable[[FittedDynamics], ConditionalMean] | None = None
+
+
+def sampled(truth: SimpleNamespace, seed: int, sweeps: int) -> Fitted:
+    """The sampler by itself, on all trials."""
+    lengths, drifts = torch.full((len(truth.z),), STEPS), truth.about["drift"]
     u = None if truth.u is None else truth.u.float()
-    times = torch.arange(trials, dtype=torch.float64) if truth.about["drift"] else None
+    times = torch.arange(len(truth.z), dtype=torch.float64) if drifts else None
     more = {"bin_s": BIN_S, "inputs": u, "trial_times_s": times}
     recording = Recording(truth.counts, "spikes", lengths, ALPHA, "softplus", **more)
-    fold, basis = Fold(torch.arange(trials), torch.arange(0), torch.arange(0)), sampled_basis("softplus", ALPHA, seed)
+    fold, basis = (
+        Fold(torch.arange(len(truth.z)), torch.arange(0), torch.arange(0)),
+        sampled_basis("softplus", ALPHA, seed),
+    )
     start = Start.of_counts(recording, fold, 2, fit_baseline(recording, fold.train, "local"))
     fit, mixing = sample_posterior(start, recording, fold, basis, sweeps=sweeps, seed=seed)
-    sampled = time.process_time() - began
-    fit = fit.moved(Gauge.fit(fit.latents.z, truth.z, lengths, affine=True))
+    return Fitted(fit, mixing.ess)
+
+
+def fitted_by_a_run(truth: SimpleNamespace, seed: int, sweeps: int) -> Fitted:
+    """The stage lrrnn of a run with default options."""
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {
+            "spikes": truth.counts.numpy(),
+            "externalinputs": truth.u,
+            "lengths": torch.full((len(truth.z),), STEPS),
+        }
+        if truth.about["drift"]:
+            arrays["times"] = torch.arange(len(truth.z), dtype=torch.float64)
+        write_npz(Path(folder, "spikes.npz"), arrays)
+        options = [
+            "data=npz", f"data.path={folder}/spikes.npz", f"data.alpha={ALPHA}", f"data.bin_s={BIN_S}", "lrrnn.rank=2",
+            f"lrrnn.posterior_sweeps={sweeps}", f"seed={seed}", f"hydra.run.dir={folder}/run", "stages=[lrrnn]", "report=false",
+        ]  # fmt: skip
+        ended = subprocess.run([sys.executable, "train.py", *options], cwd=HERE.parent, capture_output=True, text=True)
+        if ended.returncode:
+            raise SystemExit(f"{ended.stdout}{ended.stderr}")
+        found = load_run(f"{folder}/run")
+        independent = found.metrics.get("lrrnn/posterior_ess", math.nan)
+        return Fitted(found.stage_inputs, independent, lambda fit: estimate_conditional_mean(found.config, fit, None))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def run(
+    kind: str, form: str, seed: int, sweeps: int, recorded: tuple[int, int] = RECORDED, as_run: bool = False
+) -> dict:
+    """One data set: plain numbers."""
+    truth, began = simulate(kind, form, seed, recorded), cpu_seconds()
+    trials = len(truth.z)
+    found = (fitted_by_a_run if as_run else sampled)(truth, seed, sweeps)
+    fit, spent = found.fit, cpu_seconds() - began
+    fit = fit.moved(Gauge.fit(fit.latents.z, truth.z, fit.latents.lengths, affine=True))
     pick = torch.randperm(trials * STEPS, generator=torch.Generator().manual_seed(seed))[:1500]
     z, v = truth.z.flatten(0, 1)[pick], None if truth.u is None else truth.u.flatten(0, 1)[pick]
-    field, drives = truth.drive(z, v) - z, fit.field.drives(z, v) - z
+    model = fitted_to_field(fit, pick) if found.nu is None else found.nu(fit)
+    drives = (Draws(model, FIELDS, seed=1).drive(z, v) if fit.field is None else fit.field.drives(z, v)) - z
+    field = truth.drive(z, v) - z
     size = field.square().sum().sqrt()
 
     def tail(level: float) -> tuple[Tensor, Tensor]:
         return torch.quantile(drives, (1 - level) / 2, 0), torch.quantile(drives, (1 + level) / 2, 0)
 
-    model = fitted_to_field(fit, pick)
     counted = count_attractors(Draws(model, COUNTED, seed=1), fit.latents.z.flatten(0, 1)[pick])
     still = None if truth.u is None else torch.zeros(1, truth.u.shape[2], dtype=torch.float64)
 
@@ -225,9 +286,9 @@ def run(kind: str, form: str, seed: int, sweeps: int) -> dict:
         "stable_points": int(stable[0]),
         "stable_points_drawn": dict(Counter(str(x) for x in counted.stable.tolist())),
         "nu_predicted": model.summary["predicted_error"],
-        "draws": mixing.ess,
-        "noise_found": float(fit.field.noise.diagonal().sqrt().mean()),
-        "cpu_seconds": round(sampled, 1),
+        "draws": found.independent,
+        "noise_found": 0.0 if fit.field is None else float(fit.field.noise.diagonal().sqrt().mean()),
+        "cpu_seconds": round(spent, 1),
     }
 
 
@@ -282,6 +343,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=100, help="of the first data set (default: 100)")
     parser.add_argument("--sweeps", type=int, default=110, help="of the sampler (default: 110, as a run has)")
+    parser.add_argument(
+        "--neurons", nargs=2, type=int, default=RECORDED, metavar=("LOW", "HIGH"), help="how many are recorded"
+    )
+    parser.add_argument(
+        "--runs", action="store_true", help="fit each data set by train.py, in place of the sampler by itself"
+    )
     parser.add_argument("--out", default="spike_coverage.json")
     parser.add_argument("--page", type=Path, help="Markdown file whose table of spikes to replace")
     options = parser.parse_args(arguments)
@@ -291,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in range(options.seed, options.seed + options.datasets):
         if all(one["seed"] != seed for one in found):
             kind, form = options.kinds[seed % len(options.kinds)], list(FORMS)[seed % len(FORMS)]
-            found.append(run(kind, form, seed, options.sweeps))
+            found.append(run(kind, form, seed, options.sweeps, tuple(options.neurons), options.runs))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1))
             console.print(f"{kind}, {form}: field error {found[-1]['field_error']:.3f}", highlight=False)

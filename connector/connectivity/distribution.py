@@ -115,6 +115,7 @@ class ConnectivityDistribution(nn.Module):
         seed: int = 0,
         outputs: str | None = None,
         posterior: bool = False,
+        even_part: bool = False,
     ) -> Network:
         """Sample a network of ``n_neurons``, float64. A seed gives one network, with the same loadings at any sigma.
 
@@ -125,8 +126,9 @@ class ConnectivityDistribution(nn.Module):
             outputs: overrides where n comes from: "conditional_mean", or "flow" (also at sigma 0, where the flow was
                 trained without spread).
             posterior: n about a draw of nu from its posterior instead of nu, another draw for each seed; a projected network
-                has the drive of that draw. Networks of many seeds show what the data leave open. Where only the odd part
-                of nu acts, draws have no even part, which silencing a one-sided group of neurons would show.
+                has the drive of that draw. Networks of many seeds show what the data leave open.
+            even_part: with ``posterior``, add an even part to nu where only its odd part acts on the intact network, see
+                :meth:`posterior`. With ``project`` the intact network keeps its drive.
 
         Raises:
             UserError: no neurons; a negative sigma, or one below that at which the flow of n was trained; an estimate of
@@ -143,7 +145,7 @@ class ConnectivityDistribution(nn.Module):
         draw = None
         if posterior:
             require(outputs == "conditional_mean", "outputs 'conditional_mean' for a draw of nu", repr(outputs))
-            draw = self.posterior(1, seed)
+            draw = self.posterior(1, seed, even_part)
             nu = draw[0](rows)
         if self._checked_outputs(outputs) == "conditional_mean":
             n, spread = nu if sigma == 0 else self._shifted(nu, rows), sigma
@@ -166,16 +168,21 @@ class ConnectivityDistribution(nn.Module):
         return self.project(net) if draw is None else self._project_on(net, draw)
 
     @torch.no_grad()
-    def posterior(self, n: int, seed: int = 0) -> Draws:
+    def posterior(self, n: int, seed: int = 0, even_part: bool = False) -> Draws:
         """Draw nu n times from its posterior. Each draw is a function of the loadings and has its own drive.
 
         ``draws = run.connectivity.posterior(100)``; ``draws(rows)`` is nu (n, K, R) at stacked loadings (K, R + U + bias),
         ``draws.vector_field(z)`` (n, T, R).
 
+        Args:
+            even_part: with tanh, no bias and no input only the odd part of nu acts, and draws are odd. True: each gets an even
+                part besides, as large as its odd part in mean square. Activity says nothing about it, so its size is
+                an assumption. It shows if neurons are silenced but not their mirror images.
+
         Raises:
             UserError: an estimate without draws: of another estimator, or of an older version.
         """
-        return Draws(self.mean, n, seed)
+        return Draws(self.mean, n, seed, even_part)
 
     def _draw_loadings(self, n_neurons: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Stacked loadings (K, P) and their nu (K, R), float64; with a tilt by rejection of draws of the flow."""

@@ -7,19 +7,22 @@ drive's coefficients c, given the data d = W c + noise. Matheron's rule does so 
     g(l) = g'(l) + Cov(g(l), d) Cov(d)^-1 (d - d'),     c = c' + Cov(c, d) Cov(d)^-1 (d - d').
 
 g' is a sum of random features of the kernel, of its own for each draw, so that its covariance over draws is the kernel's.
+
+Where g is odd because nothing else acts, an even part can be added to each draw. It is the prior's alone, and a guess even there: as
+large as the draw's odd part in mean square, and as rough.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from connector.connectivity.nu.kernels import KERNELS, kernel
+from connector.connectivity.nu.kernels import KERNELS, kernel, linear_features
 from connector.connectivity.nu.mean import ConditionalMean, TrajectoryMean
 from connector.connectivity.nu.prior import in_data
 from connector.dynamics import activation
@@ -29,6 +32,7 @@ from connector.shooting import Field
 from connector.types import Loadings, require_whole
 
 _FEATURES = 512  # of each draw of a Gaussian process
+_BESIDE_LINEAR = "arcsine", 0.8  # family and width of an even part beside an odd one that has no curvature
 
 
 def has_draws(model: ConditionalMean) -> bool:
@@ -39,7 +43,8 @@ def has_draws(model: ConditionalMean) -> bool:
 @dataclass(frozen=True)
 class _Draw:
     """One draw in the whitened gauge: the prior's function as linear (L, R) and features with weights (F, R), and the
-    update (p, R) that conditions it, with the amplitudes of the linear and the curved part."""
+    update (p, R) that conditions it, with the amplitudes of the linear and the curved part; and an even function of whitened
+    loadings that is added to them, or None."""
 
     kernel: int
     linear: Tensor
@@ -47,6 +52,7 @@ class _Draw:
     weights: Tensor
     update: Tensor
     amplitudes: Tensor
+    even: Callable[[Tensor], Tensor] | None = None
 
 
 class Draws:
@@ -56,8 +62,12 @@ class Draws:
         model: the posterior. coefficients: (n, p, R) of the drive B(z, u) c.
     """
 
-    def __init__(self, model: TrajectoryMean, n: int, seed: int = 0):
-        """Raises UserError for n below 1, and for an estimate without what draws are made of."""
+    def __init__(self, model: TrajectoryMean, n: int, seed: int = 0, even_part: bool = False):
+        """``even_part``: see the module's text; without effect where all of nu acts.
+
+        Raises:
+            UserError: n below 1; an estimate without what draws are made of.
+        """
         require_whole(n, 1, "n")
         require_whole(seed, -(2**63), "seed")
         if not has_draws(model):
@@ -80,6 +90,9 @@ class Draws:
         if model.values["width_factor"] != 1:
             middle = solver.mean_coefficients()
             self.coefficients = middle + model.values["width_factor"] * (self.coefficients - middle)
+        if even_part and model.values["odd"]:
+            apart = torch.Generator().manual_seed(seed)  # so that the odd parts are those of draws without
+            self._draws = [replace(draw, even=self._even_beside(draw, apart)) for draw in self._draws]
         layout = (model.rank, model.n_inputs, model.has_bias)
         phi = activation(model.values["activation"])
         self._field = Field(phi, Loadings.unstack(model.anchors, *layout), model.mixing, 1.0)
@@ -128,19 +141,38 @@ class Draws:
         return middle + factor * (found - middle)
 
     def _piece(self, rows: Tensor, draws: list[_Draw]) -> Tensor:
+        x, curved = self.model._whitened(rows)[0], {}
+        return torch.stack([self._of_whitened(draw, x, curved) @ self.model.gauge for draw in draws])
+
+    def _of_whitened(self, draw: _Draw, x: Tensor, curved: dict[int, Tensor]) -> Tensor:
+        """(N, R) in the whitened gauge at whitened loadings x; ``curved``: of kernels, which draws at the same x share."""
         model, odd = self.model, self.model.values["odd"]
-        x, features = model._whitened(rows)
-        straight, curved, found = features @ model.linear_weights, {}, []
-        for draw in draws:
-            family, width = model.values["kernels"][draw.kernel]
-            value = features @ draw.linear + draw.amplitudes[0] * straight @ draw.update
-            if draw.features is not None:
-                if draw.kernel not in curved:
-                    curved[draw.kernel] = kernel(x, model.centres, family, width, odd) @ model.projections[draw.kernel]
-                value = value + draw.features(x) @ draw.weights
-                value = value + draw.amplitudes[1] * curved[draw.kernel] @ draw.update
-            found.append(value @ model.gauge)
-        return torch.stack(found)
+        family, width = model.values["kernels"][draw.kernel]
+        features = linear_features(x, odd)
+        value = features @ (draw.linear + draw.amplitudes[0] * model.linear_weights @ draw.update)
+        if draw.features is not None:
+            if draw.kernel not in curved:
+                curved[draw.kernel] = kernel(x, model.centres, family, width, odd) @ model.projections[draw.kernel]
+            value = value + draw.features(x) @ draw.weights
+            value = value + draw.amplitudes[1] * curved[draw.kernel] @ draw.update
+        return value if draw.even is None else value + draw.even(x)
+
+    def _even_beside(self, draw: _Draw, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """A random even function, whitened loadings (N, P) -> (N, R), with the mean square of this draw."""
+        model = self.model
+
+        def random(family: str, width: float) -> Callable[[Tensor], Tensor] | None:
+            return KERNELS[family].features(model.centres.shape[1], _FEATURES, width, False, generator)
+
+        features = random(*model.values["kernels"][draw.kernel]) or random(*_BESIDE_LINEAR)
+
+        def even(x: Tensor) -> Tensor:
+            return 0.5 * (features(x) + features(-x))
+
+        odd = self._of_whitened(draw, model.centres, {})
+        size = (odd.square().mean() / even(model.centres).square().sum(1).mean()).sqrt()
+        weights = size * torch.randn(_FEATURES, model.rank, generator=generator, dtype=torch.float64).to(odd)
+        return lambda x: even(x) @ weights
 
 
 class _Component(NamedTuple):

@@ -106,6 +106,26 @@ def test_odd_draws_are_odd_and_saved_ones_are_the_same():
     assert torch.equal(Draws(again, 12, seed=3)(rows), draws(rows))
 
 
+@pytest.mark.parametrize("family", ["none", "arcsine", "additive", "matern12", "slope32"])
+def test_even_part_is_even_as_large_as_the_odd_and_leaves_it_alone(family):
+    model, net, _ = _fit(settings=replace(FAST, families=(family,), draws=1))
+    rows = torch.cat([net.m, -net.m])
+    plain, both = Draws(model, 60, seed=3)(rows), Draws(model, 60, seed=3, even_part=True)(rows)
+    even = both - plain
+    assert torch.allclose(even[:, :120], even[:, 120:])
+    assert not torch.allclose(even[0], even[1])
+    assert abs(float(even.mean() / even.std())) < 0.15
+    assert 0.7 < float(even.square().mean() / plain.square().mean()) < 1.4
+    drives = (Draws(model, 3, seed=3, even_part=x).coefficients for x in (False, True))
+    assert torch.equal(*drives)
+
+
+def test_even_part_is_not_added_where_all_of_nu_acts():
+    model, net, _ = _fit(bias=True)
+    rows = net.loadings.stack()[:9]
+    assert torch.equal(Draws(model, 5, seed=3, even_part=True)(rows), Draws(model, 5, seed=3)(rows))
+
+
 def test_width_factor_scales_draws_as_it_does_intervals():
     rows = _randn(8, 2, seed=5)
     settings = replace(FAST, families=("arcsine",), draws=1)
@@ -197,5 +217,8 @@ def test_networks_about_draws_scatter_as_the_posterior_does():
     of_draw = distribution.posterior(1, 5).drive(z)[0]
     apart = (projected.drive(z) - of_draw).square().mean()
     assert float(apart) < 0.05 * float((drawn.drive(z) - of_draw).square().mean())
+    even = distribution.sample(200, seed=5, posterior=True, project=True, even_part=True)
+    assert not torch.allclose(even.n, projected.n, atol=0.1)
+    assert float((even.drive(z) - of_draw).square().mean()) < 2 * float(apart)
     with pytest.raises(UserError, match="outputs 'conditional_mean'"):
         distribution.sample(5, posterior=True, outputs="flow")
