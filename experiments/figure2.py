@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -169,75 +170,37 @@ def show(found: dict, lint: AttractorRun, console: Console) -> None:
     )
 
 
+class Panel(NamedTuple):
+    """A scatter of m against n: the row of the table that it draws, its title, and each neuron's colour (K,)."""
+
+    row: str
+    title: str
+    labels: Tensor
+
+
 def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
     rows, types = found["rows"], found["types"]
     figure = Figure(figsize=(13.5, 9.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.02])
-    axes = top.subplots(2, 6, gridspec_kw={"width_ratios": [1, 1, 1, 1, 1, 1]})
-    for axis in axes[:, :2].flat:
-        axis.remove()
-    field = top.add_subplot(axes[0, 0].get_gridspec()[:, :2])
-    test = run.stage_inputs.fold.test
-    states, paths = run.latents.z.flatten(0, 1), run.latents.z[test]
-    points = leading_fixed_points(run.teacher.vector_field, grid_of_states(9, 2.4))
-    draw_flow_field(
-        field, run.teacher.vector_field, states, trajectories=paths, fixed_points=points, max_trajectories=12
-    )
-    field.set(title="Teacher: flow field, trajectories", xlabel="latent $z_1$", ylabel="latent $z_2$")
-    letter(field, "A")
-    drawn = {
-        "B": ("teacher's own", "Teacher's own $p(m, n)$", types["truth"]),
-        "C₀": ("sigma = 0", r"$\nu(m)$ alone, $\sigma$ = 0", types["truth"]),
-        "C₁": ("Gaussian", rf"$\nu(m)$ + Gaussian, $\sigma$ = {run.sigma:g}", types["truth"]),
-        "D": ("bimodal", rf"$\nu(m)$ $\pm$ {BIMODAL:g}, bimodal", types["truth"]),
-        "E": (lint.label, lint.label, types["lint"]),
-        "F": ("Connector", rf"Connector, $\sigma$ = {run.sigma:g}", types["connector"]),
+    panels = {
+        "B": Panel("teacher's own", "Teacher's own $p(m, n)$", types["truth"]),
+        "C₀": Panel("sigma = 0", r"$\nu(m)$ alone, $\sigma$ = 0", types["truth"]),
+        "C₁": Panel("Gaussian", rf"$\nu(m)$ + Gaussian, $\sigma$ = {run.sigma:g}", types["truth"]),
+        "D": Panel("bimodal", rf"$\nu(m)$ $\pm$ {BIMODAL:g}, bimodal", types["truth"]),
+        "E": Panel(lint.label, lint.label, types["lint"]),
+        "F": Panel("Connector", rf"Connector, $\sigma$ = {run.sigma:g}", types["connector"]),
     }
-    networks = [rows[name]["network"] for name, _, _ in drawn.values() if name != lint.label]
+    networks = [rows[panel.row]["network"] for panel in panels.values() if panel.row != lint.label]
     limits = (limits_of(*(net.m for net in networks)), limits_of(*(net.n for net in networks)))
+    draw_teacher(top, run, {key: panels[key] for key in ("B", "C₀", "C₁", "D")}, rows, limits)
+    axes = bottom.subplots(2, 6)
     # A fit that is not finished can have weights of another size: it has its own axes.
     fit = lint.fitted_network
-    of_fit = (limits_of(fit.m), limits_of(fit.n))
-    for column, key in enumerate(("B", "C₀", "C₁", "D"), start=2):
-        name, title, labels = drawn[key]
-        error = f"field error {rows[name]['error']:.2g}; K → ∞: {rows[name]['large']:.1g}"
-        scatter(axes[:, column], rows[name]["network"], labels=labels, limits=limits, title=title, subtitle=error)
-        letter(axes[0, column], key)
-    axes = bottom.subplots(2, 6)
-    for column, key in enumerate("EF"):
-        name, title, labels = drawn[key]
-        error = f"field error {rows[name]['recorded']:.1g} (recorded net)"
-        scatter(axes[:, column], rows[name]["network"], labels=labels, limits=of_fit if key == "E" else limits,
-                title=title, subtitle=error)  # fmt: skip
-        letter(axes[0, column], key)
-    names = {"true": "teacher's own", lint.label: lint.label, rf"Connector, $\sigma$ = {run.sigma:g}": "Connector"}
-    styles = dict(zip(names, ({"color": TRUE, "linewidth": 2.4, "alpha": 0.6}, {"color": ACCENT}, {"color": INFERRED})))
-    for i in range(2):
-        axis = axes[i, 2]
-        densities(axis, {key: rows[name]["network"].n[:, i] for key, name in names.items()}, styles, limits[1])
-        axis.set_xlabel(f"output weight $n_{{{i + 1}}}$\n(latent units)")
-        axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
-        axis.legend(fontsize=6.5, loc="upper left", handlelength=1.2)
-    axes[0, 2].set_title("$p(n)$")
-    letter(axes[0, 2], "G")
-    for axis in axes[:, 3:].flat:
-        axis.remove()
-    grid = axes[0, 0].get_gridspec()
-    for column, (name, (curve, null, test)) in enumerate(found["curves"].items(), start=3):
-        axis = bottom.add_subplot(grid[:, column])
-        mixture_curve(axis, curve, null, f"{name}\n$p$ = {test.p_value:.2g} on loadings")
-        if column == 3:
-            letter(axis, "H")
-            bottom.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
-        else:
-            axis.set_ylabel("")
-    kinds = kinds_of_fixed_points(points[1])
-    types_drawn = [
-        Line2D([], [], linestyle="none", marker="o", color=GROUPS[c], markersize=5, label=f"type {c + 1}")
-        for c in range(N_TYPES)
-    ]
-    top.legend(handles=flow_handles(kinds, paths=True), loc="outside lower left", ncols=5, columnspacing=1.2)
-    top.legend(handles=types_drawn, loc="outside lower right", ncols=N_TYPES)
+    for column, (key, own) in enumerate({"E": (limits_of(fit.m), limits_of(fit.n)), "F": limits}.items()):
+        draw_panel(axes[:, column], key, panels[key], rows, own, "{recorded:.1g} (recorded net)")
+    names = {"true": "teacher's own", lint.label: lint.label, panels["F"].title: "Connector"}
+    draw_densities(axes[:, 2], {name: rows[row]["network"].n for name, row in names.items()}, limits[1])
+    draw_curves(bottom, axes[:, 3:], found["curves"])
     note(
         figure,
         "All of B to D have the teacher's dynamics: data fix p(m) and the mean of n given m (C₀), not its spread. A field "
@@ -249,6 +212,66 @@ def draw(run: AttractorRun, lint: AttractorRun, found: dict) -> Figure:
         "neurons. " + lint.caution(rows[lint.label]["recorded"]),
     )
     return figure
+
+
+def draw_panel(axes, key: str, panel: Panel, rows: dict, limits: tuple, error: str) -> None:
+    """m against n of each dimension; ``error``: the field error under the title, with names of columns of the table."""
+    row = rows[panel.row]
+    said = f"field error {error.format(**row)}"
+    scatter(axes, row["network"], labels=panel.labels, limits=limits, title=panel.title, subtitle=said)
+    letter(axes[0], key)
+
+
+def draw_teacher(figure, run: AttractorRun, panels: dict[str, Panel], rows: dict, limits: tuple) -> None:
+    """The teacher's flow field, and connectivities that all have it."""
+    axes = figure.subplots(2, 6)
+    for axis in axes[:, :2].flat:
+        axis.remove()
+    field = figure.add_subplot(axes[0, 0].get_gridspec()[:, :2])
+    states, paths = run.latents.z.flatten(0, 1), run.latents.z[run.stage_inputs.fold.test]
+    points = leading_fixed_points(run.teacher.vector_field, grid_of_states(9, 2.4))
+    draw_flow_field(
+        field, run.teacher.vector_field, states, trajectories=paths, fixed_points=points, max_trajectories=12
+    )
+    field.set(title="Teacher: flow field, trajectories", xlabel="latent $z_1$", ylabel="latent $z_2$")
+    letter(field, "A")
+    for column, (key, panel) in enumerate(panels.items(), start=2):
+        draw_panel(axes[:, column], key, panel, rows, limits, "{error:.2g}; K → ∞: {large:.1g}")
+    types = [
+        Line2D([], [], linestyle="none", marker="o", color=GROUPS[c], markersize=5, label=f"type {c + 1}")
+        for c in range(N_TYPES)
+    ]
+    handles = flow_handles(kinds_of_fixed_points(points[1]), paths=True)
+    figure.legend(handles=handles, loc="outside lower left", ncols=5, columnspacing=1.2)
+    figure.legend(handles=types, loc="outside lower right", ncols=N_TYPES)
+
+
+def draw_densities(axes, n: dict[str, Tensor], limits) -> None:
+    """p(n) of each dimension, of the teacher, of the fit by itself and of Connector."""
+    styles = ({"color": TRUE, "linewidth": 2.4, "alpha": 0.6}, {"color": ACCENT}, {"color": INFERRED})
+    for i, axis in enumerate(axes):
+        densities(axis, {name: x[:, i] for name, x in n.items()}, dict(zip(n, styles)), limits)
+        axis.set_xlabel(f"output weight $n_{{{i + 1}}}$\n(latent units)")
+        axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
+        axis.legend(fontsize=6.5, loc="upper left", handlelength=1.2)
+    axes[0].set_title("$p(n)$")
+    letter(axes[0], "G")
+
+
+def draw_curves(figure, axes, curves: dict) -> None:
+    """Likelihoods of mixtures, with their nulls, in place of ``axes``."""
+    grid = axes[0, 0].get_gridspec()
+    for axis in axes.flat:
+        axis.remove()
+    first = grid.ncols - axes.shape[1]
+    for column, (name, (curve, null, test)) in enumerate(curves.items(), start=first):
+        axis = figure.add_subplot(grid[:, column])
+        mixture_curve(axis, curve, null, f"{name}\n$p$ = {test.p_value:.2g} on loadings")
+        if column == first:
+            letter(axis, "H")
+            figure.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+        else:
+            axis.set_ylabel("")
 
 
 def main(arguments=None) -> None:
