@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -244,19 +244,41 @@ def co_smoothed_counts(
 ) -> Tensor:
     """Expected counts of each neuron given the inputs and the *other* neurons' spikes, (B, time, K).
 
-    A fifth of the neurons (a random group of ``n_groups``) is hidden from the encoder (from the smoother, where that is
-    what infers latents): see :meth:`SpikeStateSpace.posterior`. Latents are sampled given the others, and the expected counts of
+    A fifth of the neurons (a random group of ``n_groups``) is hidden. Paths are drawn given the others, and the expected counts of
     the hidden ones averaged over ``n_samples``; then the next group is hidden. Nothing is trained anew: a hidden neuron's
     loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too, so of
-    the trials predicted here its own spikes tell nothing. An encoder trained without the hidden neurons could do better.
+    the trials predicted here its own spikes tell nothing.
     """
-    predicted = torch.empty_like(batch.activity)
+
+    def predicted(seen: Tensor) -> Tensor:
+        return model.posterior_counts(batch, seen, n_samples, torch.Generator().manual_seed(seed))
+
+    return _group_by_group(predicted, batch, n_groups, seed)
+
+
+def _group_by_group(predicted: Callable[[Tensor], Tensor], batch: TrialBatch, n_groups: int, seed: int) -> Tensor:
+    """Counts (B, time, K) of each group of neurons as ``predicted`` given the neurons seen (K,), which are all others."""
+    found = torch.empty_like(batch.activity)
     for hidden in groups_of_neurons(batch.activity.shape[2], n_groups, seed):
         seen = torch.ones(batch.activity.shape[2], dtype=torch.bool)
         seen[hidden] = False
-        generator = torch.Generator().manual_seed(seed)
-        predicted[..., hidden] = model.posterior_counts(batch, seen, n_samples, generator)[..., hidden]
-    return predicted
+        found[..., hidden] = predicted(seen)[..., hidden]
+    return found
+
+
+def rollout_prediction(model: SpikeStateSpace, batch: TrialBatch, n_samples: int = 0, seed: int = 0) -> Tensor:
+    """Expected counts (B, time, K) of the rollout, noise-free or averaged over ``n_samples`` noisy ones.
+
+    A rollout that starts from what a trial's spikes say would partly predict the spikes that it was read from. So a fifth of the
+    neurons at a time is predicted from where the others say that it starts.
+    """
+
+    def counts(seen: Tensor | None) -> Tensor:
+        return model.rollout_counts(batch, n_samples, torch.Generator().manual_seed(seed), seen)
+
+    if model.rollout_start == "prior" or batch.activity.shape[2] == 1:
+        return counts(None)
+    return _group_by_group(counts, batch, 5, seed)
 
 
 def _both(choices: Tensor | None, index: Tensor) -> bool:
@@ -310,20 +332,22 @@ def score_spike_model(
 
     nats = {
         "bits_per_spike": model.marginal_log_likelihood(batch, n_samples, generator),
-        "bits_per_spike_prior": model.rollout_log_likelihood(batch),
+        "bits_per_spike_prior": poisson_log_likelihood(
+            rollout_prediction(model, batch, seed=seed), batch.activity, batch.mask
+        ),
     }
     if recording.n_neurons > 1:
         predicted = co_smoothed_counts(model, batch, seed=seed)
         nats["co_smoothing"] = poisson_log_likelihood(predicted, batch.activity, batch.mask)
     scores = {name: bits_per_spike(x, batch.activity, batch.mask, baseline.null_counts) for name, x in nats.items()}
-    averaged = model.rollout_counts(batch, n_samples, generator)
+    averaged = rollout_prediction(model, batch, n_samples, seed)
     smooth = smoothing_of(recording)
     for name, conditions in response_conditions(recording, test).items():
         scores[f"psth_r2_{name}"] = psth_r2(
             batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth
         )[0]
         if name == "evidence":
-            plain = model.rollout_counts(batch)
+            plain = rollout_prediction(model, batch, seed=seed)
             scores["psth_r2_evidence_noise_free"] = psth_r2(
                 batch.activity, plain, batch.mask, conditions, baseline.null_counts, **smooth
             )[0]

@@ -11,7 +11,7 @@ from connector.data.simulation import simulate_recording
 from connector.lrrnn.spikes.baselines import fit_baseline
 from connector.stages.lrrnn_module import LowRankRNNModule, Prediction
 
-SMALL = {"n_units": 16, "encoder_hidden": 8, "refine_steps": 5}
+SMALL = {"n_units": 16, "encoder_hidden": 8}
 
 
 class Given(RecordingDataModule):
@@ -36,7 +36,7 @@ def rates() -> tuple[Given, LowRankRNNModule]:
 
 
 def spikes(**options) -> tuple[Given, LowRankRNNModule]:
-    """Without inputs: rollouts start from the encoder, and the posterior is refined by gradient steps."""
+    """Without inputs: rollouts start from the encoder."""
     recording, _ = simulate_recording(
         teacher("limit_cycle"), n_neurons=20, n_grid=5, n_steps=20, observation="spikes", rate_scale_hz=50.0
     )
@@ -83,8 +83,8 @@ def test_a_trainer_of_the_users_own_fits_validates_tests_predicts_and_loads(make
 
 
 def test_options_of_spikes_stand_among_plain_values_as_in_the_first_release():
-    _, module = spikes(rollout_weight=0.5, rollout_fraction=0.2, warmup_fraction=0.1, refine_steps=3, init_seed=4)
+    _, module = spikes(rollout_weight=0.5, rollout_fraction=0.2, warmup_fraction=0.1, init_seed=4)
     assert module.hparams["model"]["rollout_weight"] == 0.5
     model = module.model
-    assert (model.options.rollout_weight, model.refine_steps, model.options.init_seed) == (0.5, 3, 4)
+    assert (model.options.rollout_weight, model.options.init_seed) == (0.5, 4)
     assert model.rollout_fraction == 0  # rollouts start from the encoder, which has to train from the first epoch on

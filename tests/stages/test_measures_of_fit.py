@@ -9,7 +9,6 @@ import torch
 from commands import typed
 
 from connector.analysis import readout_checks
-from connector.lrrnn.spikes.model import SpikeModel
 from connector.stages import results
 
 SMALL = [
@@ -77,8 +76,7 @@ def test_rates_of_few_trials_are_scored_beside_principal_components(tmp_path, ro
     assert not warnings
 
 
-def test_spikes_without_a_latent_state_are_warned_of_in_each_prediction(tmp_path, monkeypatch):
-    monkeypatch.setattr(SpikeModel, "refine", lambda model, batch, posterior, *_, **__: posterior)  # takes long
+def test_spikes_without_a_latent_state_are_warned_of_in_each_prediction(tmp_path):
     metrics, warnings = run(tmp_path, spikes=np.random.default_rng(0).poisson(0.3, size=(20, 12, 6)))
     assert not any(
         f"lrrnn/{name}_gain" not in metrics for name in ("bits_per_spike", "bits_per_spike_prior", "co_smoothing")

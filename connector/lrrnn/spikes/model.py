@@ -39,9 +39,6 @@ class SpikeOptions:
         rollout_fraction: share of training, at its start, with the rollout alone.
         warmup_fraction: share of the rest over which the weight of the divergence grows from 0 to 1.
         rollout_start: as in :class:`SpikeStateSpace`.
-        refine_steps: gradient steps that bring each trial's posterior nearer its best bound when latents are inferred
-            or likelihoods computed; None: 60 where rollouts start from the encoder (whose z[0] decides the whole
-            trial), else none (there they gained nothing).
         init_seed: seed of the latent units.
     """
 
@@ -53,7 +50,6 @@ class SpikeOptions:
     rollout_fraction: float = 1 / 3
     warmup_fraction: float = 0.3
     rollout_start: str = "auto"
-    refine_steps: int | None = None
     init_seed: int = 0
 
 
@@ -96,7 +92,6 @@ class SpikeModel(SpikeStateSpace):
         from_encoder = self.rollout_start == "encoder"
         # Such a rollout needs the encoder from the first epoch on.
         self.rollout_fraction = 0.0 if from_encoder else options.rollout_fraction
-        self.refine_steps = (60 if from_encoder else 0) if options.refine_steps is None else options.refine_steps
         width = rank if self.reads_scores else n_neurons
         self.encoder = Encoder(width + n_inputs, rank, options.encoder_hidden, options.encoder_window)
         self.register_buffer("count_sd", torch.ones(n_neurons))
@@ -151,55 +146,6 @@ class SpikeModel(SpikeStateSpace):
         if seen is not None:
             slope = torch.where(seen, slope, 0.0)
         return slope @ self.readout
-
-    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
-        """The encoder's answer for these trials, refined by ``refine_steps``; no gradient flows.
-
-        ``seen``: as in :meth:`encode`; the refinement uses the likelihood of these neurons alone.
-        """
-        with torch.no_grad():
-            encoded = self.encode(batch, seen)
-        return self.refine(batch, encoded, self.refine_steps, seen=seen) if self.refine_steps else encoded
-
-    def refine(
-        self,
-        batch: TrialBatch,
-        posterior: PathPosterior,
-        steps: int = 60,
-        lr: float = 0.1,
-        n_samples: int = 2,
-        seed: int = 0,
-        seen: Tensor | None = None,
-    ) -> PathPosterior:
-        """Each trial's posterior brought nearer its best bound by gradient steps, the model held fixed.
-
-        The encoder was fitted to training trials; this removes its error on others, and its share in every trial.
-
-        Args:
-            steps, lr: Adam steps on mean, log_sd and correction, and their first size (cosine decay).
-            n_samples: fresh samples per step.
-            seen: (K_obs,) False for neurons whose likelihood does not count; None: all count.
-        """
-        generator = torch.Generator(device=batch.mask.device).manual_seed(seed)
-        recorded = batch.mask[:, 1:].T[..., None]
-        with torch.inference_mode(False), torch.enable_grad():
-            if torch.is_inference(batch.mask):  # made by a Trainer that predicts: no gradient would flow through them
-                batch = TrialBatch(*(None if x is None else x.clone() for x in batch))
-                recorded = recorded.clone()
-            free = [x.detach().clone().requires_grad_() for x in posterior]
-            optimizer = torch.optim.Adam(free, lr=lr)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-            for _ in range(steps):
-                now = PathPosterior(free[0], free[1].clamp(-8, 2), free[2] * recorded)
-                paths, _ = self.paths(batch, now, n_samples, generator=generator)
-                nats, _ = self._nats(batch, paths.posterior, seen)
-                bound = nats.sum() / n_samples - now.divergence(self.alpha).sum()
-                gradients = torch.autograd.grad(-bound, free)
-                for x, gradient in zip(free, gradients):
-                    x.grad = gradient
-                optimizer.step()
-                schedule.step()
-        return PathPosterior(free[0].detach(), free[1].detach().clamp(-8, 2), (free[2] * recorded).detach())
 
     def loss(
         self, batch: TrialBatch, progress: float, generator: torch.Generator | None = None

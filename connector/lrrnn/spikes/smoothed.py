@@ -1,9 +1,9 @@
-"""Spikes of many neurons: the low-rank RNN in closed form, and the smoother that inverts it.
+"""Spikes of many neurons: the low-rank RNN in closed form.
 
 Where a bin holds enough spikes, each bin says by itself where the latent state is, and
 :class:`connector.lrrnn.rate_model.RateModel` with Poisson counts finds loadings, latents and dynamics without gradient
-descent. Its units are the recorded neurons with softplus(m.z + b.u + d). As a state space with the smoother as its
-posterior it is scored like a trained :class:`connector.lrrnn.spikes.model.SpikeModel`.
+descent. Its units are the recorded neurons with softplus(m.z + b.u + d). As a state space it is scored like a trained
+:class:`connector.lrrnn.spikes.model.SpikeModel`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from connector.lrrnn.rate_model import RateModel, StatePosterior
+from connector.lrrnn.rate_model import RateModel
 from connector.lrrnn.spikes.baselines import Baseline
-from connector.lrrnn.spikes.encoder import PathPosterior
+from connector.lrrnn.spikes.fixed_model import FixedModel
 from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import Recording, TrialBatch
 
@@ -47,7 +47,7 @@ def mean_baseline(baseline: Baseline, recording: Recording, train: Tensor) -> Te
 
 
 class SmoothedSpikeModel(SpikeStateSpace):
-    """A state space made of a closed form, whose trials are inverted by the smoother.
+    """A state space made of a closed form.
 
     Args:
         fitted: the closed form, on counts over ``baseline.scale``.
@@ -58,7 +58,6 @@ class SmoothedSpikeModel(SpikeStateSpace):
     def __init__(self, fitted: RateModel, recording: Recording, train: Tensor, baseline: Baseline):
         rnn, scale = fitted.rnn, baseline.scale
         super().__init__(recording.n_neurons, rnn.rank, rnn.n_inputs, rnn.alpha, scale, rnn.n_units, rnn.activation)
-        object.__setattr__(self, "_fitted", fitted)  # no sub-module: its parameters are copied below
         with torch.no_grad():
             self.baseline_mean.copy_(mean_baseline(baseline, recording, train))
             self.rnn.set_network(rnn.network())
@@ -66,33 +65,17 @@ class SmoothedSpikeModel(SpikeStateSpace):
             self.bias.copy_(rnn.d - self.baseline_mean)
             factor = torch.linalg.cholesky(fitted.process_covariance / rnn.alpha)
             self.noise_factor.copy_(factor)
-            first = self._smoothed(TrialBatch.of(recording, train, baseline.argument)).z[:, 0]
+            batch = TrialBatch.of(recording, train, baseline.argument)
+            counts = batch._replace(activity=batch.activity / scale, baseline=batch.baseline - self.baseline_mean)
+            first = fitted.posterior(counts).z[:, 0]
             self.start_mean.copy_(first.mean(0))
             spread = torch.cov(first.T).reshape(rnn.rank, rnn.rank)
             spread = spread + 1e-4 * spread.diagonal().mean() * torch.eye(rnn.rank, dtype=spread.dtype)
             self.start_factor.copy_(torch.linalg.cholesky(spread))
 
-    def _smoothed(self, batch: TrialBatch, seen: Tensor | None = None) -> StatePosterior:
-        offset = None if batch.baseline is None else batch.baseline - self.baseline_mean
-        batch = batch._replace(activity=batch.activity / self.scale, baseline=offset)
-        return self._fitted.posterior(batch, neurons=seen)
-
-    @torch.no_grad()
-    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
-        """The smoother's answer: its path through the corrections, its uncertainty of z[0] along each whitened axis.
-
-        ``seen`` (K_obs,): states are read from the neurons where it is True alone; None: from all.
-        """
-        smoothed = self._smoothed(batch, seen)
-        z, network = smoothed.z, self.rnn.network().double()
-        start, noise = self.start_factor.double(), self.noise_factor.double()
-        white = torch.linalg.solve(start, (z[:, 0] - self.start_mean.double()).T).T
-        inverse = torch.linalg.inv(start)
-        spread = (inverse @ smoothed.covariance[:, 0] @ inverse.T).diagonal(dim1=1, dim2=2)
-        u = None if batch.inputs is None else batch.inputs[:, :-1].double()
-        pushed = z[:, 1:] - network.step(z[:, :-1], u)
-        correction = torch.linalg.solve(noise, pushed.mT).mT / self.alpha * batch.mask[:, 1:, None]
-        kind = self.readout.dtype
-        return PathPosterior(
-            white.to(kind), 0.5 * spread.clamp(1e-6, 1.0).log().to(kind), correction.transpose(0, 1).to(kind)
-        )
+    def _given(self) -> FixedModel:
+        """With the neurons' own input weights."""
+        given = super()._given()
+        if self.rnn.n_inputs:
+            given.p.loadings[:, self.rank : -1] = self.rnn.b.detach().double()
+        return given

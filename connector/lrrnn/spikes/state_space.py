@@ -6,24 +6,34 @@
 
 F is the drive of a low-rank RNN with units of its own (equation 1 of :mod:`connector.dynamics`); C, d read the
 recorded neurons off its latent state.
+
+Training draws paths from an encoder's posterior. Latents, likelihoods and predictions of a finished model come from the mode and
+curvature of each trial's path (Laplace), corrected by importance sampling: nothing there is learned, so nothing has to be learned
+about other trials.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from connector.dynamics import activation
 from connector.errors import UserError
 from connector.lrrnn.module import LowRankRNN
 from connector.lrrnn.spikes.encoder import PathPosterior
+from connector.lrrnn.spikes.fixed_model import FixedModel, normal
+from connector.lrrnn.spikes.paths import Parameters
 from connector.lrrnn.spikes.scan import PoissonNats, Scan
+from connector.numerics import pieces
+from connector.shooting import Field
 from connector.types import Loadings, TrialBatch
 
-_CHUNK_NUMBERS = 1.5e7  # numbers in the largest tensor when trained models are evaluated
+_LEAST_VARIANCE = 1e-6  # of noise and first states, over the mean variance of first states: Newton steps divide by it
 
 
 class Paths(NamedTuple):
@@ -34,7 +44,7 @@ class Paths(NamedTuple):
 
 
 class SpikeStateSpace(nn.Module):
-    """The generative model above; a subclass says how trials are inverted (:meth:`posterior`).
+    """The generative model above.
 
     Args:
         n_neurons: K_obs, recorded neurons.
@@ -87,14 +97,6 @@ class SpikeStateSpace(nn.Module):
     def alpha(self) -> float:
         return self.rnn.alpha
 
-    def posterior(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
-        """The posterior over the latent paths of these trials; no gradient flows.
-
-        Args:
-            seen: (K_obs,) False for neurons whose spikes are kept from it; None: it sees all.
-        """
-        raise NotImplementedError
-
     def _scan(self, z0: Tensor, extra: Tensor, inputs: Tensor | None) -> Tensor:
         """z0 (S, B, R), extra (time - 1, S, B, R), inputs (B, time, U) -> (time, S, B, R)."""
         rnn = self.rnn
@@ -114,7 +116,7 @@ class SpikeStateSpace(nn.Module):
         """PathPosterior samples and the noise-free rollout in one scan.
 
         Args:
-            posterior: of :meth:`posterior`, or None for the rollout alone.
+            posterior: an encoder's, or None for the rollout alone.
             n_samples: S posterior samples.
             noise: factor on all random numbers; 0 gives the posterior's noise-free path.
 
@@ -171,41 +173,47 @@ class SpikeStateSpace(nn.Module):
         """How the recorded neurons read the latents: m = C, d = bias + mean baseline, no b (see refit_loadings)."""
         return Loadings(self.readout.detach().clone(), None, (self.bias + self.baseline_mean).detach().clone())
 
-    def _in_chunks(self, batch: TrialBatch, n_samples: int, function) -> Tensor:
-        """``function`` of some trials at a time, (trials, ...), so that memory stays within bounds."""
-        per_trial = max(1, n_samples) * batch.mask.shape[1] * max(self.readout.shape[0], self.rnn.n_units)
-        size = max(1, int(_CHUNK_NUMBERS // per_trial))
-        pieces = range(0, len(batch.mask), size)
-        cut = (TrialBatch(*(None if x is None else x[i : i + size] for x in batch)) for i in pieces)
-        return torch.cat([function(piece) for piece in cut])
+    # -- with the paths integrated out ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def infer(self, batch: TrialBatch, rollout: bool = False) -> Tensor:
-        """Latents (B, time, R), zero past a trial's end: the posterior's noise-free path, or the rollout's."""
+        """Latents (B, time, R), zero past a trial's end: the most likely path given the trial's spikes, or the noise-free
+        rollout."""
 
-        def states(piece: TrialBatch) -> Tensor:
-            needed = not rollout or self.rollout_start == "encoder"
-            paths, _ = self.paths(piece, self.posterior(piece) if needed else None, 1, noise=0.0)
-            z = paths.rollout if rollout else paths.posterior[:, 0]
-            return z.transpose(0, 1) * piece.mask[..., None]
+        def states(given: FixedModel, piece: TrialBatch) -> Tensor:
+            z = given.rollout(piece) if rollout else given.paths(piece).mode
+            return z * piece.mask[..., None]
 
-        return self._in_chunks(batch, 2, states)
+        return self._in_pieces(batch, states)
 
     @torch.no_grad()
-    def rollout_counts(self, batch: TrialBatch, n_samples: int = 0, generator: torch.Generator | None = None) -> Tensor:
-        """Expected counts (B, time, K_obs) given the inputs: noise-free, or averaged over ``n_samples`` noisy runs."""
-        if n_samples == 0:
-            return self.expected_activity(batch, self.infer(batch, rollout=True))
+    def rollout_counts(
+        self,
+        batch: TrialBatch,
+        n_samples: int = 0,
+        generator: torch.Generator | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """Expected counts (B, time, K_obs) given the inputs: noise-free, or averaged over ``n_samples`` noisy runs.
 
-        def averaged(piece: TrialBatch) -> Tensor:
-            trials, steps = piece.mask.shape
-            zero = torch.zeros(trials, self.rank, device=piece.mask.device)
-            still = zero.expand(steps - 1, -1, -1)
-            start = self.posterior(piece) if self.rollout_start == "encoder" else PathPosterior(zero, zero, still)
-            prior = PathPosterior(start.mean, start.log_sd, still)
-            return self._mean_counts(piece, prior, n_samples, generator)
+        ``seen``: (K_obs,) False for neurons whose spikes do not count where rollouts start from what spikes say; None: all do.
+        """
 
-        return self._in_chunks(batch, n_samples, averaged)
+        def expected(given: FixedModel, piece: TrialBatch) -> Tensor:
+            if n_samples == 0:
+                return given.expected(piece, given.rollout(piece, seen))
+            spread, noise = (torch.linalg.cholesky(x) for x in (given.p.start_covariance, given.p.q))
+            paths, total = (given.paths(piece, seen) if given.from_states else None), 0.0
+            for _ in range(n_samples):
+                if paths is None:
+                    first = given.p.start_mean + normal((len(piece.mask), self.rank), generator) @ spread.T
+                else:
+                    first = given.draw(paths, generator)[0][:, 0]
+                pushes = normal((*piece.mask.shape, self.rank), generator) @ noise.T
+                total = total + given.expected(piece, given.run(piece, first, pushes))
+            return total / n_samples
+
+        return self._in_pieces(batch, expected)
 
     @torch.no_grad()
     def posterior_counts(
@@ -218,19 +226,16 @@ class SpikeStateSpace(nn.Module):
         """Expected counts (B, time, K_obs) of all neurons given the inputs and the spikes of the neurons seen.
 
         Args:
-            seen: (K_obs,) as in :meth:`encode`; None: all.
-            n_samples: samples of the posterior that expected counts are averaged over.
+            seen: (K_obs,) False for neurons whose spikes do not count; None: all do.
+            n_samples: paths that expected counts are averaged over.
         """
 
-        return self._in_chunks(
-            batch, n_samples, lambda piece: self._mean_counts(piece, self.posterior(piece, seen), n_samples, generator)
-        )
+        def averaged(given: FixedModel, piece: TrialBatch) -> Tensor:
+            paths = given.paths(piece, seen)
+            draws = (given.draw(paths, generator)[0] for _ in range(n_samples))
+            return sum(given.expected(piece, z) for z in draws) / n_samples
 
-    def _mean_counts(
-        self, batch: TrialBatch, posterior: PathPosterior, n_samples: int, generator: torch.Generator | None
-    ) -> Tensor:
-        paths, _ = self.paths(batch, posterior, n_samples, generator=generator)
-        return sum(self.expected_activity(batch, z.transpose(0, 1)) for z in paths.posterior.unbind(1)) / n_samples
+        return self._in_pieces(batch, averaged)
 
     @torch.no_grad()
     def marginal_log_likelihood(
@@ -238,22 +243,43 @@ class SpikeStateSpace(nn.Module):
     ) -> Tensor:
         """Importance-weighted lower bound on log p(spikes) of each trial, (B,), less the sum of log(y!)."""
 
-        def bound(piece: TrialBatch) -> Tensor:
-            paths, weights = self.paths(piece, self.posterior(piece), n_samples, generator=generator)
-            total = self.log_likelihood(piece, paths.posterior) + weights
-            return torch.logsumexp(total, 0) - math.log(n_samples)
+        def bound(given: FixedModel, piece: TrialBatch) -> Tensor:
+            paths = given.paths(piece)
+            weights = [given.draw(paths, generator)[1] for _ in range(n_samples)]
+            return torch.logsumexp(torch.stack(weights), 0) - math.log(n_samples)
 
-        return self._in_chunks(batch, n_samples, bound)
+        return self._in_pieces(batch, bound)
 
-    @torch.no_grad()
-    def rollout_log_likelihood(self, batch: TrialBatch) -> Tensor:
-        """Log-likelihood of the noise-free rollout, (B,), less the sum of log(y!)."""
-        z = self.infer(batch, rollout=True)
+    def _in_pieces(self, batch: TrialBatch, function: Callable[[FixedModel, TrialBatch], Tensor]) -> Tensor:
+        """``function`` of some trials at a time, (B, ...), so that memory stays within bounds; in float64 on the CPU."""
+        given, home = self._given(), self.readout
+        batch = TrialBatch(*(None if x is None else x.cpu() for x in batch))
+        width = batch.mask.shape[1] * max(len(self.readout), self.rnn.n_units)
+        found = [function(given, batch.take(at)) for at in pieces(len(batch.mask), width)]
+        return torch.cat(found).to(home)
 
-        def likelihood(piece: TrialBatch) -> Tensor:
-            return self.log_likelihood(piece, z[piece.index].transpose(0, 1)[:, None])[0]
-
-        return self._in_chunks(batch._replace(index=torch.arange(len(z))), 1, likelihood)
+    def _given(self) -> FixedModel:
+        rnn, rank = self.rnn, self.rank
+        m, b, d, n, readout, bias, mean, start, noise = (
+            None if x is None else x.detach().double().cpu()
+            for x in (
+                rnn.m, rnn.b if rnn.n_inputs else None, rnn.d, rnn.n, self.readout, self.bias, self.start_mean,
+                self.start_factor, self.noise_factor,
+            )
+        )  # fmt: skip
+        eye = torch.eye(rank, dtype=torch.float64)
+        spread = start @ start.T
+        least = _LEAST_VARIANCE * spread.diagonal().mean() * eye
+        p = Parameters(
+            loadings=torch.cat([readout, readout.new_zeros(len(readout), rnn.n_inputs), bias[:, None]], 1),
+            log_scale=math.log(self.scale),
+            c=eye,
+            q=self.alpha * noise @ noise.T + least,
+            start_mean=mean,
+            start_covariance=spread + least,
+        )
+        field = Field(activation(rnn.activation), Loadings(m, b, d), n / rnn.n_units, rnn.alpha)
+        return FixedModel(field, p, self.rollout_start == "encoder")
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:

