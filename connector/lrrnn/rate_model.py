@@ -248,35 +248,21 @@ class RateModel(nn.Module):
         return self.posterior(data, method).z
 
     @torch.no_grad()
-    def posterior(
-        self, data: TrialBatch | Recording, method: str = "smooth", neurons: Tensor | None = None
-    ) -> StatePosterior:
-        """Latents with their covariance; ``method`` is "smooth" or "least_squares".
-
-        ``neurons`` (K,) True for those that the latents are read from; None: all.
-        """
+    def posterior(self, data: TrialBatch | Recording, method: str = "smooth") -> StatePosterior:
+        """Latents with their covariance; ``method`` is "smooth" or "least_squares"."""
         if method not in ("smooth", "least_squares"):
             raise UserError("a method among smooth, least_squares, rollout", repr(method))
         batch = _as_batch(data)
-        found = self.least_squares(batch.activity, batch.mask, batch.inputs, batch.baseline, neurons)
+        found = self.least_squares(batch.activity, batch.mask, batch.inputs, batch.baseline)
         return self.posterior_from(found, batch.mask, batch.inputs, smooth=method == "smooth")
 
     @torch.no_grad()
     def least_squares(
-        self,
-        activity: Tensor,
-        mask: Tensor,
-        inputs: Tensor | None,
-        offset: Tensor | None = None,
-        neurons: Tensor | None = None,
+        self, activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None
     ) -> LeastSquares:
-        """Sample-wise latents of some trials; see :func:`least_squares_latents`. ``neurons``: as in :meth:`posterior`."""
-        loadings, scale = self.loadings(), self.scale
-        if neurons is not None:
-            scale = None if scale is None else scale.neurons(neurons)
-            activity, loadings = activity[..., neurons], loadings.map(lambda x: x[neurons])
-            offset = None if offset is None else offset[..., neurons]
-        return LeastSquares(*least_squares_latents(activity, mask, loadings, self.observation, inputs, offset, scale))
+        """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
+        found = least_squares_latents(activity, mask, self.loadings(), self.observation, inputs, offset, self.scale)
+        return LeastSquares(*found)
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
