@@ -20,6 +20,7 @@ from connector.shooting import Field
 from connector.types import TrialBatch
 
 _STEPS = 12  # of Gauss-Newton, from the rollout to the most likely path
+_FAR = 1000.0  # times mean and sd of first states: a rollout that goes there is no path to start from
 
 
 class TrialPaths(NamedTuple):
@@ -72,7 +73,10 @@ class FixedModel(NamedTuple):
         offset = None if batch.baseline is None else batch.baseline[..., seen]
         counts = Counts.of(batch.activity[..., seen], batch.mask, self.inputs(batch), offset)
         p = replace(self.p, loadings=self.p.loadings[seen])
-        start = self.run(batch, p.start_mean.expand(len(batch.mask), -1)) * batch.mask[..., None]
+        start = self.run(batch, p.start_mean.expand(len(batch.mask), -1))
+        far = _FAR * (p.start_mean.abs() + p.start_covariance.diagonal().sqrt())
+        near = (start.abs() < far).all(2).all(1)  # of dynamics that run away not even a number may be left
+        start = torch.where(near[:, None, None], start, p.start_mean) * batch.mask[..., None]
         mode, _ = most_likely(counts, self.field, p, start, _STEPS, guarded=True)
         return TrialPaths(counts, p, mode, newton(counts, self.field, p, mode)[1])
 

@@ -126,3 +126,14 @@ def test_padding_and_pieces_change_nothing(monkeypatch):
     whole = model.infer(batch)
     monkeypatch.setattr("connector.lrrnn.spikes.state_space.pieces", lambda n, _: [slice(i, i + 1) for i in range(n)])
     assert_close(model.infer(batch), whole, rtol=0, atol=1e-5)  # sums over neurons are in single precision
+
+
+def test_scores_of_dynamics_that_run_away_are_numbers():
+    model = model_of()
+    batch = batch_of(model, steps=60)
+    with torch.no_grad():
+        model.rnn.activation = "softplus"
+        model.rnn.n.mul_(300.0)
+    assert float(model.infer(batch, rollout=True).abs().max()) > 1e6
+    assert torch.isfinite(model.infer(batch)).all()
+    assert torch.isfinite(model.marginal_log_likelihood(batch, 4, torch.Generator().manual_seed(1))).all()
