@@ -67,12 +67,12 @@ class LowRankRNNOptions:
         stages=_LRRNN, choices=("local", "standard"),
     )  # fmt: skip
     inference: str = option(
-        "for spikes: encoder (learned), smoother (closed form, for many neurons); auto: smoother if bins hold "
-        "many spikes",
+        "for spikes, how dynamics are fitted before they are sampled: encoder (gradient descent with an encoder of "
+        "trials), smoother (closed form, for many neurons); auto: smoother if bins hold many spikes",
         stages=_LRRNN, choices=("auto", "encoder", "smoother"),
     )  # fmt: skip
     posterior_sweeps: int = option(
-        "sweeps of the sampler of the dynamics' posterior, for spikes that the encoder infers and for rates "
+        "sweeps of the sampler of the dynamics' posterior, for spikes (unless the closed form says enough) and for rates "
         "whose states carry noise of their own; twice as many follow if few draws are independent; 0: no "
         "sampling, states are read sample by sample",
         stages=_LRRNN, at_least=0, at_most=100_000, before=0,

@@ -109,42 +109,33 @@ class SpikeModel(SpikeStateSpace):
         """Whether the encoder reads the likelihood's gradient at the rollout instead of single neurons."""
         return self.rollout_start == "prior"
 
-    def encode(self, batch: TrialBatch, seen: Tensor | None = None) -> PathPosterior:
+    def encode(self, batch: TrialBatch) -> PathPosterior:
         """The encoder on what the spikes say beyond what is expected anyway, and on the inputs.
 
         Where rollouts start from the prior it reads :meth:`score` along the noise-free rollout: R numbers a bin that hold,
         to first order, all that the spikes say of the state there. It generalises to other trials better than one that
         reads every neuron. Otherwise it reads each neuron's count less what the baseline expects, over ``count_sd``.
-
-        Args:
-            seen: (K_obs,) False for neurons whose spikes are kept from the encoder; None: it sees all. Such a neuron adds
-                nothing, as if it had fired just what is expected: the encoder takes its absence for an uninformative
-                count, and errs towards the prior.
         """
         if self.reads_scores:
-            features = self.score(batch, seen) @ self.score_map
+            features = self.score(batch) @ self.score_map
         else:
             offset = self.bias.detach() if batch.baseline is None else batch.baseline
             features = (batch.activity - self.scale * F.softplus(offset)) / self.count_sd
-            if seen is not None:
-                features = torch.where(seen, features, 0.0)
         if batch.inputs is not None and self.rnn.n_inputs:
             features = torch.cat([features, batch.inputs / self.input_sd], -1)
         return self.encoder(features * batch.mask[..., None], batch.mask)
 
     @torch.no_grad()
-    def score(self, batch: TrialBatch, seen: Tensor | None = None) -> Tensor:
+    def score(self, batch: TrialBatch) -> Tensor:
         """Gradient of each bin's log-likelihood with respect to its state at the noise-free rollout: (B, time, R).
 
-        No gradient flows back from it. ``seen`` (K_obs,) False leaves a neuron out.
+        No gradient flows back from it.
         """
-        z = self.paths(batch, None)[0].rollout.transpose(0, 1)
+        z = self.paths(batch, None).rollout.transpose(0, 1)
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline
         x = z @ self.readout.T + offset
         rate = F.softplus(x).clamp_min(RATE_FLOOR)
         slope = torch.expm1(-rate).neg_().mul_(batch.activity / rate - self.scale)  # sigmoid(x) = 1 - exp(-softplus(x))
-        if seen is not None:
-            slope = torch.where(seen, slope, 0.0)
         return slope @ self.readout
 
     def loss(
@@ -162,8 +153,8 @@ class SpikeModel(SpikeStateSpace):
         """
         samples = batch.mask.sum()
         if progress < self.rollout_fraction:
-            paths, _ = self.paths(batch, None)
-            rollout = self._nats(batch, paths.rollout[:, None])[0].sum() / samples
+            paths = self.paths(batch, None)
+            rollout = self._nats(batch, paths.rollout[:, None]).sum() / samples
             return -rollout, {"rollout_nats": rollout.detach()}
         warm = (progress - self.rollout_fraction) / ((1 - self.rollout_fraction) * self.options.warmup_fraction + 1e-12)
         return self._objective(batch, min(1.0, warm), 1, generator)
@@ -173,8 +164,8 @@ class SpikeModel(SpikeStateSpace):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         samples = batch.mask.sum()
         posterior = self.encode(batch)
-        paths, _ = self.paths(batch, posterior, n_samples, generator=generator)
-        nats, _ = self._nats(batch, torch.cat([paths.posterior, paths.rollout[:, None]], 1))
+        paths = self.paths(batch, posterior, n_samples, generator=generator)
+        nats = self._nats(batch, torch.cat([paths.posterior, paths.rollout[:, None]], 1))
         expected = nats[:-1].sum() / (n_samples * samples)
         rollout = nats[-1].sum() / samples
         divergence = posterior.divergence(self.alpha).sum() / samples

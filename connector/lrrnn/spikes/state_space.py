@@ -110,59 +110,36 @@ class SpikeStateSpace(nn.Module):
         batch: TrialBatch,
         posterior: PathPosterior | None,
         n_samples: int = 1,
-        noise: float = 1.0,
         generator: torch.Generator | None = None,
-    ) -> tuple[Paths, Tensor | None]:
-        """PathPosterior samples and the noise-free rollout in one scan.
-
-        Args:
-            posterior: an encoder's, or None for the rollout alone.
-            n_samples: S posterior samples.
-            noise: factor on all random numbers; 0 gives the posterior's noise-free path.
-
-        Returns:
-            the paths; the log-weights log p(path) - log q(path) of the samples (S, B), None without posterior.
-        """
+    ) -> Paths:
+        """``n_samples`` paths from an encoder's posterior, and the noise-free rollout, in one scan; without posterior the rollout
+        alone."""
         trials, steps = batch.mask.shape
-        rank, weights = self.rank, None
+        rank = self.rank
         start = self.start_mean.expand(1, trials, rank)
         extra = start.new_zeros(steps - 1, 1, trials, rank)
         if posterior is not None:
-            eps0 = noise * _normal((n_samples, trials, rank), generator, start)
-            eps = noise * _normal((steps - 1, n_samples, trials, rank), generator, start)
+            eps0 = _normal((n_samples, trials, rank), generator, start)
+            eps = _normal((steps - 1, n_samples, trials, rank), generator, start)
             white = posterior.mean + torch.exp(posterior.log_sd) * eps0
             z0 = self.start_mean + white @ self.start_factor.T
             if self.rollout_start == "encoder":
                 start = (self.start_mean + posterior.mean @ self.start_factor.T)[None]
             push = self.alpha * posterior.correction[:, None] + math.sqrt(self.alpha) * eps
-            weights = -0.5 * (white**2 - eps0**2).sum(-1) + posterior.log_sd.sum(-1)
-            e = posterior.correction[:, None]
-            weights = weights - (0.5 * self.alpha * e**2 + math.sqrt(self.alpha) * e * eps).sum((0, 3))
             start = torch.cat([z0, start])
             extra = torch.cat([push @ self.noise_factor.T, extra], 1)
         states = self._scan(start, extra, batch.inputs)
-        return Paths(states[:, :-1] if posterior is not None else None, states[:, -1]), weights
+        return Paths(states[:, :-1] if posterior is not None else None, states[:, -1])
 
-    def log_likelihood(self, batch: TrialBatch, z: Tensor) -> Tensor:
-        """Poisson log-likelihood, less the sum of log(y!), of each trial: z (time, S, B, R) -> (S, B)."""
-        nats, trial = self._nats(batch, z)
-        counts = (batch.activity * batch.mask[..., None]).sum((1, 2))
-        return (counts * math.log(self.scale)).repeat(len(nats), 1).index_add_(1, trial, nats)
-
-    def _nats(self, batch: TrialBatch, z: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of each recorded sample (S, N), less counts * log(scale), and the trial it belongs to (N,).
-
-        ``seen`` (K_obs,) False leaves a neuron out.
-        """
+    def _nats(self, batch: TrialBatch, z: Tensor) -> Tensor:
+        """Log-likelihood of each recorded sample (S, N) at z (time, S, B, R), less counts * log(scale)."""
         inside = batch.mask.T.flatten().nonzero()[:, 0]
         trials = len(batch.mask)
         z = z.transpose(0, 1).flatten(1, 2)[:, inside]
         step, trial = inside // trials, inside % trials
         offset = self.bias if batch.baseline is None else self.bias + batch.baseline[trial, step]
-        offset, readout, counts = offset.expand(len(inside), -1), self.readout, batch.activity[trial, step]
-        if seen is not None:
-            offset, readout, counts = offset[:, seen], readout[seen], counts[:, seen]
-        return PoissonNats.apply(z, readout, offset, counts, self.scale), trial
+        counts = batch.activity[trial, step]
+        return PoissonNats.apply(z, self.readout, offset.expand(len(inside), -1), counts, self.scale)
 
     def expected_activity(self, batch: TrialBatch, z: Tensor) -> Tensor:
         """Expected counts per bin (B, time, K_obs) at latents z (B, time, R)."""

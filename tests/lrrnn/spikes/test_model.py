@@ -159,27 +159,23 @@ def test_divergence_equals_torch_distributions():
     torch.testing.assert_close(posterior.divergence(alpha), start + steps)
 
 
-def test_log_weights_are_log_prior_minus_log_posterior_of_the_paths(small):
-    """Densities of the sampled paths computed from the paths alone, with equation (1) stepped anew."""
+def test_paths_follow_the_encoders_posterior(small):
+    """First states, and what each step adds to equation (1) and its correction, in units of the stated spread: standard normal."""
     recording, model, baseline = small
     batch = TrialBatch.of(recording, torch.arange(30, 36), baseline.argument)
-    posterior = model.encode(batch)
     with torch.no_grad():
-        paths, weights = model.paths(batch, posterior, 5, generator=torch.Generator().manual_seed(0))
-        z = paths.posterior  # (time, S, B, R)
-        normal = torch.distributions.MultivariateNormal
-        s, noise = model.start_factor, model.noise_factor
-        eye = torch.eye(2)
-        prior0 = normal(model.start_mean, s @ s.T)
-        spread = s @ torch.diag_embed(torch.exp(2 * posterior.log_sd)) @ s.T
-        q0 = normal(model.start_mean + posterior.mean @ s.T, spread + 0 * eye)
-        total = prior0.log_prob(z[0]) - q0.log_prob(z[0])
-        covariance = model.alpha * noise @ noise.T
+        posterior = model.encode(batch)
+        z = model.paths(batch, posterior, 200, torch.Generator().manual_seed(0)).posterior  # (time, S, B, R)
+        first = torch.linalg.solve(model.start_factor, (z[0] - model.start_mean)[..., None])[..., 0]
+        scores = [(first - posterior.mean) / posterior.log_sd.exp()]
         for t in range(len(z) - 1):
-            mean = model.rnn.step(z[t], batch.inputs[:, t])
-            q_mean = mean + model.alpha * posterior.correction[t] @ noise.T
-            total += normal(mean, covariance).log_prob(z[t + 1]) - normal(q_mean, covariance).log_prob(z[t + 1])
-    torch.testing.assert_close(weights, total, rtol=1e-3, atol=2e-2)
+            step = torch.stack([model.rnn.step(one, batch.inputs[:, t]) for one in z[t]])
+            added = torch.linalg.solve(model.noise_factor, (z[t + 1] - step)[..., None])[..., 0]
+            scores.append((added - model.alpha * posterior.correction[t]) / model.alpha**0.5)
+        for score in (scores[0], torch.stack(scores[1:])):
+            rows = score.reshape(-1, 2)
+            assert rows.mean(0).abs().max() < 4 / len(rows) ** 0.5
+            torch.testing.assert_close(torch.cov(rows.T), torch.eye(2), rtol=0, atol=6 / len(rows) ** 0.5)
 
 
 def test_rollout_is_equation_one_from_the_prior_mean(small):
@@ -353,11 +349,10 @@ def test_scores_are_the_gradient_of_the_likelihood_at_the_rollout(small):
     assert model.reads_scores
     z = model.infer(batch, rollout=True)
     z = torch.where(batch.mask[..., None], z, 0.0).requires_grad_()
-    for seen in (None, torch.tensor([True, False, True, True, False, True])):
-        rate = model.expected_activity(batch, z)
-        nats = (batch.activity * rate.log() - rate)[..., slice(None) if seen is None else seen]
-        known = torch.autograd.grad((nats * batch.mask[..., None]).sum(), z)[0]
-        torch.testing.assert_close(model.score(batch, seen)[batch.mask], known[batch.mask], rtol=1e-4, atol=1e-5)
+    rate = model.expected_activity(batch, z)
+    nats = batch.activity * rate.log() - rate
+    known = torch.autograd.grad((nats * batch.mask[..., None]).sum(), z)[0]
+    torch.testing.assert_close(model.score(batch)[batch.mask], known[batch.mask], rtol=1e-4, atol=1e-5)
 
 
 def constant_states(n_trials, n_neurons, n_steps=40, gain=1.5):
