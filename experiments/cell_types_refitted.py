@@ -66,7 +66,7 @@ def simulate_population(run: SpikeRun, loadings: Loadings, generator: torch.Gene
     batch = TrialBatch.of(recording, None, run.baseline.argument)
     zero = torch.zeros(recording.n_trials, model.rank)
     prior = PathPosterior(zero, zero, zero.expand(recording.n_steps - 1, -1, -1))
-    z = model.paths(batch, prior, generator=generator)[0].posterior[:, 0].transpose(0, 1).double()
+    z = model.paths(batch, prior, generator=generator).posterior[:, 0].transpose(0, 1).double()
     around = (run.baseline.argument - model.baseline_mean).double()
     argument = potentials(loadings, z, None if loadings.b is None else recording.inputs.double()) + around
     counts = torch.poisson(model.scale * F.softplus(argument), generator=generator) * recording.mask[..., None]

@@ -189,10 +189,10 @@ def expected_of(drives: Tensor, field: Tensor, outer: tuple[Tensor, Tensor]) -> 
 
 
 class Fitted(NamedTuple):
-    """Of a data set: the fit, its independent draws (NaN where there is no sampling), and its estimate of nu once moved."""
+    """Of a data set: the fit, its independent draws (None where there is no sampling), and its estimate of nu once moved."""
 
     fit: FittedDynamics
-    independent: float
+    independent: float | None
     nu: Callable[[FittedDynamics], ConditionalMean] | None = None
 
 
@@ -231,7 +231,7 @@ def fitted_by_a_run(truth: SimpleNamespace, seed: int, sweeps: int) -> Fitted:
         if ended.returncode:
             raise SystemExit(f"{ended.stdout}{ended.stderr}")
         found = load_run(f"{folder}/run")
-        independent = found.metrics.get("lrrnn/posterior_ess", math.nan)
+        independent = found.metrics.get("lrrnn/posterior_ess")
         return Fitted(found.stage_inputs, independent, lambda fit: estimate_conditional_mean(found.config, fit, None))
 
 
@@ -287,7 +287,7 @@ def run(
         "stable_points_drawn": dict(Counter(str(x) for x in counted.stable.tolist())),
         "nu_predicted": model.summary["predicted_error"],
         "draws": found.independent,
-        "noise_found": 0.0 if fit.field is None else float(fit.field.noise.diagonal().sqrt().mean()),
+        "noise_found": None if fit.field is None else float(fit.field.noise.diagonal().sqrt().mean()),
         "cpu_seconds": round(spent, 1),
     }
 
@@ -301,7 +301,7 @@ def cells(name: str, found: list[dict]) -> list[str]:
     """A row of the table for some data sets."""
 
     def median(key: str) -> float:
-        return statistics.median(one[key] for one in found)
+        return statistics.median([one[key] for one in found if one[key] is not None] or [math.nan])
 
     inside, of_nu = (
         "/".join(f"{statistics.fmean(x):.2f}" for x in zip(*(one[key] for one in found)))

@@ -291,7 +291,7 @@ class SpikeScores(NamedTuple):
     Attributes:
         measures: name -> value, see :func:`score_spike_model`.
         expected: (test, time, K) expected counts of the noise-averaged rollout.
-        choice_log_odds: (test,) log odds of a right choice at the posterior z(T), or None without choices.
+        choice_log_odds: (test,) log odds of a right choice at the most likely z(T), or None without choices.
         log_likelihoods: measure in bits per spike -> (test,) nats of each trial behind it.
     """
 
@@ -321,20 +321,19 @@ def score_spike_model(
 
     Returns:
         measures bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
-        rollout), co_smoothing (bits per spike of neurons predicted from the others, :func:`co_smoothed_counts`; not with
+        rollout, :func:`rollout_prediction`), co_smoothing (bits per spike of neurons predicted from the others, :func:`co_smoothed_counts`; not with
         a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
-        choice), psth_r2_evidence_noise_free, choice_auc (posterior z(T)), choice_auc_prior (rollout z(T)),
+        choice), psth_r2_evidence_noise_free, choice_auc (z(T) of the most likely path), choice_auc_prior (rollout z(T)),
         click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: to compare
         models, pool the test trials of all folds (``experiments/folds.py``).
     """
     batch = TrialBatch.of(recording, test, baseline.argument)
     generator = torch.Generator().manual_seed(seed)
+    plain = rollout_prediction(model, batch, seed=seed)
 
     nats = {
         "bits_per_spike": model.marginal_log_likelihood(batch, n_samples, generator),
-        "bits_per_spike_prior": poisson_log_likelihood(
-            rollout_prediction(model, batch, seed=seed), batch.activity, batch.mask
-        ),
+        "bits_per_spike_prior": poisson_log_likelihood(plain, batch.activity, batch.mask),
     }
     if recording.n_neurons > 1:
         predicted = co_smoothed_counts(model, batch, seed=seed)
@@ -347,7 +346,6 @@ def score_spike_model(
             batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth
         )[0]
         if name == "evidence":
-            plain = rollout_prediction(model, batch, seed=seed)
             scores["psth_r2_evidence_noise_free"] = psth_r2(
                 batch.activity, plain, batch.mask, conditions, baseline.null_counts, **smooth
             )[0]

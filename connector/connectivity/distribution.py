@@ -127,8 +127,8 @@ class ConnectivityDistribution(nn.Module):
                 trained without spread).
             posterior: n about a draw of nu from its posterior instead of nu, another draw for each seed; a projected network
                 has the drive of that draw. Networks of many seeds show what the data leave open.
-            even_part: with ``posterior``, add an even part to nu where only its odd part acts on the intact network, see
-                :meth:`posterior`. With ``project`` the intact network keeps its drive.
+            even_part: with ``posterior`` and ``project``, add an even part to nu where only its odd part acts on the intact network,
+                see :meth:`posterior`. The projection keeps the drive of the intact network.
 
         Raises:
             UserError: no neurons; a negative sigma, or one below that at which the flow of n was trained; an estimate of
@@ -138,6 +138,7 @@ class ConnectivityDistribution(nn.Module):
         require_whole(seed, -(2**63), "seed")
         if not 0 <= sigma < math.inf:
             raise UserError("sigma of 0 or more", str(sigma))
+        require(not even_part or (posterior and project), "even_part with posterior=True and project=True", "without")
         if outputs is None:
             outputs = self.outputs if sigma > 0 else "conditional_mean"
         generator = torch.Generator(device=self.loadings_flow.location.device).manual_seed(seed)
@@ -177,7 +178,8 @@ class ConnectivityDistribution(nn.Module):
         Args:
             even_part: with tanh, no bias and no input only the odd part of nu acts, and draws are odd. True: each gets an even
                 part besides, as large as its odd part in mean square. Activity says nothing about it, so its size is
-                an assumption. It shows if neurons are silenced but not their mirror images.
+                an assumption. It shows if neurons are silenced but not their mirror images. Where loadings of both signs are not
+                equally frequent it acts on the intact network as well, unless that is projected.
 
         Raises:
             UserError: an estimate without draws: of another estimator, or of an older version.

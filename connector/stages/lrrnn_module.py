@@ -19,7 +19,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         index: (B,) numbers of the trials.
-        latents: (B, time, R) posterior means given each trial's activity, zero past its end.
+        latents: (B, time, R) given each trial's activity, posterior means for rates, most likely paths for spikes; zero past its end.
         activity: (B, time, K_obs) expected there: rates, or spike counts per bin.
     """
 

@@ -64,7 +64,7 @@ def write_responses(
     ``CONDITION_observed``, ``CONDITION_modelSUFFIX``,
     ``CONDITION_null_NAMESUFFIX``, ``CONDITION_mean`` (2, time, K) counts summed over them, observed, of the noise-averaged
     rollout, of each null, of mean rates over training trials; SUFFIX is empty for the baseline of the fit (``baseline``,
-    its name) and _NAME for the other. Per test trial (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the posterior z(T).
+    its name) and _NAME for the other. Per test trial (``trials``, numbers from 0): ``choices``, ``click_difference``, ``choice_log_oddsSUFFIX`` at the most likely z(T).
     ``spikes`` is their number of spikes; ``neurons`` the K names, since neurons silent in training trials are left out.
 
     Args:

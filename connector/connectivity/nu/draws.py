@@ -90,9 +90,8 @@ class Draws:
         if model.values["width_factor"] != 1:
             middle = solver.mean_coefficients()
             self.coefficients = middle + model.values["width_factor"] * (self.coefficients - middle)
-        if even_part and model.values["odd"]:
-            apart = torch.Generator().manual_seed(seed)  # so that the odd parts are those of draws without
-            self._draws = [replace(draw, even=self._even_beside(draw, apart)) for draw in self._draws]
+        if even_part and model.values["odd"]:  # drawn last, so that the odd parts are those of draws without
+            self._draws = [replace(draw, even=self._even_beside(draw, generator)) for draw in self._draws]
         layout = (model.rank, model.n_inputs, model.has_bias)
         phi = activation(model.values["activation"])
         self._field = Field(phi, Loadings.unstack(model.anchors, *layout), model.mixing, 1.0)
@@ -135,17 +134,21 @@ class Draws:
         parts = pieces(max(1, len(rows)), max(4 * len(model.centres), _FEATURES, len(draws) * model.rank))
         found = torch.cat([self._piece(rows[at], draws) for at in parts], dim=1)
         factor = model.values["width_factor"]
-        if factor == 1:
+        if factor != 1:
+            middle = model.mean(rows)
+            found = middle + factor * (found - middle)
+        if draws[0].even is None:
             return found
-        middle = model.mean(rows)
-        return middle + factor * (found - middle)
+        x = model._whitened(rows)[0]
+        return found + torch.stack([draw.even(x) @ model.gauge for draw in draws])
 
     def _piece(self, rows: Tensor, draws: list[_Draw]) -> Tensor:
         x, curved = self.model._whitened(rows)[0], {}
-        return torch.stack([self._of_whitened(draw, x, curved) @ self.model.gauge for draw in draws])
+        return torch.stack([self._odd(draw, x, curved) @ self.model.gauge for draw in draws])
 
-    def _of_whitened(self, draw: _Draw, x: Tensor, curved: dict[int, Tensor]) -> Tensor:
-        """(N, R) in the whitened gauge at whitened loadings x; ``curved``: of kernels, which draws at the same x share."""
+    def _odd(self, draw: _Draw, x: Tensor, curved: dict[int, Tensor]) -> Tensor:
+        """All but the even part, (N, R) in the whitened gauge at whitened loadings x; ``curved``: of kernels, which draws at the
+        same x share."""
         model, odd = self.model, self.model.values["odd"]
         family, width = model.values["kernels"][draw.kernel]
         features = linear_features(x, odd)
@@ -155,7 +158,7 @@ class Draws:
                 curved[draw.kernel] = kernel(x, model.centres, family, width, odd) @ model.projections[draw.kernel]
             value = value + draw.features(x) @ draw.weights
             value = value + draw.amplitudes[1] * curved[draw.kernel] @ draw.update
-        return value if draw.even is None else value + draw.even(x)
+        return value
 
     def _even_beside(self, draw: _Draw, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """A random even function, whitened loadings (N, P) -> (N, R), with the mean square of this draw."""
@@ -169,7 +172,7 @@ class Draws:
         def even(x: Tensor) -> Tensor:
             return 0.5 * (features(x) + features(-x))
 
-        odd = self._of_whitened(draw, model.centres, {})
+        odd = self._odd(draw, model.centres, {})
         size = (odd.square().mean() / even(model.centres).square().sum(1).mean()).sqrt()
         weights = size * torch.randn(_FEATURES, model.rank, generator=generator, dtype=torch.float64).to(odd)
         return lambda x: even(x) @ weights

@@ -1,7 +1,8 @@
 """Latent paths of single trials of spikes where everything else is known: most likely ones, draws with weights, simulations.
 
 Draws come from the Gaussian of the mode and curvature of :mod:`connector.lrrnn.spikes.paths` (Laplace). Weighted by the density of path
-and counts over that of the draw they integrate the path out (importance sampling).
+and counts over that of the draw they integrate the path out (importance sampling). Of long trials one weight outgrows all others: they serve
+likelihoods, while predictions are averages over draws as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from connector.lrrnn.spikes.tridiagonal import Factor
 from connector.shooting import Field
 from connector.types import TrialBatch
 
-_STEPS = 12  # of Gauss-Newton, from the rollout to the most likely path
-_FAR = 1000.0  # times mean and sd of first states: a rollout that goes there is no path to start from
+_MOST_STEPS = (
+    80  # of Gauss-Newton, from the rollout to the most likely path: few with much noise of the states, many with little
+)
+_SETTLED = 0.001  # nats of a trial that a step gains, below which it is the last
+_FAR = 1e6  # times mean and sd of first states: a rollout that goes there is no path to start from
 
 
 class TrialPaths(NamedTuple):
@@ -45,7 +49,11 @@ class FixedModel(NamedTuple):
     from_states: bool
 
     def inputs(self, batch: TrialBatch) -> Tensor | None:
-        return None if self.field.neurons.b is None else batch.inputs.double()
+        """(B, time, U), zero where there are none; None for a network without."""
+        b = self.field.neurons.b
+        if b is None:
+            return None
+        return b.new_zeros(*batch.mask.shape, b.shape[1]) if batch.inputs is None else batch.inputs.double()
 
     def run(self, batch: TrialBatch, first: Tensor, pushes: Tensor | None = None) -> Tensor:
         """States (B, time, R) from the first (B, R), with pushes (B, time, R) after each sample but the last."""
@@ -75,17 +83,30 @@ class FixedModel(NamedTuple):
         p = replace(self.p, loadings=self.p.loadings[seen])
         start = self.run(batch, p.start_mean.expand(len(batch.mask), -1))
         far = _FAR * (p.start_mean.abs() + p.start_covariance.diagonal().sqrt())
-        near = (start.abs() < far).all(2).all(1)  # of dynamics that run away not even a number may be left
-        start = torch.where(near[:, None, None], start, p.start_mean) * batch.mask[..., None]
-        mode, _ = most_likely(counts, self.field, p, start, _STEPS, guarded=True)
+        inside = batch.mask[..., None]
+        near = ((start.abs() < far) | ~inside).all(2).all(1)  # of dynamics that run away not even a number may be left
+        mode = torch.where(inside, torch.where(near[:, None, None], start, p.start_mean), 0.0)
+        reached = log_target(counts, self.field, p, mode)
+        for _ in range(_MOST_STEPS):
+            mode, _ = most_likely(counts, self.field, p, mode, 1, guarded=True)
+            before, reached = reached, log_target(counts, self.field, p, mode)
+            if not float((reached - before).max()) > _SETTLED:
+                break
         return TrialPaths(counts, p, mode, newton(counts, self.field, p, mode)[1])
 
-    def draw(self, paths: TrialPaths, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Paths (B, time, R), and the logs (B,) of their weights."""
+    def draw(self, paths: TrialPaths, generator: torch.Generator | None) -> Tensor:
+        """Paths (B, time, R)."""
+        return paths.mode + paths.factor.backward(self._white(paths, generator))
+
+    def log_weights(self, paths: TrialPaths, generator: torch.Generator | None) -> Tensor:
+        """(B,) of a draw: log p(path, spikes), less the sum of log(y!), less the log density of the draw."""
         counts, p, mode, factor = paths
-        white = normal(mode.shape, generator) * counts.mask[..., None]
+        white = self._white(paths, generator)
         z = mode + factor.backward(white)
-        return z, log_target(counts, self.field, p, z) + 0.5 * white.square().sum((1, 2)) - factor.log_det
+        return log_target(counts, self.field, p, z) + 0.5 * white.square().sum((1, 2)) - factor.log_det
+
+    def _white(self, paths: TrialPaths, generator: torch.Generator | None) -> Tensor:
+        return normal(paths.mode.shape, generator) * paths.counts.mask[..., None]
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

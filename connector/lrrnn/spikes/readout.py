@@ -26,7 +26,7 @@ def refit_loadings(
 ) -> tuple[Loadings, Tensor]:
     """m, b, d of the recorded neurons by penalised Poisson regression on latents and inputs, with their covariance.
 
-    The count is Poisson(scale * softplus(m.z + b.u + d' + baseline)) at the posterior-mean latents of training
+    The count is Poisson(scale * softplus(m.z + b.u + d' + baseline)) at the most likely latents of training
     trials. Spikes hardly constrain b, an effect of single inputs beyond the latent state: its penalty was chosen for
     the conditioning of what is built on the loadings, and b is no finding.
 
@@ -56,7 +56,7 @@ def refit_loadings(
 def fitted_dynamics(
     model: SpikeStateSpace, recording: Recording, fold: Fold, baseline: Baseline, **penalties: float
 ) -> FittedDynamics:
-    """What a fitted model hands over, float64: posterior means of all trials, and loadings (:func:`refit_loadings`).
+    """What a fitted model hands over, float64: most likely latents of all trials, and loadings (:func:`refit_loadings`).
 
     ``readings`` are those of :func:`read_counts`, however little single bins say: the drive of the fitted latent network
     has errors that nothing tells.
@@ -74,7 +74,7 @@ def read_counts(
     """What the spikes of each bin say of the state by themselves: :func:`connector.lrrnn.latents.read_states` of counts.
 
     Args:
-        batch: counts, inputs and baseline of some trials; guide: (B, time, R) posterior means.
+        batch: counts, inputs and baseline of some trials; guide: (B, time, R) latents.
         loadings: of the neurons, d being at the mean baseline; scale: expected count where softplus is 1.
         baseline_mean: (K,) mean baseline, contained in both d and the batch's baseline.
     """

@@ -7,9 +7,8 @@
 F is the drive of a low-rank RNN with units of its own (equation 1 of :mod:`connector.dynamics`); C, d read the
 recorded neurons off its latent state.
 
-Training draws paths from an encoder's posterior. Latents, likelihoods and predictions of a finished model come from the mode and
-curvature of each trial's path (Laplace), corrected by importance sampling: nothing there is learned, so nothing has to be learned
-about other trials.
+Training draws paths from an encoder's posterior. Latents and predictions of a finished model come from the mode and curvature of each
+trial's path (Laplace), likelihoods from importance sampling about it: nothing there is learned, so nothing can fail on other trials.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class SpikeStateSpace(nn.Module):
         scale: expected count per bin where softplus is 1 (:func:`connector.lrrnn.spikes.baselines.count_scale`).
         n_units: units of the latent network; unit_activation: their nonlinearity.
         rollout_start: "prior" (from the prior's mean: the trial is predicted from its inputs alone) or "encoder"
-            (from the posterior's z[0]: for recordings without inputs); "auto": "prior" if there are inputs.
+            (from what the trial's spikes say of z[0]: for recordings without inputs); "auto": "prior" if there are inputs.
 
     Attributes:
         rnn: the latent network, a LowRankRNN.
@@ -159,7 +158,7 @@ class SpikeStateSpace(nn.Module):
 
         def states(given: FixedModel, piece: TrialBatch) -> Tensor:
             z = given.rollout(piece) if rollout else given.paths(piece).mode
-            return z * piece.mask[..., None]
+            return torch.where(piece.mask[..., None], z, 0.0)
 
         return self._in_pieces(batch, states)
 
@@ -185,7 +184,7 @@ class SpikeStateSpace(nn.Module):
                 if paths is None:
                     first = given.p.start_mean + normal((len(piece.mask), self.rank), generator) @ spread.T
                 else:
-                    first = given.draw(paths, generator)[0][:, 0]
+                    first = given.draw(paths, generator)[:, 0]
                 pushes = normal((*piece.mask.shape, self.rank), generator) @ noise.T
                 total = total + given.expected(piece, given.run(piece, first, pushes))
             return total / n_samples
@@ -209,7 +208,7 @@ class SpikeStateSpace(nn.Module):
 
         def averaged(given: FixedModel, piece: TrialBatch) -> Tensor:
             paths = given.paths(piece, seen)
-            draws = (given.draw(paths, generator)[0] for _ in range(n_samples))
+            draws = (given.draw(paths, generator) for _ in range(n_samples))
             return sum(given.expected(piece, z) for z in draws) / n_samples
 
         return self._in_pieces(batch, averaged)
@@ -222,7 +221,7 @@ class SpikeStateSpace(nn.Module):
 
         def bound(given: FixedModel, piece: TrialBatch) -> Tensor:
             paths = given.paths(piece)
-            weights = [given.draw(paths, generator)[1] for _ in range(n_samples)]
+            weights = [given.log_weights(paths, generator) for _ in range(n_samples)]
             return torch.logsumexp(torch.stack(weights), 0) - math.log(n_samples)
 
         return self._in_pieces(batch, bound)

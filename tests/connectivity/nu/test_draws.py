@@ -132,6 +132,10 @@ def test_width_factor_scales_draws_as_it_does_intervals():
     plain, half = (_fit(settings=replace(settings, width_factor=w))[0] for w in (1.0, 0.5))
     wide, narrow = (Draws(model, 50, seed=2) for model in (plain, half))
     assert torch.allclose(narrow(rows) - half.mean(rows), 0.5 * (wide(rows) - plain.mean(rows)), atol=1e-8)
+    even = [
+        Draws(model, 50, seed=2, even_part=True)(rows) - draws(rows) for model, draws in ((plain, wide), (half, narrow))
+    ]
+    assert torch.allclose(even[0], even[1], atol=1e-8)
     spread = wide.coefficients - wide.coefficients.mean(0)
     assert torch.allclose(narrow.coefficients - narrow.coefficients.mean(0), 0.5 * spread, atol=1e-8)
 
@@ -219,6 +223,8 @@ def test_networks_about_draws_scatter_as_the_posterior_does():
     assert float(apart) < 0.05 * float((drawn.drive(z) - of_draw).square().mean())
     even = distribution.sample(200, seed=5, posterior=True, project=True, even_part=True)
     assert not torch.allclose(even.n, projected.n, atol=0.1)
+    with pytest.raises(UserError, match="even_part with posterior=True and project=True"):
+        distribution.sample(200, posterior=True, even_part=True)
     assert float((even.drive(z) - of_draw).square().mean()) < 2 * float(apart)
     with pytest.raises(UserError, match="outputs 'conditional_mean'"):
         distribution.sample(5, posterior=True, outputs="flow")

@@ -1,4 +1,4 @@
-"""The closed form for spikes of many neurons: recovered teachers, honest error bars, and what stands for its encoder."""
+"""The closed form for spikes of many neurons: recovered teachers, honest error bars, and its scores as a state space."""
 
 import pytest
 import torch
