@@ -192,13 +192,11 @@ def drive_of_mean(options: Options, inputs: FittedDynamics, mean: ConditionalMea
 
     The one that latents come with, where there is one. Else, of a network recorded whole, that of its neurons with n = nu,
     without the own deviations of n from nu; of others that of the fitted low-rank RNN: the recorded neurons are a sample of those
-    that drive, and with n = nu miss the drive by what chance has in it. So does a trained network, whose units are no sample of a
-    population: what it does rests on the deviations of each.
+    that drive, and with n = nu miss the drive by what chance has in it.
     """
     if inputs.latents.drive is not None:
         return states
-    trained = getattr(options.data, "source", None) == "rnn"
-    if inputs.n is not None and (trained or _recorded_fraction(options) != 1):
+    if inputs.n is not None and _recorded_fraction(options) != 1:
         return states._replace(y=inputs.network.double().drive(states.z.double(), states.u))
     loadings = inputs.loadings.map(Tensor.double)
     y = Design(activation(inputs.activation), loadings, states.z, states.u).times(mean(loadings.stack()))
