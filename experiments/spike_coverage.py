@@ -203,10 +203,8 @@ def sampled(truth: SimpleNamespace, seed: int, sweeps: int) -> Fitted:
     times = torch.arange(len(truth.z), dtype=torch.float64) if drifts else None
     more = {"bin_s": BIN_S, "inputs": u, "trial_times_s": times}
     recording = Recording(truth.counts, "spikes", lengths, ALPHA, "softplus", **more)
-    fold, basis = (
-        Fold(torch.arange(len(truth.z)), torch.arange(0), torch.arange(0)),
-        sampled_basis("softplus", ALPHA, seed),
-    )
+    fold = Fold(torch.arange(len(truth.z)), torch.arange(0), torch.arange(0))
+    basis = sampled_basis("softplus", ALPHA, seed)
     start = Start.of_counts(recording, fold, 2, fit_baseline(recording, fold.train, "local"))
     fit, mixing = sample_posterior(start, recording, fold, basis, sweeps=sweeps, seed=seed)
     return Fitted(fit, mixing.ess)

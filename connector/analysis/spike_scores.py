@@ -321,8 +321,8 @@ def score_spike_model(
 
     Returns:
         measures bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
-        rollout, :func:`rollout_prediction`), co_smoothing (bits per spike of neurons predicted from the others, :func:`co_smoothed_counts`; not with
-        a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
+        rollout, :func:`rollout_prediction`), co_smoothing (bits per spike of neurons predicted from the others,
+        :func:`co_smoothed_counts`; not with a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
         choice), psth_r2_evidence_noise_free, choice_auc (z(T) of the most likely path), choice_auc_prior (rollout z(T)),
         click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: to compare
         models, pool the test trials of all folds (``experiments/folds.py``).

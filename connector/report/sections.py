@@ -78,7 +78,7 @@ def connectivity(f: Findings) -> str:
         said.append(
             f"With the odd nonlinearity {f.activation}, no bias and no input, the neurons (m, n) and (-m, -n) act alike. Only the "
             "odd part of nu can be estimated, and it alone is reported. An even part acts only if neurons are silenced; networks sampled "
-            "with posterior=True and even_part=True have a random one."
+            "with posterior=True, project=True and even_part=True have a random one."
         )
     p = f.metrics.get("connectivity/cell_types_p")
     if p is not None:

@@ -263,14 +263,19 @@ def most_likely(
     steps: int,
     guarded: bool = False,
     known: tuple[Tensor, Curvature] | None = None,
+    settled: float | None = None,
 ) -> tuple[Tensor, Factor]:
     """Paths after some Gauss-Newton steps, and the factor of the curvature one step before.
 
-    guarded: a trial's step that lowers its target is halved; needed far from the mode. known: as in :func:`newton`.
+    guarded: a trial's step that lowers its target is halved; needed far from the mode. known: as in :func:`newton`. settled: no more
+    steps are made once the last one has raised no trial's target by more nats; the factor is then that at the paths.
     """
-    factor = None
+    factor, reached = None, None
     for _ in range(steps):
         move, factor, before = newton(counts, field, p, z, known)
+        if settled is not None and reached is not None and not float((before - reached).max()) > settled:
+            break
+        reached = before
         if guarded:
             for _ in range(6):
                 worse = ~(log_target(counts, field, p, z + move) >= before - 1e-9 * before.abs())
