@@ -140,6 +140,7 @@ class TrainedNetwork:
         outputs: (trials, time, O) of its linear readout, or None; targets: of the same shape, or None.
         scored: (trials, time, O) bool, where the targets count; or None.
         filters: whether its neurons filter inputs, as in the equation above, or take them at once, as a torch.nn.RNN does.
+        noiseless: whether the recorded rates are those that the weights give without noise.
     """
 
     w: Tensor
@@ -152,6 +153,7 @@ class TrainedNetwork:
     targets: Tensor | None = None
     scored: Tensor | None = None
     filters: bool = True
+    noiseless: bool = False
 
     def trials(self, index: Tensor) -> TrainedNetwork:
         """With outputs and targets of some trials."""

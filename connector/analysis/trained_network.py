@@ -150,19 +150,21 @@ def _with_constant(x: Tensor) -> Tensor:
 
 
 def task_measures(given: Tensor, recording: Recording, fit: FittedDynamics) -> dict[str, float]:
-    """Of the outputs that a sampled network gives (:func:`outputs_of`): ``dynamics/task_r2``: share of the variance of the trained network's outputs that the sampled network's explain on test
-    trials; with targets also ``dynamics/task`` and ``dynamics/task_trained``, :func:`task_score` of either."""
+    """Of the outputs that a sampled network gives (:func:`outputs_of`): ``dynamics/task_r2``: share of the variance of the trained
+    network's outputs that the sampled network's explain on test trials, and ``dynamics/task_fit_r2``, that of the fit's own; with
+    targets also ``dynamics/task``, ``dynamics/task_fit`` and ``dynamics/task_trained``, :func:`task_score` of each."""
     index, trained = fit.fold.test, recording.trained
     own, mask = trained.outputs[index].double(), recording.mask[index]
     mean = trained.outputs[fit.fold.train][recording.mask[fit.fold.train]].double().mean(0)
-    found = {"dynamics/task_r2": variance_explained(own[mask], given[mask], mean)}
+    outputs = {"task": given} | ({} if fit.n is None else {"task_fit": outputs_of(fit.network, trained, fit)})
+    found = {f"dynamics/{name}_r2": variance_explained(own[mask], of[mask], mean) for name, of in outputs.items()}
     if trained.targets is not None:
         scored = mask[..., None].expand_as(own)
         scored = scored if trained.scored is None else scored & trained.scored[index]
         targets = trained.targets[index].double()
         if scored.any():
-            found["dynamics/task"] = task_score(given, targets, scored)
-            found["dynamics/task_trained"] = task_score(own, targets, scored)
+            for name, of in (outputs | {"task_trained": own}).items():
+                found[f"dynamics/{name}"] = task_score(of, targets, scored)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ _TORCH = ("weight_hh_l0", "weight_ih_l0", "bias_hh_l0", "bias_ih_l0")
 _REMEDY = "save torch.save(net.state_dict() | {'externalinputs': u}, FILE), or give its activity with data=npz"
 _N_VISITED = 48  # samples from which the network is looked at
 _AGREE = 0.05  # rms difference of rates, over their rms, up to which the weights are said to give them
+_EXACT = 1e-3  # the same, up to which they hold no noise
 
 
 @dataclass
@@ -123,13 +125,13 @@ def load_rnn(
     alpha = options.alpha or weights.alpha
     if alpha is None:
         raise UserError("the time step of the network, dt / tau", "none", "give data.alpha, or `alpha` in the file")
-    _complete(values, weights, alpha, activation, options.max_gigabytes, notes)
+    noiseless = _complete(values, weights, alpha, activation, options.max_gigabytes, notes)
     told = SimpleNamespace(
         activation=activation, alpha=alpha, range_tolerance=options.range_tolerance, choice_values=None
     )
     recording = recording_of(RecordedArrays(values, notes, activation), told, None, name or paths[0].stem)
     notes.clear()
-    trained = _trained(weights, recording, found, readout, notes)
+    trained = replace(_trained(weights, recording, found, readout, notes), noiseless=noiseless)
     return replace(recording, trained=trained, notes=(*recording.notes, *notes))
 
 
@@ -297,10 +299,11 @@ def _complete(
     activation: str,
     max_gigabytes: float,
     notes: list[str],
-) -> None:
-    """Adds the network's own rates where there are none, and notes how far given ones are from these."""
+) -> bool:
+    """Adds the network's own rates where there are none, and notes how far given ones are from these; whether the rates are the
+    network's own, without noise."""
     u, given = values.get("externalinputs"), values.get("rates")
-    (k, n_inputs), own = weights.b.shape, None
+    (k, n_inputs), own, off = weights.b.shape, None, math.inf
     if u is None and given is None:
         raise UserError(
             f"externalinputs (trials, time, {n_inputs}) to run the network on, or the rates that it gave", "neither",
@@ -324,7 +327,7 @@ def _complete(
                 "check externalinputs, which may be zero, or give the `rates` of trials with other first states",
             )  # fmt: skip
     if given is None:
-        values["rates"] = own
+        values["rates"], off = own, 0.0
         notes.append(f"rates come from running the network of {k} neurons from rest")
     elif own is not None and given.shape == own.shape and given.dtype.kind in "biuf":
         seen = np.isfinite(given)
@@ -336,6 +339,7 @@ def _complete(
             )
     if values["rates"].ndim == 3 and values["rates"].shape[2] != k:
         raise UserError(f"rates of the network's {k} neurons", f"shape {values['rates'].shape}")
+    return off < _EXACT
 
 
 READER = Reader(RnnOptions, load_rnn, formats=("torch", "npz"), several=True)

@@ -58,8 +58,11 @@ def trained_network(metrics: Mapping[str, float]) -> str | None:
     if (given := metrics.get("dynamics/task_r2")) is not None:
         task = f"A projected network of sampled neurons gives the outputs of held-out trials with R² {given:.2f}"
         if "dynamics/task" in metrics:
+            of_fit = (
+                f"the low-rank fit to {metrics['dynamics/task_fit']:.2f}, " if "dynamics/task_fit" in metrics else ""
+            )
             task += (
-                f". It solves the task to {metrics['dynamics/task']:.2f}, the trained network to "
+                f". It solves the task to {metrics['dynamics/task']:.2f}, {of_fit}the trained network to "
                 f"{metrics['dynamics/task_trained']:.2f} (perfect: 1)"
             )
         said.append(f"{task}.")

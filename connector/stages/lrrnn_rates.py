@@ -147,11 +147,14 @@ def train_on_rates(
     foretold = 1 - metrics["lrrnn/val_loss"] / power
     if _LEAST_ROLLOUT < foretold < _PERFECT_ROLLOUT:
         metrics["lrrnn/lasting_misfit"] = lasting = lasting_misfit(found)
-        if lasting > _LASTS:
+        noiseless = recording.trained is not None and recording.trained.noiseless
+        if noiseless or lasting > _LASTS:
             found = of_rollouts(module.model, recording, found)
-            context.say(
-                f"lrrnn: errors of the fit persist from step to step (correlation {lasting:.2g}); later stages use its rollouts"
+            why = f"errors of the fit persist from step to step (correlation {lasting:.2g})"
+            why = (
+                "the network's rates hold no noise, so that errors of the fit are due to its rank" if noiseless else why
             )
+            context.say(f"lrrnn: {why}; later stages use its rollouts")
     return found, metrics
 
 

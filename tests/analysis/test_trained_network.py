@@ -96,6 +96,9 @@ def test_the_network_itself_does_its_task_and_one_without_recurrence_does_not():
     assert found["dynamics/task"] == found["dynamics/task_trained"] == 1
     found = task_measures(outputs_of(replace(net, n=0 * net.n), recording.trained, fit), recording, fit)
     assert found["dynamics/task_r2"] < 0.5
+    # Beside it the fit, which here is the network.
+    assert found["dynamics/task_fit_r2"] == pytest.approx(1, abs=1e-3)
+    assert found["dynamics/task_fit"] == 1
 
 
 def test_neurons_that_are_left_out_leave_points_and_outputs():

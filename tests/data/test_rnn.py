@@ -55,10 +55,39 @@ def test_weights_of_a_network_that_filters_its_inputs(tmp_path):
     recording = load_rnn(tmp_path / "net.npz")
     torch.testing.assert_close(recording.activity, still.activity, rtol=0, atol=1e-6)
     assert not any("other rates" in note for note in recording.notes)
+    assert recording.trained.noiseless
     np.savez(tmp_path / "net.npz", **weights, d=net.d.numpy(), rates=known.activity.numpy())
     recording = load_rnn(tmp_path / "net.npz")
     torch.testing.assert_close(recording.activity, known.activity)
     assert any("other rates" in note for note in recording.notes)  # they did not start from rest
+    assert not recording.trained.noiseless
+
+
+def test_rates_of_the_weights_hold_no_noise_unless_it_was_added(tmp_path):
+    net, u = of_torch(), inputs()
+    with torch.no_grad():
+        rates = net(u)[0]
+    for noise, noiseless in ((0.0, True), (0.01, False)):
+        torch.save(
+            net.state_dict() | {"externalinputs": u, "rates": rates + noise * torch.randn(rates.shape)},
+            tmp_path / "net.pt",
+        )
+        assert load_rnn(tmp_path / "net.pt").trained.noiseless == noiseless
+
+
+def test_what_a_low_rank_misses_of_a_network_without_noise_is_not_taken_for_noise(tmp_path):
+    net = make_network(k=40, n_inputs=1)
+    generator = torch.Generator().manual_seed(4)
+    w = net.connectivity + 0.5 * torch.randn(40, 40, generator=generator) / 40**0.5
+    u = 2.0 * (torch.rand(60, 30, 1, generator=generator) < 0.2)
+    torch.save({"W": w, "B": net.b, "alpha": 0.2, "externalinputs": u}, tmp_path / "net.pt")
+    done = typed(
+        "data=rnn", f"data.path={tmp_path / 'net.pt'}", "lrrnn.rank=2", "stages=[lrrnn]", "report=false", "trainer.threads=1",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hold no noise" in done.stdout + done.stderr
+    assert load_run(tmp_path / "run").stage_inputs.rollouts
 
 
 @pytest.mark.parametrize(
