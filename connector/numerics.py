@@ -108,6 +108,13 @@ def leading_modes(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     return values[keep].flip(0), vectors[:, keep].flip(1)
 
 
+def sum_of_trials(x: Tensor, trials: Tensor | None = None) -> Tensor:
+    """(K,) float64: the sum of x (trials, time, K) over time and over some trials, (n,) int64, or all. Only sums over time are taken
+    in the precision of x, where torch adds pairwise: a tenth of the time of a sum in double precision."""
+    of_each = x.sum(1)
+    return (of_each if trials is None else of_each[trials]).double().sum(0)
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of rows x (N, D)."""
     mean = x.mean(0)

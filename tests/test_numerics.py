@@ -1,10 +1,10 @@
-"""Least squares: the answer of smallest norm, and the same one each time."""
+"""Least squares: the answer of smallest norm, and the same one each time; sums."""
 
 from pathlib import Path
 
 import torch
 
-from connector.numerics import least_squares
+from connector.numerics import least_squares, sum_of_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +28,10 @@ def test_one_input_gives_one_answer():
 def test_nothing_else_calls_the_solver_whose_answers_differ():
     files = [*ROOT.glob("connector/**/*.py"), *ROOT.glob("experiments/*.py")]
     assert [file.name for file in files if "linalg.lstsq(" in file.read_text()] == ["numerics.py"]
+
+
+def test_sums_of_trials_are_as_good_as_double_precision():
+    x = 100 + torch.rand(3, 40_000, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sum_of_trials(x), x.double().sum((0, 1)), rtol=1e-6, atol=0)
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(sum_of_trials(x, some), x[some].double().sum((0, 1)), rtol=1e-6, atol=0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from connector.dynamics import activation, potentials
 from connector.lrrnn.handover import FittedDynamics
-from connector.numerics import least_squares
+from connector.numerics import least_squares, sum_of_trials
 from connector.types import Latents
 
 _CLEAR = 0.5  # principal components that explain as much do so for a reason
@@ -27,26 +27,28 @@ def variance_explained(observed: Tensor, predicted: Tensor, mean: Tensor) -> flo
 
 def principal_components(train: Tensor, observed: Tensor, rank: int) -> Tensor:
     """``observed`` (T, K) as seen through the ``rank`` principal components of ``train`` (S, K): the best that a linear
-    model of that rank without dynamics can say of the training samples. (T, K) float64."""
-    mean = train.double().mean(0)
-    axes = leading_axes(train.double() - mean, rank)
+    model of that rank without dynamics can say of the training samples. (T, K) float64; axes in the precision of ``train``."""
+    mean = sum_of_trials(train[None]) / len(train)
+    axes = leading_axes(train - mean.to(train), rank).double()
     return mean + (observed.double() - mean) @ axes @ axes.T
 
 
 def leading_axes(x: Tensor, rank: int, most: int = 20) -> Tensor:
-    """(K, rank) orthonormal: the principal axes of x (S, K) of mean zero, float64.
+    """(K, rank) orthonormal: the principal axes of x (S, K) of mean zero, in its precision.
 
     Of many neurons by subspace iteration, which takes a few passes over x where the axes stand out; where the variance that
-    they hold has not settled to twelve digits after ``most``, and of few neurons, from all of the covariance.
+    they hold has not settled to twelve digits after ``most`` (six in single precision), and of few neurons, from all of the
+    covariance.
     """
     size, held = rank + _SPARE_AXES, x.new_zeros(())
+    settled = 1e-12 if x.dtype == torch.float64 else 1e-6
     if x.shape[1] > 10 * size:
         axes = torch.randn(x.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         for _ in range(most):
             reached = x @ torch.linalg.qr(axes).Q
             axes, before = (reached.T @ x).T, held  # ten times sooner than x.T @ reached
             held = torch.linalg.eigvalsh(reached.T @ reached)[-rank:].sum()
-            if (held - before).abs() <= 1e-12 * held:
+            if (held - before).abs() <= settled * held:
                 found, turn = torch.linalg.qr(axes)
                 return found @ torch.linalg.svd(turn).U[:, :rank]
     return torch.linalg.eigh(x.T @ x).eigenvectors[:, -rank:]
@@ -86,8 +88,8 @@ def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = F
     latents, rank, fold = inputs.latents, inputs.latents.rank, inputs.fold
     test = latents.trials(fold.test)
     fitted = activation(inputs.activation)(potentials(inputs.loadings, test.z, test.inputs))[test.mask].double()
-    train, observed = activity[fold.train][latents.mask[fold.train]].double(), activity[fold.test][test.mask].double()
-    mean = train.mean(0)
+    train, observed = activity[fold.train][latents.mask[fold.train]], activity[fold.test][test.mask].double()
+    mean = sum_of_trials(train[None]) / len(train)
     found = {
         "lrrnn/rates_r2": variance_explained(observed, fitted, mean),
         "lrrnn/rates_r2_pca": variance_explained(observed, principal_components(train, observed, rank), mean),
@@ -96,7 +98,7 @@ def rates_explained(inputs: FittedDynamics, activity: Tensor, *, given: bool = F
         found["lrrnn/rates_r2_null"] = by_chance(train, observed, rank)
     if given:
         states = [_with_constant(latents.trials(part)) for part in (fold.train, fold.test)]
-        predicted = states[1] @ least_squares(states[0], train)
+        predicted = states[1] @ least_squares(states[0], train.double())
         found["lrrnn/rates_r2_linear"] = variance_explained(observed, predicted, mean)
     return found
 

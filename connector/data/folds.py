@@ -121,8 +121,15 @@ def overlapping(recording: Recording) -> float:
 
 def varying(recording: Recording, trials: Tensor) -> Tensor:
     """(K,) True for neurons whose activity varies in some trials, (n,) int64: it alone tells of their loadings."""
-    seen = recording.activity[trials][recording.mask[trials]]
-    low, high = seen.min(0).values.double(), seen.max(0).values.double()
+    ends = recording.activity.shape[1]
+    if bool((recording.lengths[trials] == ends).all()):
+        low, high = (
+            recording.activity.amin(1)[trials].amin(0).double(),
+            recording.activity.amax(1)[trials].amax(0).double(),
+        )
+    else:  # beyond a trial's end nothing was seen
+        seen = recording.activity[trials][recording.mask[trials]]
+        low, high = seen.amin(0).double(), seen.amax(0).double()
     span = high - low
     return span > _CONSTANT * torch.maximum(torch.maximum(low.abs(), high.abs()), span.median())
 

@@ -13,7 +13,7 @@ from connector.data.input_filter import INPUT_KINDS, with_inputs
 from connector.errors import UserError
 from connector.lrrnn.closed_form import bias_supported, fit_rates_closed_form
 from connector.lrrnn.rate_model import RateModel
-from connector.numerics import ridge
+from connector.numerics import ridge, sum_of_trials
 from connector.types import Recording, TrialBatch
 
 # Ridge parameter of a quick start, in units of the power of the rates over their number.
@@ -135,9 +135,9 @@ def power_about_means(recording: Recording, fold: Fold, part: Tensor | None = No
     """Mean square of the rates of trials ``part``, by default validation, about their means over training trials: the loss of
     a model that knows these."""
     # Samples past a trial's end are zero, so that this sum needs no mask.
-    mean = recording.activity[fold.train].sum((0, 1), dtype=torch.float64) / recording.lengths[fold.train].sum()
+    mean = sum_of_trials(recording.activity, fold.train) / recording.lengths[fold.train].sum()
     part = fold.validation if part is None else part
     mask, scale = recording.mask[part], recording.scale
     deviations = (recording.activity[part] - mean.to(recording.activity)) * mask[..., None]
-    squares = deviations.square_().sum((0, 1), dtype=torch.float64) / mask.sum()
+    squares = sum_of_trials(deviations.square_()) / mask.sum()
     return float((squares if scale is None else squares * scale.weight).mean())
