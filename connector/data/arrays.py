@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
 from connector.data.spike_times import count_spikes, given_numbers, split_by_ends
+from connector.data.trial_windows import samples_about, windows, within_recording
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import paths_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _BIN_S = 0.01
 _MOST_COUNTS = 20  # spikes in a bin, on average, of neurons that never pause
+_FEW_VALUES = 3  # zero and some more, which may be multiples of a number by chance
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
 
 
@@ -68,7 +70,7 @@ class ArraysOptions:
     )
     spike_unit_s: Any = data_option("seconds per unit of spike times, such as 0.001 or 1/30000", default=1.0)
     trial_starts: Any = data_option(
-        "KEY (or a list) of the trials' times, if spike times count through the session", default=None
+        "KEY (or a list) of the trials' times, if spike times or samples count through the session", default=None
     )
     trial_stops: Any = data_option("KEY (or a list) of the times at which trials end", default=None)
     trial_unit_s: Any = data_option("seconds per unit of these times; null: as spike_unit_s", default=None)
@@ -150,8 +152,16 @@ class ArraysOptions:
             True,
         )
         if self.spike_times is None:
-            for name in ("spike_neurons", "spike_trials", "trial_starts", "trial_stops", "start_s", "stop_s"):
+            for name in ("spike_neurons", "spike_trials"):
                 require(getattr(self, name) is None, f"data.{name}", "with data.spike_times", getattr(self, name))
+            for name in ("trial_stops", "start_s", "stop_s"):
+                about = self.trial_starts is not None or getattr(self, name) is None
+                require(about, f"data.{name}", "with data.trial_starts, or data.spike_times", getattr(self, name))
+            timed = self.trial_starts is None or self.bin_s is not None
+            require(timed, "data.bin_s", "the seconds between samples, for data.trial_starts", "none")
+            for name in ("lengths", "times", "piece_s"):
+                alone = self.trial_starts is None or getattr(self, name) is None
+                require(alone, f"data.{name}", "without data.trial_starts", getattr(self, name))
         else:
             require(self.activity is None, "data.spike_times", "in place of data.activity", self.spike_times)
             require(self.lengths is None, "data.lengths", "with data.activity, not with data.spike_times", self.lengths)
@@ -197,30 +207,83 @@ def load_arrays(
     options = settled(ArraysOptions, options, keywords)
     paths = paths_of(path)
     require_activity(paths, options)
-    raw, one = _read(paths, options)
+    raw = _read(paths, options)
     notes: list[str] = []
     name = name or paths[0].stem
     if options.spike_times is not None:
-        return _of_spike_times(raw, options, one, name, notes)
+        return _of_spike_times(raw, options, name, notes)
     activity, lengths = _activity(raw, options)
     if lengths is not None and "lengths" in raw:
         raise UserError("lengths of trials given once", "data.lengths and arrays of different lengths")
-    n_trials = len(activity)
-    rows, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
-    kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], one, notes)
+    n_trials, counted_from, times = len(activity), raw["counted_from"], None
+    if "trial_starts" in raw:
+        n_trials = np.size(raw["trial_starts"])
+        activity, lengths, times, options = _about_trials(activity, raw, options, notes)
+    rows, _ = kept_of(raw.get("trials", options.trials), n_trials, counted_from, notes, what="trials")
+    kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], counted_from, notes)
+    rows = _long_enough(rows, lengths, notes)
     activity = _without_filler(activity[rows][:, :, kept], options.kind, notes)
     kind = _kind(activity, options.kind, notes)
-    values = {kind: activity} | ({} if lengths is None else {"lengths": lengths[rows]})
+    values = {kind: activity} | {k: x[rows] for k, x in (("lengths", lengths), ("times", times)) if x is not None}
     bin_s = options.bin_s if options.bin_s is not None or kind == "rates" else _BIN_S
     return _finished(values, raw, options, bin_s, name, notes, neuron_names=names, rows=rows, n_trials=n_trials)
 
 
-def _of_spike_times(raw: dict[str, Any], options: ArraysOptions, one: int, name: str, notes: list[str]) -> Recording:
+def _about_trials(
+    activity: np.ndarray, raw: dict[str, Any], options: ArraysOptions, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, ArraysOptions]:
+    """Of a continuous recording (1, time, neurons): windows about the trials' times (trials, time, neurons), their lengths, of which
+    0 are those of trials that were not recorded, and times in s; options whose inputs are such windows as well."""
+    require(
+        len(activity) == 1,
+        "data.trial_starts",
+        "with one continuous recording, whose data.axes are without trial",
+        options.axes,
+    )
+    bins, first = within_recording(windows(raw, options, options.bin_s, notes), activity.shape[1], notes)
+    n_trials = np.size(raw["trial_starts"])
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        """Of all trials of the file; those that are not in ``bins`` are empty."""
+        found = samples_about(x, first, bins.lengths, options.max_gigabytes)
+        whole = np.zeros((n_trials, *found.shape[1:]), found.dtype)
+        whole[bins.rows] = found
+        return whole
+
+    inputs, axes = raw["inputs"], options.input_axes
+    if inputs and "trial" not in (axes or ()):
+        given = axes or ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
+        for key, value in inputs.items():
+            of_key = [axis for axis in given if axis != "input"] if np.ndim(value) == len(given) - 1 else given
+            x = laid_out(value, of_key, key, options.max_gigabytes, last="input")[0]
+            if x.shape[:2] != activity.shape[:2]:
+                raise UserError(
+                    f"data.inputs {key} with the {activity.shape[1]} samples of the activity", f"shape {x.shape[1:]}"
+                )
+            inputs[key] = cut(x[0])
+        options = replace(options, axes=None, input_axes=["trial", "time", "input"])
+    lengths, times = np.zeros(n_trials, np.int64), np.zeros(n_trials)
+    lengths[bins.rows], times[bins.rows] = bins.lengths, bins.event_s
+    return cut(activity[0]), lengths, times, options
+
+
+def _long_enough(rows: np.ndarray, lengths: np.ndarray | None, notes: list[str]) -> np.ndarray:
+    """Those of the trials ``rows`` that have the two samples of a step; tells of others, as empty cells are."""
+    long = np.ones(len(rows), bool) if lengths is None else lengths[rows] >= 2
+    if not long.any():
+        raise UserError("trials of at least 2 samples", f"none of {len(rows)}")
+    if not long.all():
+        notes.append(f"{int((~long).sum())} of {len(rows)} trials left out: they have fewer than 2 samples")
+    return rows[long]
+
+
+def _of_spike_times(raw: dict[str, Any], options: ArraysOptions, name: str, notes: list[str]) -> Recording:
     bin_s = _BIN_S if options.bin_s is None else options.bin_s
-    found = count_spikes(raw, options, one, bin_s, notes)
-    rows = np.arange(len(found.counts)) if found.rows is None else found.rows
-    n_trials = len(rows) if found.rows is None else len(one_each(raw["trial_starts"], None, "", ""))
-    wanted, _ = kept_of(raw.get("trials", options.trials), n_trials, one, notes, what="trials")
+    counted_from = raw["counted_from"]
+    found = count_spikes(raw, options, counted_from["activity"], bin_s, notes)
+    rows, n_trials = np.arange(found.n_file) if found.rows is None else found.rows, found.n_file
+    chosen = raw.get("trials", options.trials)
+    wanted, _ = kept_of(chosen, n_trials, counted_from, notes, found.trial_names, what="trials")
     some = np.isin(rows, wanted)
     if not some.any():
         raise UserError("data.trials with some of the trials that were recorded", "none")
@@ -279,27 +342,34 @@ def require_activity(path: Any, options: ArraysOptions) -> None:
         told(paths_of(path), options.max_gigabytes)
 
 
-def _read(paths: list[Path], options: ArraysOptions) -> tuple[dict[str, Any], int]:
-    """What the options name, by option, and the number of the first cell or column in keys."""
+def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
+    """What the options name, by option; under ``counted_from``, by option, the number of the first trial or neuron in it."""
     raw: dict[str, Any] = {}
     with Sources(paths, options.max_gigabytes) as sources:
         key = options.activity if options.spike_times is None else options.spike_times
         main, file = sources.value(str(key))
         raw["activity" if options.spike_times is None else "spike_times"] = main
-        one = file.one
+        counted_from = {"activity": file.one}
         for what in (*_PER_TRIAL, "trials", "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
             named = getattr(options, what)
             if isinstance(named, str):
                 raw[what], beside = sources.value(named)
-                one = beside.one if what == "neurons" else one
+                counted_from[what] = beside.one
         raw["inputs"] = {named: sources.value(named)[0] for named in input_keys(options)}
+        ids = (
+            file.members(str(key).rpartition(":")[2])
+            if options.spike_times is not None and str(key).count("*") == 1
+            else []
+        )
+        if ids and all(x.isdecimal() for x in ids):
+            raw["neuron_names"] = ids
         if options.spike_times is not None and options.spike_neurons is None and isinstance(main, np.ndarray):
             with contextlib.suppress(UserError):  # a table of ragged columns, as NWB has them
                 raw["spike_times"] = split_by_ends(main.ravel(), sources.value(f"{key}_index")[0], str(key))
     for what in ("trial_starts", "trial_stops"):
         typed = given_numbers(getattr(options, what), f"data.{what}")
         raw |= {} if typed is None else {what: typed}
-    return raw, one
+    return raw | {"counted_from": counted_from}
 
 
 def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -333,19 +403,29 @@ def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
     if kind != "auto":
         return kind
     with np.errstate(invalid="ignore"):
-        seen = activity[~np.isnan(activity)] if activity.dtype.kind == "f" else activity
+        seen = activity[~np.isnan(activity)] if activity.dtype.kind == "f" else activity.ravel()
         whole = seen.size > 0 and seen.min() >= 0 and bool((seen == np.round(seen)).all())
     if whole and seen.min() > 0 and seen.mean() > _MOST_COUNTS:
         got = f"whole numbers from {seen.min():g} to {seen.max():g}, none of them 0"
         raise UserError(
             "data.kind, as these numbers may be spike counts or rates", got, "set data.kind=rates or spikes"
         )
+    step = _common_factor(seen) if whole and _common_factor(seen[:1000]) != 1 else 1
+    if step > 1 and len(np.unique(seen)) > _FEW_VALUES:
+        got = f"whole numbers that are all multiples of {step}"
+        remedy = "set data.kind=rates, if they are counts over the width of a bin, or spikes"
+        raise UserError("data.kind, as these numbers may be rates", got, remedy)
     notes.append(
         "all numbers are whole: read as spike counts (if they are rates, set data.kind=rates)"
         if whole
         else "read as rates (if they are spike counts, set data.kind=spikes)"
     )
     return "spikes" if whole else "rates"
+
+
+def _common_factor(x: np.ndarray) -> int:
+    """The greatest whole number of which all are multiples; 0 of zeros alone."""
+    return int(np.gcd.reduce(x.astype(np.int64), axis=None))
 
 
 READER = Reader(ArraysOptions, load_arrays, formats=FORMATS, refuses=require_activity, several=True)

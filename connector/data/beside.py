@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,19 @@ def label(x: Any) -> str:
 
 
 def kept_of(
-    value: Any, number: int, one: int, notes: list[str], ids: Sequence[str] = (), what: str = "neurons"
+    value: Any,
+    number: int,
+    counted_from: Mapping[str, int],
+    notes: list[str],
+    ids: Sequence[str] = (),
+    what: str = "neurons",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers of the neurons (or trials) kept, (n,) from 0, and their names; none where all are.
 
     Args:
-        value: a mask, or numbers or names of neurons; None: all. number: of the neurons. ids: their names, where the file
-            has names; a mask may then be of all names from 0 (or ``one``) on. what: of the option.
+        value: a mask, or numbers or names of neurons; None: all. number: of the neurons. counted_from: by option the number of the
+            first of them in its value, and under ``activity`` in names. ids: names, where the file has names; a mask may then
+            be of all names from the first number on. what: of the option.
 
     Raises:
         UserError: none of these, or none is kept.
@@ -39,6 +45,7 @@ def kept_of(
         return np.arange(number), ()
     chosen = one_each([np.asarray(x) for x in value] if isinstance(value, (list, tuple)) else value, None, "", "")
     of_two = chosen.dtype.kind in "biuf" and bool(np.isin(chosen, (0, 1)).all())
+    one = counted_from.get(what, counted_from["activity"])
     named = ids or tuple(str(i + one) for i in range(number))
     if of_two and chosen.size == number:
         kept = np.flatnonzero(chosen)
@@ -56,7 +63,7 @@ def kept_of(
         )
     require(len(kept) > 0, f"data.{what} that keeps some", "none kept")
     notes.append(f"{len(kept)} of {number} {what} kept (data.{what})")
-    return kept, tuple(named[i] for i in kept)
+    return kept, tuple(ids[i] if ids else str(i + counted_from["activity"]) for i in kept)
 
 
 def input_keys(options: Any) -> list[str]:

@@ -27,6 +27,10 @@ _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 _NAMED = 12  # keys that a message names
 
 
+# In place of what a key names in an empty cell: this object, and no other empty array.
+ABSENT = np.zeros(0)
+
+
 @dataclass(frozen=True)
 class Leaf:
     """An array that is not read yet."""
@@ -94,7 +98,12 @@ class _Group(Mapping):
         if h5py.check_string_dtype(item.dtype) is not None:
             return np.asarray(item.asstr(errors="replace")[()], dtype=str)
         value = np.asarray(item[()])
-        return list(value.ravel()) if h5py.check_vlen_dtype(item.dtype) is not None else _unpacked(value, item.attrs)
+        return nested(value) if h5py.check_vlen_dtype(item.dtype) is not None else _unpacked(value, item.attrs)
+
+
+def nested(value: np.ndarray) -> list:
+    """The arrays in an array of objects, as lists in lists."""
+    return [nested(x) for x in value] if value.ndim > 1 else list(value)
 
 
 def _unpacked(value: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
@@ -128,6 +137,8 @@ class Contents:
         return self._plain(self._walk(self.root, key.strip("/"), ""), key)
 
     def _plain(self, node: Any, key: str) -> Any:
+        if node is ABSENT:
+            return node
         node = node.read() if isinstance(node, Leaf) else node
         if isinstance(node, Mapping):
             return [self._plain(node[name], f"{key}/{name}") for name in natural(node)]
@@ -174,10 +185,20 @@ class Contents:
         raise self._absent(rest, place, natural(node))
 
     def _each(self, items: list, rest: str, place: str) -> list:
-        """What the rest of a key names in each of the items; cells that are empty have nothing there and are left out."""
-        kept = [x for x in items if not rest or not _is_empty(x)]
-        found = [self._walk(x, rest, f"{place}/*") for x in kept]
-        return Cells(found, items.shape) if isinstance(items, Cells) and len(found) == len(items) else found
+        """What the rest of a key names in each of the items. Cells that are empty have nothing there: :data:`ABSENT` keeps their
+        place, so that the numbers of the others stay."""
+        found = [ABSENT if rest and _is_empty(x) else self._walk(x, rest, f"{place}/*") for x in items]
+        return Cells(found, items.shape) if isinstance(items, Cells) else found
+
+    def members(self, key: str) -> list[str]:
+        """The names that the first `*` of a key stands for, of a group or struct; none of a list, or where there is no `*`."""
+        before, star, _ = key.strip("/").partition("*")
+        head = re.match(r"(?:.*[/.])?", before)[0]
+        node = self._walk(self.root, head.rstrip("/."), "") if star else None
+        pattern = _split(key.strip("/")[len(head) :])[0]
+        return (
+            [name for name in natural(node) if fnmatch.fnmatchcase(name, pattern)] if isinstance(node, Mapping) else []
+        )
 
     def _absent(self, rest: str, place: str, names: list[str]) -> UserError:
         there = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from connector.errors import UserError
 from connector.files import check_size
 
 AXES = ("trial", "time", "neuron")
-_LISTS_ONLY = "an array has its axes in one order in all trials; save trials of different lengths as a list of arrays"
+_LISTS_ONLY = "check the order of data.axes (those of the list come first); trials of different lengths have to be a list of arrays"
 
 
 def check_axes(axes: Sequence[str], known: Sequence[str], option: str) -> None:
@@ -37,6 +38,11 @@ def _levels(value: Any) -> list[tuple[int, ...]]:
     return found
 
 
+def depth_of(value: Any) -> int:
+    """How many axes the lists have that hold the arrays."""
+    return sum(map(len, _levels(value)))
+
+
 def grid_of(value: Any, where: str) -> np.ndarray:
     """The arrays of nested lists, as an array of objects with an axis for each level of lists."""
     return _leaves(value, _levels(value), where)
@@ -56,6 +62,10 @@ def _leaves(value: Any, levels: list[tuple[int, ...]], where: str) -> np.ndarray
     def fill(part: Any, rest: list[tuple[int, ...]], at: tuple[int, ...]) -> None:
         if not rest:
             grid[at] = part
+            return
+        if isinstance(part, np.ndarray) and not part.size:  # an empty cell in place of a list
+            for below in np.ndindex(grid[at].shape):
+                grid[at][below] = part
             return
         if not isinstance(part, list) or len(part) != math.prod(rest[0]):
             got = len(part) if isinstance(part, list) else "an array"
@@ -96,7 +106,7 @@ def laid_out(
 
     Args:
         value: numbers; axes: some of trial, time and ``last``, one for each list level and axis of the arrays; where: the
-            key, for messages.
+            key, for messages. Arrays of a list that have all axes each are joined, their trials one after the other.
 
     Returns:
         array (trials, time, channels), float64 or as it was, and lengths (trials,) int64, or None where all are equal.
@@ -116,7 +126,16 @@ def laid_out(
             f"{where} with the axes ({', '.join(axes)})", f"lists nested {n_levels} deep", "name an axis for each"
         )
     inner = list(axes[n_levels:])
-    parts = [_fitted(numbers(x, where), len(inner), where, axes) for x in grid.ravel()]
+    found = [numbers(x, where) for x in grid.ravel()]
+    if n_levels == 1 and "trial" in axes and len(found) > 1 and {x.ndim for x in found} == {len(axes)}:
+        return _joined([_ordered(x, axes, last) for x in found], where, max_gigabytes)
+    like = next((x for x in found if x.size), found[0])
+    if "trial" in axes[:n_levels] and "time" in inner:  # an empty cell is a trial without samples
+        none = np.array(
+            [0 if name == "time" else n for name, n in zip(inner, _fitted(like, len(inner), where, axes).shape)]
+        )
+        found = [x if x.size else np.zeros(none, like.dtype) for x in found]
+    parts = [_fitted(x, len(inner), where, axes) for x in found]
     longest = np.max([x.shape for x in parts], axis=0) if inner else ()
     size = 8e-9 * len(parts) * math.prod(longest)
     check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")
@@ -124,7 +143,8 @@ def laid_out(
         return _ordered(np.stack(parts).reshape(*grid.shape, *parts[0].shape), axes, last), None
     ragged = [name for i, name in enumerate(inner) if len({x.shape[i] for x in parts}) > 1]
     if ragged != ["time"] or "trial" not in axes[:n_levels]:
-        shapes = ", ".join(map(str, list(dict.fromkeys(x.shape for x in parts))[:4]))
+        counts = Counter(x.shape for x in parts).most_common()
+        shapes = ", ".join(map(str, dict.fromkeys([*(shape for shape, _ in counts[:3]), counts[-1][0]])))
         raise UserError(
             f"arrays in {where} that differ in the number of samples of a trial alone", f"shapes {shapes}", _LISTS_ONLY
         )
@@ -138,6 +158,23 @@ def laid_out(
         row[tuple(slice(n) for n in x.shape)] = x
     lengths = samples.max(others) if others else samples
     return _ordered(padded.reshape(*grid.shape, *longest), axes, last), lengths.astype(np.int64)
+
+
+def _joined(parts: list[np.ndarray], where: str, max_gigabytes: float) -> tuple[np.ndarray, np.ndarray | None]:
+    """The trials of several arrays (trials, time, channels), one after the other, and their lengths where these differ."""
+    channels = {x.shape[2] for x in parts}
+    if len(channels) > 1:
+        raise UserError(f"arrays of one number of neurons in {where}", ", ".join(map(str, sorted(channels))))
+    sizes, steps = [len(x) for x in parts], [x.shape[1] for x in parts]
+    check_size(
+        8e-9 * sum(sizes) * max(steps) * channels.pop(),
+        max_gigabytes,
+        "raise data.max_gigabytes if the memory is there",
+    )
+    if len(set(steps)) == 1:
+        return np.concatenate(parts), None
+    padded = [np.pad(x, ((0, 0), (0, max(steps) - x.shape[1]), (0, 0))) for x in parts]
+    return np.concatenate(padded), np.repeat(steps, sizes).astype(np.int64)
 
 
 def _ordered(x: np.ndarray, axes: Sequence[str], last: str) -> np.ndarray:
@@ -158,7 +195,8 @@ def numbers(value: Any, where: str) -> np.ndarray:
 
 
 def one_each(value: Any, number: int | None, what: str, where: str, of: str = "trials") -> np.ndarray:
-    """One number or text for each of ``number`` trials (None: of any number), or other things, (number,).
+    """One number or text for each of ``number`` trials (None: of any number), or other things, (number,); NaN, or an empty text, for
+    an empty cell of a list with one value in the others.
 
     Raises:
         UserError: another number of them.
@@ -166,7 +204,10 @@ def one_each(value: Any, number: int | None, what: str, where: str, of: str = "t
     if isinstance(value, list):
         parts = [np.ravel(x) for x in flattened(value)]
         sizes = {len(x) for x in parts}
-        if len(parts) == number and sizes != {1}:
+        if sizes == {0, 1}:
+            none = np.array([""] if any(x.dtype.kind in "SU" for x in parts) else [np.nan])
+            parts = [x if len(x) else none for x in parts]
+        elif len(parts) == number and sizes != {1}:
             raise UserError(
                 f"{what} with one value for each of {number} trials", f"{sorted(sizes)} in parts of {where}"
             )

@@ -158,9 +158,18 @@ def only_observed(
     return bins.take(trials), units[of_units]
 
 
-def only_recorded(counts: np.ndarray, bins: TrialBins, notes: list[str]) -> tuple[np.ndarray, TrialBins]:
+_ONE_CLOCK = (
+    "check that spike_times and times of trials share a clock: data.time_units, data.spike_times, data.from_start"
+)
+
+
+def only_recorded(
+    counts: np.ndarray, bins: TrialBins, notes: list[str], remedy: str = _ONE_CLOCK
+) -> tuple[np.ndarray, TrialBins]:
     """Counts (trials, steps, units) and bins without the trials that hold no spike of any unit where others hold too many
     for chance: the recording had ended, or paused.
+
+    ``remedy``: what to do where that is most of the trials.
 
     Raises:
         UserError: more than half of the trials are such.
@@ -170,8 +179,7 @@ def only_recorded(counts: np.ndarray, bins: TrialBins, notes: list[str]) -> tupl
         return counts, bins
     if 2 * empty.sum() > len(empty):
         raise UserError(
-            "spikes in most trials", f"none of any unit in {int(empty.sum())} of {len(empty)}",
-            "check that spike_times and times of trials share a clock: data.time_units, data.spike_times, data.from_start",
+            "spikes in most trials", f"none of any unit in {int(empty.sum())} of {len(empty)}", remedy,
         )  # fmt: skip
     held = counts[~empty].sum() / (~empty).sum()
     notes.append(

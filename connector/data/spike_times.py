@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from connector.data.beside import kept_of, label
-from connector.data.layout import axes_of_lists, flattened, grid_of, numbers, one_each
+from connector.data.contents import ABSENT
+from connector.data.layout import axes_of_lists, depth_of, flattened, grid_of, numbers, one_each
 from connector.data.nwb_clock import ENOUGH_SPIKES, FAR, SLOW_HZ
 from connector.data.nwb_observed import only_recorded
 from connector.data.nwb_trials import TrialBins
 from connector.data.settings import seconds
+from connector.data.trial_windows import UNITS, whole_bins, windows
 from connector.errors import UserError
 from connector.files import check_size
 
-_MOST_BINS = 10**8  # of a trial
+_SEVERAL = 5  # trials
 _OF_TRIALS = "data.spike_trials, or trial among data.axes"
 
 
@@ -29,7 +31,8 @@ class Events:
     Attributes:
         times: (n,) seconds; neurons: (n,) numbers from 0; trials: (n,) numbers or texts of the trials that the times count from,
             or None for times of one recording.
-        names: of the neurons; named: by the file, not by their order. n_trials: where it is known.
+        names: of the neurons; named: by the file, not by their order. n_trials: where it is known; rows: which of the n_file
+            trials of the file these are, None for all.
     """
 
     times: np.ndarray
@@ -38,18 +41,23 @@ class Events:
     names: tuple[str, ...]
     n_trials: int | None = None
     named: bool = False
+    rows: np.ndarray | None = None
+    n_file: int = 0
 
 
 @dataclass(frozen=True)
 class Counted:
     """Counts (trials, steps, neurons) float32; lengths (trials,) or None where they are to be told from the counts; start of
-    each trial in the session (trials,), s, or None; which of the trials of the file these are, or None for all; names of neurons."""
+    each trial in the session (trials,), s, or None; which of the n_file trials of the file these are, or None for all; names of
+    neurons, and of trials where the file has them."""
 
     counts: np.ndarray
     lengths: np.ndarray | None
     times_s: np.ndarray | None
     rows: np.ndarray | None
     names: tuple[str, ...]
+    n_file: int
+    trial_names: tuple[str, ...] = ()
 
 
 def count_spikes(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]) -> Counted:
@@ -64,18 +72,18 @@ def count_spikes(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, n
     Raises:
         UserError: arrays that do not go together, no spike or no bin in the windows, too many bins.
     """
-    events = _chosen(_events(raw, options, one), raw.get("neurons", options.neurons), one, notes)
+    events = _chosen(_events(raw, options, one, notes), raw.get("neurons", options.neurons), raw["counted_from"], notes)
     if not len(events.times):
         raise UserError(f"spike times in {options.spike_times}", "none")
-    rows, starts = None, None
+    rows, starts, named = events.rows, None, ()
     if raw.get("trial_starts") is not None:
         if events.trials is not None:
             raise UserError(f"trials given once: data.trial_starts, or {_OF_TRIALS}", "both")
-        bins = _windows(raw, options, bin_s, notes)
+        bins = windows(raw, options, bin_s, notes)
         _check_clock(events, bins)
         rows, starts = bins.rows, bins.event_s
     elif events.trials is not None:
-        events, bins = _side_by_side(events, raw, options, one, bin_s)
+        events, bins, named = _side_by_side(events, raw, options, one, bin_s, notes)
     else:
         bins = _whole(events, options, bin_s, notes)
         starts = bins.event_s
@@ -88,15 +96,17 @@ def count_spikes(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, n
             "check that both are in seconds; data.spike_unit_s and data.trial_unit_s set other units",
         )
     lengths: np.ndarray | None = bins.lengths
-    if rows is not None:
-        counts, bins = only_recorded(counts, bins, notes)
+    n_file = bins.n_trials if rows is None else events.n_file
+    if raw.get("trial_starts") is not None:
+        n_file = np.size(raw["trial_starts"])
+        counts, bins = only_recorded(counts, bins, notes, UNITS)
         rows, starts, lengths = bins.rows, bins.event_s, bins.lengths
     elif events.trials is not None and options.stop_s is None:
         lengths = None  # a trial's end is where its spikes end
-    return Counted(counts, lengths, starts, rows, events.names)
+    return Counted(counts, lengths, starts, rows, events.names, n_file, named)
 
 
-def _events(raw: Mapping[str, Any], options: Any, one: int) -> Events:
+def _events(raw: Mapping[str, Any], options: Any, one: int, notes: list[str]) -> Events:
     """What the options say of spikes, as one list of events."""
     value, where, unit = raw["spike_times"], options.spike_times, seconds(options.spike_unit_s, "data.spike_unit_s")
     if "spike_neurons" in raw:
@@ -116,28 +126,69 @@ def _events(raw: Mapping[str, Any], options: Any, one: int) -> Events:
             f"the neuron of each of the {value.size} spikes of {where}", "none", "name it: data.spike_neurons=KEY"
         )
     axes = list(options.axes or ["neuron"])
+    if options.axes is None and depth_of(value) > max(1, str(where).count("*")):
+        raise UserError(
+            f"data.axes of the lists of times in {where}, which are nested {depth_of(value)} deep", "none",
+            "set data.axes=[trial,neuron] or [neuron,trial]; [neuron] takes each list as a neuron",
+        )  # fmt: skip
     if sorted(axes) not in (["neuron"], ["neuron", "trial"]):
         raise UserError("data.axes of lists of spike times as [neuron], [trial,neuron] or [neuron,trial]", str(axes))
-    if isinstance(value, np.ndarray):  # a row of times each, NaN behind them
+    if isinstance(value, np.ndarray):  # a row of times each, NaN or zeros behind them
+        value = _without_zeros(value, where, notes)
         value = [list(x) for x in value] if len(axes) == 2 else list(value)
+    found = _of_lists(value, axes, raw.get("neuron_names", ()), where, one, notes)
+    return replace(found, times=unit * found.times)
+
+
+def _without_zeros(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
+    """Rows of ascending times, NaN where zeros fill them up behind a later time."""
+    rows = numbers(rows, where).astype(float)
+    filled = np.logical_and.accumulate((rows == 0)[..., ::-1], axis=-1)[..., ::-1]
+    filled &= (rows > 0).any(-1, keepdims=True)
+    if not filled.any():
+        return rows
+    notes.append(f"zeros behind the times in {int(filled.any(-1).sum())} rows of {where}: taken as padding")
+    return np.where(filled, np.nan, rows)
+
+
+def _of_lists(
+    value: list, axes: Sequence[str], member_names: Sequence[str], where: str, one: int, notes: list[str]
+) -> Events:
+    """Of a list of times for each neuron, or trial and neuron. Neurons and trials whose cells are all empty are left out."""
     if len(axes) == 1:
         lists = flattened(value)
         grid = np.empty((len(lists), 1), dtype=object)
         grid[:, 0] = lists
     else:
         grid = axes_of_lists(grid_of(value, where), axes, ("neuron", "trial"), where)
+    absent = np.array([x is ABSENT for x in grid.ravel()], dtype=bool).reshape(grid.shape)
+    present, shown = (np.flatnonzero(~absent.all(axis)) for axis in (1, 0))
+    names = np.array(member_names if len(member_names) == len(grid) else [str(k + one) for k in range(len(grid))])
+    named = len(present) < len(grid) or len(member_names) == len(grid)
+    if len(present) < len(grid):
+        notes.append(
+            f"{len(grid) - len(present)} empty cells of {where} left out; neurons have the numbers of their cells"
+        )
+    grid = grid[present][:, shown]
     flat = [numbers(x, where).ravel().astype(float) for x in grid.ravel()]
     sizes = [len(x) for x in flat]
     times = np.concatenate(flat) if flat else np.zeros(0)
     neurons, trials = (np.repeat(index.ravel(), sizes)[np.isfinite(times)] for index in np.indices(grid.shape))
-    names = tuple(str(k + one) for k in range(len(grid)))
     of_trials = (trials, grid.shape[1]) if "trial" in axes else (None, None)
-    return Events(unit * times[np.isfinite(times)], neurons, of_trials[0], names, of_trials[1])
+    rows = None
+    if "trial" in axes and len(shown) < absent.shape[1]:
+        rows = shown
+        notes.append(f"{absent.shape[1] - len(shown)} trials whose cells are empty left out")
+    names_said = tuple(names[present].tolist())
+    return Events(
+        times[np.isfinite(times)], neurons, of_trials[0], names_said, of_trials[1], named, rows, absent.shape[1]
+    )
 
 
-def _chosen(events: Events, chosen: Any, one: int, notes: list[str]) -> Events:
+def _chosen(events: Events, chosen: Any, counted_from: Mapping[str, int], notes: list[str]) -> Events:
     """Those of the neurons that ``data.neurons`` names."""
-    kept, names = kept_of(chosen, len(events.names), one, notes, events.names if events.named else ())
+    ids = events.names if events.named else ()
+    kept, names = kept_of(chosen, len(events.names), counted_from, notes, ids)
     place = np.full(len(events.names), -1)
     place[kept] = np.arange(len(kept))
     inside = place[events.neurons] >= 0
@@ -148,46 +199,8 @@ def _chosen(events: Events, chosen: Any, one: int, notes: list[str]) -> Events:
     )
 
 
-def _lengths(span: np.ndarray, bin_s: float) -> np.ndarray:
-    """Whole bins that fit into so many seconds."""
-    bins = np.floor(np.round(span, 9) / bin_s + 1e-6)
-    if bins.max(initial=0) > _MOST_BINS:
-        got = f"{bins.max() * bin_s:.3g} s"
-        raise UserError(
-            f"trials of at most {_MOST_BINS:g} bins of {bin_s:g} s", got, "say what the unit is: data.spike_unit_s"
-        )
-    return bins.astype(np.int64)
-
-
-def _windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
-    """Trials about their times in the session."""
-    unit = seconds(options.spike_unit_s if options.trial_unit_s is None else options.trial_unit_s, "data.trial_unit_s")
-    starts = unit * numbers(one_each(raw["trial_starts"], None, "", ""), "data.trial_starts").astype(float)
-    ends = np.full(len(starts), np.inf) if options.stop_s is None else starts + options.stop_s
-    if raw.get("trial_stops") is not None:
-        stops = one_each(raw["trial_stops"], len(starts), "data.trial_stops", "data.trial_stops")
-        ends = np.minimum(ends, unit * numbers(stops, "data.trial_stops").astype(float))
-    if not np.isfinite(ends[np.isfinite(starts)]).any():
-        raise UserError(
-            "the end of each trial", "none", "give data.trial_stops=KEY, or data.stop_s seconds after the start"
-        )
-    begin = starts + (options.start_s or 0.0)
-    timed = np.isfinite(begin) & np.isfinite(ends)
-    lengths = _lengths(np.where(timed, ends - begin, 0.0), bin_s)
-    kept = (lengths >= 2).nonzero()[0]
-    if len(kept) < len(starts):
-        notes.append(
-            f"{len(starts) - len(kept)} of {len(starts)} trials left out: they have no times, or are shorter than 2 bins"
-        )
-    if not len(kept):
-        raise UserError(
-            f"trials of at least 2 bins of {bin_s:g} s", f"none of {len(starts)}", "see data.bin_s, data.trial_unit_s"
-        )
-    return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
-
-
 def _check_clock(events: Events, bins: TrialBins) -> None:
-    """Refuses spike times in another unit than those of the trials."""
+    """Refuses spike times in another unit than those of the trials, and trials that all lie within one of them."""
     first, last, begin = float(events.times.min()), float(events.times.max()), float(bins.begin.min())
     end = float((bins.begin + bins.lengths * bins.bin_s).max())
     busiest = float(np.bincount(events.neurons).max()) / max(last - first, 1e-9)
@@ -195,7 +208,15 @@ def _check_clock(events: Events, bins: TrialBins) -> None:
         raise UserError(
             "spike times and times of trials on one clock",
             f"spikes {first:g} to {last:g} s, no neuron above {busiest:.2g} Hz, trials {begin:g} to {end:g} s",
-            "say what their units are: data.spike_unit_s, data.trial_unit_s",
+            UNITS,
+        )
+
+    apart = float(bins.begin.max()) - float(bins.begin.min())
+    if bins.n_trials >= _SEVERAL and apart < end - begin - apart and last - first > FAR * (end - begin):
+        raise UserError(
+            "trials one after the other",
+            f"{bins.n_trials} trials that begin within {apart:.3g} s, in a recording of {last - first:.4g} s",
+            "say what the unit of the trials' times is: data.trial_unit_s",
         )
 
 
@@ -203,7 +224,7 @@ def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> Tria
     """One recording without trials."""
     first = float(events.times.min()) if options.start_s is None else options.start_s
     last = float(events.times.max()) if options.stop_s is None else options.stop_s
-    lengths = _lengths(np.array([last - first]), bin_s)
+    lengths = whole_bins(np.array([last - first]), bin_s)
     if lengths[0] < 2:
         raise UserError(f"a recording of at least 2 bins of {bin_s:g} s", f"{first:g} to {last:g} s")
     if options.start_s is None or options.stop_s is None:
@@ -214,11 +235,11 @@ def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> Tria
 
 
 def _side_by_side(
-    events: Events, raw: Mapping[str, Any], options: Any, one: int, bin_s: float
-) -> tuple[Events, TrialBins]:
-    """Trials whose times all count from zero, laid one behind the other on one clock."""
+    events: Events, raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]
+) -> tuple[Events, TrialBins, tuple[str, ...]]:
+    """Trials whose times all count from zero, laid one behind the other on one clock; and their names, where they have any."""
     assert events.trials is not None
-    n_trials, labels = events.n_trials, events.trials
+    n_trials, labels, named = events.n_trials, events.trials, ()
     beside = [
         np.size(raw[what]) for what in ("choices", "times", "conditions") if isinstance(raw.get(what), np.ndarray)
     ]
@@ -232,13 +253,16 @@ def _side_by_side(
         n_trials, trial = beside[0], labels.astype(np.int64) - one
     elif n_trials is None:
         different, trial = np.unique(labels, return_inverse=True)
-        n_trials = len(different)
+        n_trials, named = len(different), tuple(map(label, different.tolist()))
+        missing = int(labels.max() - labels.min()) + 1 - n_trials if whole else 0
+        if missing:
+            notes.append(f"{missing} trials without a spike, by the numbers of the others, are not among the trials")
     else:
         trial = labels
     low = min(0.0, float(events.times.min()))
     start = bin_s * math.floor(low / bin_s + 1e-9) if options.start_s is None else options.start_s
     stop = float(events.times.max()) + bin_s if options.stop_s is None else options.stop_s
-    lengths = np.repeat(_lengths(np.array([stop - start]), bin_s), n_trials)
+    lengths = np.repeat(whole_bins(np.array([stop - start]), bin_s), n_trials)
     if lengths[0] < 2:
         raise UserError(
             f"trials of at least 2 bins of {bin_s:g} s", f"{start:g} to {stop:g} s", "see data.bin_s, data.spike_unit_s"
@@ -248,7 +272,7 @@ def _side_by_side(
     times = events.times[inside] - start + apart * trial[inside]
     begin = apart * np.arange(n_trials)
     laid = replace(events, times=times, neurons=events.neurons[inside], trials=trial[inside], n_trials=n_trials)
-    return laid, TrialBins(np.arange(n_trials), begin, begin, lengths, bin_s)
+    return laid, TrialBins(np.arange(n_trials), begin, begin, lengths, bin_s), named
 
 
 def _counts(events: Events, bins: TrialBins, max_gigabytes: float) -> np.ndarray:

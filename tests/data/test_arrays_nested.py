@@ -170,7 +170,7 @@ def test_a_cell_without_a_field_is_left_out_and_an_empty_cell_is_kept(tmp_path):
     x = [draw.poisson(2.0, size=(5, 8)) for _ in range(3)]
     held = cells([cells([{"n": x[0]}, np.zeros((0, 0))]), np.zeros((0, 0)), cells([{"n": x[1]}, {"n": x[2]}])])
     savemat(tmp_path / "x.mat", {"c": held})
-    with pytest.raises(UserError, match="lists of 1 in every part"):
+    with pytest.raises(UserError, match="Name its 2 axes"):
         load_arrays(tmp_path / "x.mat", activity="c/*/*/n", axes=["neuron", "trial", "time"])
     assert load_arrays(tmp_path / "x.mat", activity="c/3/n", axes=["neuron", "trial", "time"]).activity.shape == (
         5,

@@ -109,7 +109,7 @@ def test_times_in_the_session_are_cut_at_the_trials(tmp_path, spikes):
     for i in range(TRIALS):
         cut[i, STEPS - i :] = 0
     assert holds(until, cut)
-    with pytest.raises(UserError, match=r"data\.spike_unit_s and data\.trial_unit_s"):
+    with pytest.raises(UserError, match=r"data\.trial_unit_s"):
         load(paths, trial_starts="intervals/0", stop_s=0.4, **keys)
     by_unit = [np.sort(at[neuron == k]) for k in range(NEURONS)]
     padded = np.full((NEURONS, max(map(len, by_unit))), np.nan)

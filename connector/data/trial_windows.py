@@ -1,0 +1,111 @@
+"""Trials as windows about times in the session, for spike times and for continuous activity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from connector.data.layout import numbers, one_each
+from connector.data.nwb_trials import TrialBins
+from connector.data.settings import seconds
+from connector.errors import UserError
+from connector.files import check_size
+
+UNITS = "say what their units are: data.spike_unit_s, data.trial_unit_s"
+_MOST_BINS = 10**8  # of a trial
+
+
+def whole_bins(span: np.ndarray, bin_s: float) -> np.ndarray:
+    """Whole bins that fit into so many seconds."""
+    bins = np.floor(np.round(span, 9) / bin_s + 1e-6)
+    if bins.max(initial=0) > _MOST_BINS:
+        got = f"{bins.max() * bin_s:.3g} s"
+        raise UserError(
+            f"trials of at most {_MOST_BINS:g} bins of {bin_s:g} s", got, "say what the unit is: data.spike_unit_s"
+        )
+    return bins.astype(np.int64)
+
+
+def times_of_trials(value: Any, what: str, number: int | None = None) -> np.ndarray:
+    """(n,) float64: one time for each trial; ``what``: the option.
+
+    Raises:
+        UserError: a table of several columns, no numbers, or another number of them.
+    """
+    if isinstance(value, np.ndarray) and sum(n > 1 for n in value.shape) > 1:
+        raise UserError(f"{what} with one time for each trial", f"shape {value.shape}", "name one column: KEY/NUMBER")
+    return numbers(one_each(value, number, what, what), what).astype(float)
+
+
+def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
+    """Trials about their times in the session, as the options of :class:`connector.data.arrays.ArraysOptions` say.
+
+    Raises:
+        UserError: times that are none of trials, or no trial of two bins.
+    """
+    unit = seconds(options.spike_unit_s if options.trial_unit_s is None else options.trial_unit_s, "data.trial_unit_s")
+    starts = unit * times_of_trials(raw["trial_starts"], "data.trial_starts")
+    ends = np.full(len(starts), np.inf) if options.stop_s is None else starts + options.stop_s
+    if raw.get("trial_stops") is not None:
+        stops = unit * times_of_trials(raw["trial_stops"], "data.trial_stops", len(starts))
+        with np.errstate(invalid="ignore"):
+            early = (stops < starts)[np.isfinite(stops + starts)]
+        if early.mean(dtype=float) > 0.5:
+            raise UserError(
+                "data.trial_stops after data.trial_starts", f"before them in {int(early.sum())} trials",
+                "give times, not durations; for trials of one length, data.stop_s",
+            )  # fmt: skip
+        ends = np.minimum(ends, stops)
+    if not np.isfinite(ends[np.isfinite(starts)]).any():
+        raise UserError(
+            "the end of each trial", "none", "give data.trial_stops=KEY, or data.stop_s seconds after the start"
+        )
+    begin = starts + (options.start_s or 0.0)
+    timed = np.isfinite(begin) & np.isfinite(ends)
+    lengths = whole_bins(np.where(timed, ends - begin, 0.0), bin_s)
+    kept = (lengths >= 2).nonzero()[0]
+    if len(kept) < len(starts):
+        notes.append(
+            f"{len(starts) - len(kept)} of {len(starts)} trials left out: they have no times, or are shorter than 2 bins"
+        )
+    if not len(kept):
+        raise UserError(
+            f"trials of at least 2 bins of {bin_s:g} s", f"none of {len(starts)}", "see data.bin_s, data.trial_unit_s"
+        )
+    return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
+
+
+def within_recording(bins: TrialBins, n_samples: int, notes: list[str]) -> tuple[TrialBins, np.ndarray]:
+    """The windows that lie within a continuous recording of so many samples ``bin_s`` apart, and the first sample of each; tells of
+    others.
+
+    Raises:
+        UserError: most lie outside.
+    """
+    first = np.round(bins.begin / bins.bin_s).astype(np.int64)
+    inside = (first >= 0) & (first + bins.lengths <= n_samples)
+    if 2 * inside.sum() < len(inside):
+        got = f"{int((~inside).sum())} of {len(inside)} outside; they begin from {bins.begin.min():.4g} to {bins.begin.max():.4g} s"
+        raise UserError(
+            f"trials within the {n_samples} samples of {bins.bin_s:g} s, {n_samples * bins.bin_s:.4g} s", got,
+            "see data.bin_s, and data.trial_unit_s for times in other units (in samples: the same as data.bin_s)",
+        )  # fmt: skip
+    if not inside.all():
+        notes.append(f"{int((~inside).sum())} of {len(inside)} trials left out: they reach beyond the recording")
+    return bins.take(inside), first[inside]
+
+
+def samples_about(x: np.ndarray, first: np.ndarray, lengths: np.ndarray, max_gigabytes: float) -> np.ndarray:
+    """Windows (trials, time, channels) of x (samples, channels), zero behind a window's end.
+
+    Args:
+        first, lengths: (trials,) samples.
+    """
+    longest = int(lengths.max())
+    check_size(1e-9 * len(first) * longest * x[:1].nbytes, max_gigabytes, "see data.stop_s, data.bin_s")
+    steps = np.arange(longest)
+    found = x[np.minimum(first[:, None] + steps, len(x) - 1)]
+    found[steps >= lengths[:, None]] = 0
+    return found
