@@ -213,6 +213,8 @@ def load_arrays(
     if options.spike_times is not None:
         return _of_spike_times(raw, options, name, notes)
     activity, lengths = _activity(raw, options)
+    if options.axes is None:
+        notes.append(f"axes taken as {', '.join(AXES)} (data.axes): {', '.join(map(str, activity.shape))}")
     if lengths is not None and "lengths" in raw:
         raise UserError("lengths of trials given once", "data.lengths and arrays of different lengths")
     n_trials, counted_from, times = len(activity), raw["counted_from"], None

@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         lists: sizes of the lists that hold the arrays, outermost first. one: number of the first column in keys. first: the
-            first array that was read.
+            first array that was read. ascending: whether no number of any array is smaller than the one before it.
     """
 
     key: str
@@ -39,6 +39,7 @@ class Entry:
     low: float = math.inf
     high: float = -math.inf
     whole: bool = True
+    ascending: bool = True
     words: list[str] = field(default_factory=list)
     first: np.ndarray | None = None
     unread: str = ""
@@ -81,6 +82,8 @@ class Entry:
             if finite.size:
                 self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
                 self.whole &= bool((finite == np.round(finite)).all())
+                flat = finite.ravel()
+                self.ascending = self.ascending and bool((flat[1:] >= flat[:-1]).all())
             if finite.size < x.size:
                 self.unread = "NaN or infinite among them"
 

@@ -10,15 +10,13 @@ import numpy as np
 
 from connector.data.entries import Entry
 
-_ACTIVITY = re.compile(
-    r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^f$|^x$|^y$|data|bins", re.I
-)
+_ACTIVITY = re.compile(r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^[cfxy]$|data|bins", re.I)
 _NOT_ACTIVITY = re.compile(
     r"time|label|weight|mask|iscell|stim|input|choice|angle|target|position|length|interval|lfp|_index$|neu$", re.I
 )
-_TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$", re.I)
+_TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$|^spk", re.I)
 _OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template", re.I)
-_STARTS = re.compile(r"start|onset|_on$|trial_times?|^go|cue|align", re.I)
+_STARTS = re.compile(r"start|onset|_on$|on_times?$|trial_times?|^go|cue|align", re.I)
 _PAIRS = re.compile(r"interval|trials?$|epochs?$|start_?stop|on_?off", re.I)
 _OF_TRIALS = {
     "choices": "choice|decision|response",
@@ -26,8 +24,29 @@ _OF_TRIALS = {
     "conditions": "condition|label|target|stim",
 }
 _MASK = re.compile(r"iscell|is_cell|good|mask|keep|kept|valid|select", re.I)
+_ACCEPTED = re.compile(r"^idx_components$|^accepted|^good_?(ids?|idx|cells|units|neurons)$", re.I)
 _FEWEST_SPIKES = 50
-_RATE = re.compile(r"^(fs|fps|frame_?rate|sampling_?rate|sample_?rate|sr)$", re.I)
+_FRAMES = re.compile(r"^(fr|fps|(frame|imaging|volume)_?(rate|freq\w*))(_?hz)?$", re.I)
+_PERIOD = re.compile(r"^(dt|frame_?(period|interval)|bin_?(size|width)|bin(?=_))(_?s|_?sec|_?ms)?$", re.I)
+_AXIS = re.compile(r"^t|time|stamp|bin|_m?s$", re.I)
+_RATE = re.compile(r"^(fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
+_FAR = 1000  # times smaller: seconds beside samples
+_LONGEST_MS = 30_000  # of a trial whose spike times are whole numbers
+_HIGH = 20  # on average, of counts that are never 0
+_TAU_S = 0.1  # as data.tau is by default
+_EVEN = 0.1  # sd of the steps of a time axis, relative to their mean
+_PLAIN = re.compile(r"(\.{0,2}/)?(?!(null|true|false|inf|nan)$)[a-z_][\w/.:*+@%-]*", re.I | re.A)
+
+
+def quoted(value: object) -> str:
+    """A KEY or a path as Hydra reads it back: in double quotes where it is more than a plain word."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else '"' + re.sub(r'(\\*)("|$)', _escaped, text) + '"'
+
+
+def _escaped(found: re.Match) -> str:
+    """Backslashes before a quote, or at the end, twice; the quote behind one."""
+    return 2 * found[1] + (r"\"" if found[2] else "")
 
 
 def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
@@ -39,32 +58,34 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
     plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_last(e.key))] or plausible
     if not plausible:
         return [], ""
-    chosen = max(
-        plausible, key=lambda e: (bool(_ACTIVITY.search(_last(e.key))), len(_axes_of(e)), math.prod(map(abs, e.shape)))
-    )
+    chosen = max(plausible, key=_rank)
     sizes, others = _axes_of(chosen), [e for e in found if e is not chosen]
     axes = _guessed_axes(chosen, sizes, others)
-    kind = "spikes" if chosen.counts else "rates"
-    options = [f"data.activity={chosen.key}", f"data.axes=[{','.join(axes)}]", f"data.kind={kind}"]
+    not_counts = _not_counts(chosen) if chosen.counts else ""
+    kind = "spikes" if chosen.counts and not not_counts else "rates"
+    options = [f"data.activity={quoted(chosen.key)}", f"data.axes=[{','.join(axes)}]", f"data.kind={kind}"]
     if kind == "rates":
         options.append(f"data.activation={'tanh' if -1 <= chosen.low < 0 and chosen.high <= 1 else 'softplus'}")
-    neurons = sizes[axes.index("neuron")]
-    for e in others:
-        if (
-            _MASK.search(_last(e.key))
-            and 0 <= e.low <= e.high <= 1
-            and _axes_of(e)[:1] == (neurons,)
-            and len(_axes_of(e)) < 3
-        ):
-            options.append(f"data.neurons={e.key}" + (f"/{e.one}" if len(_axes_of(e)) == 2 else ""))
-            break
+    options += _neurons(others, sizes[axes.index("neuron")])
+    n_time = sizes[axes.index("time")]
+    bin_s, source = _seconds_between(chosen, n_time, others)
+    said = [not_counts] if not_counts else []
     if "trial" not in axes:
-        return options + _pieces(found), _of_one_bin(chosen, sizes, others)
-    trials = sizes[axes.index("trial")]
-    for what, names in _OF_TRIALS.items():
-        beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
-        options += [f"data.{what}={beside[0].key}"] if beside else []
-    return options, ""
+        said += [_of_one_bin(chosen, n_time, others), source or "set data.bin_s to the seconds between samples"]
+        return options + _pieces(bin_s or 0.01), "; ".join(filter(None, said))
+    options += _of_trials(others, sizes[axes.index("trial")])
+    if bin_s:
+        steps, _, tau = _pieces(bin_s)
+        options += [steps, tau] if bin_s > _TAU_S else [steps]
+        said = [*(said or ["check axes and kind"]), source]
+    return options, "; ".join(said)
+
+
+def _rank(entry: Entry) -> tuple:
+    """Among arrays that may be activity, the greater the likelier."""
+    name = _last(entry.key)
+    by_name = bool(_ACTIVITY.search(name))
+    return by_name, len(_axes_of(entry)), math.prod(map(abs, entry.shape)), bool(re.search("dff|df_f", name, re.I))
 
 
 def _may_be_activity(entry: Entry) -> bool:
@@ -72,79 +93,191 @@ def _may_be_activity(entry: Entry) -> bool:
     return 2 <= len(sizes) <= 3 and math.prod(map(abs, sizes)) > 20 and min(map(abs, sizes)) < 10**5
 
 
+def _not_counts(entry: Entry) -> str:
+    """Why whole numbers are more likely rates or fluorescence than counts, or ""."""
+    x = entry.first[np.isfinite(entry.first)].astype(np.int64)
+    if not x.size:
+        return ""
+    if entry.low > 0 and x.mean() > _HIGH:
+        return f"{entry.key} has whole numbers without a 0, taken as rates: set data.kind=spikes if they are counts"
+    divisor = int(np.gcd.reduce(x[:1_000_000]))
+    divisor = int(np.gcd.reduce(x)) if divisor != 1 else 1
+    if divisor < 2 or len(np.unique(x[x > 0])) < 3:
+        return ""
+    return f"{entry.key} has multiples of {divisor}, taken as rates: set data.kind=spikes if they are counts"
+
+
+def _neurons(others: Sequence[Entry], number: int) -> list[str]:
+    """The option for a mask of the neurons, or for numbers of those that are kept."""
+    for e in others:
+        sizes = _axes_of(e)
+        if _MASK.search(_last(e.key)) and 0 <= e.low <= e.high <= 1 and sizes[:1] == (number,) and len(sizes) < 3:
+            return [f"data.neurons={quoted(f'{e.key}/{e.one}' if len(sizes) == 2 else e.key)}"]
+    for e in others:
+        numbers = _ACCEPTED.search(_last(e.key)) and e.whole and e.first is not None and not e.lists
+        if numbers and e.one <= e.low <= e.high < number + e.one and len(np.unique(e.first)) == e.first.size:
+            return [f"data.neurons={quoted(e.key)}"]
+    return []
+
+
+def _of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]:
+    """Options for what there is one value of in each trial, ``but`` one."""
+    options = []
+    for what, names in _OF_TRIALS.items():
+        beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
+        options += [f"data.{what}={quoted(beside[0].key)}"] if beside and what != but else []
+    return options
+
+
 def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
     """Of lists of times by unit, or of a vector of times with the unit of each."""
     for entry in found:
         name = _last(entry.key)
-        ascending = entry.first is not None and entry.first.size > 1 and bool((np.diff(entry.first.ravel()) >= 0).all())
-        few = sum(map(math.prod, entry.shapes)) < _FEWEST_SPIKES
-        if few or entry.low >= entry.high or name.endswith("_index") or not _TIMES.search(name):
+        few = _size(entry) < _FEWEST_SPIKES
+        if few or entry.low >= entry.high or name.endswith("_index") or any(_paces(entry, e) for e in found):
             continue
-        lists = (
-            bool(entry.lists)
-            and _axes_of(entry)[-1:] == (-1,)
-            and len(_axes_of(entry)) == len([n for n in entry.lists if n != 1]) + 1
-        )
+        lists = entry.ascending and _of_vectors(entry)
+        two = lists and len(entry.lists) == 2 and min(entry.lists) > 1 and len(entry.shapes) == math.prod(entry.lists)
+        if not (_TIMES.search(name) or (two and not _NOT_ACTIVITY.search(name))):
+            continue
         alone = not entry.lists and len(_axes_of(entry)) == 1
-        of_each = [
-            e
-            for e in found
-            if alone and e is not entry and e.shapes == entry.shapes and e.counts and _OF_NEURONS.search(_last(e.key))
+        beside = [
+            e for e in found if alone and e is not entry and not e.lists and _size(e) == _size(entry) and e.counts
         ]
-        if not ((lists and ascending) or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
+        of_each = [e for e in beside if _OF_NEURONS.search(_last(e.key))]
+        of_each.sort(key=lambda e: "template" in _last(e.key).lower())
+        if not (lists or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
             continue
-        options = [f"data.spike_times={entry.key}"] + ([f"data.spike_neurons={of_each[0].key}"] if of_each else [])
+        starts, of_windows = _windows(entry, found)
+        if two and (not starts or _axes_of(starts)[0] in entry.lists):
+            return _of_units_and_trials(entry, found)
+        options = [f"data.spike_times={quoted(entry.key)}"]
+        options += [f"data.spike_neurons={quoted(of_each[0].key)}"] if of_each else []
         options += ["data.spike_unit_s=1/30000"] if entry.whole else []
         said = (
             "times that are whole numbers are taken as samples at 30 kHz"
             if entry.whole
             else "times are taken as seconds"
         )
-        said += ", each list as a neuron" if len([n for n in entry.lists if n != 1]) > 1 else ""
-        of_trial = [e for e in found if of_each and e.shapes == entry.shapes and re.search("trial", _last(e.key), re.I)]
+        if len(entry.lists) > 1:
+            options, said = [*options, "data.axes=[neuron]"], f"{said}, each list as a neuron"
+        of_trial = [e for e in beside if of_each and re.search("trial", _last(e.key), re.I)]
         if of_trial:
-            return [*options, f"data.spike_trials={of_trial[0].key}"], said
-        starts = [e for e in found if e is not entry and not e.lists and len(_axes_of(e)) == 1 and e.low < e.high]
-        starts = [e for e in starts if _STARTS.search(_last(e.key)) and math.prod(e.shape) >= 3]
-        pairs = [e for e in found if _PAIRS.search(_last(e.key)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
-        if pairs and pairs[0].low < pairs[0].high:
-            key, one = pairs[0].key, pairs[0].one
-            unit = ["data.trial_unit_s=1"] if entry.whole else []
-            return [*options, f"data.trial_starts={key}/{one}", f"data.trial_stops={key}/{one + 1}", *unit], said
+            return [*options, f"data.spike_trials={quoted(of_trial[0].key)}"], said
         if starts:
-            unit = ["data.trial_unit_s=1"] if entry.whole else []
-            return [
-                *options,
-                f"data.trial_starts={starts[0].key}",
-                "data.stop_s=1",
-                *unit,
-            ], f"{said}, trials as 1 s long"
+            return options + of_windows, said + (", trials as 1 s long" if "data.stop_s=1" in of_windows else "")
         return [*options, "data.bin_s=0.05", "data.piece_s=2"], said
     return [], ""
 
 
-def _pieces(found: Sequence[Entry]) -> list[str]:
-    """Of a recording without trials: the seconds between samples, where a rate is among the arrays."""
-    rate = next((e.low for e in found if _RATE.search(_last(e.key)) and e.low == e.high > 0), None)
-    bin_s = 0.01 if rate is None else float(f"{1 / rate:.4g}")
-    return [f"data.bin_s={bin_s:g}", f"data.piece_s={max(2.0, 50 * bin_s):g}", f"data.tau={max(0.1, 3 * bin_s):g}"]
+def _windows(entry: Entry, found: Sequence[Entry]) -> tuple[Entry | None, list[str]]:
+    """The array with the trials' times in the session, if there is one, and its options beside those of the spike times."""
+    pairs = [e for e in found if _PAIRS.search(_last(e.key)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
+    starts = [e for e in found if e is not entry and not e.lists and len(_axes_of(e)) == 1 and e.low < e.high]
+    starts = [e for e in starts if _STARTS.search(_last(e.key)) and math.prod(e.shape) >= 3]
+    if pairs and pairs[0].low < pairs[0].high:
+        chosen, one = pairs[0], pairs[0].one
+        options = [
+            f"data.trial_{what}={quoted(f'{chosen.key}/{one + i}')}" for i, what in enumerate(("starts", "stops"))
+        ]
+    elif starts:
+        chosen, options = starts[0], [f"data.trial_starts={quoted(starts[0].key)}", "data.stop_s=1"]
+    else:
+        return None, []
+    in_seconds = entry.whole and (not chosen.whole or _FAR * chosen.high < entry.high)
+    return chosen, options + (["data.trial_unit_s=1"] if in_seconds else [])
 
 
-def _of_one_bin(chosen: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) -> str:
-    """What is doubtful of two axes: that they are those of one recording, and what its samples are apart."""
-    for n in sizes:
-        beside = [e for e in others if math.prod(e.shape) == n > 1]
-        if beside:
+def _of_units_and_trials(entry: Entry, found: Sequence[Entry]) -> tuple[list[str], str]:
+    """Of a list of times for each unit in each trial: trials are what other arrays have one value for each of, else the more."""
+    others = [e for e in found if e is not entry]
+    matched = [any(math.prod(e.shape) == n for e in others) for n in entry.lists]
+    trial = max((0, 1), key=lambda i: (matched[i], entry.lists[i]))
+    axes = ["neuron", "neuron"]
+    axes[trial] = "trial"
+    options = [f"data.spike_times={quoted(entry.key)}", f"data.axes=[{','.join(axes)}]"]
+    unit, said = "", "seconds"
+    if entry.whole:
+        unit, said = ("0.001", "milliseconds") if entry.high < _LONGEST_MS else ("1/30000", "samples at 30 kHz")
+    options += [f"data.spike_unit_s={unit}"] if unit else []
+    options += _of_trials(others, entry.lists[trial], but="lengths")
+    sizes = f"{entry.lists[1 - trial]} neurons and {entry.lists[trial]} trials"
+    return options, f"the lists of {entry.key} are taken as of {sizes}, times as {said} in the trial: check data.axes"
+
+
+def _of_vectors(entry: Entry) -> bool:
+    """Whether an entry is lists of vectors of different lengths."""
+    vectors = all(sum(n > 1 for n in shape) <= 1 for shape in entry.shapes)
+    return bool(entry.lists) and vectors and len(set(map(math.prod, entry.shapes))) > 1
+
+
+def _paces(entry: Entry, other: Entry) -> bool:
+    """Whether an entry is the time axis of another: evenly spaced, and list by list as long as one axis of it."""
+    if entry is other or entry.lists != other.lists or len(entry.shapes) != len(other.shapes) or not _step(entry):
+        return False
+    lengths = [math.prod(shape) for shape in entry.shapes]
+    return any(list(sizes) == lengths for sizes in zip(*other.shapes))
+
+
+def _step(entry: Entry) -> float:
+    """Between the numbers of an evenly spaced ascending vector; 0 for another array."""
+    x = np.empty(0) if entry.first is None else entry.first.ravel().astype(float)
+    steps = np.diff(x)
+    even = len(x) > 2 and steps.min() > 0 and steps.std() <= _EVEN * steps.mean()
+    return float(np.median(steps)) if even else 0.0
+
+
+def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tuple[float, str]:
+    """Seconds between samples and where they are from, of the likeliest of the arrays that tell; 0 and "" where none does."""
+
+    def along_time(e: Entry) -> bool:
+        if n_time == -1:
+            return _paces(e, chosen)
+        return e.lists in ((), chosen.lists) and {math.prod(shape) for shape in e.shapes} == {n_time}
+
+    single = [e for e in others if not e.lists and _size(e) == 1 and 0 < e.low < math.inf]
+    told = [(e, 1 / e.low) for e in single if _FRAMES.search(_last(e.key))]
+    told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_last(e.key))]
+    told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_last(e.key)) and along_time(e)]
+    told += [(e, 1 / e.low) for e in single if _RATE.search(_last(e.key))]
+    return next(((float(f"{x:.4g}"), f"data.bin_s is from {e.key}") for e, x in told if x), (0.0, ""))
+
+
+def _seconds(entry: Entry, step: float) -> float:
+    """A step of time in seconds: large ones are milliseconds; 0 for 1, which may be either, or no time at all."""
+    unit = re.search(r"(_s|_?sec|_?ms)$", _last(entry.key), re.I)
+    if unit:
+        return step / 1000 if unit[0].lower().endswith("ms") else step
+    if step == 1:
+        return 0.0
+    return step / 1000 if step > 5 or (step >= 2 and entry.whole) else step
+
+
+def _pieces(bin_s: float) -> list[str]:
+    """Options of a recording without trials, given the seconds between samples."""
+    return [f"data.bin_s={bin_s:g}", f"data.piece_s={max(2.0, 50 * bin_s):g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
+
+
+def _of_one_bin(chosen: Entry, n_time: int, others: Sequence[Entry]) -> str:
+    """What is doubtful of two axes where the samples have labels, whose values return: they may be trials."""
+    for e in others:
+        returns = e.words or (e.first is not None and 2 * len(np.unique(e.first)) <= n_time)
+        if returns and math.prod(e.shape) == n_time > 1:
             return (
-                f"{beside[0].key} has one value for each of the {n} entries of an axis of {chosen.key}: if these are trials of one bin each, "
+                f"{e.key} has one value for each of the {n_time} entries of an axis of {chosen.key}: if these are trials of one bin each, "
                 "they show no dynamics"
             )
-    return "set data.bin_s to the seconds between samples"
+    return ""
+
+
+def _size(entry: Entry) -> int:
+    """Of numbers in all arrays."""
+    return sum(map(math.prod, entry.shapes))
 
 
 def _last(key: str) -> str:
-    """The last name of a key."""
-    names = [part for part in key.split("/") if part.strip("*")]
+    """The last name of a key, without the file's; of a name with dots what is behind them."""
+    names = [part for part in re.split(r"[/.]", key.rpartition(":")[2]) if part.strip("*")]
     return names[-1] if names else key
 
 

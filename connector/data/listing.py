@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from connector.data.entries import Entry, entries
-from connector.data.guessing import guess
+from connector.data.guessing import guess, quoted
 from connector.data.sources import Sources
 from connector.errors import UserError
 
@@ -22,18 +22,21 @@ def described(paths: Sequence[Path], max_gigabytes: float) -> tuple[list[str], s
         UserError: a file that cannot be read.
     """
     found: list[Entry] = []
+    stems = [path.stem for path in paths]
     with Sources(paths, max_gigabytes) as sources:
         for file in sources.files:
             of_file = entries(file)
+            label = file.path.stem if stems.count(file.path.stem) == 1 else file.path
             for entry in of_file:
-                entry.key = f"{file.path.stem}:{entry.key}" if len(paths) > 1 else entry.key
+                entry.key = f"{label}:{entry.key}" if len(paths) > 1 else entry.key
             found += of_file
     rows = [entry.row for entry in found[:_LINES]]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
     lines = ["  ".join([x.ljust(n) for x, n in zip(row, widths)] + [row[3]]).rstrip() for row in rows]
     lines += [f"... and {len(found) - _LINES} more"] if len(found) > _LINES else []
     options, doubt = guess(found)
-    path = f"data.path=[{','.join(map(str, paths))}]" if len(paths) > 1 else f"data.path={paths[0]}"
+    named = ",".join(map(quoted, paths))
+    path = f"data.path=[{named}]" if len(paths) > 1 else f"data.path={named}"
     if not options:
         return lines, ""
     command = shlex.join(["python", "train.py", "data=arrays", path, *options])

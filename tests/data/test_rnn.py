@@ -105,7 +105,12 @@ def test_what_a_low_rank_misses_of_a_network_without_noise_is_not_taken_for_nois
         (lambda: {"W": torch.eye(3), "B": torch.ones(1, 3)}, "transposed"),
         (lambda: {"W": torch.eye(3), "B": torch.ones(3, 1), "externalinputs": torch.ones(9, 5, 1)}, "data.alpha"),
         (lambda: {"W": torch.eye(3) * torch.nan, "B": torch.ones(3, 1)}, "finite"),
-        (lambda: of_torch(), "state dict"),
+        (lambda: of_torch(), "torch.nn.modules.rnn.RNN and would have to be unpickled"),
+        (lambda: of_torch().state_dict() | {"externalinputs": inputs().numpy()}, "torch.from_numpy(u)"),
+        (lambda: of_torch().state_dict() | {"externalinputs": inputs(), "nonlinearity": "gelu"}, "'gelu'"),
+        (lambda: of_torch().state_dict() | {"externalinputs": inputs(), "h0": torch.ones(12, K)}, f"{K} finite numbers"),
+        (lambda: of_torch().state_dict() | {"externalinputs": [inputs()]}, "(12, 15, 2)"),
+        (lambda: of_torch().state_dict() | {"externalinputs": inputs(), "O": "none"}, "readout O"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_network_is_refused_in_two_lines(tmp_path, saved, words):
@@ -135,7 +140,7 @@ def test_the_readout_gives_the_networks_outputs(tmp_path, names):
     net, u = of_torch(), inputs()
     weights, offset = torch.randn(3, K), torch.randn(3)
     torch.save(net.state_dict() | {"externalinputs": u} | dict(zip(names, (weights, offset))), tmp_path / "net.pt")
-    recording = load_rnn(tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt", activation="tanh")
     trained = recording.trained
     torch.testing.assert_close(trained.outputs, recording.activity @ weights.T + offset, rtol=1e-4, atol=1e-5)
     assert trained.targets is None
@@ -180,3 +185,114 @@ def test_a_network_that_runs_away_and_a_readout_that_does_not_fit_are_refused(tm
     torch.save(saved | {"O": torch.ones(2, 3), "c": torch.zeros(5)}, tmp_path / "net.pt")
     with pytest.raises(UserError, match=r"offset \(5,\)"):
         load_rnn(tmp_path / "net.pt")
+
+
+def test_the_nonlinearity_named_in_the_file_is_used_and_an_option_wins(tmp_path):
+    net, u = of_torch(nonlinearity="relu"), inputs()
+    saved = net.state_dict() | {"externalinputs": u, "config": {"nonlinearity": "relu", "task": "flip-flop"}}
+    torch.save(saved, tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(recording.activity, net(u)[0], rtol=1e-4, atol=1e-5)
+    assert recording.activation == "relu"
+    assert recording.notes[0] == "keys not used: config.task"
+    assert not any("assumed" in note for note in recording.notes)
+    recording = load_rnn(tmp_path / "net.pt", activation="tanh")
+    assert recording.activation == "tanh"
+    assert recording.notes[0] == "keys not used: config.nonlinearity, config.task"
+
+
+def test_tanh_is_said_to_be_assumed_unless_the_rates_bear_it_out(tmp_path):
+    net, u = of_torch(), inputs()
+    with torch.no_grad():
+        rates = net(u)[0]
+    for more, assumed in (({}, True), ({"rates": rates}, False), ({"rates": rates.flip(0)}, True)):
+        torch.save(net.state_dict() | {"externalinputs": u} | more, tmp_path / "net.pt")
+        notes = load_rnn(tmp_path / "net.pt").notes
+        assert any("tanh assumed" in note for note in notes) == assumed
+    assert any("axes in another order" in note for note in notes)
+    torch.save(net.state_dict() | {"rates": rates}, tmp_path / "net.pt")
+    assert any("tanh assumed" in note for note in load_rnn(tmp_path / "net.pt").notes)
+
+
+@pytest.mark.parametrize("trials", [12, 80])
+def test_time_before_trials_is_refused_where_the_rates_show_it(tmp_path, trials):
+    net, u = of_torch(), inputs(trials)
+    with torch.no_grad():
+        rates = net(u)[0]
+    torch.save(net.state_dict() | {"externalinputs": u, "rates": rates}, tmp_path / "net.pt")
+    assert load_rnn(tmp_path / "net.pt").n_trials == trials
+    exchanged = {"externalinputs": u.transpose(0, 1), "rates": rates.transpose(0, 1)}
+    torch.save(net.state_dict() | exchanged, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"got \(time, trials, U\)"):
+        load_rnn(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(("key", "shape"), [("h0", (K,)), ("model.h_0", (1, 1, K))])
+def test_a_torch_rnn_starts_from_the_initial_state_of_the_file(tmp_path, key, shape):
+    net, u, h0 = of_torch(), inputs(), torch.linspace(-1, 1, K)
+    torch.save(net.state_dict() | {"externalinputs": u, key: h0.reshape(shape)}, tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(recording.activity, net(u, h0.expand(1, 12, K))[0], rtol=1e-4, atol=1e-5)
+    assert f"from {key.removeprefix('model.')} of the file" in recording.notes[0]
+
+
+def test_a_network_that_filters_its_inputs_starts_from_the_initial_state_of_the_file(tmp_path):
+    net = make_network(k=K, n_inputs=U, has_bias=True)
+    known = record_filtered(net, trials=12)  # its potentials start from d
+    weights = {"W": net.connectivity.numpy(), "B": net.b.numpy(), "d": net.d.numpy(), "h0": net.d.numpy(), "alpha": 0.1}
+    np.savez(tmp_path / "net.npz", **weights, externalinputs=known.inputs.numpy())
+    recording = load_rnn(tmp_path / "net.npz")
+    torch.testing.assert_close(recording.activity, known.activity, rtol=0, atol=1e-6)
+
+
+def test_a_damaged_file_is_not_said_to_hold_objects(tmp_path):
+    torch.save(of_torch().state_dict() | {"externalinputs": inputs()}, tmp_path / "net.pt")
+    content = (tmp_path / "net.pt").read_bytes()
+    (tmp_path / "net.pt").write_bytes(content.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9"))
+    with pytest.raises(UserError, match=r"that is whole.*cannot be read"):
+        load_rnn(tmp_path / "net.pt")
+
+
+def test_a_list_of_trials_is_one_array_with_their_lengths(tmp_path):
+    net, u = of_torch(), inputs()
+    with torch.no_grad():
+        rates = net(u)[0]
+    lengths = [15 - i % 3 for i in range(12)]
+    for ends, more in (([15] * 12, {}), (lengths, {}), ([15] * 12, {"lengths": lengths})):
+        trials = [x[:end] for x, end in zip(u, ends, strict=True)]
+        torch.save(net.state_dict() | more | {"externalinputs": trials}, tmp_path / "net.pt")
+        recording = load_rnn(tmp_path / "net.pt")
+        assert recording.lengths.tolist() == more.get("lengths", ends)
+        torch.testing.assert_close(recording.activity[recording.mask], rates[recording.mask], rtol=1e-4, atol=1e-5)
+        assert torch.equal(recording.inputs[recording.mask], u[recording.mask])
+    given = {key: [x[:end] for x, end in zip(of, lengths)] for key, of in (("externalinputs", u), ("rates", rates))}
+    torch.save(net.state_dict() | given, tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt")
+    assert recording.lengths.tolist() == lengths
+    assert recording.trained.noiseless
+
+
+def test_two_layers_that_could_be_the_readout_are_named(tmp_path):
+    layers = {
+        f"{name}.{key}": x for name in ("policy", "value") for key, x in torch.nn.Linear(K, 2).state_dict().items()
+    }
+    torch.save(of_torch().state_dict() | {"externalinputs": inputs()} | layers, tmp_path / "net.pt")
+    recording = load_rnn(tmp_path / "net.pt")
+    assert "the readout is ambiguous: policy.weight, value.weight" in recording.notes[0]
+    assert recording.trained.outputs is None
+
+
+@pytest.mark.parametrize("prefix", ["", "cell."])
+def test_a_torch_rnn_cell_is_read_like_a_torch_rnn(tmp_path, prefix):
+    torch.manual_seed(0)
+    cell, u = torch.nn.RNNCell(U, K), inputs()
+    saved = {f"{prefix}{key}": x for key, x in cell.state_dict().items()}
+    torch.save(saved | {"externalinputs": u}, tmp_path / "net.pt")
+    recording, h = load_rnn(tmp_path / "net.pt"), torch.zeros(12, K)
+    with torch.no_grad():
+        for t in range(15):
+            h = cell(u[:, t], h)
+            torch.testing.assert_close(recording.activity[:, t], h, rtol=1e-4, atol=1e-5)
+    assert not any("not used" in note for note in recording.notes)

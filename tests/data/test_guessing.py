@@ -1,0 +1,205 @@
+"""The command that `connector look` suggests is the one that reads the file, and Hydra accepts it."""
+
+import shlex
+
+import h5py
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from matlab73 import cells
+from scipy.io import savemat
+
+from connector.data.arrays import load_arrays
+from connector.data.guessing import quoted
+from connector.data.listing import described
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(7)
+
+
+def smooth(draw, *shape):
+    """(..., time), successive samples alike."""
+    return np.cumsum(draw.normal(size=shape), axis=-1)
+
+
+def guessed(*paths):
+    """Options of the command guessed, as Hydra reads them; what is said to be doubtful."""
+    command, said = described(paths, 1.0)[1].split("\n")
+    found = [OverridesParser.create().parse_override(word) for word in shlex.split(command)[3:]]
+    options = {x.key_or_group.removeprefix("data."): x.value() for x in found}
+    plain = {k: v if isinstance(v, (int, float)) else list(map(str, v)) if isinstance(v, list) else str(v) for k, v in options.items()}  # fmt: skip
+    return plain, said
+
+
+def read(options):
+    """What a command guessed reads."""
+    return load_arrays(options["path"], **{key: value for key, value in options.items() if key != "path"})
+
+
+def saved(folder, **arrays):
+    """A npy file for each array."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{name}.npy" for name in arrays]
+    for path, x in zip(paths, arrays.values()):
+        np.save(path, x)
+    return paths
+
+
+@pytest.mark.parametrize("name", ["stim_on", "trials.stimOn_times"])
+def test_a_sorters_columns_of_samples_go_with_trial_starts_in_seconds(tmp_path, draw, name):
+    samples = np.sort(draw.integers(0, 60 * 30_000, (3000, 1)), axis=0).astype(np.uint64)
+    units = draw.integers(0, 6, 3000).astype(np.int32)
+    starts = 2.0 * np.arange(29)  # whole numbers, but far smaller than the samples
+    paths = saved(tmp_path, spike_templates=units[:, None], spike_times=samples, spike_clusters=units, **{name: starts})
+    options, _ = guessed(*paths)
+    options.pop("path")
+    assert options == {
+        "spike_times": "spike_times:spike_times", "spike_neurons": "spike_clusters:spike_clusters",
+        "spike_unit_s": "1/30000", "trial_starts": f"{name}:{name}", "stop_s": 1, "trial_unit_s": 1,
+    }  # fmt: skip
+    assert load_arrays(paths, **options).activity.shape == (29, 100, 6)
+    paths = saved(tmp_path, spike_times=samples, spike_clusters=units, stim_on=(starts * 30_000).astype(int))
+    assert "trial_unit_s" not in guessed(*paths)[0]
+
+
+def test_the_bins_times_of_a_struct_array_are_no_spike_times(tmp_path, draw):
+    times = [np.arange(-50.0, -50 + 10 * n, 10) for n in (40, 55, 47, 61, 50)]
+    data = [{"spikes": draw.poisson(1.0, (8, len(t))), "times": t} for t in times]
+    savemat(tmp_path / "c.mat", {"Data": cells(data)})
+    options, _ = guessed(tmp_path / "c.mat")
+    assert (options["activity"], options["axes"]) == ("Data/*/spikes", ["trial", "neuron", "time"])
+    assert options["bin_s"] == 0.01  # steps of 10, in ms
+    assert read(options).lengths.tolist() == [40, 55, 47, 61, 50]
+    uneven = [{"ts": np.sort(draw.uniform(0, 60, len(t))), "waveforms": draw.normal(size=(len(t), 32))} for t in times]
+    savemat(tmp_path / "u.mat", {"unit": cells(uneven)})
+    assert guessed(tmp_path / "u.mat")[0]["spike_times"] == "unit/*/ts"
+
+
+def test_only_labels_of_samples_are_doubted_as_trials_of_one_bin(tmp_path, draw):
+    traces = smooth(draw, 20, 900)
+    beside = {"depth": draw.uniform(size=20), "group": np.arange(20) % 2, "when": np.cumsum(draw.uniform(size=900))}
+    np.savez(tmp_path / "a.npz", F=traces, **beside)
+    assert guessed(tmp_path / "a.npz")[1] == "This is a guess: set data.bin_s to the seconds between samples."
+    np.savez(tmp_path / "b.npz", F=traces, angle=22.5 * (np.arange(900) % 8), **beside)
+    assert "angle has one value for each of the 900" in guessed(tmp_path / "b.npz")[1]
+
+
+@pytest.mark.parametrize(
+    ("beside", "bin_s"),
+    [
+        ({"fr": 20.0, "fs": 30_000.0}, 0.05),
+        ({"frame_rate": 20, "sampling_rate": 1000.0}, 0.05),
+        ({"fs": 1000.0, "t": 3 + 0.04 * np.arange(5000)}, 0.04),
+        ({"dt": 0.02}, 0.02),
+        ({"dt": 20}, 0.02),
+        ({"frame_period": 33.3}, 0.0333),
+        ({"time_ms": np.arange(5000.0)}, 0.001),
+        ({"t": np.arange(5000)}, None),  # numbers of samples
+        ({"fr": np.arange(1.0, 4)}, None),
+        ({"fr": 2.0}, 0.5),
+    ],
+)
+def test_the_seconds_between_samples_are_those_that_the_file_tells(tmp_path, draw, beside, bin_s):
+    for name, shape in (("one", (8, 5000)), ("trials", (3, 8, 5000))):
+        np.savez(tmp_path / f"{name}.npz", dff=smooth(draw, *shape), **beside)
+        options, said = guessed(tmp_path / f"{name}.npz")
+        assert options.get("bin_s") == (bin_s or (0.01 if name == "one" else None))
+        assert ("data.bin_s is from" in said) == (bin_s is not None)
+        assert ("piece_s" in options) == (name == "one")
+        assert read(options).n_trials > 1
+
+
+def test_whole_numbers_that_are_rates_or_fluorescence_are_no_counts(tmp_path, draw):
+    counts = draw.poisson(1.0, (8, 12, 50))
+    cases = {
+        "spikes": (counts, ""),
+        "rates": (100 * counts, "multiples of 100"),
+        "fluorescence": (counts + 400, "without a 0"),
+        "high": (counts + 21 * (counts > 0), ""),  # as counts in wide bins
+        "of_two": (5 * (counts > 0), ""),  # no unit is to be seen
+    }
+    for name, (x, words) in cases.items():
+        np.savez(tmp_path / "a.npz", activity=x.astype(float))
+        options, said = guessed(tmp_path / "a.npz")
+        assert options["kind"] == ("rates" if words else "spikes"), name
+        assert words in said
+        assert ("set data.kind" in said) == bool(words)
+        assert read(options).kind == options["kind"]
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths(tmp_path, draw):
+    first, second = (saved(tmp_path / name, F=smooth(draw, n, 300))[0] for name, n in (("plane 0", 6), ("plane 1", 9)))
+    lines, _ = described([first, second], 1.0)
+    assert [line.split("  ")[0] for line in lines] == [f"{first}:F", f"{second}:F"]
+    options, _ = guessed(first, second)
+    assert options["activity"] == f"{second}:F"
+    assert read(options).n_neurons == 9
+
+
+def test_the_numbers_of_accepted_components_are_the_neurons(tmp_path, draw):
+    for name in ("C", "F_dff"):
+        with h5py.File(tmp_path / "c.hdf5", "w") as file:
+            file[f"estimates/{name}"] = smooth(draw, 9, 400)
+            file["estimates/f"] = smooth(draw, 2, 400)  # of the background
+            file["estimates/idx_components"], file["estimates/idx_components_bad"] = [1, 4, 8], [0, 2, 3, 5, 6, 7]
+            file["params/data/fr"] = 30
+        options, _ = guessed(tmp_path / "c.hdf5")
+        assert (options["activity"], options["bin_s"]) == (f"estimates/{name}", 0.03333)
+        assert options["neurons"] == "estimates/idx_components"
+        assert read(options).neuron_names == ("1", "4", "8")
+
+
+@pytest.mark.parametrize(
+    ("n_units", "n_trials", "beside", "axes"),
+    [(6, 30, None, "neuron trial"), (30, 6, None, "trial neuron"), (30, 6, 6, "neuron trial"), (6, 30, 30, "neuron trial")],
+)  # fmt: skip
+def test_cells_of_spike_times_by_unit_and_trial(tmp_path, draw, n_units, n_trials, beside, axes):
+    trains = [np.sort(draw.uniform(0, 1, draw.integers(1, 9)))[None] for _ in range(n_units * n_trials)]
+    trains[0], trains[5] = np.zeros((0, 0)), np.array([[0.5]])
+    arrays = {} if beside is None else {"choice": draw.integers(0, 2, beside)}
+    savemat(tmp_path / "s.mat", {"spk": cells(trains, (n_units, n_trials))} | arrays)
+    options, said = guessed(tmp_path / "s.mat")
+    assert (options["spike_times"], options["axes"]) == ("spk", axes.split())
+    assert "check data.axes" in said
+    assert ("choices" in options) == (beside is not None)
+    got = read(options)
+    assert got.n_trials == (n_trials if axes == "neuron trial" else n_units)
+    assert got.activity.sum() == sum(x.size for x in trains)
+
+
+def test_cells_by_probe_and_unit_are_neurons_where_trials_are_of_another_number(tmp_path, draw):
+    trains = [np.sort(draw.uniform(0, 60, draw.integers(100, 200))) for _ in range(12)]
+    for n, axes in ((29, ["neuron"]), (4, ["trial", "neuron"])):
+        starts = np.arange(n, dtype=float)
+        for beside in ({"stim_onset": starts}, {"trials": np.stack([starts, starts + 0.5], 1)}):
+            savemat(tmp_path / "p.mat", {"spk": cells(trains, (4, 3))} | beside)
+            options, _ = guessed(tmp_path / "p.mat")
+            assert options.get("axes") == axes
+            assert ("trial_starts" in options) == (n == 29)
+            assert read(options).n_neurons == (12 if n == 29 else 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a b", " a", "a(b)", "a,b", "it's", 'say "x"', 'a\\"b', "b\\", "\u00e9", "null", "1", "1e3", "a=b", "[a]", "{a}", "#a", "-a"],
+)  # fmt: skip
+def test_hydra_reads_back_keys_of_any_letters(text):
+    parse = OverridesParser.create().parse_override
+    assert parse(f"data.activity={quoted(text)}").value() == text
+    assert parse(f"data.path=[b,{quoted(text)}]").value()[1] == text
+
+
+def test_plain_keys_stay_as_they_are_and_odd_ones_make_a_command_that_works(tmp_path, draw):
+    parse = OverridesParser.create().parse_override
+    for text in ("data/x.y", "trial*/x", "../a-b.npz", "/x/F.npy:F", "x"):
+        assert quoted(text) == text == parse(f"data.activity={text}").value()
+    path = tmp_path / "my file (1), 'new'.npz"
+    trials = {'neural data (dF/F), "good"': smooth(draw, 7, 5, 40), "the choice": draw.integers(0, 2, 7)}
+    np.savez(path, **trials)
+    options, _ = guessed(path)
+    assert options["path"] == str(path)
+    got = read(options)
+    assert (got.n_trials, got.activity.shape[2]) == (7, 5)
+    assert got.choices is not None
