@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 _NAMED = 12  # keys that a message names
 
 
-# In place of what a key names in an empty cell: this object, and no other empty array.
-ABSENT = np.zeros(0)
+@cache
+def absent() -> np.ndarray:
+    """In place of what a key names in an empty cell: this object, and no other empty array."""
+    return np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Contents:
         return self._plain(self._walk(self.root, key.strip("/"), ""), key)
 
     def _plain(self, node: Any, key: str) -> Any:
-        if node is ABSENT:
+        if node is absent():
             return node
         node = node.read() if isinstance(node, Leaf) else node
         if isinstance(node, Mapping):
@@ -185,9 +188,9 @@ class Contents:
         raise self._absent(rest, place, natural(node))
 
     def _each(self, items: list, rest: str, place: str) -> list:
-        """What the rest of a key names in each of the items. Cells that are empty have nothing there: :data:`ABSENT` keeps their
+        """What the rest of a key names in each of the items. Cells that are empty have nothing there: :func:`absent` keeps their
         place, so that the numbers of the others stay."""
-        found = [ABSENT if rest and _is_empty(x) else self._walk(x, rest, f"{place}/*") for x in items]
+        found = [absent() if rest and _is_empty(x) else self._walk(x, rest, f"{place}/*") for x in items]
         return Cells(found, items.shape) if isinstance(items, Cells) else found
 
     def members(self, key: str) -> list[str]:

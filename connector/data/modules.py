@@ -424,7 +424,7 @@ def _doubts(recording: Recording) -> list[str]:
             busiest = float(mean_rates_hz(recording.activity, recording.lengths, recording.bin_s).max())
             if not _SLOWEST_HZ <= busiest <= _FASTEST_HZ:
                 said.append(
-                    f"the busiest neuron fires at {busiest:.2g} Hz: check that spike times, and data.bin_s, the width of bins, are in seconds"
+                    f"the busiest neuron fires at {busiest:.2g} Hz: check that data.bin_s, the width of bins, and spike times are in seconds"
                 )
     elif activity.max() > 1 and are_counts(activity):
         said.append(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from connector.data.beside import kept_of, label
-from connector.data.contents import ABSENT
+from connector.data.contents import absent
 from connector.data.layout import axes_of_lists, depth_of, flattened, grid_of, numbers, one_each
 from connector.data.nwb_clock import ENOUGH_SPIKES, FAR, SLOW_HZ
 from connector.data.nwb_observed import only_recorded
@@ -161,8 +161,8 @@ def _of_lists(
         grid[:, 0] = lists
     else:
         grid = axes_of_lists(grid_of(value, where), axes, ("neuron", "trial"), where)
-    absent = np.array([x is ABSENT for x in grid.ravel()], dtype=bool).reshape(grid.shape)
-    present, shown = (np.flatnonzero(~absent.all(axis)) for axis in (1, 0))
+    missing = np.array([x is absent() for x in grid.ravel()], dtype=bool).reshape(grid.shape)
+    present, shown = (np.flatnonzero(~missing.all(axis)) for axis in (1, 0))
     names = np.array(member_names if len(member_names) == len(grid) else [str(k + one) for k in range(len(grid))])
     named = len(present) < len(grid) or len(member_names) == len(grid)
     if len(present) < len(grid):
@@ -176,12 +176,12 @@ def _of_lists(
     neurons, trials = (np.repeat(index.ravel(), sizes)[np.isfinite(times)] for index in np.indices(grid.shape))
     of_trials = (trials, grid.shape[1]) if "trial" in axes else (None, None)
     rows = None
-    if "trial" in axes and len(shown) < absent.shape[1]:
+    if "trial" in axes and len(shown) < missing.shape[1]:
         rows = shown
-        notes.append(f"{absent.shape[1] - len(shown)} trials whose cells are empty left out")
+        notes.append(f"{missing.shape[1] - len(shown)} trials whose cells are empty left out")
     names_said = tuple(names[present].tolist())
     return Events(
-        times[np.isfinite(times)], neurons, of_trials[0], names_said, of_trials[1], named, rows, absent.shape[1]
+        times[np.isfinite(times)], neurons, of_trials[0], names_said, of_trials[1], named, rows, missing.shape[1]
     )
 
 
