@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from connector.data.beside import input_keys, inputs_of, kept_of
-from connector.data.contents import FORMATS
+from connector.data.contents import FORMATS, Contents
 from connector.data.layout import AXES, check_axes, laid_out, numbers, one_each, wrong_axes
 from connector.data.pieces import cut
 from connector.data.preprocessing import begun_at
@@ -20,7 +21,7 @@ from connector.data.readers import Reader
 from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
 from connector.data.spike_times import count_spikes, given_numbers, split_by_ends
-from connector.data.trial_windows import samples_about, windows, within_recording
+from connector.data.trial_windows import samples_about, times_of_trials, windows, within_recording
 from connector.declarations import require
 from connector.errors import UserError
 from connector.files import paths_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _BIN_S = 0.01
 _MOST_COUNTS = 20  # spikes in a bin, on average, of neurons that never pause
+_BLOCK, _EXACT = 1_000_000, 2**53  # numbers looked at together; beyond it not all whole numbers are told apart
 _FEW_VALUES = 3  # zero and some more, which may be multiples of a number by chance
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
 
@@ -225,7 +227,7 @@ def load_arrays(
     kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], counted_from, notes)
     rows = _long_enough(rows, lengths, notes)
     activity = _without_filler(activity[rows][:, :, kept], options.kind, notes)
-    kind = _kind(activity, options.kind, notes)
+    kind = _kind(activity, None if lengths is None else lengths[rows], options.kind, notes)
     values = {kind: activity} | {k: x[rows] for k, x in (("lengths", lengths), ("times", times)) if x is not None}
     bin_s = options.bin_s if options.bin_s is not None or kind == "rates" else _BIN_S
     return _finished(values, raw, options, bin_s, name, notes, neuron_names=names, rows=rows, n_trials=n_trials)
@@ -242,12 +244,15 @@ def _about_trials(
         "with one continuous recording, whose data.axes are without trial",
         options.axes,
     )
-    bins, first = within_recording(windows(raw, options, options.bin_s, notes), activity.shape[1], notes)
+    told = ~np.isnan(activity[0]).all(1) if activity.dtype.kind == "f" else np.ones(activity.shape[1], bool)
+    bins, first = within_recording(windows(raw, options, options.bin_s, notes), told, notes)
     n_trials = np.size(raw["trial_starts"])
 
     def cut(x: np.ndarray) -> np.ndarray:
         """Of all trials of the file; those that are not in ``bins`` are empty."""
         found = samples_about(x, first, bins.lengths, options.max_gigabytes)
+        if len(found) == n_trials:
+            return found
         whole = np.zeros((n_trials, *found.shape[1:]), found.dtype)
         whole[bins.rows] = found
         return whole
@@ -358,11 +363,7 @@ def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
                 raw[what], beside = sources.value(named)
                 counted_from[what] = beside.one
         raw["inputs"] = {named: sources.value(named)[0] for named in input_keys(options)}
-        ids = (
-            file.members(str(key).rpartition(":")[2])
-            if options.spike_times is not None and str(key).count("*") == 1
-            else []
-        )
+        ids = _names_of_units(file, str(key)) if options.spike_times is not None else []
         if ids and all(x.isdecimal() for x in ids):
             raw["neuron_names"] = ids
         if options.spike_times is not None and options.spike_neurons is None and isinstance(main, np.ndarray):
@@ -371,7 +372,16 @@ def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
     for what in ("trial_starts", "trial_stops"):
         typed = given_numbers(getattr(options, what), f"data.{what}")
         raw |= {} if typed is None else {what: typed}
+        raw |= {what: times_of_trials(raw[what], f"data.{what}")} if what in raw else {}
     return raw | {"counted_from": counted_from}
+
+
+def _names_of_units(file: Contents, key: str) -> list[str]:
+    """What the one `*` of a KEY stands for in a group."""
+    for rest in (key, key.rpartition(":")[2]) if key.count("*") == 1 else ():
+        with contextlib.suppress(UserError):
+            return file.members(rest)
+    return []
 
 
 def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -401,19 +411,22 @@ def _without_filler(activity: np.ndarray, kind: str, notes: list[str]) -> np.nda
     return np.where(filled[..., None], np.nan, activity.astype(float))
 
 
-def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
+def _kind(activity: np.ndarray, lengths: np.ndarray | None, kind: str, notes: list[str]) -> str:
+    """``kind``, or what the numbers (trials, time, neurons) are up to the trials' lengths (None: all)."""
     if kind != "auto":
         return kind
+    if lengths is not None and (lengths < activity.shape[1]).any():
+        activity = activity[np.arange(activity.shape[1]) < lengths[:, None]]
     with np.errstate(invalid="ignore"):
-        seen = activity[~np.isnan(activity)] if activity.dtype.kind == "f" else activity.ravel()
+        seen = activity[~np.isnan(activity)] if activity.dtype.kind == "f" else activity.reshape(-1)
         whole = seen.size > 0 and seen.min() >= 0 and bool((seen == np.round(seen)).all())
     if whole and seen.min() > 0 and seen.mean() > _MOST_COUNTS:
         got = f"whole numbers from {seen.min():g} to {seen.max():g}, none of them 0"
         raise UserError(
             "data.kind, as these numbers may be spike counts or rates", got, "set data.kind=rates or spikes"
         )
-    step = _common_factor(seen) if whole and _common_factor(seen[:1000]) != 1 else 1
-    if step > 1 and len(np.unique(seen)) > _FEW_VALUES:
+    step = _common_factor(seen) if whole else 1
+    if step > 1 and len(np.unique(seen[:_BLOCK])) > _FEW_VALUES:
         got = f"whole numbers that are all multiples of {step}"
         remedy = "set data.kind=rates, if they are counts over the width of a bin, or spikes"
         raise UserError("data.kind, as these numbers may be rates", got, remedy)
@@ -427,7 +440,13 @@ def _kind(activity: np.ndarray, kind: str, notes: list[str]) -> str:
 
 def _common_factor(x: np.ndarray) -> int:
     """The greatest whole number of which all are multiples; 0 of zeros alone."""
-    return int(np.gcd.reduce(x.astype(np.int64), axis=None))
+    step = 0
+    for block in range(0, len(x), _BLOCK):
+        part = x[block : block + _BLOCK]
+        step = math.gcd(step, int(np.gcd.reduce(part[part < _EXACT].astype(np.int64))))
+        if step == 1:
+            break
+    return step
 
 
 READER = Reader(ArraysOptions, load_arrays, formats=FORMATS, refuses=require_activity, several=True)

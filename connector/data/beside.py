@@ -44,16 +44,20 @@ def kept_of(
     if value is None:
         return np.arange(number), ()
     chosen = one_each([np.asarray(x) for x in value] if isinstance(value, (list, tuple)) else value, None, "", "")
+    if chosen.dtype.kind == "f" and np.isin(chosen[~np.isnan(chosen)], (0, 1)).all():
+        chosen = np.nan_to_num(chosen)  # a mask without a value where a cell is empty
     of_two = chosen.dtype.kind in "biuf" and bool(np.isin(chosen, (0, 1)).all())
     one = counted_from.get(what, counted_from["activity"])
     named = ids or tuple(str(i + one) for i in range(number))
     if of_two and chosen.size == number:
         kept = np.flatnonzero(chosen)
     else:
-        wanted = (np.flatnonzero(chosen) + one) if of_two and chosen.size > number and ids else chosen
+        # Names of trials may count from any number: a mask of more than there are says nothing of them.
+        loose = bool(ids) and what == "neurons"
+        wanted = (np.flatnonzero(chosen) + one) if of_two and chosen.size > number and loose else chosen
         words = [label(x) for x in wanted.tolist()]
         kept = np.array([named.index(x) for x in words if x in named], dtype=int)
-        known = len(kept) == len(words) or (bool(ids) and len(kept) > 0)
+        known = len(kept) == len(words) or (loose and len(kept) > 0)
         there = "among those of the spikes" if ids else f"from {one} to {number - 1 + one}"
         expected = f"data.{what} as a mask of {number} {what}, or different numbers {there}"
         require(

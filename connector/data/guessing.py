@@ -32,6 +32,7 @@ _AXIS = re.compile(r"^t|time|stamp|bin|_m?s$", re.I)
 _RATE = re.compile(r"^(fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
 _FAR = 1000  # times smaller: seconds beside samples
 _LONGEST_MS = 30_000  # of a trial whose spike times are whole numbers
+_FASTEST_HZ = 1000  # of samples of activity; beyond it the rate is that of a raw recording
 _HIGH = 20  # on average, of counts that are never 0
 _TAU_S = 0.1  # as data.tau is by default
 _EVEN = 0.1  # sd of the steps of a time axis, relative to their mean
@@ -239,7 +240,7 @@ def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tup
     told = [(e, 1 / e.low) for e in single if _FRAMES.search(_last(e.key))]
     told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_last(e.key))]
     told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_last(e.key)) and along_time(e)]
-    told += [(e, 1 / e.low) for e in single if _RATE.search(_last(e.key))]
+    told += [(e, 1 / e.low) for e in single if _RATE.search(_last(e.key)) and e.low <= _FASTEST_HZ]
     return next(((float(f"{x:.4g}"), f"data.bin_s is from {e.key}") for e, x in told if x), (0.0, ""))
 
 

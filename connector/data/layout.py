@@ -34,7 +34,7 @@ def _levels(value: Any) -> list[tuple[int, ...]]:
         sizes = [n for n in value.shape if n != 1] if isinstance(value, Cells) else []
         sizes = sizes if len(sizes) > 1 and math.prod(sizes) == len(value) else [len(value)]
         found.append(tuple(sizes))
-        value = next((x for x in value if not isinstance(x, list) or x), None)
+        value = next((x for x in value if isinstance(x, list) and x), value[0] if value else None)
     return found
 
 
@@ -127,14 +127,15 @@ def laid_out(
         )
     inner = list(axes[n_levels:])
     found = [numbers(x, where) for x in grid.ravel()]
-    if n_levels == 1 and "trial" in axes and len(found) > 1 and {x.ndim for x in found} == {len(axes)}:
-        return _joined([_ordered(x, axes, last) for x in found], where, max_gigabytes)
-    like = next((x for x in found if x.size), found[0])
-    if "trial" in axes[:n_levels] and "time" in inner:  # an empty cell is a trial without samples
-        none = np.array(
-            [0 if name == "time" else n for name, n in zip(inner, _fitted(like, len(inner), where, axes).shape)]
-        )
-        found = [x if x.size else np.zeros(none, like.dtype) for x in found]
+    filled = [x for x in found if x.size]
+    if n_levels == 1 and "trial" in axes and _have_all(filled, axes):
+        return _joined([_ordered(x, axes, last) for x in filled], where, max_gigabytes)
+    like = filled[0] if filled else found[0]
+    if "trial" in axes[:n_levels]:  # an empty cell is a trial without samples
+        sizes = zip(inner, _fitted(like, len(inner), where, axes).shape)
+        none = np.full([0 if name == "time" else n for name, n in sizes], np.nan)
+        none = none.astype(like.dtype) if "time" in inner else none
+        found = [x if x.size else none for x in found]
     parts = [_fitted(x, len(inner), where, axes) for x in found]
     longest = np.max([x.shape for x in parts], axis=0) if inner else ()
     size = 8e-9 * len(parts) * math.prod(longest)
@@ -158,6 +159,12 @@ def laid_out(
         row[tuple(slice(n) for n in x.shape)] = x
     lengths = samples.max(others) if others else samples
     return _ordered(padded.reshape(*grid.shape, *longest), axes, last), lengths.astype(np.int64)
+
+
+def _have_all(parts: list[np.ndarray], axes: Sequence[str]) -> bool:
+    """Whether each of several arrays has all the axes named, not counting those of length 1 that MATLAB adds."""
+    as_many = len(parts) > 1 and all(x.ndim == len(axes) for x in parts)
+    return as_many and any(sum(n > 1 for n in x.shape) == len(axes) for x in parts)
 
 
 def _joined(parts: list[np.ndarray], where: str, max_gigabytes: float) -> tuple[np.ndarray, np.ndarray | None]:

@@ -429,7 +429,7 @@ def _complete(
         values["rates"], off = own, 0.0
         notes.append(f"rates come from running the network of {k} neurons {weights.origin}")
     elif own is not None and given.shape == own.shape and given.dtype.kind in "biuf":
-        off = _distance(own, given)
+        off = _distance(own, given, values.get("lengths"))
         if not off < _AGREE:
             few = [x.swapaxes(0, 1)[:_EXCHANGED, :_EXCHANGED] for x in (u, given)]
             if _distance(weights.run(np.nan_to_num(few[0].astype(float)), alpha, activation), few[1]) < _AGREE:
@@ -446,9 +446,11 @@ def _complete(
     return off
 
 
-def _distance(own: np.ndarray, given: np.ndarray) -> float:
-    """Rms difference where both are told, over the rms of ``own``."""
+def _distance(own: np.ndarray, given: np.ndarray, lengths: np.ndarray | None = None) -> float:
+    """Rms difference where both are told, up to the trials' lengths, over the rms of ``own``."""
     seen = np.isfinite(given)
+    if lengths is not None and lengths.shape == (len(given),):
+        seen &= (np.arange(given.shape[1]) < lengths[:, None])[..., None]
     if not seen.any():
         return math.inf
     return float(np.sqrt(np.square(own - given)[seen].mean() / max(np.square(own[seen]).mean(), 1e-300)))

@@ -144,9 +144,11 @@ def _without_zeros(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray
     """Rows of ascending times, NaN where zeros fill them up behind a later time."""
     rows = numbers(rows, where).astype(float)
     filled = np.logical_and.accumulate((rows == 0)[..., ::-1], axis=-1)[..., ::-1]
-    filled &= (rows > 0).any(-1, keepdims=True)
-    if not filled.any():
+    behind = (rows > 0).any(-1, keepdims=True)  # one zero behind such times is not a time
+    padded = filled & (behind | ((rows != 0).any(-1, keepdims=True) & (filled.sum(-1, keepdims=True) > 1)))
+    if not padded.any():
         return rows
+    filled &= behind | (filled.sum(-1, keepdims=True) > 1)
     notes.append(f"zeros behind the times in {int(filled.any(-1).sum())} rows of {where}: taken as padding")
     return np.where(filled, np.nan, rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from connector.data.layout import numbers, one_each
+from connector.data.layout import flattened, numbers, one_each
 from connector.data.nwb_trials import TrialBins
 from connector.data.settings import seconds
 from connector.errors import UserError
@@ -22,9 +22,7 @@ def whole_bins(span: np.ndarray, bin_s: float) -> np.ndarray:
     bins = np.floor(np.round(span, 9) / bin_s + 1e-6)
     if bins.max(initial=0) > _MOST_BINS:
         got = f"{bins.max() * bin_s:.3g} s"
-        raise UserError(
-            f"trials of at most {_MOST_BINS:g} bins of {bin_s:g} s", got, "say what the unit is: data.spike_unit_s"
-        )
+        raise UserError(f"trials of at most {_MOST_BINS:g} bins of {bin_s:g} s", got, UNITS)
     return bins.astype(np.int64)
 
 
@@ -34,8 +32,10 @@ def times_of_trials(value: Any, what: str, number: int | None = None) -> np.ndar
     Raises:
         UserError: a table of several columns, no numbers, or another number of them.
     """
-    if isinstance(value, np.ndarray) and sum(n > 1 for n in value.shape) > 1:
-        raise UserError(f"{what} with one time for each trial", f"shape {value.shape}", "name one column: KEY/NUMBER")
+    parts = [value] if isinstance(value, np.ndarray) else flattened(value)
+    wide = next((x for x in parts if (sum(n > 1 for n in x.shape) > 1 if len(parts) == 1 else x.size > 1)), None)
+    if wide is not None:
+        raise UserError(f"{what} with one time for each trial", f"shape {wide.shape}", "name one column: KEY/NUMBER")
     return numbers(one_each(value, number, what, what), what).astype(float)
 
 
@@ -52,7 +52,7 @@ def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]
         stops = unit * times_of_trials(raw["trial_stops"], "data.trial_stops", len(starts))
         with np.errstate(invalid="ignore"):
             early = (stops < starts)[np.isfinite(stops + starts)]
-        if early.mean(dtype=float) > 0.5:
+        if 2 * early.sum() > len(early):
             raise UserError(
                 "data.trial_stops after data.trial_starts", f"before them in {int(early.sum())} trials",
                 "give times, not durations; for trials of one length, data.stop_s",
@@ -77,15 +77,19 @@ def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]
     return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
 
 
-def within_recording(bins: TrialBins, n_samples: int, notes: list[str]) -> tuple[TrialBins, np.ndarray]:
-    """The windows that lie within a continuous recording of so many samples ``bin_s`` apart, and the first sample of each; tells of
-    others.
+def within_recording(bins: TrialBins, told: np.ndarray, notes: list[str]) -> tuple[TrialBins, np.ndarray]:
+    """The windows that lie within a continuous recording, and the first sample of each; tells of others.
+
+    Args:
+        told: (samples,) bool, ``bin_s`` apart: where anything was recorded.
 
     Raises:
         UserError: most lie outside.
     """
-    first = np.round(bins.begin / bins.bin_s).astype(np.int64)
+    n_samples, first = len(told), np.round(bins.begin / bins.bin_s).astype(np.int64)
     inside = (first >= 0) & (first + bins.lengths <= n_samples)
+    missing, at = np.r_[0, np.cumsum(~told)], np.clip(first, 0, n_samples)
+    inside &= missing[np.minimum(at + bins.lengths, n_samples)] == missing[at]
     if 2 * inside.sum() < len(inside):
         got = f"{int((~inside).sum())} of {len(inside)} outside; they begin from {bins.begin.min():.4g} to {bins.begin.max():.4g} s"
         raise UserError(
@@ -93,7 +97,9 @@ def within_recording(bins: TrialBins, n_samples: int, notes: list[str]) -> tuple
             "see data.bin_s, and data.trial_unit_s for times in other units (in samples: the same as data.bin_s)",
         )  # fmt: skip
     if not inside.all():
-        notes.append(f"{int((~inside).sum())} of {len(inside)} trials left out: they reach beyond the recording")
+        notes.append(
+            f"{int((~inside).sum())} of {len(inside)} trials left out: they reach beyond the recording, or into a pause"
+        )
     return bins.take(inside), first[inside]
 
 

@@ -164,3 +164,61 @@ def test_trials_are_windows_of_a_continuous_recording(tmp_path):
         load_arrays(tmp_path / "f.npz", stop_s=0.5, **keys | {"trial_unit_s": None})
     with pytest.raises(UserError, match=r"data\.bin_s"):
         load_arrays(tmp_path / "f.npz", stop_s=0.5, **keys | {"bin_s": None})
+
+
+def test_axes_of_length_one_are_no_axes_of_arrays_that_are_joined(tmp_path):
+    savemat(tmp_path / "c.mat", {"c": cells([RATES[None, :, :, k] for k in range(5)])})  # 1 x trials x time
+    assert holds(load_arrays(tmp_path / "c.mat", activity="c", axes=["neuron", "trial", "time"]), RATES)
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        for i, x in enumerate(RATES):
+            file[f"trial{i}"] = x[..., None]
+    assert holds(load_arrays(tmp_path / "t.h5", activity="trial*"), RATES)
+
+
+def test_rows_of_zeros_alone_are_padding_where_others_are_padded(tmp_path):
+    times = np.zeros((10, 3, 8))
+    times[:, 0, :3], times[:, 1, :2] = [0.1, 0.4, 0.6], [-0.3, -0.1]
+    np.save(tmp_path / "z.npy", times)
+    keys = {"axes": ["trial", "neuron"], "bin_s": 0.1, "start_s": -0.5, "stop_s": 1.0}
+    recording = load_arrays(tmp_path / "z.npy", spike_times="z", **keys)
+    assert recording.activity.sum((0, 1)).tolist() == [30, 20, 0]
+
+
+def test_what_fills_short_windows_up_says_nothing_of_the_kind(tmp_path):
+    light = DRAW.integers(100, 200, size=(4, 300))
+    np.savez(tmp_path / "f.npz", F=light, on=np.arange(0.0, 250, 50), off=np.array([10.0, 70, 110, 190, 230]))
+    keys = {"axes": ["neuron", "time"], "bin_s": 1.0, "tau": 2.0, "trial_starts": "on", "trial_stops": "off"}
+    with pytest.raises(UserError, match=r"data\.kind"):
+        load_arrays(tmp_path / "f.npz", activity="F", **keys)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_empty_cells_wherever_they_stand(tmp_path, first):
+    spikes = [[np.sort(DRAW.uniform(0, 1, 5 + i + 2 * k)) for k in range(3)] for i in range(6)]
+    trials = cells([np.zeros((0, 0)) if i == first else {"t": cells(x)} for i, x in enumerate(spikes)])
+    starts = structs(np.arange(6.0), "on", {first})
+    units = structs([np.sort(DRAW.uniform(0, 6, 60 + k)) for k in range(4)], "ts", {first})
+    good = structs([1.0, 1, 1, 0], "good", {first})
+    savemat(tmp_path / "x.mat", {"tr": trials, "be": starts, "u": units, "q": good})
+    recording = load_arrays(tmp_path / "x.mat", spike_times="tr/*/t", axes=["trial", "neuron"], stop_s=1, bin_s=0.1)
+    kept = [i for i in range(6) if i != first]
+    assert recording.activity.sum(1).tolist() == [[5 + i + 2 * k for k in range(3)] for i in kept]
+    keys = {"spike_times": "u/*/ts", "trial_starts": "be/*/on", "stop_s": 0.5, "bin_s": 0.1}
+    recording = load_arrays(tmp_path / "x.mat", neurons="q/*/good", **keys)
+    assert recording.n_trials == 5
+    assert recording.neuron_names == tuple(str(k + 1) for k in range(3) if k != first)
+
+
+def test_what_cannot_be_told_of_trials_is_refused(tmp_path):
+    trial = np.repeat(np.arange(1, 20), 10)
+    pairs = cells([np.array([i, i + 0.5]) for i in range(8)])
+    savemat(
+        tmp_path / "x.mat",
+        {"t": DRAW.uniform(0, 1, len(trial)), "trial": trial, "unit": DRAW.integers(0, 3, len(trial)), "mask": np.arange(20) % 2, "on": pairs},
+    )  # fmt: skip
+    keys = {"spike_times": "t", "spike_neurons": "unit", "bin_s": 0.1, "stop_s": 1}
+    for trials in ("mask", [1, 2, 40]):
+        with pytest.raises(UserError, match=r"data\.trials as a mask of 19"):
+            load_arrays(tmp_path / "x.mat", spike_trials="trial", trials=trials, **keys)
+    with pytest.raises(UserError, match="one time for each trial"):
+        load_arrays(tmp_path / "x.mat", trial_starts="on", **keys)

@@ -75,6 +75,16 @@ def test_rates_of_the_weights_hold_no_noise_unless_it_was_added(tmp_path):
         assert load_rnn(tmp_path / "net.pt").trained.noiseless == noiseless
 
 
+def test_zeros_past_a_trials_end_are_no_noise(tmp_path):
+    net, u, lengths = of_torch(), inputs(), torch.arange(12) % 5 + 10
+    past = torch.arange(15) >= lengths[:, None]
+    with torch.no_grad():
+        rates = net(u)[0]
+    rates[past], u[past] = 0.0, 0.0
+    torch.save(net.state_dict() | {"externalinputs": u, "rates": rates, "lengths": lengths}, tmp_path / "net.pt")
+    assert load_rnn(tmp_path / "net.pt").trained.noiseless
+
+
 def test_what_a_low_rank_misses_of_a_network_without_noise_is_not_taken_for_noise(tmp_path):
     net = make_network(k=40, n_inputs=1)
     generator = torch.Generator().manual_seed(4)

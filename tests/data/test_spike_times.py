@@ -161,7 +161,7 @@ def test_trials_after_the_recording_had_ended_are_not_silent_ones(tmp_path, spik
         ({"activity": "t", "spike_trials": "n"}, r"with data\.spike_times"),
         ({"spike_times": "t", "spike_neurons": "n", "trial_starts": [90.0], "stop_s": 1}, "data.spike_unit_s and"),
         ({"spike_times": "t", "spike_neurons": "n", "spike_trials": "n", "trial_starts": [0.0]}, "given once"),
-        ({"spike_times": "t", "spike_neurons": "n", "spike_unit_s": 1e9}, "what the unit is"),
+        ({"spike_times": "t", "spike_neurons": "n", "spike_unit_s": 1e9}, "what their units are"),
         ({"spike_times": "t", "spike_neurons": "n", "start_s": 2, "stop_s": 1}, r"after data\.start_s = 2"),
     ],
 )  # fmt: skip
