@@ -43,6 +43,8 @@ def kept_of(
     """
     if value is None:
         return np.arange(number), ()
+    if isinstance(value, np.ndarray) and sum(n > 1 for n in value.shape) > 1:
+        raise UserError(f"data.{what} with one value for each", f"shape {value.shape}", "name one column: KEY/NUMBER")
     chosen = one_each([np.asarray(x) for x in value] if isinstance(value, (list, tuple)) else value, None, "", "")
     if chosen.dtype.kind == "f" and np.isin(chosen[~np.isnan(chosen)], (0, 1)).all():
         chosen = np.nan_to_num(chosen)  # a mask without a value where a cell is empty

@@ -110,11 +110,13 @@ def nested(value: np.ndarray) -> list:
 
 
 def _unpacked(value: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
-    """Numbers as netCDF packs them: ``value * scale_factor + add_offset``, and NaN where they are ``_FillValue``."""
-    packed = {name: attributes[name] for name in ("scale_factor", "add_offset", "_FillValue") if name in attributes}
+    """Numbers as netCDF packs them: ``value * scale_factor + add_offset``, and NaN where they are ``_FillValue`` or
+    ``missing_value``."""
+    names = ("scale_factor", "add_offset", "_FillValue", "missing_value")
+    packed = {name: attributes[name] for name in names if name in attributes}
     if not packed or value.dtype.kind not in "iuf":
         return value
-    filled = value == packed.get("_FillValue", np.nan)
+    filled = np.isin(value, [x for name in names[2:] for x in np.ravel(packed.get(name, []))])
     value = value * np.asarray(packed.get("scale_factor", 1)) + np.asarray(packed.get("add_offset", 0))
     return np.where(filled, np.nan, value) if filled.any() else value
 
@@ -150,7 +152,8 @@ class Contents:
             return Cells(held, node.shape) if isinstance(node, Cells) else held
         if node is None or np.asarray(node).dtype.kind not in "biufcSU":
             got = "an object, a table or a sparse matrix" if node is None else str(np.asarray(node).dtype)
-            raise UserError(f"an array of numbers or texts as {key} in {self.path.name}", got)
+            remedy = "in MATLAB, save full(x) of a sparse matrix, and the columns of a table" if node is None else ""
+            raise UserError(f"an array of numbers or texts as {key} in {self.path.name}", got, remedy)
         return np.asarray(node)
 
     def _walk(self, node: Any, rest: str, place: str) -> Any:

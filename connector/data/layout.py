@@ -77,23 +77,26 @@ def _leaves(value: Any, levels: list[tuple[int, ...]], where: str) -> np.ndarray
     return grid
 
 
-def _fitted(x: np.ndarray, n_axes: int, where: str, axes: Sequence[str]) -> np.ndarray:
-    """An array with axes of length 1 taken away, or added behind, as MATLAB adds and takes them away."""
+def _fitted(x: np.ndarray, n_axes: int, where: str, axes: Sequence[str], last: str, n_levels: int = 0) -> np.ndarray:
+    """An array with axes of length 1 taken away, as MATLAB adds them."""
     if x.ndim > n_axes:
         for axis in reversed(range(x.ndim)):
             if x.ndim > n_axes and x.shape[axis] == 1:
                 x = x.squeeze(axis)
     if x.ndim != n_axes:
-        raise wrong_axes(where, x.shape, axes)
+        raise wrong_axes(where, x.shape, axes, last, n_levels)
     return x
 
 
-def wrong_axes(where: str, shape: tuple[int, ...], axes: Sequence[str]) -> UserError:
-    """Of an array that has not the axes named."""
-    remedy = f"name its {len(shape)} axes in their order, as data.axes=[{','.join(('neuron', 'time')[: len(shape)])}]"
-    if len(shape) >= 3:
-        remedy = "name its axes in their order, as data.axes=[trial,time,neuron]"
-    return UserError(f"{where} with the axes ({', '.join(axes)})", f"shape {shape}", remedy)
+def wrong_axes(
+    where: str, shape: tuple[int, ...], axes: Sequence[str], last: str = "neuron", n_levels: int = 0
+) -> UserError:
+    """Of an array, in so many levels of lists, that has not the axes named."""
+    option, number = "data.axes" if last == "neuron" else "data.input_axes", n_levels + len(shape)
+    like = {1: "time", 2: f"{last},time" if last == "neuron" else "trial,time"}.get(number, f"trial,time,{last}")
+    what = f"its {number} axes in their order" if not n_levels else "the axes of the list and then those of its arrays"
+    got = f"shape {shape}" + (f" in {n_levels} level{'s' * (n_levels > 1)} of lists" if n_levels else "")
+    return UserError(f"{where} with the axes ({', '.join(axes)})", got, f"name {what}, as {option}=[{like}]")
 
 
 def laid_out(
@@ -116,7 +119,7 @@ def laid_out(
     """
     levels = _levels(value)
     if not levels:
-        return _ordered(_fitted(numbers(value, where), len(axes), where, axes), axes, last), None
+        return _ordered(_fitted(numbers(value, where), len(axes), where, axes, last), axes, last), None
     n_levels = sum(map(len, levels))
     grid = _leaves(value, levels, where)
     if not grid.size:
@@ -132,11 +135,11 @@ def laid_out(
         return _joined([_ordered(x, axes, last) for x in filled], where, max_gigabytes)
     like = filled[0] if filled else found[0]
     if "trial" in axes[:n_levels]:  # an empty cell is a trial without samples
-        sizes = zip(inner, _fitted(like, len(inner), where, axes).shape)
+        sizes = zip(inner, _fitted(like, len(inner), where, axes, last, n_levels).shape)
         none = np.full([0 if name == "time" else n for name, n in sizes], np.nan)
         none = none.astype(like.dtype) if "time" in inner else none
         found = [x if x.size else none for x in found]
-    parts = [_fitted(x, len(inner), where, axes) for x in found]
+    parts = [_fitted(x, len(inner), where, axes, last, n_levels) for x in found]
     longest = np.max([x.shape for x in parts], axis=0) if inner else ()
     size = 8e-9 * len(parts) * math.prod(longest)
     check_size(size, max_gigabytes, "raise data.max_gigabytes if the memory is there, or leave long trials out")

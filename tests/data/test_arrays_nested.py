@@ -108,7 +108,9 @@ def test_several_files_and_a_mask_of_neurons(tmp_path, trials):
         load_arrays(paths, activity="F")
     with pytest.raises(UserError, match="rates in one of"):
         load_arrays(paths, activity="rates")
-    for wrong in ([4], [0, 0], [0.5], "iscell"):
+    with pytest.raises(UserError, match="KEY/NUMBER"):
+        load_arrays(paths, activity="b:F", neurons="iscell")
+    for wrong in ([4], [0, 0], [0.5]):
         with pytest.raises(UserError, match="a mask of 4 neurons, or different numbers from 0 to 3"):
             load_arrays(paths, activity="b:F", neurons=wrong)
     with pytest.raises(UserError, match="keeps some"):
@@ -170,7 +172,7 @@ def test_a_cell_without_a_field_is_left_out_and_an_empty_cell_is_kept(tmp_path):
     x = [draw.poisson(2.0, size=(5, 8)) for _ in range(3)]
     held = cells([cells([{"n": x[0]}, np.zeros((0, 0))]), np.zeros((0, 0)), cells([{"n": x[1]}, {"n": x[2]}])])
     savemat(tmp_path / "x.mat", {"c": held})
-    with pytest.raises(UserError, match="Name its 2 axes"):
+    with pytest.raises(UserError, match="in 2 levels of lists"):
         load_arrays(tmp_path / "x.mat", activity="c/*/*/n", axes=["neuron", "trial", "time"])
     assert load_arrays(tmp_path / "x.mat", activity="c/3/n", axes=["neuron", "trial", "time"]).activity.shape == (
         5,
