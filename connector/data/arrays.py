@@ -1,4 +1,4 @@
-"""Recordings from arrays of any npz, npy, MATLAB v5 / v7.3 or HDF5 file: which array is what, the options say."""
+"""Recordings from arrays of any npz, npy, MATLAB v5 / v7.3, HDF5 or csv file: which array is what, the options say."""
 
 from __future__ import annotations
 

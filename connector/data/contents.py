@@ -1,4 +1,4 @@
-"""What files of arrays hold, whatever their format: npz, npy, MATLAB v5 and v7.3, HDF5. Arrays are found by their keys.
+"""What files of arrays hold, whatever their format: npz, npy, MATLAB v5 and v7.3, HDF5, tables of text. Arrays are found by their keys.
 
 A key is made of names joined by `/` or `.`: groups, structs, fields. `*` stands for all members, `trial*` for those whose
 names begin so; a number is the cell, or the column of an array, of that number. Nothing in a file is ever executed.
@@ -20,10 +20,11 @@ import numpy as np
 
 from connector.data.matlab import INTERNAL, V73, Cells, read_matlab
 from connector.data.readers import require_format
+from connector.data.text_table import read_table
 from connector.errors import UserError
 from connector.files import array_headers, check_size, limited_memory, read_arrays, read_npy, refusing_damage
 
-FORMATS = ("npz", "npy", "matlab5", "matlab73", "hdf5", "nwb", "nlb", "nwb1")
+FORMATS = ("npz", "npy", "matlab5", "matlab73", "hdf5", "nwb", "nlb", "nwb1", "table")
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 _NAMED = 12  # keys that a message names
 
@@ -248,6 +249,8 @@ def opened(path: str | Path, max_gigabytes: float) -> Iterator[Contents]:
             return lambda: read_arrays(path, (name,), max_gigabytes)[0][name]
 
         yield Contents(path, {name: Leaf(*header, reading(name)) for name, header in headers.items()}, format)
+    elif format == "table":
+        yield Contents(path, read_table(path, max_gigabytes), format)
     elif format == "matlab5":
         yield Contents(path, _Variables(path, max_gigabytes), format)
     else:

@@ -111,6 +111,7 @@ _FORMATS = {
     "nlb": ("a Neural Latents Benchmark file", "use data=nlb"),
     "hdf5": ("an HDF5 file", "use data=arrays"),
     "npy": ("a single .npy array", "use data=arrays"),
+    "table": ("a table of text", "use data=arrays"),
     "lfs": ("a Git LFS pointer instead of the data", "fetch the file itself: git lfs pull"),
     "html": ("a web page", "download the file itself (on GitHub: Download raw file)"),
     "empty": ("an empty file", "copy or download the file again"),
@@ -119,15 +120,15 @@ _FORMATS = {
 
 
 def recognise_format(path: str | os.PathLike) -> str:
-    """What a file is by its first bytes and, for HDF5, its keys: npz, npy, matlab5, matlab73, nwb, nwb1, nlb, hdf5, lfs,
-    html, empty, a format that its reader recognises, or unknown.
+    """What a file is by its first bytes and, for HDF5, its keys: npz, npy, matlab5, matlab73, nwb, nwb1, nlb, hdf5, table,
+    lfs, html, empty, a format that its reader recognises, or unknown.
 
     Raises:
         UserError: no such file, a directory, no permission to read, HDF5 that is cut short.
     """
     path = require_file(path, "check data.path; paths are relative to where you start")
     found = _recognise(path)
-    if found in ("hdf5", "unknown"):
+    if found in ("hdf5", "table", "unknown"):
         found = next((name for name in READERS if _recognises(name, path)), found)
     return found
 
@@ -163,7 +164,11 @@ def _recognise(path: Path) -> str:
             return name
     if not head:
         return "empty"
-    return "html" if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")) else "unknown"
+    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "html"
+    from connector.data.text_table import is_table  # here: few files are
+
+    return "table" if is_table(path, head) else "unknown"
 
 
 def _recognise_hdf5(path: Path) -> str:
@@ -199,5 +204,9 @@ def require_format(path: str | os.PathLike, *wanted: str) -> str:
     remedy = (
         remedy or "save the arrays with numpy.savez(FILE, rates=...) and use data=npz, or data=arrays for other names"
     )
-    expected = " or ".join(words[name][0] for name in wanted) if len(wanted) < 4 else "an npz, npy, MATLAB or HDF5 file"
+    expected = (
+        " or ".join(words[name][0] for name in wanted)
+        if len(wanted) < 4
+        else "an npz, npy, MATLAB or HDF5 file, or a table of text"
+    )
     raise UserError(expected, f"{Path(path).name}, {what}", remedy)
