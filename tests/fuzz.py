@@ -185,6 +185,11 @@ def read_arrays(path: Path, rng: np.random.Generator) -> None:
             raise
 
 
+def read_events(path: Path, rng: np.random.Generator) -> None:
+    options = {"spike_times": "t", "spike_neurons": "unit", "bin_s": 0.05, "piece_s": 1.0}
+    check_recording(load_arrays(path, max_gigabytes=LIMIT_GB, **options))
+
+
 def read_flow(path: Path, rng: np.random.Generator) -> None:
     flow = Flow.load(path)
     promise(finite(flow.sample(5, generator=torch.Generator().manual_seed(0))), "finite samples")
@@ -264,6 +269,7 @@ READERS = {
     "arrays v7.3": Reader(("arrays73.mat",), read_arrays, other_arrays, write_matlab73, hdf5=True),
     "arrays hdf5": Reader(("arrays.h5",), read_arrays, flat_arrays, write_flat_h5, hdf5=True),
     "arrays npz": Reader(("arrays.npz",), read_arrays, flat_arrays, write_npz_with_pickles),
+    "arrays csv": Reader(("events.csv",), read_events),
     "network": Reader(
         ("network.npz",), lambda path, rng: check_network(load_network(path)), network_arrays, write_npz_with_pickles
     ),

@@ -107,6 +107,7 @@ def flat_arrays(rng: np.random.Generator) -> dict:
 
 ARRAYS_OPTIONS = [
     {},
+    {"activity": "long", "axes": ["neuron", "time"], "trial_starts": "start", "stop_s": 1.5, "bin_s": 0.1},
     {"activity": "fr", "axes": ["neuron", "time", "trial"], "inputs": "stim", "neurons": "good"},
     {
         "activity": "fr",
@@ -256,6 +257,11 @@ def write_whole(folder: Path) -> None:
     write_matlab73(folder / "rat73.mat", session(rng))
     write_h5(folder / "nlb.h5", nlb_arrays(rng))
     savemat(folder / "arrays.mat", other_arrays(rng), do_compression=True)
+    rows = [
+        f"{t:.4f},{unit},{('a', 'b')[unit % 2]}"
+        for t, unit in zip(np.sort(rng.uniform(0, 12, 400)), rng.integers(0, 3, 400))
+    ]
+    (folder / "events.csv").write_text("\n".join(["t,unit,area", *rows]))
     write_matlab73(folder / "arrays73.mat", other_arrays(rng))
     write_flat_h5(folder / "arrays.h5", flat_arrays(rng))
     np.savez(folder / "arrays.npz", **flat_arrays(rng))
