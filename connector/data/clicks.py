@@ -225,10 +225,12 @@ def _records(value, what: str, notes: list[str]) -> list[dict]:
 def _flat(record: dict, field: str) -> np.ndarray:
     """The numbers of a MATLAB field, (n,) float."""
     value = record[field]
-    if value is None or np.iscomplexobj(value):
-        got = "complex numbers" if value is not None else "a sparse matrix or an object"
-        raise UserError(f"plain numbers in the field {field}", got, "save full(x), real(x) or, of times, seconds(x)")
     try:
+        if value is None or np.iscomplexobj(value):
+            got = "complex numbers" if value is not None else "a sparse matrix or an object"
+            raise UserError(
+                f"plain numbers in the field {field}", got, "save full(x), real(x) or, of times, seconds(x)"
+            )
         return np.asarray(value, dtype=float).ravel()
     except (TypeError, ValueError) as error:
         raise UserError(f"numbers in the field {field}", "text, cells or a struct") from error

@@ -148,6 +148,7 @@ def _clicks(edit):
         ({"clicktimes": _clicks(csc_matrix)}, "field L; got a sparse"),
         ({"gamma": lambda x: x + 2j}, "field gamma; got complex"),
         ({"gamma": lambda x: np.arange(2.0)}, "one number in the field gamma; got 2"),
+        ({"gamma": lambda x: cells([np.ones(2), np.ones(3)])}, "numbers in the field gamma; got text, cells"),
         ({"clicktimes": _clicks(lambda x: x + 100)}, "8 of 8 clicks before it or after(?s:.*)stereoclick_time_s"),
         ({"clicktimes": _clicks(lambda x: 1000 * x)}, "4 of 4 clicks(?s:.*)divide by 1000"),
         ({"clicktimes": _clicks(lambda x: x - 1)}, "8 of 8 clicks before it"),
