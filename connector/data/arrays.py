@@ -396,7 +396,10 @@ def _activity(raw: dict[str, Any], options: ArraysOptions) -> tuple[np.ndarray, 
         got = f"[{','.join(axes)}] of {where}" + (f", shape {value.shape}" if isinstance(value, np.ndarray) else "")
         one_bin = "one bin a trial shows no dynamics: give counts in successive bins of each trial, [trial,time,neuron]"
         raise UserError("data.axes with time and neuron (and trial, where there are trials)", got, one_bin)
-    return laid_out(value, axes, where, options.max_gigabytes)
+    found, lengths = laid_out(value, axes, where, options.max_gigabytes)
+    if not found.size:
+        raise UserError(f"numbers in {where}", f"trials, samples and neurons {found.shape}")
+    return found, lengths
 
 
 def _without_filler(activity: np.ndarray, kind: str, notes: list[str]) -> np.ndarray:

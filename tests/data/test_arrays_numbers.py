@@ -166,6 +166,12 @@ def test_trials_are_windows_of_a_continuous_recording(tmp_path):
         load_arrays(tmp_path / "f.npz", stop_s=0.5, **keys | {"bin_s": None})
 
 
+def test_an_array_without_samples_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((5, 0, 6)))
+    with pytest.raises(UserError, match=r"numbers in x; got trials, samples and neurons \(5, 0, 6\)"):
+        load_arrays(tmp_path / "x.npz", activity="x")
+
+
 def test_axes_of_length_one_are_no_axes_of_arrays_that_are_joined(tmp_path):
     savemat(tmp_path / "c.mat", {"c": cells([RATES[None, :, :, k] for k in range(5)])})  # 1 x trials x time
     assert holds(load_arrays(tmp_path / "c.mat", activity="c", axes=["neuron", "trial", "time"]), RATES)
