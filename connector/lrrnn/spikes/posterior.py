@@ -28,6 +28,7 @@ from connector.types import Latents, Loadings, Recording
 
 BURN = 0.4  # share of the sweeps that are not kept
 _LONGER = 2
+_FIRST_LOOK = 15  # sweeps that are kept, after which those go on that may show all dimensions
 _KEPT_DRAWS = 200
 # Of the training trials in which paths are drawn, bins times (neurons + 150), the cost of a bin that neurons do not share. With
 # more, time grows faster than bands narrow.
@@ -151,7 +152,7 @@ def sample_posterior(
     loadings = start.loadings.stack().double()
     sampler = PathSampler(counts_of(train), make_basis, loadings, math.log(start.scale), start.z[train].double(), seed)
     burn = int(BURN * sweeps)
-    draws = sampler.run(sweeps, burn, lambda i: progress(i, sweeps))
+    draws = sampler.run(sweeps, burn, lambda i: progress(i, sweeps), lambda draws: _hopeless(sampler, draws))
     mixing = judge(sampler, draws)
     if mixing.ess < ENOUGH_DRAWS <= len(draws.q) and mixing.seen >= LEAST_SEEN:
         more = _LONGER * sweeps
@@ -242,12 +243,20 @@ def judge(sampler: PathSampler, draws: Draws) -> Mixing:
         # what is drawn independently about the means adds to the variance and not to the error of the whole
         sizes.append(float(total / series.var().clamp_min(1e-300 + 1e-9 * total)) * effective_size(series))
         halves.append(_halves(series) * float((series.var() / total).sqrt()))
-    return Mixing(min(sizes), max(halves), sum(draws.accepted) / len(draws.accepted), _seen(sampler, draws))
+    return Mixing(
+        min(sizes), max(halves), sum(draws.accepted) / len(draws.accepted), _seen(sampler, draws, draws.paths)
+    )
 
 
-def _seen(sampler: PathSampler, draws: Draws) -> float:
-    """:attr:`Mixing.seen`; drawn paths have unit covariance, of which a mean over n keeps 1 / n where nothing is seen."""
-    mean_paths = sampler.counts.rows(draws.paths)
+def _hopeless(sampler: PathSampler, draws: Draws) -> bool:
+    """Whether the first sweeps that are kept show that the counts say too little of some dimension: nothing will come of them."""
+    return len(draws.q) == _FIRST_LOOK and _seen(sampler, draws, draws.paths / _FIRST_LOOK) < LEAST_SEEN / 2
+
+
+def _seen(sampler: PathSampler, draws: Draws, paths: Tensor) -> float:
+    """:attr:`Mixing.seen` by the mean ``paths``; drawn ones have unit covariance, of which a mean over n keeps 1 / n where nothing
+    is seen."""
+    mean_paths = sampler.counts.rows(paths)
     least = float(torch.linalg.eigvalsh(torch.cov(mean_paths.T).reshape(sampler.rank, sampler.rank))[0])
     left = 1 / max(2.0, sum(draws.accepted))
     return (least - left) / (1 - left)

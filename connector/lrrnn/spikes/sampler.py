@@ -414,8 +414,15 @@ class PathSampler:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, sweeps: int, burn: int, progress: Callable[[int], None] = lambda i: None) -> Draws:
-        """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each.
+    def run(
+        self,
+        sweeps: int,
+        burn: int,
+        progress: Callable[[int], None] = lambda i: None,
+        given_up: Callable[[Draws], bool] = lambda draws: False,
+    ) -> Draws:
+        """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each, and
+        ``given_up`` with what is kept so far, after each: the sweeps end where it says so.
 
         Called again, it continues from the state reached.
         """
@@ -445,6 +452,8 @@ class PathSampler:
             if i >= burn:
                 self._keep(draws)
             progress(i)
+            if draws.q and given_up(draws):
+                break
         draws.paths = draws.paths / len(draws.q)
         draws.c = self._drawn(draws)
         return draws

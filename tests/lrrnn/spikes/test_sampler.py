@@ -266,15 +266,23 @@ def test_few_independent_draws_count_as_burn_in(draws, rounds, monkeypatch):
     assert len(found.field.draws) == kept * module.PathSampler.draws_of_c
 
 
-def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen():
+def test_a_latent_dimension_without_spikes_of_its_own_is_not_seen(monkeypatch):
     truth = simulated(trials=24, steps=20)
     fold = Fold(torch.arange(24), torch.arange(0), torch.arange(0))
     start, g = start_of(truth), torch.Generator().manual_seed(7)
     beside = torch.randn(*truth.z.shape[:2], 1, generator=g, dtype=torch.float64)
     m = torch.cat([start.loadings.m, 0.1 * torch.randn(30, 1, generator=g, dtype=torch.float64)], 1)
     start = Start(torch.cat([start.z, beside], 2), Loadings(m, None, start.loadings.d), start.scale, None)
-    _, mixing = sample_posterior(start, recording_of(truth), fold, sampled_basis("softplus", ALPHA, 0), sweeps=12)
+    sampled = (start, recording_of(truth), fold, sampled_basis("softplus", ALPHA, 0))
+    _, mixing = sample_posterior(*sampled, sweeps=12)
     assert mixing.seen < LEAST_SEEN
+    # The first sweeps that are kept say so, and the others are left out.
+    monkeypatch.setattr(posterior, "_FIRST_LOOK", 3)
+    monkeypatch.setattr(posterior, "LEAST_SEEN", 2.0)
+    done = []
+    found, _ = sample_posterior(*sampled, sweeps=12, progress=lambda sweep, of: done.append(sweep))
+    assert done == list(range(int(12 * posterior.BURN) + 3))
+    assert len(found.field.draws) == 3 * module.PathSampler.draws_of_c
 
 
 def test_of_a_long_recording_some_trials_are_sampled_and_the_others_read_as_well(monkeypatch):
