@@ -415,12 +415,9 @@ class PathSampler:
     # -- running ---------------------------------------------------------------------------------------------------
 
     def run(
-        self,
-        sweeps: int,
-        burn: int,
-        progress: Callable[[int], None] = lambda i: None,
+        self, sweeps: int, burn: int, progress: Callable[[int], None] = lambda i: None,
         given_up: Callable[[Draws], bool] = lambda draws: False,
-    ) -> Draws:
+    ) -> Draws:  # fmt: skip
         """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each, and
         ``given_up`` with what is kept so far, after each: the sweeps end where it says so.
 
