@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from connector.data.beside import input_keys, inputs_of, kept_of
 from connector.data.contents import FORMATS, Contents
-from connector.data.layout import AXES, check_axes, laid_out, numbers, one_each, wrong_axes
+from connector.data.layout import AXES, BLOCK, check_axes, common_factor, laid_out, numbers, one_each, wrong_axes
 from connector.data.pieces import cut
 from connector.data.preprocessing import begun_at
 from connector.data.readers import Reader
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _BIN_S = 0.01
 _MOST_COUNTS = 20  # spikes in a bin, on average, of neurons that never pause
-_BLOCK, _EXACT = 1_000_000, 2**53  # numbers looked at together; beyond it not all whole numbers are told apart
 _FEW_VALUES = 3  # zero and some more, which may be multiples of a number by chance
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
 
@@ -221,7 +219,7 @@ def load_arrays(
         raise UserError("lengths of trials given once", "data.lengths and arrays of different lengths")
     n_trials, counted_from, times = len(activity), raw["counted_from"], None
     if "trial_starts" in raw:
-        n_trials = np.size(raw["trial_starts"])
+        n_trials = len(raw["trial_starts"])
         activity, lengths, times, options = _about_trials(activity, raw, options, notes)
     rows, _ = kept_of(raw.get("trials", options.trials), n_trials, counted_from, notes, what="trials")
     kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], counted_from, notes)
@@ -246,7 +244,7 @@ def _about_trials(
     )
     told = ~np.isnan(activity[0]).all(1) if activity.dtype.kind == "f" else np.ones(activity.shape[1], bool)
     bins, first = within_recording(windows(raw, options, options.bin_s, notes), told, notes)
-    n_trials = np.size(raw["trial_starts"])
+    n_trials = len(raw["trial_starts"])
 
     def cut(x: np.ndarray) -> np.ndarray:
         """Of all trials of the file; those that are not in ``bins`` are empty."""
@@ -428,8 +426,8 @@ def _kind(activity: np.ndarray, lengths: np.ndarray | None, kind: str, notes: li
         raise UserError(
             "data.kind, as these numbers may be spike counts or rates", got, "set data.kind=rates or spikes"
         )
-    step = _common_factor(seen) if whole else 1
-    if step > 1 and len(np.unique(seen[:_BLOCK])) > _FEW_VALUES:
+    step = common_factor(seen) if whole else 1
+    if step > 1 and len(np.unique(seen[:BLOCK])) > _FEW_VALUES:
         got = f"whole numbers that are all multiples of {step}"
         remedy = "set data.kind=rates, if they are counts over the width of a bin, or spikes"
         raise UserError("data.kind, as these numbers may be rates", got, remedy)
@@ -439,17 +437,6 @@ def _kind(activity: np.ndarray, lengths: np.ndarray | None, kind: str, notes: li
         else "read as rates (if they are spike counts, set data.kind=spikes)"
     )
     return "spikes" if whole else "rates"
-
-
-def _common_factor(x: np.ndarray) -> int:
-    """The greatest whole number of which all are multiples; 0 of zeros alone."""
-    step = 0
-    for block in range(0, len(x), _BLOCK):
-        part = x[block : block + _BLOCK]
-        step = math.gcd(step, int(np.gcd.reduce(part[part < _EXACT].astype(np.int64))))
-        if step == 1:
-            break
-    return step
 
 
 READER = Reader(ArraysOptions, load_arrays, formats=FORMATS, refuses=require_activity, several=True)

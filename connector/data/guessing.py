@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from connector.data.entries import Entry
+from connector.data.layout import BLOCK, EXACT, common_factor
 
 _ACTIVITY = re.compile(r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^[cfxy]$|data|bins", re.I)
 _NOT_ACTIVITY = re.compile(
@@ -33,7 +34,6 @@ _RATE = re.compile(r"^(fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
 _FAR = 1000  # times smaller: seconds beside samples
 _LONGEST_MS = 30_000  # of a trial whose spike times are whole numbers
 _FASTEST_HZ = 1000  # of samples of activity; beyond it the rate is that of a raw recording
-_LOOKED_AT, _EXACT = 1_000_000, 2**53  # numbers; beyond it not all whole numbers are told apart
 _HIGH = 20  # on average, of counts that are never 0
 _TAU_S = 0.1  # as data.tau is by default
 _EVEN = 0.1  # sd of the steps of a time axis, relative to their mean
@@ -97,13 +97,13 @@ def _may_be_activity(entry: Entry) -> bool:
 
 def _not_counts(entry: Entry) -> str:
     """Why whole numbers are more likely rates or fluorescence than counts, or ""."""
-    x = entry.first.reshape(-1)[:_LOOKED_AT]
-    x = x[np.isfinite(x) & (np.abs(x.astype(float)) < _EXACT)].astype(np.int64)
+    x = entry.first.reshape(-1)[:BLOCK]
+    x = x[np.isfinite(x) & (np.abs(x.astype(float)) < EXACT)].astype(np.int64)
     if not x.size:
         return ""
     if entry.low > 0 and x.mean() > _HIGH:
         return f"{entry.key} has whole numbers without a 0, taken as rates: set data.kind=spikes if they are counts"
-    divisor = int(np.gcd.reduce(x))
+    divisor = common_factor(x)
     if divisor < 2 or len(np.unique(x[x > 0])) < 3:
         return ""
     return f"{entry.key} has multiples of {divisor}, taken as rates: set data.kind=spikes if they are counts"

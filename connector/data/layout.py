@@ -15,6 +15,7 @@ from connector.errors import UserError
 from connector.files import check_size
 
 AXES = ("trial", "time", "neuron")
+BLOCK, EXACT = 1_000_000, 2**53  # numbers looked at together; beyond it not all whole numbers are told apart
 _LISTS_ONLY = "check the order of data.axes (those of the list come first); trials of different lengths have to be a list of arrays"
 
 
@@ -202,6 +203,17 @@ def numbers(value: Any, where: str) -> np.ndarray:
         got = "complex numbers" if value.dtype.kind == "c" else "texts"
         raise UserError(f"{where} as real numbers", got)
     return value
+
+
+def common_factor(x: np.ndarray) -> int:
+    """The greatest whole number of which all of x (n,), whole numbers of 0 or more, are multiples; 0 of zeros alone."""
+    step = 0
+    for block in range(0, len(x), BLOCK):
+        part = x[block : block + BLOCK]
+        step = math.gcd(step, int(np.gcd.reduce(part[part < EXACT].astype(np.int64))))
+        if step == 1:
+            break
+    return step
 
 
 def one_each(value: Any, number: int | None, what: str, where: str, of: str = "trials") -> np.ndarray:

@@ -98,7 +98,7 @@ def count_spikes(raw: Mapping[str, Any], options: Any, one: int, bin_s: float, n
     lengths: np.ndarray | None = bins.lengths
     n_file = bins.n_trials if rows is None else events.n_file
     if raw.get("trial_starts") is not None:
-        n_file = np.size(raw["trial_starts"])
+        n_file = len(raw["trial_starts"])
         counts, bins = only_recorded(counts, bins, notes, UNITS)
         rows, starts, lengths = bins.rows, bins.event_s, bins.lengths
     elif events.trials is not None and options.stop_s is None:

@@ -66,16 +66,17 @@ def read_table(path: Path, max_gigabytes: float) -> dict[str, np.ndarray]:
         line = next(i for i, row in enumerate(rows) if len(row) != len(rows[0]))
         got = f"{len(rows[line])} in row {line + 1}, {len(rows[0])} in the first"
         raise UserError(f"rows of one number of fields in {path.name}", got)
-    whole = [_column(column) for column in zip(*rows)]
-    if whole and all(x.dtype.kind == "f" for x in whole):
-        return {path.stem: np.stack(whole, 1)}
+    columns = [_column(column) for column in zip(*rows[1:])]
+    first = _column(tuple(rows[0])) if rows else np.array([""])
+    if all(x.dtype.kind == "f" for x in (first, *columns)):
+        return {path.stem: np.vstack([first, *([np.stack(columns, 1)] if columns else [])])}
     if len(rows) < 2:
         raise UserError(f"rows below the names of columns in {path.name}", "none")
     names = [name.strip() or f"column {i + 1}" for i, name in enumerate(rows[0])]
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
         raise UserError(f"different names of columns in {path.name}", f"{', '.join(repeated[:6])} more than once")
-    return {name: _column(column) for name, column in zip(names, zip(*rows[1:]))}
+    return dict(zip(names, columns))
 
 
 def _column(fields: tuple[str, ...]) -> np.ndarray:

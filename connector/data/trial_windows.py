@@ -26,30 +26,32 @@ def whole_bins(span: np.ndarray, bin_s: float) -> np.ndarray:
     return bins.astype(np.int64)
 
 
-def times_of_trials(value: Any, what: str, number: int | None = None) -> np.ndarray:
+def times_of_trials(value: Any, what: str) -> np.ndarray:
     """(n,) float64: one time for each trial; ``what``: the option.
 
     Raises:
-        UserError: a table of several columns, no numbers, or another number of them.
+        UserError: a table of several columns, or no numbers.
     """
     parts = [value] if isinstance(value, np.ndarray) else flattened(value)
     wide = next((x for x in parts if (sum(n > 1 for n in x.shape) > 1 if len(parts) == 1 else x.size > 1)), None)
     if wide is not None:
         raise UserError(f"{what} with one time for each trial", f"shape {wide.shape}", "name one column: KEY/NUMBER")
-    return numbers(one_each(value, number, what, what), what).astype(float)
+    return numbers(one_each(value, None, what, what), what).astype(float)
 
 
 def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
     """Trials about their times in the session, as the options of :class:`connector.data.arrays.ArraysOptions` say.
 
+    ``raw``: what they name, with times of trials as :func:`times_of_trials` gives them.
+
     Raises:
         UserError: times that are none of trials, or no trial of two bins.
     """
     unit = seconds(options.spike_unit_s if options.trial_unit_s is None else options.trial_unit_s, "data.trial_unit_s")
-    starts = unit * times_of_trials(raw["trial_starts"], "data.trial_starts")
+    starts = unit * raw["trial_starts"]
     ends = np.full(len(starts), np.inf) if options.stop_s is None else starts + options.stop_s
     if raw.get("trial_stops") is not None:
-        stops = unit * times_of_trials(raw["trial_stops"], "data.trial_stops", len(starts))
+        stops = unit * one_each(raw["trial_stops"], len(starts), "data.trial_stops", "data.trial_stops")
         with np.errstate(invalid="ignore"):
             early = (stops < starts)[np.isfinite(stops + starts)]
         if 2 * early.sum() > len(early):

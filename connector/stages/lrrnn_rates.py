@@ -150,9 +150,10 @@ def train_on_rates(
         noiseless = recording.trained is not None and recording.trained.noiseless
         if noiseless or lasting > _LASTS:
             found = of_rollouts(module.model, recording, found)
-            why = f"errors of the fit persist from step to step (correlation {lasting:.2g})"
             why = (
-                "the network's rates hold no noise, so that errors of the fit are due to its rank" if noiseless else why
+                "the network's rates hold no noise, so that errors of the fit are due to its rank"
+                if noiseless
+                else f"errors of the fit persist from step to step (correlation {lasting:.2g})"
             )
             context.say(f"lrrnn: {why}; later stages use its rollouts")
     return found, metrics
