@@ -260,7 +260,7 @@ class ConnectivityDistribution(nn.Module):
         rows = self.loadings_flow.sample(
             base=self.loadings_flow.base_quadrature(n_points, seed), steps=self.flow_steps
         ).double()
-        loadings, nu = self._unstack(rows), self.mean(rows)
+        loadings, nu = self._unstack(rows), self.mean.quick(rows)
         n = self._shifted(nu, rows)
         if self.tilt is not None:
             n = n * self.tilt.log_weight(rows, nu).exp()[:, None]

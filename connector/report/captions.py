@@ -42,12 +42,11 @@ def field_band(*, rank: int, inputs: bool, counted: bool) -> str:
     return said + (" Inputs are held at zero." if inputs else "")
 
 
-def loadings(*, faded: bool, coloured: bool) -> str:
-    """Whether neurons whose mean is open are faded, and populations of the teacher are coloured."""
-    said = (
-        "Output weights n against loadings. At sigma = 0 each n is the mean nu that the dynamics require. The spread at the larger "
-        "sigma is chosen, not inferred. "
-    )
+def loadings(*, faded: bool, coloured: bool, spread: bool) -> str:
+    """Whether neurons whose mean is open are faded, populations of the teacher are coloured, and n at the larger sigma is drawn."""
+    said = "Output weights n against loadings. At sigma = 0 each n is the mean nu that the dynamics require. "
+    if spread:
+        said += "The spread at the larger sigma is chosen, not inferred. "
     if faded:
         said += "At sigma = 0 neurons fade where the data leave their mean open. "
     if coloured:

@@ -130,6 +130,9 @@ def _fixed_points(field: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor,
     return points[inside], eigenvalues[inside]
 
 
+_MANY_PANELS = 24  # in which n at the larger sigma says nothing that takes as many again
+
+
 @report_figure("loadings", CONNECTIVITY)
 def loadings(results: Results) -> tuple[str, Figure]:
     populations, labels, certainty = {}, {}, {}
@@ -138,13 +141,16 @@ def loadings(results: Results) -> tuple[str, Figure]:
     populations["inferred, sigma = 0"] = (results.network.loadings, results.network.n)
     if results.diagnosis is not None:
         certainty["inferred, sigma = 0"] = results.diagnosis.certainty
-    drawn = results.drawn_at_sigma()
-    populations[f"inferred, sigma = {results.sigma:g}"] = (drawn.loadings, drawn.n)
+    found = results.network
+    many = found.rank * found.loadings.stack().shape[1] > _MANY_PANELS
+    if not many:
+        drawn = results.drawn_at_sigma()
+        populations[f"inferred, sigma = {results.sigma:g}"] = (drawn.loadings, drawn.n)
     if results.data.teacher is not None:
         labels = {name: results.data.teacher.components(loadings) for name, (loadings, _) in populations.items()}
         if all(int(label.max()) == 0 for label in labels.values()):
             labels = {}
-    caption = captions.loadings(faded=bool(certainty), coloured=bool(labels))
+    caption = captions.loadings(faded=bool(certainty), coloured=bool(labels), spread=not many)
     names = results.data.recording.input_names
     return caption, figures.loadings_scatter(
         populations, labels=labels or None, certainty=certainty or None, input_names=names

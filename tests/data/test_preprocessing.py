@@ -141,6 +141,23 @@ def test_several_values_may_mean_a_side():
     assert choices_from(np.array(["True", "False"]), None, "x").tolist() == [1, 0]
     with pytest.raises(UserError, match=r"choices a/b and c in x(?s:.*)several as"):
         choices_from(np.array(["d"]), [["a", "b"], "c"], "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "coded"),
+    [(["left", "right", "left"], ["lft", "right"]), ([1, 2, 2], [1, 3]), (["Left", "R", ""], None)],
+    ids=["text", "number", "default"],
+)
+def test_a_side_that_no_trial_has_beside_other_values_is_taken_for_a_misspelling(values, coded):
+    with pytest.raises(UserError, match=r"choices .* in x(?s:.*)data\.choice_values="):
+        choices_from(np.array(values), coded, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "coded"), [(["left", "", "nan"], None), ([1.0, 1.0, np.nan], [1, 2])], ids=["text", "number"]
+)
+def test_a_session_of_one_choice_is_read(values, coded):
+    assert np.unique(choices_from(np.array(values), coded, "x"), equal_nan=True).tolist()[0] == 0
     for wrong in ([[1, 2], [2, 3]], [[], [1]], [1, 2, 3]):
         with pytest.raises(UserError, match="list of two"):
             require_two(wrong)

@@ -75,6 +75,30 @@ def test_rates_of_the_weights_hold_no_noise_unless_it_was_added(tmp_path):
         assert load_rnn(tmp_path / "net.pt").trained.noiseless == noiseless
 
 
+@pytest.mark.parametrize("kind", ["torch", "filters"])
+def test_rates_may_be_stored_before_or_after_their_inputs_act(tmp_path, kind):
+    """The step r, u -> r written out here; the order in which a torch.nn.RNN stores rates is not that of other networks."""
+    draw, u, alpha = torch.Generator().manual_seed(3), inputs(), 1.0 if kind == "torch" else 0.3
+    w, b, d = (torch.randn(*shape, generator=draw) / 4 for shape in ((K, K), (K, U), (K,)))
+    h, before, after = torch.zeros(len(u), K), [], []
+    for t in range(u.shape[1]):
+        before.append(torch.tanh(h))
+        h = (1 - alpha) * h + alpha * (torch.tanh(h) @ w.T + u[:, t] @ b.T + d)
+        after.append(torch.tanh(h))
+    names = ("weight_hh_l0", "weight_ih_l0", "bias_ih_l0") if kind == "torch" else ("W", "B", "d")
+    for rates, order in ((before, "before"), (after, "after")):
+        file = tmp_path / f"{order}.pt"
+        more = {} if kind == "torch" else {"alpha": alpha}
+        torch.save(dict(zip(names, (w, b, d))) | {"externalinputs": u, "rates": torch.stack(rates, 1)} | more, file)
+        recording = load_rnn(file)
+        assert recording.trained.noiseless
+        usual = order == ("after" if kind == "torch" else "before")
+        said = [note for note in recording.notes if "stored" in note]
+        assert len(said) == (not usual)
+        assert all(order in note for note in said)
+        assert not any("other rates" in note for note in recording.notes)
+
+
 def test_zeros_past_a_trials_end_are_no_noise(tmp_path):
     net, u, lengths = of_torch(), inputs(), torch.arange(12) % 5 + 10
     past = torch.arange(15) >= lengths[:, None]
