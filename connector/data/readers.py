@@ -103,7 +103,10 @@ def source_of(path: str | os.PathLike) -> str:
 _MATLAB_REMEDY = "use data=rat for a session of the Poisson-clicks task, data=arrays for any other"
 _FORMATS = {
     "npz": ("an npz file", "use data=npz"),
-    "torch": ("a file of torch.save", "use data=rnn for the weights of a recurrent network"),
+    "torch": (
+        "a file of torch.save",
+        "use data=rnn for the weights of a recurrent network, and save activity with numpy.savez(FILE, rates=r)",
+    ),
     "matlab5": ("a MATLAB v5 file", _MATLAB_REMEDY),
     "matlab73": ("a MATLAB v7.3 file", _MATLAB_REMEDY),
     "nwb": ("an NWB file", "use data=nwb"),

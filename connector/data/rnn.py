@@ -33,7 +33,8 @@ _TORCH = tuple(
     f"{kind}_{of}{layer}" for kind in ("weight", "bias") for of in ("hh", "ih") for layer in ("_l0", "")
 )  # "": RNNCell
 _NONLINEARITY, _START = ("nonlinearity", "activation"), ("h0", "h_0")
-_REMEDY = "save torch.save(net.state_dict() | {'externalinputs': u}, FILE), or give its activity with data=npz"
+_ACTIVITY = "numpy.savez(FILE, rates=r, externalinputs=u) and read them with data=npz"
+_REMEDY = "save {'W': W, 'B': B, 'd': d, 'alpha': dt / tau, 'externalinputs': u} of tensors, or the rates: " + _ACTIVITY
 _EXCHANGED = 50  # trials and samples on which exchanged axes are looked for, at most
 _N_VISITED = 48  # samples from which the network is looked at
 _AGREE = 0.05  # rms difference of rates, over their rms, up to which the weights are said to give them
@@ -243,15 +244,19 @@ def weights_of(found: Mapping[str, np.ndarray]) -> Weights:
     matrices = [key for key in found if _last(key) in ("weight_hh_l0", "weight_hh")]
     more = [key for key in found if _last(key) in ("weight_hh_l1", "weight_hh_l0_reverse")]
     if more or len(matrices) > 1:
-        raise UserError("one network of one layer, run forward", ", ".join(more or matrices), _REMEDY)
+        raise UserError(
+            "one network of one layer, run forward", ", ".join(more or matrices), f"save its rates: {_ACTIVITY}"
+        )
     if matrices:
         prefix, layer = matrices[0].rsplit("weight_hh", 1)
         names, alpha, discrete = (matrices[0], f"{prefix}weight_ih{layer}"), 1.0, True
         w, b = found[names[0]], found.get(names[1])
         rows = w.shape[0] if w.ndim == 2 else 0
-        if rows and w.shape[1] and rows in (3 * w.shape[1], 4 * w.shape[1]):
-            gated = "torch.nn.GRU" if rows == 3 * w.shape[1] else "torch.nn.LSTM"
-            raise UserError("a torch.nn.RNN, which is equation (1)", f"the weights of a {gated}", _REMEDY)
+        smaller = any(_last(key).startswith("weight_hr") for key in found)  # proj_size, which only an LSTM has
+        if rows and w.shape[1] and (smaller or rows in (3 * w.shape[1], 4 * w.shape[1])):
+            gated = "torch.nn.LSTM" if smaller or rows == 4 * w.shape[1] else "torch.nn.GRU"
+            remedy = f"save its rates: {_ACTIVITY}"
+            raise UserError("a torch.nn.RNN, which is equation (1)", f"the weights of a {gated}", remedy)
         keys = (f"{prefix}bias_ih{layer}", f"{prefix}bias_hh{layer}")
         biases = [found[key] for key in keys if key in found]
     else:
@@ -266,9 +271,8 @@ def weights_of(found: Mapping[str, np.ndarray]) -> Weights:
     if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
         raise UserError(f"{names[0]} of shape (K, K)", str(w.shape))
     if b.ndim != 2 or len(b) != len(w):
-        raise UserError(
-            f"{names[1]} of shape ({len(w)}, U)", str(b.shape), "give B transposed" if w.shape[0] in b.shape else ""
-        )
+        rows = "give W and B transposed if the network is r @ W + u @ B, else B alone" if len(w) in b.shape else ""
+        raise UserError(f"{names[1]} of shape ({len(w)}, U)", str(b.shape), rows)
     if any(bias.shape != (len(w),) for bias in biases):
         raise UserError(f"biases of shape ({len(w)},)", ", ".join(str(bias.shape) for bias in biases))
     for what, value in zip((*names, *("biases" for _ in biases)), (w, b, *biases)):
@@ -434,24 +438,48 @@ def _complete(
     elif own is not None and given.shape == own.shape and given.dtype.kind in "biuf":
         off = _distance(own, given, values.get("lengths"))
         if not off < _AGREE:
-            late = not weights.discrete
-            other = weights.run(u, alpha, activation, late=late)
-            if (found := _distance(other, given, values.get("lengths"))) < _AGREE:
-                order = "after the inputs of their sample acted" if late else "before the inputs of their sample act"
-                notes.append(f"rates are those of the weights, stored {order}")
-                return found
-            few = [x.swapaxes(0, 1)[:_EXCHANGED, :_EXCHANGED] for x in (u, given)]
-            if _distance(weights.run(few[0], alpha, activation), few[1]) < _AGREE:
-                raise UserError(
-                    "externalinputs of (trials, time, U)", "(time, trials, U): exchanged, they give these rates",
-                    "exchange the first two axes of externalinputs and rates",
-                )  # fmt: skip
-            notes.append(
-                f"the weights, run {weights.origin} with these inputs, give other rates (rms difference {off:.2g} of their size). "
-                "Possible causes: noise, other first states, axes in another order, another data.alpha or data.activation"
-            )
+            off = _explained(off, (u, given, values.get("lengths")), weights, (alpha, activation), notes)
     if values["rates"].ndim == 3 and values["rates"].shape[2] != k:
         raise UserError(f"rates of the network's {k} neurons", f"shape {values['rates'].shape}")
+    return off
+
+
+def _explained(
+    off: float,
+    seen: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+    weights: Weights,
+    how: tuple[float, str],
+    notes: list[str],
+) -> float:
+    """The distance of given rates from the network's own where these are ``off``: less if they were stored in another order, which
+    is noted.
+
+    Args:
+        seen: inputs, rates and the trials' lengths or None; how: alpha and the activation.
+
+    Raises:
+        UserError: with axes exchanged, or W transposed, the network gives these rates.
+    """
+    u, given, lengths = seen
+    late = not weights.discrete
+    found = _distance(weights.run(u, *how, late=late), given, lengths)
+    if found < _AGREE:
+        order = "after the inputs of their sample acted" if late else "before the inputs of their sample act"
+        notes.append(f"rates are those of the weights, stored {order}")
+        return found
+    few = [x.swapaxes(0, 1)[:_EXCHANGED, :_EXCHANGED] for x in (u, given)]
+    if _distance(weights.run(few[0], *how), few[1]) < _AGREE:
+        raise UserError(
+            "externalinputs of (trials, time, U)", "(time, trials, U): exchanged, they give these rates",
+            "exchange the first two axes of externalinputs and rates",
+        )  # fmt: skip
+    few, turned = [x[:_EXCHANGED] for x in (u, given)], weights._replace(w=weights.w.T)
+    if any(_distance(turned.run(few[0], *how, late=x), few[1]) < _AGREE for x in (True, False)):
+        raise UserError("W of a network W @ r", "its transpose, of r @ W: transposed, it gives these rates", "give W.T")
+    notes.append(
+        f"the weights, run {weights.origin} with these inputs, give other rates (rms difference {off:.2g} of their size). "
+        "Possible causes: noise, other first states, axes in another order, another data.alpha or data.activation"
+    )
     return off
 
 

@@ -124,11 +124,22 @@ def test_what_a_low_rank_misses_of_a_network_without_noise_is_not_taken_for_nois
     assert load_run(tmp_path / "run").stage_inputs.rollouts
 
 
+def _of_rows():
+    """W as r @ W has it, beside the rates of that network."""
+    net, u = of_torch(), inputs()
+    saved = net.state_dict()
+    with torch.no_grad():
+        return saved | {"externalinputs": u, "rates": net(u)[0], "weight_hh_l0": saved["weight_hh_l0"].T.contiguous()}
+
+
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
         (lambda: of_torch(torch.nn.GRU).state_dict() | {"externalinputs": inputs()}, "torch.nn.GRU"),
         (lambda: of_torch(torch.nn.LSTM).state_dict() | {"externalinputs": inputs()}, "torch.nn.LSTM"),
+        (lambda: of_torch(torch.nn.LSTM, proj_size=5).state_dict() | {"externalinputs": inputs()}, "torch.nn.LSTM"),
+        (lambda: of_torch(torch.nn.GRU).state_dict() | {"externalinputs": inputs()}, "numpy.savez(FILE, rates=r"),
+        (lambda: {"h2h.weight": torch.eye(3), "i2h.weight": torch.ones(3, 1)}, "Save {'W': W"),
         (lambda: of_torch(num_layers=2).state_dict() | {"externalinputs": inputs()}, "one layer"),
         (lambda: of_torch(bidirectional=True).state_dict() | {"externalinputs": inputs()}, "run forward"),
         (lambda: of_torch().state_dict(), "data.path=[NET,TRIALS]"),
@@ -136,7 +147,8 @@ def test_what_a_low_rank_misses_of_a_network_without_noise_is_not_taken_for_nois
         (lambda: of_torch().state_dict() | {"rates": torch.rand(12, 15, K + 1)}, f"{K} neurons"),
         (lambda: {"weights": torch.ones(3, 3)}, "weights (3, 3)"),
         (lambda: {"W": torch.ones(3, 4), "B": torch.ones(3, 1)}, "(3, 4)"),
-        (lambda: {"W": torch.eye(3), "B": torch.ones(1, 3)}, "transposed"),
+        (lambda: {"W": torch.eye(3), "B": torch.ones(1, 3)}, "Give W and B transposed if the network is r @ W"),
+        (lambda: _of_rows(), "Give W.T"),
         (lambda: {"W": torch.eye(3), "B": torch.ones(3, 1), "externalinputs": torch.ones(9, 5, 1)}, "data.alpha"),
         (lambda: {"W": torch.eye(3) * torch.nan, "B": torch.ones(3, 1)}, "finite"),
         (lambda: of_torch(), "torch.nn.modules.rnn.RNN and would have to be unpickled"),
