@@ -31,7 +31,8 @@ _PIECES = ["data.bin_s=0.05", "data.piece_s=2"]
 
 @dataclass
 class _Series:
-    """A time series in words; ``low``, ``high``: of the samples looked at; ``step_s``: between them, 0 where irregular."""
+    """A time series in words; ``low``, ``high``: of the samples looked at; ``step_s``: between them, 0 where irregular;
+    ``counts``: whole numbers from 0 on that the file calls counts or spikes."""
 
     path: str
     kind: str
@@ -39,6 +40,7 @@ class _Series:
     low: float = math.nan
     high: float = math.nan
     step_s: float = 0.0
+    counts: bool = False
     row: tuple[str, str, str, str] = ("", "", "", "")
 
 
@@ -139,6 +141,8 @@ def _series(key: str, series: Any, max_gigabytes: float) -> _Series:
                 some = some * (series.conversion or 1.0) + (series.offset or 0.0)
                 found.low, found.high = float(np.nanmin(some)), float(np.nanmax(some))
                 scaled = f"{found.low:.4g} to {found.high:.4g} {series.unit or ''}".rstrip()
+                said = re.search(r"spike|count", f"{key} {series.unit}", re.IGNORECASE)
+                found.counts = bool(said) and found.low >= 0 and bool((some == np.round(some)).all())
     except (UserError, ValueError, TypeError, OSError):
         scaled = scaled or "no numbers"
     sizes = " x ".join(map(str, found.shape))
@@ -215,4 +219,6 @@ def _activity(series: Sequence[_Series]) -> tuple[list[str], str]:
     options = [f"data.series={names}"]
     if not best.step_s:
         options.append("data.bin_s=0.1")
+    elif best.counts:
+        options.append("data.kind=spikes")
     return options, "check that the series is activity of neurons"

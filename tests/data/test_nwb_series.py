@@ -352,3 +352,16 @@ def test_a_file_on_the_disk_gives_the_same(tmp_path):
     for words in ("units with spike times", "ophys/Fluorescence/plane0", "600 x 6", "every 0.1 s", "outcome", "hit, miss",
                   "data.series=ophys/Fluorescence/plane0\nThis is a guess"):  # fmt: skip
         assert words in message, message
+
+
+@pytest.mark.parametrize(
+    ("unit", "whole", "counts"), [("counts", True, True), ("a.u.", True, False), ("counts", False, False)]
+)
+def test_a_series_of_counts_is_guessed_as_spikes(tmp_path, unit, whole, counts):
+    """Whole numbers alone do not make counts: unscaled fluorescence is whole as well."""
+    file = empty(trials=False)
+    values = np.random.default_rng(0).poisson(0.6, (900, 5)) if whole else np.random.default_rng(0).random((900, 5))
+    file.add_acquisition(pynwb.TimeSeries(name="binned", data=values, unit=unit, rate=50.0))
+    with pytest.raises(UserError) as refused:
+        load_nwb(write(tmp_path, file))
+    assert ("data.kind=spikes" in str(refused.value)) == counts
