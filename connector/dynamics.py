@@ -121,6 +121,18 @@ _SLOW = 1e-5  # speed at which a relaxation leaves the rest of the way to Newton
 _CONVERGED = 1e-10  # Newton step below which a fixed point is found, in units of the states' scale
 
 
+_MOST_ROWS = 4096  # of states, at which a field is asked for at once where its derivatives are taken
+
+
+def _solution(matrices: Tensor, right: Tensor) -> Tensor:
+    """x (P, R) of matrices (P, R, R) x = right (P, R), the smallest one where a matrix is singular."""
+    found = torch.linalg.solve_ex(matrices, right)[0]
+    failed = ~torch.isfinite(found).all(1)
+    if failed.any():
+        found[failed] = least_squares(matrices[failed], right[failed, :, None])[..., 0]
+    return found
+
+
 def leading_fixed_points(
     field: Callable[[Tensor], Tensor],
     starts: Tensor,
@@ -162,14 +174,17 @@ def leading_fixed_points(
     eye = torch.eye(rank, dtype=z.dtype, device=z.device)
 
     def jacobians(at: Tensor) -> Tensor:
-        h = 1e-5 * scale
-        columns = [(field(at + h * eye[i]) - field(at - h * eye[i])) / (2 * h) for i in range(rank)]
-        return torch.stack(columns, dim=-1)
+        h, found = 1e-5 * scale, []
+        for along in eye.split(max(1, _MOST_ROWS // max(1, len(at)))):
+            around = torch.cat([at + h * along[:, None], at - h * along[:, None]])  # (2 directions, P, R)
+            ahead, behind = field(around.flatten(0, 1)).unflatten(0, around.shape[:2]).chunk(2)
+            found.append((ahead - behind) / (2 * h))
+        return torch.cat(found).permute(1, 2, 0)
 
     reach, moving = 3 * starts.abs().max() + scale, torch.arange(len(z), device=z.device)
     for _ in range(newton_steps):
         at = z[moving]
-        move = least_squares(jacobians(at), -field(at)[..., None])[..., 0]
+        move = _solution(jacobians(at), -field(at))
         length = move.norm(dim=1, keepdim=True)
         z[moving] = at + move * torch.clamp(0.5 * scale / length.clamp_min(1e-300), max=1.0)
         moving = moving[length[:, 0] > _CONVERGED * scale]
