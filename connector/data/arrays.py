@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connector.data.beside import input_keys, inputs_of, kept_of
+from connector.data.beside import cut_inputs, input_keys, inputs_of, kept_of
 from connector.data.contents import FORMATS, Contents
 from connector.data.layout import AXES, BLOCK, check_axes, common_factor, laid_out, numbers, one_each, wrong_axes
 from connector.data.pieces import cut
 from connector.data.preprocessing import begun_at
 from connector.data.readers import Reader
+from connector.data.sample_trials import by_trial, require_one_row_each
 from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
 from connector.data.spike_times import count_spikes, given_numbers, split_by_ends
@@ -33,6 +34,7 @@ _BIN_S = 0.01
 _MOST_COUNTS = 20  # spikes in a bin, on average, of neurons that never pause
 _FEW_VALUES = 3  # zero and some more, which may be multiples of a number by chance
 _PER_TRIAL = ("lengths", "choices", "times", "conditions")
+_BESIDE = ("trials", "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops", "sample_trials")
 
 
 @dataclass
@@ -106,6 +108,10 @@ class ArraysOptions:
     lengths: str | None = data_option(
         "KEY of the number of samples of each trial; null: up to the NaN at its end", default=None
     )
+    sample_trials: str | None = data_option(
+        "KEY of the trial of each sample, if trials follow one another along the time axis, such as the column trial of a table",
+        default=None,
+    )
     times: str | None = data_option("KEY of the trials' times in the session, for slow drift", unit="s", default=None)
     piece_s: float | None = data_option(
         "cut recordings without trials, or long trials, into pieces of this length; null: no",
@@ -165,6 +171,9 @@ class ArraysOptions:
         else:
             require(self.activity is None, "data.spike_times", "in place of data.activity", self.spike_times)
             require(self.lengths is None, "data.lengths", "with data.activity, not with data.spike_times", self.lengths)
+        for name in ("spike_times", "trial_starts", "lengths"):
+            alone = self.sample_trials is None or getattr(self, name) is None
+            require(alone, "data.sample_trials", f"without data.{name}", self.sample_trials)
         require(self.piece_s is not None or self.gap_s is None, "data.gap_s", "with data.piece_s", self.gap_s)
         for name in ("choices", "conditions"):
             alone = self.piece_s is None or getattr(self, name) is None
@@ -217,11 +226,14 @@ def load_arrays(
         notes.append(f"axes taken as {', '.join(AXES)} (data.axes): {', '.join(map(str, activity.shape))}")
     if lengths is not None and "lengths" in raw:
         raise UserError("lengths of trials given once", "data.lengths and arrays of different lengths")
-    n_trials, counted_from, times = len(activity), raw["counted_from"], None
+    n_trials, counted_from, times, trial_names = len(activity), raw["counted_from"], None, ()
     if "trial_starts" in raw:
         n_trials = len(raw["trial_starts"])
         activity, lengths, times, options = _about_trials(activity, raw, options, notes)
-    rows, _ = kept_of(raw.get("trials", options.trials), n_trials, counted_from, notes, what="trials")
+    elif "sample_trials" in raw:
+        activity, lengths, trial_names, options = by_trial(activity, raw, options, notes)
+        n_trials = len(activity)
+    rows, _ = kept_of(raw.get("trials", options.trials), n_trials, counted_from, notes, trial_names, what="trials")
     kept, names = kept_of(raw.get("neurons", options.neurons), activity.shape[2], counted_from, notes)
     rows = _long_enough(rows, lengths, notes)
     activity = _without_filler(activity[rows][:, :, kept], options.kind, notes)
@@ -255,18 +267,7 @@ def _about_trials(
         whole[bins.rows] = found
         return whole
 
-    inputs, axes = raw["inputs"], options.input_axes
-    if inputs and "trial" not in (axes or ()):
-        given = axes or ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
-        for key, value in inputs.items():
-            of_key = [axis for axis in given if axis != "input"] if np.ndim(value) == len(given) - 1 else given
-            x = laid_out(value, of_key, key, options.max_gigabytes, last="input")[0]
-            if x.shape[:2] != activity.shape[:2]:
-                raise UserError(
-                    f"data.inputs {key} with the {activity.shape[1]} samples of the activity", f"shape {x.shape[1:]}"
-                )
-            inputs[key] = cut(x[0])
-        options = replace(options, axes=None, input_axes=["trial", "time", "input"])
+    options = cut_inputs(raw["inputs"], options, activity.shape[:2], cut)
     lengths, times = np.zeros(n_trials, np.int64), np.zeros(n_trials)
     lengths[bins.rows], times[bins.rows] = bins.lengths, bins.event_s
     return cut(activity[0]), lengths, times, options
@@ -355,7 +356,9 @@ def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
         main, file = sources.value(str(key))
         raw["activity" if options.spike_times is None else "spike_times"] = main
         counted_from = {"activity": file.one}
-        for what in (*_PER_TRIAL, "trials", "neurons", "spike_neurons", "spike_trials", "trial_starts", "trial_stops"):
+        if options.spike_times is None:
+            require_one_row_each(file, main, options)
+        for what in (*_PER_TRIAL, *_BESIDE):
             named = getattr(options, what)
             if isinstance(named, str):
                 raw[what], beside = sources.value(named)

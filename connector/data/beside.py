@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def kept_of(
         words = [label(x) for x in wanted.tolist()]
         kept = np.array([named.index(x) for x in words if x in named], dtype=int)
         known = len(kept) == len(words) or (loose and len(kept) > 0)
-        there = "among those of the spikes" if ids else f"from {one} to {number - 1 + one}"
+        there = "among those of the file" if ids else f"from {one} to {number - 1 + one}"
         expected = f"data.{what} as a mask of {number} {what}, or different numbers {there}"
         require(
             known and len(set(words)) == len(words),
@@ -75,6 +76,25 @@ def kept_of(
 def input_keys(options: Any) -> list[str]:
     """KEYs of the inputs."""
     return [options.inputs] if isinstance(options.inputs, str) else [str(key) for key in options.inputs or []]
+
+
+def cut_inputs(inputs: dict[str, Any], options: Any, shape: tuple[int, int], cut: Callable) -> Any:
+    """Inputs by KEY, of one value for each sample of the activity (1, time), cut into trials as the activity is, unless they have
+    trials already; returns the options whose inputs are such.
+
+    Args:
+        shape: (1, time) of the activity. cut: from (time, channels) to (trials, time, channels).
+    """
+    if not inputs or "trial" in (options.input_axes or ()):
+        return options
+    given = options.input_axes or ["input" if axis == "neuron" else axis for axis in options.axes or AXES]
+    for key, value in inputs.items():
+        of_key = [axis for axis in given if axis != "input"] if np.ndim(value) == len(given) - 1 else given
+        x = laid_out(value, of_key, key, options.max_gigabytes, last="input")[0]
+        if x.shape[:2] != shape:
+            raise UserError(f"data.inputs {key} with the {shape[1]} samples of the activity", f"shape {x.shape[1:]}")
+        inputs[key] = cut(x[0])
+    return replace(options, axes=None, input_axes=["trial", "time", "input"])
 
 
 def inputs_of(
