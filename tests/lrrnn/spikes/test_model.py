@@ -513,4 +513,4 @@ def test_states_read_from_single_bins_err_as_stated():
 
 
 def test_long_recordings_are_passed_fewer_times():
-    assert [SpikeModel.epochs_for(n) for n in (1, 40_000, 66_000, 216_000, 10**8)] == [60, 60, 60, 18, 10]
+    assert [SpikeModel.epochs_for(n) for n in (1, 20_000, 65_000, 100_000, 10**8)] == [60, 60, 20, 13, 10]
