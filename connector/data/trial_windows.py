@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from connector.data.beside import label
 from connector.data.layout import flattened, numbers, one_each
 from connector.data.nwb_trials import TrialBins
 from connector.data.settings import seconds
@@ -15,6 +16,7 @@ from connector.files import check_size
 
 UNITS = "say what their units are: data.spike_unit_s, data.trial_unit_s"
 _MOST_BINS = 10**8  # of a trial
+_FEW = 4  # times of trials, of which all but one may be the same
 
 
 def whole_bins(span: np.ndarray, bin_s: float) -> np.ndarray:
@@ -30,13 +32,22 @@ def times_of_trials(value: Any, what: str) -> np.ndarray:
     """(n,) float64: one time for each trial; ``what``: the option.
 
     Raises:
-        UserError: a table of several columns, or no numbers.
+        UserError: a table of several columns, or no numbers; a signal that is on or off.
     """
     parts = [value] if isinstance(value, np.ndarray) else flattened(value)
     wide = next((x for x in parts if (sum(n > 1 for n in x.shape) > 1 if len(parts) == 1 else x.size > 1)), None)
     if wide is not None:
         raise UserError(f"{what} with one time for each trial", f"shape {wide.shape}", "name one column: KEY/NUMBER")
-    return numbers(one_each(value, None, what, what), what).astype(float)
+    found = numbers(one_each(value, None, what, what), what)
+    values = np.unique(found[~np.isnan(found)]) if found.dtype.kind == "f" else np.unique(found)
+    on_or_off = len(found) > _FEW and len(values) == 2 and values[0] == 0
+    if len(values) and (found.dtype.kind == "b" or on_or_off):
+        raise UserError(
+            f"{what} with the time of each trial",
+            f"{len(found)} values that are {label(values[0])} or {label(values[-1])}, as of a signal that is on or off",
+            "save the times at which it turns on: time[1:][numpy.diff(signal.astype(int)) > 0]",
+        )
+    return found.astype(float)
 
 
 def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
