@@ -56,6 +56,11 @@ class _Variables(Mapping):
             self.held |= read_matlab(self.path, (name,), self.max_gigabytes)
         return self.held[name]
 
+    def hold(self, names: Sequence[str]) -> None:
+        """Read these, those that there are, in one go."""
+        if not self.whole:
+            self.held |= read_matlab(self.path, tuple(names), self.max_gigabytes)
+
     def __iter__(self) -> Iterator[str]:
         if not self.whole:
             self.held, self.whole = read_matlab(self.path, None, self.max_gigabytes), True
@@ -237,6 +242,24 @@ class Contents:
         return (
             [name for name in natural(node) if fnmatch.fnmatchcase(name, pattern)] if isinstance(node, Mapping) else []
         )
+
+    def beside(self, key: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors with these names in the group or struct that holds what a key names, by their keys."""
+        head = re.match(r"(?:.*[/.])?", key.strip("/"))[0].rstrip("/.")
+        node = None
+        if "*" not in head:
+            with contextlib.suppress(UserError):
+                node = self._walk(self.root, head, "")
+        if isinstance(node, _Variables):
+            node.hold(names)
+            node = node.held
+        found = {}
+        for name in names if isinstance(node, Mapping) else ():
+            item = node.get(name)
+            vector = isinstance(item, (Leaf, np.ndarray)) and sum(n > 1 for n in item.shape) == 1
+            if vector and item.dtype.kind in "iuf":
+                found[f"{head}/{name}".strip("/").replace(".", "/")] = self._plain(item, name)
+        return found
 
     def _absent(self, rest: str, place: str, names: list[str]) -> UserError:
         there = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -11,6 +11,7 @@ from connector.data.beside import label
 from connector.data.layout import flattened, numbers, one_each
 from connector.data.nwb_trials import TrialBins
 from connector.data.settings import seconds
+from connector.data.time_axis import TimeAxis
 from connector.errors import UserError
 from connector.files import check_size
 
@@ -90,21 +91,31 @@ def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]
     return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
 
 
-def within_recording(bins: TrialBins, told: np.ndarray, notes: list[str]) -> tuple[TrialBins, np.ndarray]:
+def within_recording(
+    bins: TrialBins, told: np.ndarray, clock: TimeAxis | None, notes: list[str]
+) -> tuple[TrialBins, np.ndarray]:
     """The windows that lie within a continuous recording, and the first sample of each; tells of others.
 
     Args:
-        told: (samples,) bool, ``bin_s`` apart: where anything was recorded.
+        told: (samples,) bool, ``bin_s`` apart: where anything was recorded. clock: when, where the file says so; None: from 0 on.
 
     Raises:
         UserError: most lie outside.
     """
-    n_samples, first = len(told), np.round(bins.begin / bins.bin_s).astype(np.int64)
+    n_samples = len(told)
+    first = np.round(bins.begin / bins.bin_s).astype(np.int64) if clock is None else clock.first(bins.begin)
     inside = (first >= 0) & (first + bins.lengths <= n_samples)
     missing, at = np.r_[0, np.cumsum(~told)], np.clip(first, 0, n_samples)
-    inside &= missing[np.minimum(at + bins.lengths, n_samples)] == missing[at]
+    end = np.minimum(at + bins.lengths, n_samples)
+    inside &= missing[end] == missing[at]
+    if clock is not None:
+        gaps = np.cumsum(clock.gaps)
+        inside &= gaps[np.maximum(end - 1, 0)] == gaps[np.minimum(at, n_samples - 1)]
     if 2 * inside.sum() < len(inside):
         got = f"{int((~inside).sum())} of {len(inside)} outside; they begin from {bins.begin.min():.4g} to {bins.begin.max():.4g} s"
+        if clock is not None:
+            expected = f"trials within the recording, by {clock.key} from {clock.at[0]:.4g} to {clock.at[-1]:.4g} s"
+            raise UserError(expected, got, "see data.trial_unit_s; data.time_axis=false counts from the first sample")
         raise UserError(
             f"trials within the {n_samples} samples of {bins.bin_s:g} s, {n_samples * bins.bin_s:.4g} s", got,
             "see data.bin_s, and data.trial_unit_s for times in other units (in samples: the same as data.bin_s)",
