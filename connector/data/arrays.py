@@ -51,8 +51,8 @@ class ArraysOptions:
         choices=("auto", "rates", "spikes"), default="auto",
     )  # fmt: skip
     axes: list[str] | None = data_option(
-        "axes of the activity in their order, among trial, time, neuron; for lists of arrays, the axes of the "
-        "list come first; null: [trial,time,neuron]",
+        "axes of the activity in their order, among trial (twice for conditions and their repeats), time, neuron; "
+        "for lists of arrays, the axes of the list come first; null: [trial,time,neuron]",
         default=None,
     )
     neurons: Any = data_option(
