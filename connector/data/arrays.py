@@ -21,6 +21,7 @@ from connector.data.sample_trials import by_trial, require_one_row_each
 from connector.data.settings import data_option, memory_option, require_two, seconds, settled
 from connector.data.sources import Sources
 from connector.data.spike_times import count_spikes, given_numbers, split_by_ends
+from connector.data.time_axis import NAMES, time_axis
 from connector.data.trial_windows import samples_about, times_of_trials, windows, within_recording
 from connector.declarations import require
 from connector.errors import UserError
@@ -52,8 +53,8 @@ class ArraysOptions:
         choices=("auto", "rates", "spikes"), default="auto",
     )  # fmt: skip
     axes: list[str] | None = data_option(
-        "axes of the activity in their order, among trial, time, neuron; for lists of arrays, the axes of the "
-        "list come first; null: [trial,time,neuron]",
+        "axes of the activity in their order, among trial (twice for conditions and their repeats), time, neuron; "
+        "for lists of arrays, the axes of the list come first; null: [trial,time,neuron]",
         default=None,
     )
     neurons: Any = data_option(
@@ -124,6 +125,11 @@ class ArraysOptions:
         "one piece",
         unit="s", at_least=0, default=None,
     )  # fmt: skip
+    time_axis: Any = data_option(
+        "KEY of the time of each sample of a continuous recording, which tells gaps and what data.trial_starts counts from; "
+        "null: t, time, times or timestamps beside the activity, if as long; false: none",
+        default=None,
+    )
     bin_s: float | None = data_option(
         "time between samples; null: 0.01 for spikes, no unit for rates", unit="s", above=0, default=None
     )
@@ -151,6 +157,11 @@ class ArraysOptions:
         for name in ("inputs", "neurons", "trials"):
             value = getattr(self, name)
             require(value is None or isinstance(value, (str, list, tuple)), f"data.{name}", text_or_list, value)
+        known = self.time_axis is None or self.time_axis is False or isinstance(self.time_axis, str)
+        require(known, "data.time_axis", "a KEY, null or false", self.time_axis)
+        continuous = self.activity is not None and (self.piece_s is not None or self.trial_starts is not None)
+        alone = continuous or not isinstance(self.time_axis, str)
+        require(alone, "data.time_axis", "with data.activity, and data.piece_s or data.trial_starts", self.time_axis)
         require(
             self.conditions is not None or not self.condition_inputs,
             "data.condition_inputs",
@@ -255,7 +266,8 @@ def _about_trials(
         options.axes,
     )
     told = ~np.isnan(activity[0]).all(1) if activity.dtype.kind == "f" else np.ones(activity.shape[1], bool)
-    bins, first = within_recording(windows(raw, options, options.bin_s, notes), told, notes)
+    clock = time_axis(raw["time_axes"], len(told), options, options.bin_s, notes)
+    bins, first = within_recording(windows(raw, options, options.bin_s, notes), told, clock, notes)
     n_trials = len(raw["trial_starts"])
 
     def cut(x: np.ndarray) -> np.ndarray:
@@ -318,9 +330,12 @@ def _finished(
     values |= {} if inputs is None else {"externalinputs": inputs}
     more: dict[str, Any] = {"neuron_names": neuron_names}
     if options.piece_s is not None:
-        values, stretches, more["gap"] = cut(
-            values, bin_s, options.piece_s, options.gap_s, options.max_gigabytes, notes
+        one = bin_s is not None and n_trials == 1
+        require(
+            one or not isinstance(options.time_axis, str), "data.time_axis", "with one recording", options.time_axis
         )
+        clock = time_axis(raw.get("time_axes", {}), steps, options, bin_s, notes) if one else None
+        values, stretches, more["gap"] = cut(values, bin_s, options, clock, notes)
         more["stretches"] = tensor(stretches)
     elif "lengths" not in values:
         values |= _begun(values, kind, notes)
@@ -363,6 +378,7 @@ def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
             if isinstance(named, str):
                 raw[what], beside = sources.value(named)
                 counted_from[what] = beside.one
+        raw["time_axes"] = _time_axes(sources, file, options)
         raw["inputs"] = {named: sources.value(named)[0] for named in input_keys(options)}
         ids = _names_of_units(file, str(key)) if options.spike_times is not None else []
         if ids and all(x.isdecimal() for x in ids):
@@ -375,6 +391,18 @@ def _read(paths: list[Path], options: ArraysOptions) -> dict[str, Any]:
         raw |= {} if typed is None else {what: typed}
         raw |= {what: times_of_trials(raw[what], f"data.{what}")} if what in raw else {}
     return raw | {"counted_from": counted_from}
+
+
+def _time_axes(sources: Sources, file: Contents, options: ArraysOptions) -> dict[str, Any]:
+    """What may be the time axis of a continuous recording, by its key."""
+    if isinstance(options.time_axis, str):
+        return {options.time_axis: sources.value(options.time_axis)[0]}
+    continuous = options.piece_s is not None or options.trial_starts is not None
+    if options.activity is None or not continuous or options.time_axis is False:
+        return {}
+    beside = file.beside(str(options.activity).rpartition(":")[2], NAMES)
+    others = [str(x).replace(".", "/") for x in (options.trial_starts, options.trial_stops, options.times)]
+    return {key: x for key, x in beside.items() if key not in others}
 
 
 def _names_of_units(file: Contents, key: str) -> list[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import importlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,11 @@ class _Variables(Mapping):
         if name not in self.held and not self.whole:
             self.held |= read_matlab(self.path, (name,), self.max_gigabytes)
         return self.held[name]
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Read these, those that there are, in one go."""
+        if not self.whole:
+            self.held |= read_matlab(self.path, tuple(names), self.max_gigabytes)
 
     def __iter__(self) -> Iterator[str]:
         if not self.whole:
@@ -99,10 +105,29 @@ class _Group(Mapping):
         import h5py
 
         check_size(1e-9 * math.prod(item.shape) * item.dtype.itemsize, self.max_gigabytes, _TOO_LARGE)
+        _require_filters(item)
         if h5py.check_string_dtype(item.dtype) is not None:
             return np.asarray(item.asstr(errors="replace")[()], dtype=str)
         value = np.asarray(item[()])
-        return nested(value) if h5py.check_vlen_dtype(item.dtype) is not None else _unpacked(value, item.attrs)
+        if h5py.check_vlen_dtype(item.dtype) is not None:
+            return nested(value)
+        return _unpacked(value, item.attrs, "_NCProperties" in item.file.attrs)
+
+
+def _require_filters(item: Any) -> None:
+    """Refuses a data set that is packed by a filter which is not installed; those of hdf5plugin are, where that is."""
+    import h5py
+
+    made = item.id.get_create_plist()
+    for i in range(made.get_nfilters()):
+        number, _, _, name = made.get_filter(i)
+        if not h5py.h5z.filter_avail(number):
+            with contextlib.suppress(ImportError):
+                importlib.import_module("hdf5plugin")
+        if not h5py.h5z.filter_avail(number):
+            packer = name.decode(errors="replace") or f"filter {number}"
+            remedy = "install hdf5plugin, or save the file again with gzip"
+            raise UserError(f"{item.name} packed by a filter that is installed", packer, remedy)
 
 
 def nested(value: np.ndarray) -> list:
@@ -110,15 +135,23 @@ def nested(value: np.ndarray) -> list:
     return [nested(x) for x in value] if value.ndim > 1 else list(value)
 
 
-def _unpacked(value: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
+# What netCDF leaves in place of numbers that were never written, by their kind and size, where a file names no other.
+_UNWRITTEN = {"f4": 15 * 2.0**119, "f8": 15 * 2.0**119, "i2": 1 - 2**15, "i4": 1 - 2**31, "i8": 2 - 2**63}
+
+
+def _unpacked(value: np.ndarray, attributes: Mapping[str, Any], netcdf: bool) -> np.ndarray:
     """Numbers as netCDF packs them: ``value * scale_factor + add_offset``, and NaN where they are ``_FillValue`` or
-    ``missing_value``."""
+    ``missing_value``, or were never written. Whole numbers may be so by chance in a file that is not netCDF."""
     names = ("scale_factor", "add_offset", "_FillValue", "missing_value")
     packed = {name: attributes[name] for name in names if name in attributes}
+    unwritten = _UNWRITTEN.get(value.dtype.str[1:]) if "_FillValue" not in packed else None
+    if unwritten is not None and (netcdf or value.dtype.kind == "f"):
+        packed["_FillValue"] = unwritten
     if not packed or value.dtype.kind not in "iuf":
         return value
     filled = np.isin(value, [x for name in names[2:] for x in np.ravel(packed.get(name, []))])
-    value = value * np.asarray(packed.get("scale_factor", 1)) + np.asarray(packed.get("add_offset", 0))
+    if names[0] in packed or names[1] in packed:
+        value = value * np.asarray(packed.get("scale_factor", 1)) + np.asarray(packed.get("add_offset", 0))
     return np.where(filled, np.nan, value) if filled.any() else value
 
 
@@ -169,7 +202,8 @@ class Contents:
                 if not self.one <= int(head) < len(node) + self.one:
                     raise self._absent(rest, place, [f"{self.one} to {len(node) - 1 + self.one}"])
                 return self._walk(node[int(head) - self.one], tail, f"{place}/{head}")
-            return self._each(node, tail if head == "*" else rest, place)
+            places = [f"{place}/{i + self.one}" for i in range(len(node))]
+            return self._each(node, tail if head == "*" else rest, places)
         if isinstance(node, np.ndarray) and node.dtype.names and head in node.dtype.names:
             return self._walk(node[head], tail, f"{place}/{head}")
         if isinstance(node, np.ndarray) and node.ndim and head.isdecimal():
@@ -188,13 +222,15 @@ class Contents:
         for end in (*starts, len(rest)):
             names = [name for name in natural(node) if fnmatch.fnmatchcase(name, rest[:end])] if "*" in head else []
             if names:
-                return self._each([node[name] for name in names], rest[end + 1 :], f"{place}/{rest[:end]}")
-        raise self._absent(rest, place, natural(node))
+                return self._each(
+                    [node[name] for name in names], rest[end + 1 :], [f"{place}/{name}" for name in names]
+                )
+        raise self._absent(rest, place, natural(node) or ["nothing"])
 
-    def _each(self, items: list, rest: str, place: str) -> list:
-        """What the rest of a key names in each of the items. Cells that are empty have nothing there: :func:`absent` keeps their
+    def _each(self, items: list, rest: str, places: Sequence[str]) -> list:
+        """What the rest of a key names in each of the items, which are at these places. Cells that are empty have nothing there: :func:`absent` keeps their
         place, so that the numbers of the others stay."""
-        found = [absent() if rest and _is_empty(x) else self._walk(x, rest, f"{place}/*") for x in items]
+        found = [absent() if rest and _is_empty(x) else self._walk(x, rest, at) for x, at in zip(items, places)]
         return Cells(found, items.shape) if isinstance(items, Cells) else found
 
     def members(self, key: str) -> list[str]:
@@ -206,6 +242,24 @@ class Contents:
         return (
             [name for name in natural(node) if fnmatch.fnmatchcase(name, pattern)] if isinstance(node, Mapping) else []
         )
+
+    def beside(self, key: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors with these names in the group or struct that holds what a key names, by their keys."""
+        head = re.match(r"(?:.*[/.])?", key.strip("/"))[0].rstrip("/.")
+        node = None
+        if "*" not in head:
+            with contextlib.suppress(UserError):
+                node = self._walk(self.root, head, "")
+        if isinstance(node, _Variables):
+            node.hold(names)
+            node = node.held
+        found = {}
+        for name in names if isinstance(node, Mapping) else ():
+            item = node.get(name)
+            vector = isinstance(item, (Leaf, np.ndarray)) and sum(n > 1 for n in item.shape) == 1
+            if vector and item.dtype.kind in "iuf":
+                found[f"{head}/{name}".strip("/").replace(".", "/")] = self._plain(item, name)
+        return found
 
     def _absent(self, rest: str, place: str, names: list[str]) -> UserError:
         there = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -222,11 +222,14 @@ def _paces(entry: Entry, other: Entry) -> bool:
 
 
 def _step(entry: Entry) -> float:
-    """Between the numbers of an evenly spaced ascending vector; 0 for another array."""
+    """Between the numbers of an evenly spaced ascending vector, but for a few gaps; 0 for another array."""
     x = np.empty(0) if entry.first is None else entry.first.ravel().astype(float)
+    if len(x) < 3 or not (np.diff(x) > 0).all():
+        return 0.0
     steps = np.diff(x)
-    even = len(x) > 2 and steps.min() > 0 and steps.std() <= _EVEN * steps.mean()
-    return float(np.median(steps)) if even else 0.0
+    usual = float(np.median(steps))
+    gaps = steps > 1.5 * usual
+    return usual if gaps.mean() <= _EVEN and steps[~gaps].std() <= _EVEN * usual else 0.0
 
 
 def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tuple[float, str]:

@@ -20,9 +20,11 @@ _LISTS_ONLY = "check the order of data.axes (those of the list come first); tria
 
 
 def check_axes(axes: Sequence[str], known: Sequence[str], option: str) -> None:
-    """Raises UserError for names of axes that are not among ``known``, each once."""
-    fits = isinstance(axes, (list, tuple)) and set(axes) <= set(known) and len(set(axes)) == len(axes) > 0
-    if not fits:
+    """Raises UserError for names of axes that are not among ``known``, each once, trial perhaps twice."""
+    names = list(axes) if isinstance(axes, (list, tuple)) else []
+    if names.count("trial") == 2:
+        names.remove("trial")
+    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
         raise UserError(
             f"{option} as a list of some of {', '.join(known)}, in the order of the array's axes", f"{axes}"
         )
@@ -95,6 +97,7 @@ def wrong_axes(
     """Of an array, in so many levels of lists, that has not the axes named."""
     option, number = "data.axes" if last == "neuron" else "data.input_axes", n_levels + len(shape)
     like = {1: "time", 2: f"{last},time" if last == "neuron" else "trial,time"}.get(number, f"trial,time,{last}")
+    like = f"trial,{like}" if number == 4 and not n_levels else like  # such as conditions and their repeats
     what = f"its {number} axes in their order" if not n_levels else "the axes of the list and then those of its arrays"
     got = f"shape {shape}" + (f" in {n_levels} level{'s' * (n_levels > 1)} of lists" if n_levels else "")
     return UserError(f"{where} with the axes ({', '.join(axes)})", got, f"name {what}, as {option}=[{like}]")
@@ -109,7 +112,7 @@ def laid_out(
     named has length 1.
 
     Args:
-        value: numbers; axes: some of trial, time and ``last``, one for each list level and axis of the arrays; where: the
+        value: numbers; axes: some of trial (perhaps twice: the second changes fastest), time and ``last``, one for each list level and axis of the arrays; where: the
             key, for messages. Arrays of a list that have all axes each are joined, their trials one after the other.
 
     Returns:
@@ -161,7 +164,8 @@ def laid_out(
     padded = np.zeros((len(parts), *longest), dtype=np.result_type(*parts))
     for row, x in zip(padded, parts):
         row[tuple(slice(n) for n in x.shape)] = x
-    lengths = samples.max(others) if others else samples
+    lengths = (samples.max(others) if others else samples).ravel()
+    lengths = np.repeat(lengths, longest[inner.index("trial")]) if "trial" in inner else lengths
     return _ordered(padded.reshape(*grid.shape, *longest), axes, last), lengths.astype(np.int64)
 
 
@@ -191,6 +195,10 @@ def _joined(parts: list[np.ndarray], where: str, max_gigabytes: float) -> tuple[
 def _ordered(x: np.ndarray, axes: Sequence[str], last: str) -> np.ndarray:
     """(trials, time, channels) of an array with the axes named; those that are not have length 1."""
     wanted = ("trial", "time", last)
+    if list(axes).count("trial") == 2:
+        x = np.moveaxis(x, [i for i, name in enumerate(axes) if name == "trial"], [0, 1])
+        x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        axes = ["trial", *(name for name in axes if name != "trial")]
     x = np.transpose(x, [list(axes).index(name) for name in wanted if name in axes])
     return np.expand_dims(x, [i for i, name in enumerate(wanted) if name not in axes])
 

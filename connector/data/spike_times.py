@@ -21,6 +21,7 @@ from connector.errors import UserError
 from connector.files import check_size
 
 _SEVERAL = 5  # trials
+_NEARLY_ALL = 0.95  # of the trials
 _OF_TRIALS = "data.spike_trials, or trial among data.axes"
 
 
@@ -134,15 +135,29 @@ def _events(raw: Mapping[str, Any], options: Any, one: int, notes: list[str]) ->
     if sorted(axes) not in (["neuron"], ["neuron", "trial"]):
         raise UserError("data.axes of lists of spike times as [neuron], [trial,neuron] or [neuron,trial]", str(axes))
     if isinstance(value, np.ndarray):  # a row of times each, NaN or zeros behind them
-        value = _without_zeros(value, where, notes)
+        value = _without_zeros(_without_negative(value, where, notes), where, notes)
         value = [list(x) for x in value] if len(axes) == 2 else list(value)
     found = _of_lists(value, axes, raw.get("neuron_names", ()), where, one, notes)
     return replace(found, times=unit * found.times)
 
 
+def _without_negative(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
+    """Rows of times, NaN where one negative number fills them up, the lowest of all, behind later times."""
+    rows = numbers(rows, where).astype(float)
+    low = rows.min(initial=0, where=np.isfinite(rows))
+    filled = np.logical_and.accumulate((rows == low)[..., ::-1], axis=-1)[..., ::-1]
+    times = np.where(filled, np.nan, rows)
+    # Times that ascend do not end with their lowest, and others do not with several that are the same.
+    number, ascend = np.isfinite(times).sum(-1), ~(np.diff(times, axis=-1) < 0).any(-1)
+    padded = filled.any(-1) & (((number > 1) & ascend) | ((number > 0) & (filled.sum(-1) > 1)))
+    if not low < 0 or not padded.any():
+        return rows
+    notes.append(f"{low:g} behind the times in {int(filled.any(-1).sum())} rows of {where}: taken as padding")
+    return times
+
+
 def _without_zeros(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     """Rows of ascending times, NaN where zeros fill them up behind a later time."""
-    rows = numbers(rows, where).astype(float)
     filled = np.logical_and.accumulate((rows == 0)[..., ::-1], axis=-1)[..., ::-1]
     behind = (rows > 0).any(-1, keepdims=True)  # one zero behind such times is not a time
     padded = filled & (behind | ((rows != 0).any(-1, keepdims=True) & (filled.sum(-1, keepdims=True) > 1)))
@@ -236,11 +251,33 @@ def _whole(events: Events, options: Any, bin_s: float, notes: list[str]) -> Tria
     return TrialBins(np.zeros(1, dtype=int), np.array([first]), np.array([first]), lengths, bin_s)
 
 
+def _check_from_zero(events: Events, options: Any) -> None:
+    """Refuses times of the session in place of times that count from each trial's zero: nearly every trial begins behind the
+    middle of the one before it."""
+    order = np.lexsort((events.times, events.trials))
+    times, of_trial = events.times[order], np.asarray(events.trials)[order]
+    edges = np.r_[0, np.flatnonzero(of_trial[1:] != of_trial[:-1]) + 1, len(times)]
+    first, middle = times[edges[:-1]], times[(edges[:-1] + edges[1:] - 1) // 2]
+    rank = np.argsort(first)
+    after = first[rank][1:] > middle[rank][:-1]
+    if len(first) < _SEVERAL or len(times) < ENOUGH_SPIKES or after.mean() < _NEARLY_ALL:
+        return
+    remedy = "subtract the start of its trial from each time"
+    if options.spike_trials is not None:
+        remedy = f"replace data.spike_trials by data.trial_starts=KEY and data.stop_s=SECONDS, or {remedy}"
+    raise UserError(
+        f"times in {options.spike_times} that count from zero in each trial",
+        f"times of the session, {times.min():g} to {times.max():g} s, one trial after the other",
+        remedy,
+    )
+
+
 def _side_by_side(
     events: Events, raw: Mapping[str, Any], options: Any, one: int, bin_s: float, notes: list[str]
 ) -> tuple[Events, TrialBins, tuple[str, ...]]:
     """Trials whose times all count from zero, laid one behind the other on one clock; and their names, where they have any."""
     assert events.trials is not None
+    _check_from_zero(events, options)
     n_trials, labels, named = events.n_trials, events.trials, ()
     beside = [
         np.size(raw[what]) for what in ("choices", "times", "conditions") if isinstance(raw.get(what), np.ndarray)

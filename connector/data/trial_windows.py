@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from connector.data.beside import label
 from connector.data.layout import flattened, numbers, one_each
 from connector.data.nwb_trials import TrialBins
 from connector.data.settings import seconds
+from connector.data.time_axis import TimeAxis
 from connector.errors import UserError
 from connector.files import check_size
 
 UNITS = "say what their units are: data.spike_unit_s, data.trial_unit_s"
 _MOST_BINS = 10**8  # of a trial
+_FEW = 4  # times of trials, of which all but one may be the same
 
 
 def whole_bins(span: np.ndarray, bin_s: float) -> np.ndarray:
@@ -30,13 +33,22 @@ def times_of_trials(value: Any, what: str) -> np.ndarray:
     """(n,) float64: one time for each trial; ``what``: the option.
 
     Raises:
-        UserError: a table of several columns, or no numbers.
+        UserError: a table of several columns, or no numbers; a signal that is on or off.
     """
     parts = [value] if isinstance(value, np.ndarray) else flattened(value)
     wide = next((x for x in parts if (sum(n > 1 for n in x.shape) > 1 if len(parts) == 1 else x.size > 1)), None)
     if wide is not None:
         raise UserError(f"{what} with one time for each trial", f"shape {wide.shape}", "name one column: KEY/NUMBER")
-    return numbers(one_each(value, None, what, what), what).astype(float)
+    found = numbers(one_each(value, None, what, what), what)
+    values = np.unique(found[~np.isnan(found)]) if found.dtype.kind == "f" else np.unique(found)
+    on_or_off = len(found) > _FEW and len(values) == 2 and values[0] == 0
+    if len(values) and (found.dtype.kind == "b" or on_or_off):
+        raise UserError(
+            f"{what} with the time of each trial",
+            f"{len(found)} values that are {label(values[0])} or {label(values[-1])}, as of a signal that is on or off",
+            "save the times at which it turns on: time[1:][numpy.diff(signal.astype(int)) > 0]",
+        )
+    return found.astype(float)
 
 
 def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]) -> TrialBins:
@@ -79,21 +91,31 @@ def windows(raw: Mapping[str, Any], options: Any, bin_s: float, notes: list[str]
     return TrialBins(kept, starts[kept], begin[kept], lengths[kept], bin_s)
 
 
-def within_recording(bins: TrialBins, told: np.ndarray, notes: list[str]) -> tuple[TrialBins, np.ndarray]:
+def within_recording(
+    bins: TrialBins, told: np.ndarray, clock: TimeAxis | None, notes: list[str]
+) -> tuple[TrialBins, np.ndarray]:
     """The windows that lie within a continuous recording, and the first sample of each; tells of others.
 
     Args:
-        told: (samples,) bool, ``bin_s`` apart: where anything was recorded.
+        told: (samples,) bool, ``bin_s`` apart: where anything was recorded. clock: when, where the file says so; None: from 0 on.
 
     Raises:
         UserError: most lie outside.
     """
-    n_samples, first = len(told), np.round(bins.begin / bins.bin_s).astype(np.int64)
+    n_samples = len(told)
+    first = np.round(bins.begin / bins.bin_s).astype(np.int64) if clock is None else clock.first(bins.begin)
     inside = (first >= 0) & (first + bins.lengths <= n_samples)
     missing, at = np.r_[0, np.cumsum(~told)], np.clip(first, 0, n_samples)
-    inside &= missing[np.minimum(at + bins.lengths, n_samples)] == missing[at]
+    end = np.minimum(at + bins.lengths, n_samples)
+    inside &= missing[end] == missing[at]
+    if clock is not None:
+        gaps = np.cumsum(clock.gaps)
+        inside &= gaps[np.maximum(end - 1, 0)] == gaps[np.minimum(at, n_samples - 1)]
     if 2 * inside.sum() < len(inside):
         got = f"{int((~inside).sum())} of {len(inside)} outside; they begin from {bins.begin.min():.4g} to {bins.begin.max():.4g} s"
+        if clock is not None:
+            expected = f"trials within the recording, by {clock.key} from {clock.at[0]:.4g} to {clock.at[-1]:.4g} s"
+            raise UserError(expected, got, "see data.trial_unit_s; data.time_axis=false counts from the first sample")
         raise UserError(
             f"trials within the {n_samples} samples of {bins.bin_s:g} s, {n_samples * bins.bin_s:.4g} s", got,
             "see data.bin_s, and data.trial_unit_s for times in other units (in samples: the same as data.bin_s)",

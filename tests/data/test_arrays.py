@@ -106,6 +106,40 @@ def test_inputs_of_fewer_axes_are_constant_along_the_others(tmp_path, draw):
     assert both.input_names[:2] == ("each", "x 1")
 
 
+@pytest.mark.parametrize("format", ["npz", "mat", "h5"])
+def test_conditions_and_their_repeats_are_trials(tmp_path, draw, format):
+    """Four axes in any order; what is said of trials has both axes, or one value for each in the same order."""
+    x, stimulus = smooth(draw, 12, STEPS, NEURONS), draw.normal(size=(12, STEPS))
+    chose = draw.integers(0, 2, 12)
+    np.savez(tmp_path / "own.npz", rates=x, externalinputs=stimulus[:, :, None], choices=chose)
+    own = load_npz(tmp_path / "own.npz")
+    names = np.array(["trial", "trial", "time", "neuron"])
+    four, two = x.reshape(3, 4, STEPS, NEURONS), {"s": stimulus.reshape(3, 4, STEPS), "c": chose.reshape(3, 4)}
+    for order in ((0, 1, 2, 3), (3, 0, 1, 2), (0, 2, 1, 3), (2, 0, 3, 1)):
+        path = write(tmp_path, format, {"x": four.transpose(order), **two})
+        keys = {"activity": "x", "axes": names[list(order)].tolist(), "choices": "c", "inputs": "s"}
+        assert alike(load_arrays(path, input_axes=["trial", "trial", "time"], **keys), own), order
+    with pytest.raises(UserError, match=r"name its 4 axes|data\.axes=\[trial,trial,time,neuron\]"):
+        load_arrays(path, activity="x")
+    for axes in (["trial", "trial", "trial", "time"], ["trial", "time", "time", "neuron"]):
+        with pytest.raises(UserError, match="some of trial, time, neuron"):
+            load_arrays(path, activity="x", axes=axes)
+
+
+def test_lists_of_conditions_hold_repeats_of_their_own_length(tmp_path, draw):
+    x, lengths = smooth(draw, 12, STEPS, NEURONS), np.repeat([20, STEPS, 9], 4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for i in range(3):
+            file[f"c{i}"] = x[4 * i : 4 * i + 4, : lengths[4 * i]]
+            for j in range(4):
+                file[f"n/{i}/{j}"] = x[4 * i + j, : lengths[4 * i]]
+    for key in ("c*", "n/*/*"):
+        got = load_arrays(tmp_path / "a.h5", activity=key, axes=["trial", "trial", "time", "neuron"])
+        assert got.lengths.tolist() == lengths.tolist()
+        for row, trial, n in zip(got.activity.numpy(), x, lengths):
+            np.testing.assert_allclose(row[:n], trial[:n], rtol=1e-6)
+
+
 def test_trials_padded_with_nan_end_there_and_one_value_everywhere_is_refused(tmp_path, draw):
     x = smooth(draw, TRIALS, STEPS, NEURONS)
     lengths = draw.integers(4, STEPS, TRIALS)

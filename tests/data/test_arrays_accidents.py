@@ -1,11 +1,14 @@
 """What arrays of other labs hold that could be read as something else: read as it is meant, or refused, never a wrong number."""
 
+import importlib
+
 import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from connector.data.arrays import load_arrays
+from connector.data.contents import opened
 from connector.data.npz import load_npz
 from connector.errors import UserError
 
@@ -90,6 +93,61 @@ def test_packed_numbers_of_netcdf_are_unpacked(tmp_path, rates):
     found = load_arrays(tmp_path / "a.h5", activity="x")
     assert (found.kind, found.lengths.tolist()) == ("rates", [20] + [STEPS] * (TRIALS - 1))
     assert np.allclose(found.activity[0, :20], rates[0, :20], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i2", "i4", "i8"])
+@pytest.mark.parametrize("netcdf", [True, False])
+def test_what_netcdf_never_wrote_is_missing(tmp_path, rates, kind, netcdf):
+    """Of whole numbers only in a netCDF file; elsewhere they may be meant."""
+    unwritten = {"f": 9.969209968386869e36, "i2": -32767, "i4": -2147483647, "i8": -9223372036854775806}
+    x = (rates if kind[0] == "f" else 100 * rates).astype(kind)
+    x[0, 20:] = unwritten[kind if kind[0] == "i" else "f"]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=x)
+        file.create_dataset("named", data=x).attrs["_FillValue"] = x.dtype.type(-20000)
+        if netcdf:
+            file.attrs["_NCProperties"] = "version=2,netcdf=4.9.2,hdf5=1.14.4"
+    if kind[0] == "f" or netcdf:
+        found = load_arrays(tmp_path / "a.h5", activity="x", kind="rates", range_tolerance=1e3)
+        assert found.lengths.tolist() == [20] + [STEPS] * (TRIALS - 1)
+        assert np.allclose(found.activity[0, :20], x[0, :20], rtol=1e-6)
+    with opened(tmp_path / "a.h5", 1.0) as file:
+        missing = np.isnan(file.value("x"))
+        assert np.array_equal(file.value("named"), x)
+    assert missing[0, 20:].all() == missing.any() == (kind[0] == "f" or netcdf)
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    """Where hdf5plugin is there, its import is all that it takes."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("g/x", data=np.random.default_rng(0).normal(size=(8, 30, 5)), compression="gzip")
+    there = []
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda number: bool(there))
+    in_two_lines(
+        r"/g/x packed by a filter that is installed; got deflate\.\nInstall hdf5plugin, or save the file again with gzip",
+        lambda: load_arrays(tmp_path / "a.h5", activity="g/x"),
+    )
+    import_module = importlib.import_module
+    added = lambda name: there.append(name) if name == "hdf5plugin" else import_module(name)  # noqa: E731
+    monkeypatch.setattr(importlib, "import_module", added)
+    assert load_arrays(tmp_path / "a.h5", activity="g/x").n_trials == 8
+
+
+def test_the_trial_that_lacks_an_array_is_named(tmp_path, rates):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for i, x in enumerate(rates):
+            file[f"s/trial_{i}/{'rates' if i != 6 else 'rate'}"] = x
+            file[f"e/trial_{i}/rates"] = x
+        del file["e/trial_6/rates"]
+    keys = {"axes": ["trial", "time", "neuron"]}
+    path = tmp_path / "a.h5"
+    words = r"rates in a\.h5:s/trial_6; got no such key\.\nThere: rate\."
+    in_two_lines(words, lambda: load_arrays(path, activity="s/*/rates", **keys))
+    words = r"rates in a\.h5:e/trial_6; got no such key\.\nThere: nothing\."
+    in_two_lines(words, lambda: load_arrays(path, activity="e/trial_*/rates", **keys))
+    savemat(tmp_path / "a.mat", {"tr": cells([{"rates": x} if i != 6 else {"rate": x} for i, x in enumerate(rates)])})
+    words = r"rates in a\.mat:tr/7; got no such key"
+    in_two_lines(words, lambda: load_arrays(tmp_path / "a.mat", activity="tr.rates", **keys))
 
 
 def test_labels_far_from_zero_have_names_of_their_own(tmp_path, rates):

@@ -228,3 +228,21 @@ def test_what_cannot_be_told_of_trials_is_refused(tmp_path):
             load_arrays(tmp_path / "x.mat", spike_trials="trial", trials=trials, **keys)
     with pytest.raises(UserError, match="one time for each trial"):
         load_arrays(tmp_path / "x.mat", trial_starts="on", **keys)
+
+
+@pytest.mark.parametrize("high", [True, 1, 1.0, 5])
+def test_a_signal_that_is_on_or_off_is_no_list_of_times(tmp_path, high):
+    trace = np.tanh(DRAW.normal(size=(600, 4)))
+    on = np.zeros(600, dtype=type(high))
+    on[::50] = high
+    np.savez(tmp_path / "a.npz", F=trace, ttl=on, starts=[0.0, 1.0], late=[0.0, 5.0, 10.0, 15.0, 20.0])
+    keys = {"activity": "F", "axes": ["time", "neuron"], "bin_s": 0.1, "stop_s": 0.5}
+    for name in ("trial_starts", "trial_stops"):
+        given = {"trial_starts": "late"} | {name: "ttl"}
+        with pytest.raises(
+            UserError, match=rf"data\.{name} with the time of each trial; got 600 values that are 0 or"
+        ) as no:
+            load_arrays(tmp_path / "a.npz", **keys, **given)
+        assert len(str(no.value).splitlines()) == 2
+    assert load_arrays(tmp_path / "a.npz", trial_starts="starts", **keys).n_trials == 2
+    assert load_arrays(tmp_path / "a.npz", trial_starts="late", **keys).n_trials == 5

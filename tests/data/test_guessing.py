@@ -203,3 +203,12 @@ def test_plain_keys_stay_as_they_are_and_odd_ones_make_a_command_that_works(tmp_
     got = read(options)
     assert (got.n_trials, got.activity.shape[2]) == (7, 5)
     assert got.choices is not None
+
+
+def test_a_gap_in_the_time_axis_does_not_hide_the_interval(tmp_path, draw):
+    at = 0.02 * (np.arange(600) + 5000 * (np.arange(600) >= 310))
+    np.savez(tmp_path / "a.npz", d=np.tanh(smooth(draw, 6, 600).T / 9), t=at)
+    options, said = guessed(tmp_path / "a.npz")
+    assert (options["bin_s"], options["piece_s"]) == (0.02, 2)
+    assert "data.bin_s is from t" in said
+    assert read(options).stretches[:, 1].tolist() == [0, 100, 200, 310, 410]

@@ -14,6 +14,7 @@ from connector.data.preprocessing import (
     mean_rates_hz,
     pad_trials,
     range_excess,
+    recorded_lengths,
     repeated_trials,
     silent_ends,
     silent_spells,
@@ -128,6 +129,25 @@ def test_ends_of_trials_without_any_spike_are_told_from_silence():
     counts[2, 30:] = counts[11, 35:] = 0
     assert silent_ends(counts, lengths) == (3, 2)
     assert silent_ends(counts[:, :, :1], lengths) == (0, 0)  # one neuron may be silent as long
+
+
+@pytest.mark.parametrize("rate", [0.8, 4.0])
+def test_short_padding_is_found_where_many_trials_are_padded(rate):
+    """Down to the longest silence between spikes, and to few spikes expected; nothing of silence where few are padded."""
+    draw = np.random.default_rng(2)
+    counts, steps = draw.poisson(rate, size=(200, 120)), np.full(200, 120)
+    whole = counts.copy()
+    lengths = draw.integers(60, 121, 200)
+    counts[np.arange(120) >= lengths[:, None]] = 0
+    last = np.array([np.flatnonzero(x)[-1] + 1 for x in counts])
+    longest = max(int(np.diff(np.flatnonzero(x)).max()) - 1 for x in counts)
+    told = (120 - last > longest) & (rate * (120 - last) > 5.5)
+    found = recorded_lengths(counts, steps)
+    assert told.mean() > 0.7
+    assert np.array_equal(found[told], last[told])
+    assert (found[120 - last <= longest] == 120).all()
+    few = np.where(np.arange(200)[:, None] < 30, counts, whole)
+    assert (recorded_lengths(few, steps)[30:] == 120).all()
 
 
 def test_several_values_may_mean_a_side():

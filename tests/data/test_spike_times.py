@@ -148,6 +148,52 @@ def test_trials_after_the_recording_had_ended_are_not_silent_ones(tmp_path, spik
     assert sum("left out" in note for note in got.notes) == 2
 
 
+@pytest.mark.parametrize("before", [0.0, -1.5])
+def test_times_of_the_session_beside_the_trial_of_each_spike_are_refused(tmp_path, spikes, before):
+    """Also where windows of trials overlap, as those do that begin before their events."""
+    _, trial, neuron, times = spikes
+    at = 1.7 * trial + times * (1.0 if before == 0 else 5) + before
+    np.savez(tmp_path / "a.npz", t=at, n=neuron, trial=trial, start=1.7 * np.arange(TRIALS))
+    keys = {"spike_times": "t", "spike_neurons": "n"}
+    with pytest.raises(
+        UserError, match=r"one trial after the other\.\nReplace data\.spike_trials by data\.trial_starts"
+    ) as no:
+        load(tmp_path / "a.npz", spike_trials="trial", **keys)
+    assert len(str(no.value).splitlines()) == 2
+    grid = np.full((TRIALS, NEURONS, 30), np.nan)
+    for i, k in np.ndindex(TRIALS, NEURONS):
+        x = np.sort(at[(trial == i) & (neuron == k)])
+        grid[i, k, : len(x)] = x
+    np.save(tmp_path / "grid.npy", grid)
+    with pytest.raises(UserError, match=r"one trial after the other\.\nSubtract the start of its trial"):
+        load(tmp_path / "grid.npy", spike_times="grid", axes=["trial", "neuron"])
+
+
+@pytest.mark.parametrize("padding", [-1.0, -999.0])
+@pytest.mark.parametrize("axes", [("trial", "neuron"), ("neuron", "trial"), ("neuron",)])
+def test_rows_of_times_with_a_negative_number_behind_them(tmp_path, spikes, axes, padding):
+    counts, trial, neuron, times = spikes
+    counts[0, :, 1] = 0  # a row of padding alone
+    there = ~((trial == 0) & (neuron == 1))
+    trial, neuron, times = trial[there], neuron[there], times[there] - 0.1  # times before the event are no padding
+    rows = np.full((TRIALS, NEURONS, 40), padding)
+    for i, k in np.ndindex(TRIALS, NEURONS):
+        x = np.sort(times[(trial == i) & (neuron == k)])
+        rows[i, k, : len(x)] = x
+    rows = rows[2] if len(axes) == 1 else rows if axes[0] == "trial" else rows.transpose(1, 0, 2)
+    np.save(tmp_path / "a.npy", rows)
+    got = load(tmp_path / "a.npy", spike_times="a", axes=list(axes), start_s=-0.1, stop_s=0.3)
+    assert holds(got, counts[2:3] if len(axes) == 1 else counts)
+    assert any(f"{padding:g} behind the times in" in note for note in got.notes)
+
+
+def test_times_that_are_all_before_the_event_are_no_padding(tmp_path):
+    rows = np.array([[-0.3, -0.5, np.nan], [-0.1, 0.2, 0.3], [-0.2, np.nan, np.nan]])
+    np.save(tmp_path / "a.npy", rows)
+    got = load(tmp_path / "a.npy", spike_times="a", start_s=-0.6, stop_s=0.4)
+    assert got.activity.sum() == 6
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
