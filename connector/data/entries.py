@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from connector.data.contents import Contents, Leaf, natural
+from connector.data.contents import Contents, Leaf, fitting, natural
 from connector.data.matlab import Cells
 from connector.data.preprocessing import as_text
 
@@ -24,7 +24,7 @@ _ALIKE = 4  # names that differ in their numbers only are one line from so many 
 
 @dataclass
 class Entry:
-    """The array of a key, or all arrays of a key with `*`.
+    """The array of a key, or all arrays of a key with `*` or `%d`.
 
     Attributes:
         lists: sizes of the lists that hold the arrays, outermost first. one: number of the first column in keys. first: the
@@ -122,16 +122,29 @@ def entries(contents: Contents) -> list[Entry]:
     return list(found.values())
 
 
+def _patterns(names: list[str]) -> dict[str, tuple[str, int]]:
+    """Of names that differ in their numbers only, if they are many: a pattern that stands for these and no others, and how many."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "%d", name), []).append(name)
+    found = {}
+    for digits, members in alike.items():
+        if len(members) >= _ALIKE and digits != members[0]:
+            star = digits.replace("%d", "*")
+            found |= dict.fromkeys(members, (star if fitting(names, star) == members else digits, len(members)))
+    return found
+
+
 def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """(key, sizes of lists, array) of all that hangs from a node."""
     if depth > _DEEPEST:
         return
     if isinstance(node, Mapping):
         names = [name for name in natural(node) if depth or name not in _HIDDEN]
-        alike = [re.sub(r"\d+", "*", name) for name in names]
-        for name, pattern in zip(names, alike):
-            many = alike.count(pattern) if pattern != name else 0
-            part, sizes = (pattern, (*lists, many)) if many >= _ALIKE else (name, lists)
+        patterns = _patterns(names)
+        for name in names:
+            part, many = patterns.get(name, (name, 0))
+            sizes = (*lists, many) if many else lists
             try:
                 member = node[name]
             except (KeyError, OSError, RuntimeError):  # a link to nowhere

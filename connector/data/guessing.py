@@ -140,7 +140,8 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
             continue
         lists = entry.ascending and _of_vectors(entry)
         two = lists and len(entry.lists) == 2 and min(entry.lists) > 1 and len(entry.shapes) == math.prod(entry.lists)
-        if not (_TIMES.search(name) or (two and not _NOT_ACTIVITY.search(name))):
+        of_units = lists and _OF_NEURONS.search(name)
+        if not (_TIMES.search(name) or of_units or (two and not _NOT_ACTIVITY.search(name))):
             continue
         alone = not entry.lists and len(_axes_of(entry)) == 1
         beside = [
@@ -208,9 +209,10 @@ def _of_units_and_trials(entry: Entry, found: Sequence[Entry]) -> tuple[list[str
 
 
 def _of_vectors(entry: Entry) -> bool:
-    """Whether an entry is lists of vectors of different lengths."""
+    """Whether an entry is lists of vectors of different lengths, or of ascending ones whose steps are uneven."""
     vectors = all(sum(n > 1 for n in shape) <= 1 for shape in entry.shapes)
-    return bool(entry.lists) and vectors and len(set(map(math.prod, entry.shapes))) > 1
+    uneven = entry.ascending and entry.first is not None and entry.first.size > 2 and not _step(entry)
+    return bool(entry.lists) and vectors and (uneven or len(set(map(math.prod, entry.shapes))) > 1)
 
 
 def _paces(entry: Entry, other: Entry) -> bool:
@@ -279,7 +281,7 @@ def _size(entry: Entry) -> int:
 
 def _last(key: str) -> str:
     """The last name of a key, without the file's; of a name with dots what is behind them."""
-    names = [part for part in re.split(r"[/.]", key.rpartition(":")[2]) if part.strip("*")]
+    names = [part for part in re.split(r"[/.]", key.rpartition(":")[2].replace("%d", "*")) if part.strip("*")]
     return names[-1] if names else key
 
 

@@ -151,6 +151,48 @@ def test_the_numbers_of_accepted_components_are_the_neurons(tmp_path, draw):
         assert read(options).neuron_names == ("1", "4", "8")
 
 
+def test_a_pattern_stands_for_the_arrays_counted_and_no_others(tmp_path, draw):
+    cells = smooth(draw, 8, 600)
+    for name, other in (
+        ("c", "contrast"),
+        ("roi", "roi_background"),
+        ("cell.", "time"),
+        ("", "time"),
+        ("dF [", "dF [x]"),
+    ):
+        end = "]" if "[" in name else ""
+        table = {"time": 0.02 * np.arange(600)} | {f"{name}{i}{end}": x for i, x in enumerate(cells)}
+        table |= {other: np.arange(600) / 50}
+        rows = [",".join(table), *(",".join(map(repr, map(float, row))) for row in zip(*table.values()))]
+        (tmp_path / "c.csv").write_text("\n".join(rows))
+        lines, _ = described([tmp_path / "c.csv"], 1.0)
+        options, _ = guessed(tmp_path / "c.csv")
+        assert any(line.startswith(f"{options['activity']} ") and "8 of (600)" in line for line in lines)
+        assert options["activity"] == {"cell.": "cell.*"}.get(name, f"{name}%d{end}")
+        np.testing.assert_allclose(np.concatenate(read(options).activity.numpy()), cells.T, rtol=1e-6)
+
+
+def test_groups_with_numbers_are_told_from_one_that_begins_alike(tmp_path, draw):
+    rates = smooth(draw, 12, 8, 40)
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        for i, x in enumerate(rates):
+            file[f"trial{i}/rates"] = x
+        file["trial_info/stim"] = np.arange(12) % 2
+    options, _ = guessed(tmp_path / "g.h5")
+    assert options["activity"] == "trial%d/rates"
+    np.testing.assert_allclose(read(options).activity.transpose(1, 2), rates, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unit", "spk", "st.", "unit.1."])
+def test_lists_of_spike_times_by_names_with_a_number(tmp_path, draw, name):
+    trains = {f"{name}{i}": np.sort(draw.uniform(0, 60, 200)) for i in (2, 3, 5, 8, 13)}
+    beside = {"unit_ids": np.arange(5), "unit_depth": draw.uniform(size=5), "spk_fs": 30_000.0, "st": 0}
+    np.savez(tmp_path / "u.npz", **trains, **beside)
+    options, _ = guessed(tmp_path / "u.npz")
+    got = read(options)
+    assert (got.n_neurons, got.activity.sum()) == (5, pytest.approx(1000, abs=60))  # but what is behind the last piece
+
+
 @pytest.mark.parametrize(
     ("n_units", "n_trials", "beside", "axes"),
     [(6, 30, None, "neuron trial"), (30, 6, None, "trial neuron"), (30, 6, 6, "neuron trial"), (6, 30, 30, "neuron trial")],
