@@ -38,11 +38,12 @@ def absent() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array that is not read yet."""
+    """An array that is not read yet; ``dataset``: where it is, in HDF5."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], Any]
+    dataset: Any = None
 
 
 class _Variables(Mapping):
@@ -94,7 +95,7 @@ class _Group(Mapping):
             return Leaf(item.shape[::-1], item.dtype, lambda: self.v73.value(item)) if numbers else self.v73.value(item)
         if h5py.check_ref_dtype(item.dtype) is not None:
             return None
-        return Leaf(item.shape, item.dtype, lambda: self.read(item))
+        return Leaf(item.shape, item.dtype, lambda: self.read(item), item)
 
     def read(self, item: Any) -> Any:
         import h5py

@@ -10,6 +10,7 @@ import numpy as np
 
 from connector.data.entries import Entry
 from connector.data.layout import BLOCK, EXACT, common_factor
+from connector.data.stated import role_of
 
 _ACTIVITY = re.compile(r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^[cfxy]$|data|bins", re.I)
 _NOT_ACTIVITY = re.compile(
@@ -24,6 +25,11 @@ _OF_TRIALS = {
     "lengths": "length|n_?bins|n_?samples",
     "conditions": "condition|label|target|stim",
 }
+_NEURON_EACH = re.compile(
+    r"^(unit|neuron|cell|roi|channel|cluster)s?(_?(id|index|name|number|type|label|class|group|info|x|y|pos\w*|coord\w*))?s?$"
+    r"|^is_?cell|depth|region|brain_?area|quality|^snr$",
+    re.I,
+)
 _MASK = re.compile(r"iscell|is_cell|good|mask|keep|kept|valid|select", re.I)
 _ACCEPTED = re.compile(r"^idx_components$|^accepted|^good_?(ids?|idx|cells|units|neurons)$", re.I)
 _FEWEST_SPIKES = 50
@@ -57,7 +63,7 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
     if spikes:
         return spikes, doubt
     plausible = [e for e in found if e.first is not None and _may_be_activity(e)]
-    plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_last(e.key))] or plausible
+    plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_name(e))] or plausible
     if not plausible:
         return [], ""
     chosen = max(plausible, key=_rank)
@@ -85,7 +91,7 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
 
 def _rank(entry: Entry) -> tuple:
     """Among arrays that may be activity, the greater the likelier."""
-    name = _last(entry.key)
+    name = _name(entry)
     by_name = bool(_ACTIVITY.search(name))
     return by_name, len(_axes_of(entry)), math.prod(map(abs, entry.shape)), bool(re.search("dff|df_f", name, re.I))
 
@@ -113,10 +119,10 @@ def _neurons(others: Sequence[Entry], number: int) -> list[str]:
     """The option for a mask of the neurons, or for numbers of those that are kept."""
     for e in others:
         sizes = _axes_of(e)
-        if _MASK.search(_last(e.key)) and 0 <= e.low <= e.high <= 1 and sizes[:1] == (number,) and len(sizes) < 3:
+        if _MASK.search(_name(e)) and 0 <= e.low <= e.high <= 1 and sizes[:1] == (number,) and len(sizes) < 3:
             return [f"data.neurons={quoted(f'{e.key}/{e.one}' if len(sizes) == 2 else e.key)}"]
     for e in others:
-        numbers = _ACCEPTED.search(_last(e.key)) and e.whole and e.first is not None and not e.lists
+        numbers = _ACCEPTED.search(_name(e)) and e.whole and e.first is not None and not e.lists
         if numbers and e.one <= e.low <= e.high < number + e.one and len(np.unique(e.first)) == e.first.size:
             return [f"data.neurons={quoted(e.key)}"]
     return []
@@ -126,7 +132,7 @@ def _of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]
     """Options for what there is one value of in each trial, ``but`` one."""
     options = []
     for what, names in _OF_TRIALS.items():
-        beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
+        beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _name(e), re.I)]
         options += [f"data.{what}={quoted(beside[0].key)}"] if beside and what != but else []
     return options
 
@@ -134,7 +140,7 @@ def _of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]
 def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
     """Of lists of times by unit, or of a vector of times with the unit of each."""
     for entry in found:
-        name = _last(entry.key)
+        name = _name(entry)
         few = _size(entry) < _FEWEST_SPIKES
         if few or entry.low >= entry.high or name.endswith("_index") or any(_paces(entry, e) for e in found):
             continue
@@ -147,8 +153,8 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
         beside = [
             e for e in found if alone and e is not entry and not e.lists and _size(e) == _size(entry) and e.counts
         ]
-        of_each = [e for e in beside if _OF_NEURONS.search(_last(e.key))]
-        of_each.sort(key=lambda e: "template" in _last(e.key).lower())
+        of_each = [e for e in beside if _OF_NEURONS.search(_name(e))]
+        of_each.sort(key=lambda e: "template" in _name(e).lower())
         if not (lists or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
             continue
         starts, of_windows = _windows(entry, found)
@@ -164,7 +170,7 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
         )
         if len(entry.lists) > 1:
             options, said = [*options, "data.axes=[neuron]"], f"{said}, each list as a neuron"
-        of_trial = [e for e in beside if of_each and re.search("trial", _last(e.key), re.I)]
+        of_trial = [e for e in beside if of_each and re.search("trial", _name(e), re.I)]
         if of_trial:
             return [*options, f"data.spike_trials={quoted(of_trial[0].key)}"], said
         if starts:
@@ -175,9 +181,9 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
 
 def _windows(entry: Entry, found: Sequence[Entry]) -> tuple[Entry | None, list[str]]:
     """The array with the trials' times in the session, if there is one, and its options beside those of the spike times."""
-    pairs = [e for e in found if _PAIRS.search(_last(e.key)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
+    pairs = [e for e in found if _PAIRS.search(_name(e)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
     starts = [e for e in found if e is not entry and not e.lists and len(_axes_of(e)) == 1 and e.low < e.high]
-    starts = [e for e in starts if _STARTS.search(_last(e.key)) and math.prod(e.shape) >= 3]
+    starts = [e for e in starts if _STARTS.search(_name(e)) and math.prod(e.shape) >= 3]
     if pairs and pairs[0].low < pairs[0].high:
         chosen, one = pairs[0], pairs[0].one
         options = [
@@ -240,16 +246,16 @@ def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tup
         return e.lists in ((), chosen.lists) and {math.prod(shape) for shape in e.shapes} == {n_time}
 
     single = [e for e in others if not e.lists and _size(e) == 1 and 0 < e.low < math.inf]
-    told = [(e, 1 / e.low) for e in single if _FRAMES.search(_last(e.key))]
-    told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_last(e.key))]
-    told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_last(e.key)) and along_time(e)]
-    told += [(e, 1 / e.low) for e in single if _RATE.search(_last(e.key)) and e.low <= _FASTEST_HZ]
+    told = [(e, 1 / e.low) for e in single if _FRAMES.search(_name(e))]
+    told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_name(e))]
+    told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_name(e)) and along_time(e)]
+    told += [(e, 1 / e.low) for e in single if _RATE.search(_name(e)) and e.low <= _FASTEST_HZ]
     return next(((float(f"{x:.4g}"), f"data.bin_s is from {e.key}") for e, x in told if x), (0.0, ""))
 
 
 def _seconds(entry: Entry, step: float) -> float:
     """A step of time in seconds: large ones are milliseconds; 0 for 1, which may be either, or no time at all."""
-    unit = re.search(r"(_s|_?sec|_?ms)$", _last(entry.key), re.I)
+    unit = re.search(r"(_s|_?sec|_?ms)$", _name(entry), re.I)
     if unit:
         return step / 1000 if unit[0].lower().endswith("ms") else step
     if step == 1:
@@ -279,8 +285,9 @@ def _size(entry: Entry) -> int:
     return sum(map(math.prod, entry.shapes))
 
 
-def _last(key: str) -> str:
+def _name(entry: Entry) -> str:
     """The last name of a key, without the file's; of a name with dots what is behind them."""
+    key = entry.name or entry.key
     names = [part for part in re.split(r"[/.]", key.rpartition(":")[2].replace("%d", "*")) if part.strip("*")]
     return names[-1] if names else key
 
@@ -291,19 +298,38 @@ def _axes_of(entry: Entry) -> tuple[int, ...]:
 
 
 def _guessed_axes(entry: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) -> list[str]:
-    """Names of the axes: time where sizes differ or successive samples are alike; trials where other arrays have one value
-    for each."""
+    """Names of the axes: those that the file tells; time where sizes differ, or a time axis is as long, or successive samples are
+    alike; trials where other arrays have one value for each, but none that belongs to neurons."""
+    names = _told_axes(entry, sizes)
     x = entry.first.squeeze()
     in_lists = len(sizes) - x.ndim
-    alike = [-math.inf] * in_lists + [_likeness(x, axis) for axis in range(x.ndim)]
-    time = sizes.index(-1) if -1 in sizes else int(np.argmax(alike))
-    names = ["neuron"] * len(sizes)
-    names[time] = "time"
-    if len(sizes) == 3:
-        rest = [i for i in range(3) if i != time]
-        matched = {n: any(math.prod(e.shape) == n for e in others) for n in sizes}
-        names[rest[0] if in_lists else max(rest, key=lambda i: (matched[sizes[i]], -i))] = "trial"
-    return names
+    of_neurons = {math.prod(e.shape) for e in others if _NEURON_EACH.search(_name(e))}
+    of_others = {math.prod(e.shape) for e in others if not _NEURON_EACH.search(_name(e))}
+    if "time" not in names:
+        alike = [-math.inf] * in_lists + [_likeness(x, axis) for axis in range(x.ndim)]
+        steady = {math.prod(e.shape) for e in others if role_of(_name(e)) == "time" and not e.lists and _step(e)}
+        unknown = [i for i, name in enumerate(names) if not name and i >= min(in_lists, len(sizes) - 1)]
+        free = [i for i in unknown if sizes[i] not in of_neurons - of_others] or unknown
+        paced = [i for i in free if sizes[i] in steady]
+        likely = paced if len(paced) == 1 else free
+        names[sizes.index(-1) if -1 in sizes else max(likely, key=lambda i: (alike[i], -i))] = "time"
+    rest = [i for i, name in enumerate(names) if not name]
+    if len(sizes) == 3 and "trial" not in names:
+        belong = {n: (n in of_others) - (n in of_neurons) for n in sizes}
+        trial = rest[0] if in_lists or "neuron" in names else max(rest, key=lambda i: (belong[sizes[i]], -i))
+        names[trial] = "trial"
+    return [name or "neuron" for name in names]
+
+
+def _told_axes(entry: Entry, sizes: tuple[int, ...]) -> list[str]:
+    """What the names mean that a file has for the axes longer than 1, "" for unknown ones; only where they can be those of activity."""
+    shape = entry.shape[len(entry.lists) :]
+    roles = [""] * len(entry.lists) + [role_of(name) for name in entry.axes]
+    found = [role for role, n in zip(roles, entry.shape) if n != 1]
+    known = [role for role in found if role]
+    missing = {"time", "neuron", *(["trial"] if len(sizes) == 3 else [])} - set(known)
+    fits = len(entry.axes) == len(shape) and len(set(known)) == len(known) and len(missing) == len(found) - len(known)
+    return found if fits else [""] * len(sizes)
 
 
 def _likeness(x: np.ndarray, axis: int) -> float:

@@ -193,6 +193,79 @@ def test_lists_of_spike_times_by_names_with_a_number(tmp_path, draw, name):
     assert (got.n_neurons, got.activity.sum()) == (5, pytest.approx(1000, abs=60))  # but what is behind the last piece
 
 
+def test_vectors_of_different_lengths_in_hdf5_are_lists(tmp_path, draw):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        spikes = file.create_dataset("spike_times", (6,), dtype=h5py.vlen_dtype("f8"))
+        trials = file.create_dataset("of_trial", (6, 5), dtype=h5py.vlen_dtype("f4"))
+        for i in range(6):
+            spikes[i] = np.sort(draw.uniform(0, 60, 90 * (i != 2)))
+            for j in range(5):
+                trials[i, j] = np.sort(draw.uniform(0, 1, 4 + j))
+        lines, _ = described([tmp_path / "v.h5"], 1.0)
+        assert ["6 x 5 of (4..8)" in lines[0], "6 of (0..90)" in lines[1]] == [True, True]
+    options, _ = guessed(tmp_path / "v.h5")
+    assert (
+        read({"path": options["path"], "spike_times": "of_trial/*", "axes": ["neuron", "trial"]}).activity.sum() == 180
+    )
+    with h5py.File(tmp_path / "v.h5", "a") as file:
+        del file["of_trial"]
+    got = read(guessed(tmp_path / "v.h5")[0])
+    assert (got.n_neurons, got.activity.sum()) == (6, pytest.approx(450, abs=30))
+
+
+def of_axes(file, name, dims, x, sizes):
+    """A dataset whose axes are named by scales, as netCDF's are; ``sizes`` is what there is of these."""
+    file[name] = x
+    for i, (dim, n) in enumerate(zip(dims, x.shape)):
+        if dim not in sizes:
+            file[dim], sizes[dim] = np.arange(float(n)), n
+            file[dim].make_scale("This is a netCDF dimension but not a netCDF variable.")
+        file[name].dims[i].attach_scale(file[dim])
+
+
+@pytest.mark.parametrize("dims", ["time neuron trial", "neuron trial time", "unit event t", "roi repeat frame"])
+def test_the_names_of_axes_in_a_netcdf_file_are_the_axes(tmp_path, draw, dims):
+    order = [{"t": 1, "f": 1, "n": 2, "u": 2, "e": 0}.get(dim[:1], 2) for dim in dims.split()]
+    order = [0 if dim in ("trial", "event", "repeat") else n for dim, n in zip(dims.split(), order)]
+    counts = draw.poisson(1.0, (30, 20, 8))
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        sizes = {}
+        of_axes(file, "rates", dims.split(), counts.transpose(order), sizes)
+        of_axes(file, "stim", [dims.split()[order.index(0)]], np.arange(30) % 3, sizes)
+    got = read(guessed(tmp_path / "a.nc")[0])
+    np.testing.assert_array_equal(got.activity, counts)
+    with h5py.File(tmp_path / "l.h5", "w") as file:
+        file["rates"] = counts.transpose(order)
+        for i, dim in enumerate(dims.split()):
+            file["rates"].dims[i].label = dim
+    np.testing.assert_array_equal(read(guessed(tmp_path / "l.h5")[0]).activity, counts)
+
+
+def test_names_that_cannot_be_the_axes_of_activity_do_not_matter(tmp_path, draw):
+    rates = smooth(draw, 30, 8, 20).transpose(0, 2, 1)
+    for dims in (("trial", "trial", "neuron"), ("x", "y", "trial"), ("neuron", "x", "y"), ("x", "time", "z")):
+        with h5py.File(tmp_path / "l.h5", "w") as file:
+            file["rates"], file["stim"] = rates, np.arange(30) % 2
+            for i, dim in enumerate(dims):
+                file["rates"].dims[i].label = dim
+        wanted = {"y": ["neuron", "time", "trial"], "x": ["trial", "time", "neuron"]}
+        axes = guessed(tmp_path / "l.h5")[0]["axes"]
+        assert axes == (wanted["x"] if dims[1] != "y" and dims[0] != "neuron" else axes)
+        assert [dim for dim, axis in zip(dims, axes) if dim in ("neuron", "time") and dim != axis] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["unit_id", "cell_type", "roi", "channels", "unitDepth", "brain_region", "cluster_ids"]
+)
+def test_one_value_for_each_neuron_does_not_make_it_the_trials(tmp_path, draw, name):
+    spikes = draw.poisson(1.0, (40, 50, 12))
+    values = draw.permutation(12) / (1 if "id" in name else 7)
+    beside = [{name: values}, {name: values, "stim": np.arange(40) % 4}]
+    for arrays in beside:
+        np.savez(tmp_path / "u.npz", spikes=spikes.transpose(2, 1, 0), time=0.02 * np.arange(50), **arrays)
+        np.testing.assert_array_equal(read(guessed(tmp_path / "u.npz")[0]).activity, spikes)
+
+
 @pytest.mark.parametrize(
     ("n_units", "n_trials", "beside", "axes"),
     [(6, 30, None, "neuron trial"), (30, 6, None, "trial neuron"), (30, 6, 6, "neuron trial"), (6, 30, 30, "neuron trial")],
