@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -10,15 +11,17 @@ import numpy as np
 
 from connector.data.entries import Entry
 from connector.data.layout import BLOCK, EXACT, common_factor
-from connector.data.stated import role_of
+from connector.data.settings import seconds
+from connector.data.stated import role_of, unit_of, unit_of_name
 
 _ACTIVITY = re.compile(r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^[cfxy]$|data|bins", re.I)
 _NOT_ACTIVITY = re.compile(
     r"time|label|weight|mask|iscell|stim|input|choice|angle|target|position|length|interval|lfp|_index$|neu$", re.I
 )
-_TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$|^spk", re.I)
-_OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template", re.I)
+_TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$|^spk|^spike_?(ind|sample|frame)|^sample_?ind", re.I)
+_OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template|^spike_?label", re.I)
 _STARTS = re.compile(r"start|onset|_on$|on_times?$|trial_times?|^go|cue|align", re.I)
+_STOPS = re.compile(r"stop|(^|_)ends?(_|$)|end_?times?$|offset|_off$", re.I)
 _PAIRS = re.compile(r"interval|trials?$|epochs?$|start_?stop|on_?off", re.I)
 _OF_TRIALS = {
     "choices": "choice|decision|response",
@@ -35,11 +38,16 @@ _ACCEPTED = re.compile(r"^idx_components$|^accepted|^good_?(ids?|idx|cells|units
 _FEWEST_SPIKES = 50
 _FRAMES = re.compile(r"^(fr|fps|(frame|imaging|volume)_?(rate|freq\w*))(_?hz)?$", re.I)
 _PERIOD = re.compile(r"^(dt|frame_?(period|interval)|bin_?(size|width)|bin(?=_))(_?s|_?sec|_?ms)?$", re.I)
-_AXIS = re.compile(r"^t|time|stamp|bin|_m?s$", re.I)
-_RATE = re.compile(r"^(fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
+_AXIS = re.compile(r"^t|time|stamp|bin|_m?s$|^axis1$|^index$", re.I)
+_RATE = re.compile(r"^((\w+_)?fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
 _FAR = 1000  # times smaller: seconds beside samples
 _LONGEST_MS = 30_000  # of a trial whose spike times are whole numbers
 _FASTEST_HZ = 1000  # of samples of activity; beyond it the rate is that of a raw recording
+_SORTED_HZ = 30_000  # of a raw recording, where no array tells
+_WORDS = {"1": "seconds", "0.001": "milliseconds", "1e-06": "microseconds", "samples": "samples"}
+_MOST_KINDS = 100  # of conditions
+_FEWEST_OF_EACH = 5  # spikes of a neuron on average, where the columns of one array are times and neurons
+_ITEMS = re.compile(r"(.*block\d+)_values$")  # of a table of pandas; the names of the columns are beside it
 _HIGH = 20  # on average, of counts that are never 0
 _TAU_S = 0.1  # as data.tau is by default
 _EVEN = 0.1  # sd of the steps of a time axis, relative to their mean
@@ -59,6 +67,7 @@ def _escaped(found: re.Match) -> str:
 
 def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
     """Options of ``data=arrays``, none where nothing looks like activity; and what is doubtful about them, or ""."""
+    found = _with_columns(found)
     spikes, doubt = _of_spike_times(found)
     if spikes:
         return spikes, doubt
@@ -86,6 +95,8 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
         steps, _, tau = _pieces(bin_s)
         options += [steps, tau] if bin_s > _TAU_S else [steps]
         said = [*(said or ["check axes and kind"]), source]
+    if any("choice_values" in option for option in options):
+        said = [*(said or ["check axes and kind"]), "the first of data.choice_values is taken as left"]
     return options, "; ".join(said)
 
 
@@ -133,8 +144,76 @@ def _of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]
     options = []
     for what, names in _OF_TRIALS.items():
         beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _name(e), re.I)]
-        options += [f"data.{what}={quoted(beside[0].key)}"] if beside and what != but else []
+        told = [
+            (e, _choice_values(e) if what == "choices" else []) for e in beside if what != "conditions" or _kinds(e)
+        ]
+        fits = [[f"data.{what}={quoted(e.key)}", *more] for e, more in told if more is not None and what != but]
+        options += fits[0] if fits else []
     return options
+
+
+def _choice_values(entry: Entry) -> list[str] | None:
+    """The option that names the two values of choices, where they are not 0 and 1, or left and right; None of what has not two."""
+    if entry.words:
+        words = sorted(word for word in entry.words if word.lower() not in ("nan", "none", "null"))
+        if len(words) != 2 or {word.lower() for word in words} in ({"left", "right"}, {"false", "true"}):
+            return [] if len(words) == 2 else None
+        return [f"data.choice_values=[{','.join(map(quoted, words))}]"]
+    pair = (entry.low, entry.high)
+    if not entry.whole or entry.first is None or not entry.low < entry.high:
+        return None
+    different = pair if entry.lists else np.unique(entry.first[np.isfinite(entry.first)])
+    if pair == (0, 1):
+        return []
+    two = pair[1] - pair[0] == 1 or pair == (-1, 1) or (len(different) == 2 and not entry.lists)
+    return [f"data.choice_values=[{pair[0]:g},{pair[1]:g}]"] if two else None
+
+
+def _kinds(entry: Entry) -> bool:
+    """Whether an array may be labels of conditions: few, and they return where they are no whole numbers."""
+    if entry.first is None or entry.lists:
+        return True
+    number = len(np.unique(entry.first))
+    return number <= _MOST_KINDS and (entry.whole or 2 * number <= entry.first.size)
+
+
+def _with_columns(found: Sequence[Entry]) -> list[Entry]:
+    """The arrays, and in place of those whose columns are spike times and neurons, or are named as such, these columns."""
+    words = {e.key: e.words for e in found}
+    tables = [(e, words.get(f"{of[1]}_items", [])) for e in found if not e.lists and (of := _ITEMS.fullmatch(e.key))]
+    of_events = {e.key.rpartition("/")[0] for e, names in tables if {"neuron", "trial"} & set(map(role_of, names))}
+    named = {e.key: names for e, names in tables if e.key.rpartition("/")[0] in of_events}
+    parts: list[Entry] = []
+    for e in found:
+        names = named.get(e.key) or _columns_of_spikes(e)
+        fits = names and e.first is not None and e.first.ndim == 2 and e.first.shape[1] == len(names)
+        for i, name in enumerate(names) if fits else ():
+            parts.append(Entry(f"{e.key}/{e.one + i}", one=e.one, stated=e.stated, name=name))
+            parts[-1].see(e.first[:, i])
+        parts += [] if fits else [e]
+    return parts
+
+
+def _columns_of_spikes(entry: Entry) -> list[str]:
+    """Names of the two columns of an array (spikes, 2) of ascending times and the neuron of each; none of another array."""
+    x = entry.first
+    if (
+        x is None
+        or entry.lists
+        or x.ndim != 2
+        or x.shape[1] != 2
+        or len(x) < _FEWEST_SPIKES
+        or not np.isfinite(x).all()
+    ):
+        return []
+    for times, units, names in ((x[:, 0], x[:, 1], ["times", "unit"]), (x[:, 1], x[:, 0], ["unit", "times"])):
+        few = 2 <= len(np.unique(units)) <= len(units) / _FEWEST_OF_EACH < len(np.unique(times))
+        if few and (units == np.round(units)).all() and units.min() >= 0:
+            order = np.argsort(units, kind="stable")
+            steps, same = np.diff(times[order].astype(float)), np.diff(units[order]) == 0
+            if (steps[same] >= 0).all() and (steps[same] > 0).any():
+                return names
+    return []
 
 
 def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
@@ -142,7 +221,8 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
     for entry in found:
         name = _name(entry)
         few = _size(entry) < _FEWEST_SPIKES
-        if few or entry.low >= entry.high or name.endswith("_index") or any(_paces(entry, e) for e in found):
+        ends = any(entry.key == f"{e.key}_index" for e in found)
+        if few or entry.low >= entry.high or ends or any(_paces(entry, e) for e in found):
             continue
         lists = entry.ascending and _of_vectors(entry)
         two = lists and len(entry.lists) == 2 and min(entry.lists) > 1 and len(entry.shapes) == math.prod(entry.lists)
@@ -153,7 +233,8 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
         beside = [
             e for e in found if alone and e is not entry and not e.lists and _size(e) == _size(entry) and e.counts
         ]
-        of_each = [e for e in beside if _OF_NEURONS.search(_name(e))]
+        indexed = any(_name(e) == "keys" for e in found)  # as pynapple's groups are
+        of_each = [e for e in beside if _OF_NEURONS.search(_name(e)) or (indexed and _name(e) == "index")]
         of_each.sort(key=lambda e: "template" in _name(e).lower())
         if not (lists or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
             continue
@@ -162,12 +243,8 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
             return _of_units_and_trials(entry, found)
         options = [f"data.spike_times={quoted(entry.key)}"]
         options += [f"data.spike_neurons={quoted(of_each[0].key)}"] if of_each else []
-        options += ["data.spike_unit_s=1/30000"] if entry.whole else []
-        said = (
-            "times that are whole numbers are taken as samples at 30 kHz"
-            if entry.whole
-            else "times are taken as seconds"
-        )
+        unit, said = _unit_of_spikes(entry, found)
+        options += [f"data.spike_unit_s={unit}"] if unit else []
         if len(entry.lists) > 1:
             options, said = [*options, "data.axes=[neuron]"], f"{said}, each list as a neuron"
         of_trial = [e for e in beside if of_each and re.search("trial", _name(e), re.I)]
@@ -177,6 +254,33 @@ def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
             return options + of_windows, said + (", trials as 1 s long" if "data.stop_s=1" in of_windows else "")
         return [*options, "data.bin_s=0.05", "data.piece_s=2"], said
     return [], ""
+
+
+def _unit_of_spikes(entry: Entry, found: Sequence[Entry]) -> tuple[str, str]:
+    """Seconds per unit of spike times, as the option takes them, "" for seconds; and where that is from."""
+    unit, source = _unit(entry, found)
+    if unit == "samples" or (entry.whole and not unit):
+        rates = [(entry.key, x) for name, x in entry.stated.items() if _RATE.search(name) and isinstance(x, float)]
+        rates += [(e.key, e.low) for e in found if not e.lists and _size(e) == 1 and _RATE.search(_name(e))]
+        fast = [(key, hz) for key, hz in rates if _FASTEST_HZ < hz < math.inf]
+        if fast:
+            return f"1/{fast[0][1]:.10g}", f"times are taken as samples at {fast[0][1]:.10g} Hz, from {fast[0][0]}"
+        return f"1/{_SORTED_HZ}", "times that are whole numbers are taken as samples at 30 kHz"
+    if not unit:
+        return "", "times are taken as seconds"
+    return ("" if unit == "1" else unit), f"times are taken as {_WORDS[unit]}, from {source}"
+
+
+def _unit(entry: Entry, found: Sequence[Entry]) -> tuple[str, str]:
+    """Seconds per unit that the file states of times, as an option takes them, or samples; and where; "" and "" where it does not."""
+    told = [
+        (str(x), f"the attribute {name} of {entry.key}") for name, x in entry.stated.items() if "unit" in name.lower()
+    ]
+    beside = re.compile(re.escape(entry.key) + "_?units?|(.*[:/])?times?_?units?", re.I)
+    told += [(e.words[0], e.key) for e in found if len(e.words) == 1 and beside.fullmatch(e.key)]
+    named = [(unit_of(text), source) for text, source in told]
+    named.append((unit_of_name(_name(entry)), f"the name {_name(entry)}"))
+    return next(((unit, source) for unit, source in named if unit), ("", ""))
 
 
 def _windows(entry: Entry, found: Sequence[Entry]) -> tuple[Entry | None, list[str]]:
@@ -190,11 +294,30 @@ def _windows(entry: Entry, found: Sequence[Entry]) -> tuple[Entry | None, list[s
             f"data.trial_{what}={quoted(f'{chosen.key}/{one + i}')}" for i, what in enumerate(("starts", "stops"))
         ]
     elif starts:
-        chosen, options = starts[0], [f"data.trial_starts={quoted(starts[0].key)}", "data.stop_s=1"]
+        chosen = starts[0]
+        stops = _stops(chosen, found)
+        end = f"data.trial_stops={quoted(stops.key)}" if stops else "data.stop_s=1"
+        options = [f"data.trial_starts={quoted(chosen.key)}", end]
     else:
         return None, []
-    in_seconds = entry.whole and (not chosen.whole or _FAR * chosen.high < entry.high)
-    return chosen, options + (["data.trial_unit_s=1"] if in_seconds else [])
+    unit, own = _unit_of_spikes(entry, found)[0], _unit(chosen, found)[0]
+    if own:
+        own = _unit_of_spikes(chosen, found)[0]
+        return chosen, options + ([f"data.trial_unit_s={own or 1}"] if own != unit else [])
+    far = entry.whole and (not chosen.whole or _FAR * chosen.high < entry.high)
+    far |= unit != "" and chosen.high < 2 * entry.high * seconds(unit, "")
+    return chosen, options + (["data.trial_unit_s=1"] if far else [])
+
+
+def _stops(starts: Entry, found: Sequence[Entry]) -> Entry | None:
+    """The times at which trials end, given those at which they start: as many and later, of the name that is the most alike."""
+    later = []
+    for e in found:
+        as_many = not e.lists and e.first is not None and starts.first is not None and e.first.size == starts.first.size
+        if as_many and _STOPS.search(_name(e)) and not _STARTS.fullmatch(_name(e)):
+            lasting = e.first.ravel().astype(float) - starts.first.ravel().astype(float)
+            later += [e] if (lasting[np.isfinite(lasting)] > 0).all() else []
+    return max(later, key=lambda e: sum(itertools.accumulate(map(str.__eq__, e.key, starts.key), min)), default=None)
 
 
 def _of_units_and_trials(entry: Entry, found: Sequence[Entry]) -> tuple[list[str], str]:
@@ -205,8 +328,11 @@ def _of_units_and_trials(entry: Entry, found: Sequence[Entry]) -> tuple[list[str
     axes = ["neuron", "neuron"]
     axes[trial] = "trial"
     options = [f"data.spike_times={quoted(entry.key)}", f"data.axes=[{','.join(axes)}]"]
+    stated = _unit(entry, found)[0]
     unit, said = "", "seconds"
-    if entry.whole:
+    if stated:
+        unit, said = _unit_of_spikes(entry, found)[0], _WORDS[stated]
+    elif entry.whole:
         unit, said = ("0.001", "milliseconds") if entry.high < _LONGEST_MS else ("1/30000", "samples at 30 kHz")
     options += [f"data.spike_unit_s={unit}"] if unit else []
     options += _of_trials(others, entry.lists[trial], but="lengths")
@@ -245,22 +371,34 @@ def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tup
             return _paces(e, chosen)
         return e.lists in ((), chosen.lists) and {math.prod(shape) for shape in e.shapes} == {n_time}
 
+    def by(e: Entry, step: float) -> float:
+        unit = _unit(e, others)[0]
+        return _seconds(_name(e), step, e.whole) if unit in ("", "samples") else step * float(unit)
+
     single = [e for e in others if not e.lists and _size(e) == 1 and 0 < e.low < math.inf]
-    told = [(e, 1 / e.low) for e in single if _FRAMES.search(_name(e))]
-    told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_name(e))]
-    told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_name(e)) and along_time(e)]
-    told += [(e, 1 / e.low) for e in single if _RATE.search(_name(e)) and e.low <= _FASTEST_HZ]
-    return next(((float(f"{x:.4g}"), f"data.bin_s is from {e.key}") for e, x in told if x), (0.0, ""))
+    stated = {name: x for name, x in chosen.stated.items() if isinstance(x, float) and 0 < x < math.inf}
+    where = f"of {chosen.key}"
+    told = [(f"{name} {where}", 1 / x) for name, x in stated.items() if _FRAMES.search(name)]
+    told += [
+        (f"{name} {where}", _seconds(name, x, x.is_integer())) for name, x in stated.items() if _PERIOD.search(name)
+    ]
+    told += [(e.key, 1 / e.low) for e in single if _FRAMES.search(_name(e))]
+    told += [(e.key, by(e, e.low)) for e in single if _PERIOD.search(_name(e))]
+    told += [(e.key, by(e, _step(e))) for e in others if _AXIS.search(_name(e)) and along_time(e)]
+    slow = {name: x for name, x in stated.items() if (_RATE.search(name) or name == "rate") and x <= _FASTEST_HZ}
+    told += [(f"{name} {where}", 1 / x) for name, x in slow.items()]
+    told += [(e.key, 1 / e.low) for e in single if _RATE.search(_name(e)) and e.low <= _FASTEST_HZ]
+    return next(((float(f"{x:.4g}"), f"data.bin_s is from {source}") for source, x in told if x), (0.0, ""))
 
 
-def _seconds(entry: Entry, step: float) -> float:
+def _seconds(name: str, step: float, whole: bool) -> float:
     """A step of time in seconds: large ones are milliseconds; 0 for 1, which may be either, or no time at all."""
-    unit = re.search(r"(_s|_?sec|_?ms)$", _name(entry), re.I)
+    unit = re.search(r"(_s|_?sec|_?ms)$", name, re.I)
     if unit:
         return step / 1000 if unit[0].lower().endswith("ms") else step
     if step == 1:
         return 0.0
-    return step / 1000 if step > 5 or (step >= 2 and entry.whole) else step
+    return step / 1000 if step > 5 or (step >= 2 and whole) else step
 
 
 def _pieces(bin_s: float) -> list[str]:
@@ -307,7 +445,8 @@ def _guessed_axes(entry: Entry, sizes: tuple[int, ...], others: Sequence[Entry])
     of_others = {math.prod(e.shape) for e in others if not _NEURON_EACH.search(_name(e))}
     if "time" not in names:
         alike = [-math.inf] * in_lists + [_likeness(x, axis) for axis in range(x.ndim)]
-        steady = {math.prod(e.shape) for e in others if role_of(_name(e)) == "time" and not e.lists and _step(e)}
+        timed = [e for e in others if role_of(_name(e)) == "time" and not e.lists and _step(e)]
+        steady = {e.first.size for e in timed} - {math.prod(e.shape) for e in others if e not in timed}
         unknown = [i for i, name in enumerate(names) if not name and i >= min(in_lists, len(sizes) - 1)]
         free = [i for i in unknown if sizes[i] not in of_neurons - of_others] or unknown
         paced = [i for i in free if sizes[i] in steady]

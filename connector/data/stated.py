@@ -33,7 +33,7 @@ def unit_of(text: str) -> str:
 
 def unit_of_name(name: str) -> str:
     """The unit with which the name of an array ends, such as onset_ms; ""."""
-    end = re.search(r"(?:_|(?<=[a-z])(?=[A-Z]))([A-Za-z\u00b5\u03bc]+)$", name)
+    end = re.search(r"(?:_|(?<=[a-z])(?=[A-Z]))([A-Za-z]?[a-z\u00b5\u03bc]+|[A-Z]+)$", name)
     return unit_of(end[1]) if end else ""
 
 
