@@ -136,7 +136,7 @@ def entries(contents: Contents) -> list[Entry]:
 
 def _parts(value: Any, key: str, lists: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """(key, sizes of lists, array) of what one array holds: HDF5's vectors of different lengths, the fields of a table, or itself."""
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         yield from _visited(value, key, lists, 0)
     elif isinstance(value, np.ndarray) and value.dtype.names:
         for name in value.dtype.names:

@@ -41,7 +41,7 @@ def axes_of_dataset(item: Any) -> tuple[str, ...]:
     """Names of the axes of an HDF5 dataset, by its dimension scales (as netCDF has them) or labels, "" for one without."""
     try:
         return tuple(dim[0].name.rpartition("/")[2] if len(dim) else dim.label for dim in item.dims)
-    except (KeyError, OSError, RuntimeError, AttributeError):  # scales that are no longer there
+    except (KeyError, OSError, RuntimeError, ValueError, AttributeError):  # scales that are no longer there
         return ()
 
 

@@ -10,7 +10,7 @@ from matlab73 import cells
 from scipy.io import savemat
 
 from connector.data.arrays import load_arrays
-from connector.data.guessing import quoted
+from connector.data.guessing_common import quoted
 from connector.data.listing import described
 
 
@@ -440,6 +440,27 @@ def test_columns_of_a_table_of_pandas_have_the_names_beside_them(tmp_path, draw)
     got = read(guessed(tmp_path / "p.h5")[0])
     assert (got.n_trials, got.n_neurons, got.activity.sum()) == (20, 6, 900)
     assert got.activity.sum((1, 2)).tolist() == np.bincount(trials)[1:].tolist()
+
+
+def test_a_column_of_times_in_a_table_of_pandas_is_no_neuron(tmp_path, draw):
+    cells = smooth(draw, 3, 400).T
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["df/block0_items"] = [b"time", b"b", b"a", b"c"]
+        file["df/block0_values"] = np.hstack([np.arange(400)[:, None] / 50, cells])
+    options, _ = guessed(tmp_path / "w.h5")
+    assert options["neurons"] == ["1", "2", "3"]
+    options["neurons"] = [1, 2, 3]  # as Hydra reads them
+    np.testing.assert_allclose(np.concatenate(read(options).activity.numpy()), cells, rtol=1e-6)
+
+
+def test_an_axis_whose_scale_is_gone_has_no_name(tmp_path, draw):
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        file["rates"], file["neuron"] = smooth(draw, 30, 8, 20).transpose(0, 2, 1), np.arange(20.0)
+        file["neuron"].make_scale("neuron")
+        file["rates"].dims[1].attach_scale(file["neuron"])
+        file["rates"].attrs["units"], file["rates"].attrs["dt"] = h5py.Empty("S1"), np.nan
+        del file["neuron"]
+    assert guessed(tmp_path / "g.h5")[0]["axes"] == ["trial", "time", "neuron"]
 
 
 @pytest.mark.parametrize(
