@@ -65,6 +65,9 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
     n_time = sizes[axes.index("time")]
     bin_s, source = _seconds_between(chosen, n_time, others)
     said = [not_counts] if not_counts else []
+    by_trial = _of_sample_trials(n_time, others) if "trial" not in axes else []
+    if by_trial:
+        return options + by_trial, "; ".join([*said, "check axes, kind and data.bin_s"])
     if "trial" not in axes:
         said += [_of_one_bin(chosen, n_time, others), source or "set data.bin_s to the seconds between samples"]
         return options + _pieces(bin_s or 0.01), "; ".join(filter(None, said))
@@ -158,6 +161,20 @@ def _seconds(name: str, step: float, whole: bool) -> float:
 def _pieces(bin_s: float) -> list[str]:
     """Options of a recording without trials, given the seconds between samples."""
     return [f"data.bin_s={bin_s:g}", f"data.piece_s={max(2.0, 50 * bin_s):g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
+
+
+def _of_sample_trials(n_time: int, others: Sequence[Entry]) -> list[str]:
+    """Options of samples whose trial another array tells, as in tables with a row for each trial and time; none of others."""
+    of_samples = [e for e in others if e.first is not None and e.first.size == n_time]
+    trials = [e for e in of_samples if role_of(name_of(e)) == "trial" and 1 < len(np.unique(e.first)) <= n_time / 2]
+    if not trials:
+        return []
+    times = [e for e in of_samples if role_of(name_of(e)) == "time"]
+    steps = [(name_of(e), float(np.median(np.diff(e.first.ravel().astype(float)))), e.whole) for e in times]
+    bin_s = next((float(f"{_seconds(*x):.4g}") for x in steps if x[1] > 0 and _seconds(*x)), 0.0)
+    wide = [f"data.bin_s={bin_s:g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
+    options = [f"data.sample_trials={quoted(trials[0].key)}", *of_trials(others, n_time, but="lengths")]
+    return options + (wide if bin_s > _TAU_S else wide[:1] if bin_s else [])
 
 
 def _of_one_bin(chosen: Entry, n_time: int, others: Sequence[Entry]) -> str:

@@ -28,6 +28,7 @@ from connector.data.stated import role_of
 
 _TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$|^spk|^spike_?(ind|sample|frame)|^sample_?ind", re.I)
 _OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template|^spike_?label", re.I)
+_RATES = re.compile(r"(^|_)rates?$|firing|activ|dff|df_f|fluor", re.I)
 _STARTS = re.compile(r"start|onset|_on$|on_times?$|trial_times?|^go|cue|align", re.I)
 _STOPS = re.compile(r"stop|(^|_)ends?(_|$)|end_?times?$|offset|_off$", re.I)
 _PAIRS = re.compile(r"interval|trials?$|epochs?$|start_?stop|on_?off", re.I)
@@ -60,6 +61,9 @@ def of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
         indexed = any(name_of(e) == "keys" for e in found)  # as pynapple's groups are
         of_each = [e for e in beside if _OF_NEURONS.search(name_of(e)) or (indexed and name_of(e) == "index")]
         of_each.sort(key=lambda e: "template" in name_of(e).lower())
+        same = [e for e in found if alone and not e.lists and not e.whole and size_of(e) == size_of(entry)]
+        if any(_RATES.search(name_of(e)) for e in same):
+            continue  # a table with a row for each trial, time and neuron
         if not (lists or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
             continue
         starts, of_windows = _windows(entry, found)
