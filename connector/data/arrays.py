@@ -43,8 +43,8 @@ class ArraysOptions:
     """Which arrays of a file are what: the options of ``data=arrays`` and keywords of :func:`load_arrays`.
 
     A KEY names an array: names of groups, structs and fields joined by ``/`` or ``.``; ``*`` for all members (of cells,
-    of a group), ``trial*`` for those whose names begin so; a number for one cell or one column, from 0, in MATLAB's
-    files from 1. With several files ``FILE:KEY``.
+    of a group), ``trial*`` for those whose names begin so, ``trial%d`` for those that are ``trial`` and a number; a
+    number for one cell or one column, from 0, in MATLAB's files from 1. With several files ``FILE:KEY``.
     """
 
     activity: str | None = data_option("KEY of rates or spike counts; null: list the arrays of the file", default=None)
@@ -406,8 +406,8 @@ def _time_axes(sources: Sources, file: Contents, options: ArraysOptions) -> dict
 
 
 def _names_of_units(file: Contents, key: str) -> list[str]:
-    """What the one `*` of a KEY stands for in a group."""
-    for rest in (key, key.rpartition(":")[2]) if key.count("*") == 1 else ():
+    """What the one `*` or `%d` of a KEY stands for in a group."""
+    for rest in (key, key.rpartition(":")[2]) if key.count("*") + key.count("%d") == 1 else ():
         with contextlib.suppress(UserError):
             return file.members(rest)
     return []

@@ -1,13 +1,13 @@
 """What files of arrays hold, whatever their format: npz, npy, MATLAB v5 and v7.3, HDF5, tables of text. Arrays are found by their keys.
 
 A key is made of names joined by `/` or `.`: groups, structs, fields. `*` stands for all members, `trial*` for those whose
-names begin so; a number is the cell, or the column of an array, of that number. Nothing in a file is ever executed.
+names begin so, `trial%d` for `trial` with a number behind it; a number is the cell, or the column of an array, of that number.
+Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib
 import math
 import re
@@ -28,6 +28,7 @@ from connector.files import array_headers, check_size, limited_memory, read_arra
 FORMATS = ("npz", "npy", "matlab5", "matlab73", "hdf5", "nwb", "nlb", "nwb1", "table")
 _TOO_LARGE = "raise data.max_gigabytes if the memory is there"
 _NAMED = 12  # keys that a message names
+_WILD = re.compile(r"(\*|%d)")
 
 
 @cache
@@ -38,11 +39,12 @@ def absent() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array that is not read yet."""
+    """An array that is not read yet; ``dataset``: where it is, in HDF5."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], Any]
+    dataset: Any = None
 
 
 class _Variables(Mapping):
@@ -99,7 +101,7 @@ class _Group(Mapping):
             return Leaf(item.shape[::-1], item.dtype, lambda: self.v73.value(item)) if numbers else self.v73.value(item)
         if h5py.check_ref_dtype(item.dtype) is not None:
             return None
-        return Leaf(item.shape, item.dtype, lambda: self.read(item))
+        return Leaf(item.shape, item.dtype, lambda: self.read(item), item)
 
     def read(self, item: Any) -> Any:
         import h5py
@@ -214,13 +216,10 @@ class Contents:
 
     def _member(self, node: Mapping, rest: str, place: str) -> Any:
         """Of a group or struct; names may themselves hold `/` or `.`."""
-        head, _ = _split(rest)
-        starts = [m.start() for m in re.finditer(r"[/.]", rest)]
-        for end in (len(rest), *reversed(starts)):
+        for end in _ends(rest):
             if rest[:end] in node:
                 return self._walk(node[rest[:end]], rest[end + 1 :], f"{place}/{rest[:end]}")
-        for end in (*starts, len(rest)):
-            names = [name for name in natural(node) if fnmatch.fnmatchcase(name, rest[:end])] if "*" in head else []
+            names = fitting(node, rest[:end])
             if names:
                 return self._each(
                     [node[name] for name in names], rest[end + 1 :], [f"{place}/{name}" for name in names]
@@ -234,20 +233,23 @@ class Contents:
         return Cells(found, items.shape) if isinstance(items, Cells) else found
 
     def members(self, key: str) -> list[str]:
-        """The names that the first `*` of a key stands for, of a group or struct; none of a list, or where there is no `*`."""
-        before, star, _ = key.strip("/").partition("*")
-        head = re.match(r"(?:.*[/.])?", before)[0]
-        node = self._walk(self.root, head.rstrip("/."), "") if star else None
-        pattern = _split(key.strip("/")[len(head) :])[0]
-        return (
-            [name for name in natural(node) if fnmatch.fnmatchcase(name, pattern)] if isinstance(node, Mapping) else []
-        )
+        """The names that the first `*` or `%d` of a key stands for, of a group or struct; none of a list, or where there is neither."""
+        key = key.strip("/")
+        first = _WILD.search(key)
+        for place in [0, *(m.end() for m in re.finditer(r"[/.]", key[: first.start()]))] if first else ():
+            with contextlib.suppress(UserError):
+                node = self._walk(self.root, key[:place].rstrip("/."), "")
+                ends = _ends(key[place:]) if isinstance(node, Mapping) else ()
+                names = next(filter(None, (fitting(node, key[place:][:end]) for end in ends)), [])
+                if names:
+                    return names
+        return []
 
     def beside(self, key: str, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The vectors with these names in the group or struct that holds what a key names, by their keys."""
         head = re.match(r"(?:.*[/.])?", key.strip("/"))[0].rstrip("/.")
         node = None
-        if "*" not in head:
+        if not _WILD.search(head):
             with contextlib.suppress(UserError):
                 node = self._walk(self.root, head, "")
         if isinstance(node, _Variables):
@@ -267,6 +269,21 @@ class Contents:
         return UserError(
             f"{rest} in {where}", "no such key", f"there: {there}" if there else "an array has no more parts"
         )
+
+
+def fitting(names: Iterable[str], pattern: str) -> list[str]:
+    """Those of the names for which a pattern with `*`, anything, or `%d`, digits, stands; none where it has neither."""
+    parts = _WILD.split(pattern)
+    if len(parts) == 1:
+        return []
+    wild = {"*": ".*", "%d": r"\d+"}
+    whole = re.compile("".join(wild.get(part, re.escape(part)) for part in parts), re.DOTALL)
+    return [name for name in natural(names) if whole.fullmatch(name)]
+
+
+def _ends(key: str) -> tuple[int, ...]:
+    """Where the first name of a key may end, the longest name first."""
+    return len(key), *reversed([m.start() for m in re.finditer(r"[/.]", key)])
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from connector.data.contents import Contents, Leaf, natural
+from connector.data.contents import Contents, Leaf, fitting, natural
 from connector.data.matlab import Cells
 from connector.data.preprocessing import as_text
+from connector.data.stated import attributes_of, axes_of_dataset
 
 _LETTERS = 24  # of a text
 _DEEPEST = 16
 _HIDDEN = ("specifications",)  # of NWB: the text of its schema
+_INDEX = "_i_"  # of PyTables: how a table is searched
+_PICKLED = "PSEUDOATOM"  # the attribute of PyTables' lists of objects and texts
 _MOST_VISITED = 20_000  # arrays
 _MOST_BYTES = 500_000_000  # that are read to tell ranges
 _ALIKE = 4  # names that differ in their numbers only are one line from so many on
@@ -24,11 +27,13 @@ _ALIKE = 4  # names that differ in their numbers only are one line from so many 
 
 @dataclass
 class Entry:
-    """The array of a key, or all arrays of a key with `*`.
+    """The array of a key, or all arrays of a key with `*` or `%d`.
 
     Attributes:
         lists: sizes of the lists that hold the arrays, outermost first. one: number of the first column in keys. first: the
             first array that was read. ascending: whether no number of any array is smaller than the one before it.
+        axes: names of the axes of an array, in files that name them. stated: attributes that tell of units, rates and bins.
+        name: of a column, which its key does not tell.
     """
 
     key: str
@@ -43,6 +48,9 @@ class Entry:
     words: list[str] = field(default_factory=list)
     first: np.ndarray | None = None
     unread: str = ""
+    axes: tuple[str, ...] = ()
+    stated: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,7 +82,8 @@ class Entry:
         elif isinstance(x, Leaf):
             self.unread = "not looked at"
         elif x.dtype.kind in "SU":
-            words = [" ".join(as_text(w).split())[:_LETTERS] for w in np.unique(x)[:4]]
+            first = np.sort(np.unique(x, return_index=True)[1])[:4]  # in the order of the file
+            words = [" ".join(as_text(w).split())[:_LETTERS] for w in x.reshape(-1)[first]]
             self.words += [w for w in words if w and w not in self.words][: 4 - len(self.words)]
         elif x.dtype.kind in "biuf" and x.size:
             self.first = x if self.first is None else self.first
@@ -110,16 +119,43 @@ def entries(contents: Contents) -> list[Entry]:
     for number, (key, lists, node) in enumerate(_visited(contents.root, "", (), 0)):
         if number >= _MOST_VISITED:
             break
-        entry = found.setdefault(key, Entry(key, lists, contents.one))
-        if isinstance(node, Leaf):
-            size = math.prod(node.shape) * node.dtype.itemsize
-            if node.dtype.hasobject and contents.format in ("npz", "npy"):
-                entry.see(node)
-                continue
-            read += size
-            node = node.read() if read <= _MOST_BYTES else node
-        entry.see(node if not isinstance(node, list) else None)
+        if not isinstance(node, Leaf):
+            found.setdefault(key, Entry(key, lists, contents.one)).see(node)
+            continue
+        read += math.prod(node.shape) * node.dtype.itemsize
+        pickled = node.dtype.hasobject and contents.format in ("npz", "npy")
+        value = node if pickled or read > _MOST_BYTES else node.read()
+        stated = {} if node.dataset is None else attributes_of(node.dataset)
+        for part, sizes, x in _parts(None if _PICKLED in stated else value, key, lists):
+            entry = found.setdefault(part, Entry(part, sizes, contents.one, stated=stated))
+            if node.dataset is not None and not entry.shapes:
+                entry.axes = axes_of_dataset(node.dataset)
+            entry.see(x)
     return list(found.values())
+
+
+def _parts(value: Any, key: str, lists: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """(key, sizes of lists, array) of what one array holds: HDF5's vectors of different lengths, the fields of a table, or itself."""
+    if isinstance(value, list) and value:
+        yield from _visited(value, key, lists, 0)
+    elif isinstance(value, np.ndarray) and value.dtype.names:
+        for name in value.dtype.names:
+            yield from _parts(value[name], f"{key}/{name}", lists)
+    else:
+        yield key, lists, value
+
+
+def _patterns(names: list[str]) -> dict[str, tuple[str, int]]:
+    """Of names that differ in their numbers only, if they are many: a pattern that stands for these and no others, and how many."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "%d", name), []).append(name)
+    found = {}
+    for digits, members in alike.items():
+        if len(members) >= _ALIKE and digits != members[0]:
+            star = digits.replace("%d", "*")
+            found |= dict.fromkeys(members, (star if fitting(names, star) == members else digits, len(members)))
+    return found
 
 
 def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
@@ -127,11 +163,11 @@ def _visited(node: Any, key: str, lists: tuple[int, ...], depth: int) -> Iterato
     if depth > _DEEPEST:
         return
     if isinstance(node, Mapping):
-        names = [name for name in natural(node) if depth or name not in _HIDDEN]
-        alike = [re.sub(r"\d+", "*", name) for name in names]
-        for name, pattern in zip(names, alike):
-            many = alike.count(pattern) if pattern != name else 0
-            part, sizes = (pattern, (*lists, many)) if many >= _ALIKE else (name, lists)
+        names = [name for name in natural(node) if (depth or name not in _HIDDEN) and not name.startswith(_INDEX)]
+        patterns = _patterns(names)
+        for name in names:
+            part, many = patterns.get(name, (name, 0))
+            sizes = (*lists, many) if many else lists
             try:
                 member = node[name]
             except (KeyError, OSError, RuntimeError):  # a link to nowhere

@@ -9,89 +9,87 @@ from collections.abc import Sequence
 import numpy as np
 
 from connector.data.entries import Entry
+from connector.data.guessing_common import (
+    FASTEST_HZ,
+    NOT_ACTIVITY,
+    RATE,
+    long_axes,
+    name_of,
+    of_trials,
+    paces,
+    quoted,
+    size_of,
+    step_of,
+    unit_stated,
+)
+from connector.data.guessing_spikes import ITEMS, of_spike_times, with_columns
 from connector.data.layout import BLOCK, EXACT, common_factor
+from connector.data.stated import role_of
 
 _ACTIVITY = re.compile(r"spik|count|rate|activ|firing|dff|df_f|trace|neur|fluor|calcium|psth|^[cfxy]$|data|bins", re.I)
-_NOT_ACTIVITY = re.compile(
-    r"time|label|weight|mask|iscell|stim|input|choice|angle|target|position|length|interval|lfp|_index$|neu$", re.I
+_NEURON_EACH = re.compile(
+    r"^(unit|neuron|cell|roi|channel|cluster)s?(_?(id|index|name|number|type|label|class|group|info|x|y|pos\w*|coord\w*))?s?$"
+    r"|^is_?cell|depth|region|brain_?area|quality|^snr$",
+    re.I,
 )
-_TIMES = re.compile(r"time|^ts$|^t$|stamp|^spikes?$|_ts$|^st$|^spk", re.I)
-_OF_NEURONS = re.compile(r"cluster|unit|neuron|cell|^ids?$|^clu|template", re.I)
-_STARTS = re.compile(r"start|onset|_on$|on_times?$|trial_times?|^go|cue|align", re.I)
-_PAIRS = re.compile(r"interval|trials?$|epochs?$|start_?stop|on_?off", re.I)
-_OF_TRIALS = {
-    "choices": "choice|decision|response",
-    "lengths": "length|n_?bins|n_?samples",
-    "conditions": "condition|label|target|stim",
-}
 _MASK = re.compile(r"iscell|is_cell|good|mask|keep|kept|valid|select", re.I)
 _ACCEPTED = re.compile(r"^idx_components$|^accepted|^good_?(ids?|idx|cells|units|neurons)$", re.I)
-_FEWEST_SPIKES = 50
 _FRAMES = re.compile(r"^(fr|fps|(frame|imaging|volume)_?(rate|freq\w*))(_?hz)?$", re.I)
 _PERIOD = re.compile(r"^(dt|frame_?(period|interval)|bin_?(size|width)|bin(?=_))(_?s|_?sec|_?ms)?$", re.I)
-_AXIS = re.compile(r"^t|time|stamp|bin|_m?s$", re.I)
-_RATE = re.compile(r"^(fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
-_FAR = 1000  # times smaller: seconds beside samples
-_LONGEST_MS = 30_000  # of a trial whose spike times are whole numbers
-_FASTEST_HZ = 1000  # of samples of activity; beyond it the rate is that of a raw recording
+_AXIS = re.compile(r"^t|time|stamp|bin|_m?s$|^axis1$|^index$", re.I)
 _HIGH = 20  # on average, of counts that are never 0
 _TAU_S = 0.1  # as data.tau is by default
-_EVEN = 0.1  # sd of the steps of a time axis, relative to their mean
-_PLAIN = re.compile(r"(\.{0,2}/)?(?!(null|true|false|inf|nan)$)[a-z_][\w/.:*+@%-]*", re.I | re.A)
-
-
-def quoted(value: object) -> str:
-    """A KEY or a path as Hydra reads it back: in double quotes where it is more than a plain word."""
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else '"' + re.sub(r'(\\*)("|$)', _escaped, text) + '"'
-
-
-def _escaped(found: re.Match) -> str:
-    """Backslashes before a quote, or at the end, twice; the quote behind one."""
-    return 2 * found[1] + (r"\"" if found[2] else "")
 
 
 def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
     """Options of ``data=arrays``, none where nothing looks like activity; and what is doubtful about them, or ""."""
-    spikes, doubt = _of_spike_times(found)
+    found = with_columns(found)
+    spikes, doubt = of_spike_times(found)
     if spikes:
         return spikes, doubt
     plausible = [e for e in found if e.first is not None and _may_be_activity(e)]
-    plausible = [e for e in plausible if not _NOT_ACTIVITY.search(_last(e.key))] or plausible
+    plausible = [e for e in plausible if not NOT_ACTIVITY.search(name_of(e))] or plausible
     if not plausible:
         return [], ""
     chosen = max(plausible, key=_rank)
-    sizes, others = _axes_of(chosen), [e for e in found if e is not chosen]
+    sizes, others = long_axes(chosen), [e for e in found if e is not chosen]
     axes = _guessed_axes(chosen, sizes, others)
     not_counts = _not_counts(chosen) if chosen.counts else ""
     kind = "spikes" if chosen.counts and not not_counts else "rates"
     options = [f"data.activity={quoted(chosen.key)}", f"data.axes=[{','.join(axes)}]", f"data.kind={kind}"]
     if kind == "rates":
         options.append(f"data.activation={'tanh' if -1 <= chosen.low < 0 and chosen.high <= 1 else 'softplus'}")
-    options += _neurons(others, sizes[axes.index("neuron")])
+    options += _neurons(others, sizes[axes.index("neuron")]) or (
+        _but_times(chosen, others) if axes[-1] == "neuron" else []
+    )
     n_time = sizes[axes.index("time")]
     bin_s, source = _seconds_between(chosen, n_time, others)
     said = [not_counts] if not_counts else []
+    by_trial = _of_sample_trials(n_time, others) if "trial" not in axes else []
+    if by_trial:
+        return options + by_trial, "; ".join([*said, "check axes, kind and data.bin_s"])
     if "trial" not in axes:
         said += [_of_one_bin(chosen, n_time, others), source or "set data.bin_s to the seconds between samples"]
         return options + _pieces(bin_s or 0.01), "; ".join(filter(None, said))
-    options += _of_trials(others, sizes[axes.index("trial")])
+    options += of_trials(others, sizes[axes.index("trial")])
     if bin_s:
         steps, _, tau = _pieces(bin_s)
         options += [steps, tau] if bin_s > _TAU_S else [steps]
         said = [*(said or ["check axes and kind"]), source]
+    if any("choice_values" in option for option in options):
+        said = [*(said or ["check axes and kind"]), "the first of data.choice_values is taken as left"]
     return options, "; ".join(said)
 
 
 def _rank(entry: Entry) -> tuple:
     """Among arrays that may be activity, the greater the likelier."""
-    name = _last(entry.key)
+    name = name_of(entry)
     by_name = bool(_ACTIVITY.search(name))
-    return by_name, len(_axes_of(entry)), math.prod(map(abs, entry.shape)), bool(re.search("dff|df_f", name, re.I))
+    return by_name, len(long_axes(entry)), math.prod(map(abs, entry.shape)), bool(re.search("dff|df_f", name, re.I))
 
 
 def _may_be_activity(entry: Entry) -> bool:
-    sizes = _axes_of(entry)
+    sizes = long_axes(entry)
     return 2 <= len(sizes) <= 3 and math.prod(map(abs, sizes)) > 20 and min(map(abs, sizes)) < 10**5
 
 
@@ -112,124 +110,14 @@ def _not_counts(entry: Entry) -> str:
 def _neurons(others: Sequence[Entry], number: int) -> list[str]:
     """The option for a mask of the neurons, or for numbers of those that are kept."""
     for e in others:
-        sizes = _axes_of(e)
-        if _MASK.search(_last(e.key)) and 0 <= e.low <= e.high <= 1 and sizes[:1] == (number,) and len(sizes) < 3:
+        sizes = long_axes(e)
+        if _MASK.search(name_of(e)) and 0 <= e.low <= e.high <= 1 and sizes[:1] == (number,) and len(sizes) < 3:
             return [f"data.neurons={quoted(f'{e.key}/{e.one}' if len(sizes) == 2 else e.key)}"]
     for e in others:
-        numbers = _ACCEPTED.search(_last(e.key)) and e.whole and e.first is not None and not e.lists
+        numbers = _ACCEPTED.search(name_of(e)) and e.whole and e.first is not None and not e.lists
         if numbers and e.one <= e.low <= e.high < number + e.one and len(np.unique(e.first)) == e.first.size:
             return [f"data.neurons={quoted(e.key)}"]
     return []
-
-
-def _of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]:
-    """Options for what there is one value of in each trial, ``but`` one."""
-    options = []
-    for what, names in _OF_TRIALS.items():
-        beside = [e for e in others if math.prod(e.shape) == trials and re.search(names, _last(e.key), re.I)]
-        options += [f"data.{what}={quoted(beside[0].key)}"] if beside and what != but else []
-    return options
-
-
-def _of_spike_times(found: Sequence[Entry]) -> tuple[list[str], str]:
-    """Of lists of times by unit, or of a vector of times with the unit of each."""
-    for entry in found:
-        name = _last(entry.key)
-        few = _size(entry) < _FEWEST_SPIKES
-        if few or entry.low >= entry.high or name.endswith("_index") or any(_paces(entry, e) for e in found):
-            continue
-        lists = entry.ascending and _of_vectors(entry)
-        two = lists and len(entry.lists) == 2 and min(entry.lists) > 1 and len(entry.shapes) == math.prod(entry.lists)
-        if not (_TIMES.search(name) or (two and not _NOT_ACTIVITY.search(name))):
-            continue
-        alone = not entry.lists and len(_axes_of(entry)) == 1
-        beside = [
-            e for e in found if alone and e is not entry and not e.lists and _size(e) == _size(entry) and e.counts
-        ]
-        of_each = [e for e in beside if _OF_NEURONS.search(_last(e.key))]
-        of_each.sort(key=lambda e: "template" in _last(e.key).lower())
-        if not (lists or of_each or (alone and any(e.key == f"{entry.key}_index" for e in found))):
-            continue
-        starts, of_windows = _windows(entry, found)
-        if two and (not starts or _axes_of(starts)[0] in entry.lists):
-            return _of_units_and_trials(entry, found)
-        options = [f"data.spike_times={quoted(entry.key)}"]
-        options += [f"data.spike_neurons={quoted(of_each[0].key)}"] if of_each else []
-        options += ["data.spike_unit_s=1/30000"] if entry.whole else []
-        said = (
-            "times that are whole numbers are taken as samples at 30 kHz"
-            if entry.whole
-            else "times are taken as seconds"
-        )
-        if len(entry.lists) > 1:
-            options, said = [*options, "data.axes=[neuron]"], f"{said}, each list as a neuron"
-        of_trial = [e for e in beside if of_each and re.search("trial", _last(e.key), re.I)]
-        if of_trial:
-            return [*options, f"data.spike_trials={quoted(of_trial[0].key)}"], said
-        if starts:
-            return options + of_windows, said + (", trials as 1 s long" if "data.stop_s=1" in of_windows else "")
-        return [*options, "data.bin_s=0.05", "data.piece_s=2"], said
-    return [], ""
-
-
-def _windows(entry: Entry, found: Sequence[Entry]) -> tuple[Entry | None, list[str]]:
-    """The array with the trials' times in the session, if there is one, and its options beside those of the spike times."""
-    pairs = [e for e in found if _PAIRS.search(_last(e.key)) and len(_axes_of(e)) == 2 and _axes_of(e)[1] == 2]
-    starts = [e for e in found if e is not entry and not e.lists and len(_axes_of(e)) == 1 and e.low < e.high]
-    starts = [e for e in starts if _STARTS.search(_last(e.key)) and math.prod(e.shape) >= 3]
-    if pairs and pairs[0].low < pairs[0].high:
-        chosen, one = pairs[0], pairs[0].one
-        options = [
-            f"data.trial_{what}={quoted(f'{chosen.key}/{one + i}')}" for i, what in enumerate(("starts", "stops"))
-        ]
-    elif starts:
-        chosen, options = starts[0], [f"data.trial_starts={quoted(starts[0].key)}", "data.stop_s=1"]
-    else:
-        return None, []
-    in_seconds = entry.whole and (not chosen.whole or _FAR * chosen.high < entry.high)
-    return chosen, options + (["data.trial_unit_s=1"] if in_seconds else [])
-
-
-def _of_units_and_trials(entry: Entry, found: Sequence[Entry]) -> tuple[list[str], str]:
-    """Of a list of times for each unit in each trial: trials are what other arrays have one value for each of, else the more."""
-    others = [e for e in found if e is not entry]
-    matched = [any(math.prod(e.shape) == n for e in others) for n in entry.lists]
-    trial = max((0, 1), key=lambda i: (matched[i], entry.lists[i]))
-    axes = ["neuron", "neuron"]
-    axes[trial] = "trial"
-    options = [f"data.spike_times={quoted(entry.key)}", f"data.axes=[{','.join(axes)}]"]
-    unit, said = "", "seconds"
-    if entry.whole:
-        unit, said = ("0.001", "milliseconds") if entry.high < _LONGEST_MS else ("1/30000", "samples at 30 kHz")
-    options += [f"data.spike_unit_s={unit}"] if unit else []
-    options += _of_trials(others, entry.lists[trial], but="lengths")
-    sizes = f"{entry.lists[1 - trial]} neurons and {entry.lists[trial]} trials"
-    return options, f"the lists of {entry.key} are taken as of {sizes}, times as {said} in the trial: check data.axes"
-
-
-def _of_vectors(entry: Entry) -> bool:
-    """Whether an entry is lists of vectors of different lengths."""
-    vectors = all(sum(n > 1 for n in shape) <= 1 for shape in entry.shapes)
-    return bool(entry.lists) and vectors and len(set(map(math.prod, entry.shapes))) > 1
-
-
-def _paces(entry: Entry, other: Entry) -> bool:
-    """Whether an entry is the time axis of another: evenly spaced, and list by list as long as one axis of it."""
-    if entry is other or entry.lists != other.lists or len(entry.shapes) != len(other.shapes) or not _step(entry):
-        return False
-    lengths = [math.prod(shape) for shape in entry.shapes]
-    return any(list(sizes) == lengths for sizes in zip(*other.shapes))
-
-
-def _step(entry: Entry) -> float:
-    """Between the numbers of an evenly spaced ascending vector, but for a few gaps; 0 for another array."""
-    x = np.empty(0) if entry.first is None else entry.first.ravel().astype(float)
-    if len(x) < 3 or not (np.diff(x) > 0).all():
-        return 0.0
-    steps = np.diff(x)
-    usual = float(np.median(steps))
-    gaps = steps > 1.5 * usual
-    return usual if gaps.mean() <= _EVEN and steps[~gaps].std() <= _EVEN * usual else 0.0
 
 
 def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tuple[float, str]:
@@ -237,30 +125,56 @@ def _seconds_between(chosen: Entry, n_time: int, others: Sequence[Entry]) -> tup
 
     def along_time(e: Entry) -> bool:
         if n_time == -1:
-            return _paces(e, chosen)
+            return paces(e, chosen)
         return e.lists in ((), chosen.lists) and {math.prod(shape) for shape in e.shapes} == {n_time}
 
-    single = [e for e in others if not e.lists and _size(e) == 1 and 0 < e.low < math.inf]
-    told = [(e, 1 / e.low) for e in single if _FRAMES.search(_last(e.key))]
-    told += [(e, _seconds(e, e.low)) for e in single if _PERIOD.search(_last(e.key))]
-    told += [(e, _seconds(e, _step(e))) for e in others if _AXIS.search(_last(e.key)) and along_time(e)]
-    told += [(e, 1 / e.low) for e in single if _RATE.search(_last(e.key)) and e.low <= _FASTEST_HZ]
-    return next(((float(f"{x:.4g}"), f"data.bin_s is from {e.key}") for e, x in told if x), (0.0, ""))
+    def by(e: Entry, step: float) -> float:
+        unit = unit_stated(e, others)[0]
+        return _seconds(name_of(e), step, e.whole) if unit in ("", "samples") else step * float(unit)
+
+    single = [e for e in others if not e.lists and size_of(e) == 1 and 0 < e.low < math.inf]
+    stated = {name: x for name, x in chosen.stated.items() if isinstance(x, float) and 0 < x < math.inf}
+    where = f"of {chosen.key}"
+    told = [(f"{name} {where}", 1 / x) for name, x in stated.items() if _FRAMES.search(name)]
+    told += [
+        (f"{name} {where}", _seconds(name, x, x.is_integer())) for name, x in stated.items() if _PERIOD.search(name)
+    ]
+    told += [(e.key, 1 / e.low) for e in single if _FRAMES.search(name_of(e))]
+    told += [(e.key, by(e, e.low)) for e in single if _PERIOD.search(name_of(e))]
+    told += [(e.key, by(e, step_of(e))) for e in others if _AXIS.search(name_of(e)) and along_time(e)]
+    slow = {name: x for name, x in stated.items() if (RATE.search(name) or name == "rate") and x <= FASTEST_HZ}
+    told += [(f"{name} {where}", 1 / x) for name, x in slow.items()]
+    told += [(e.key, 1 / e.low) for e in single if RATE.search(name_of(e)) and e.low <= FASTEST_HZ]
+    return next(((float(f"{x:.4g}"), f"data.bin_s is from {source}") for source, x in told if x), (0.0, ""))
 
 
-def _seconds(entry: Entry, step: float) -> float:
+def _seconds(name: str, step: float, whole: bool) -> float:
     """A step of time in seconds: large ones are milliseconds; 0 for 1, which may be either, or no time at all."""
-    unit = re.search(r"(_s|_?sec|_?ms)$", _last(entry.key), re.I)
+    unit = re.search(r"(_s|_?sec|_?ms)$", name, re.I)
     if unit:
         return step / 1000 if unit[0].lower().endswith("ms") else step
     if step == 1:
         return 0.0
-    return step / 1000 if step > 5 or (step >= 2 and entry.whole) else step
+    return step / 1000 if step > 5 or (step >= 2 and whole) else step
 
 
 def _pieces(bin_s: float) -> list[str]:
     """Options of a recording without trials, given the seconds between samples."""
     return [f"data.bin_s={bin_s:g}", f"data.piece_s={max(2.0, 50 * bin_s):g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
+
+
+def _of_sample_trials(n_time: int, others: Sequence[Entry]) -> list[str]:
+    """Options of samples whose trial another array tells, as in tables with a row for each trial and time; none of others."""
+    of_samples = [e for e in others if e.first is not None and e.first.size == n_time]
+    trials = [e for e in of_samples if role_of(name_of(e)) == "trial" and 1 < len(np.unique(e.first)) <= n_time / 2]
+    if not trials:
+        return []
+    times = [e for e in of_samples if role_of(name_of(e)) == "time"]
+    steps = [(name_of(e), float(np.median(np.diff(e.first.ravel().astype(float)))), e.whole) for e in times]
+    bin_s = next((float(f"{_seconds(*x):.4g}") for x in steps if x[1] > 0 and _seconds(*x)), 0.0)
+    wide = [f"data.bin_s={bin_s:g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
+    options = [f"data.sample_trials={quoted(trials[0].key)}", *of_trials(others, n_time, but="lengths")]
+    return options + (wide if bin_s > _TAU_S else wide[:1] if bin_s else [])
 
 
 def _of_one_bin(chosen: Entry, n_time: int, others: Sequence[Entry]) -> str:
@@ -275,36 +189,49 @@ def _of_one_bin(chosen: Entry, n_time: int, others: Sequence[Entry]) -> str:
     return ""
 
 
-def _size(entry: Entry) -> int:
-    """Of numbers in all arrays."""
-    return sum(map(math.prod, entry.shapes))
-
-
-def _last(key: str) -> str:
-    """The last name of a key, without the file's; of a name with dots what is behind them."""
-    names = [part for part in re.split(r"[/.]", key.rpartition(":")[2]) if part.strip("*")]
-    return names[-1] if names else key
-
-
-def _axes_of(entry: Entry) -> tuple[int, ...]:
-    """Sizes of the axes longer than 1."""
-    return tuple(n for n in entry.shape if n != 1)
-
-
 def _guessed_axes(entry: Entry, sizes: tuple[int, ...], others: Sequence[Entry]) -> list[str]:
-    """Names of the axes: time where sizes differ or successive samples are alike; trials where other arrays have one value
-    for each."""
+    """Names of the axes: those that the file tells; time where sizes differ, or a time axis is as long, or successive samples are
+    alike; trials where other arrays have one value for each, but none that belongs to neurons."""
+    names = _told_axes(entry, sizes)
     x = entry.first.squeeze()
     in_lists = len(sizes) - x.ndim
-    alike = [-math.inf] * in_lists + [_likeness(x, axis) for axis in range(x.ndim)]
-    time = sizes.index(-1) if -1 in sizes else int(np.argmax(alike))
-    names = ["neuron"] * len(sizes)
-    names[time] = "time"
-    if len(sizes) == 3:
-        rest = [i for i in range(3) if i != time]
-        matched = {n: any(math.prod(e.shape) == n for e in others) for n in sizes}
-        names[rest[0] if in_lists else max(rest, key=lambda i: (matched[sizes[i]], -i))] = "trial"
-    return names
+    of_neurons = {math.prod(e.shape) for e in others if _NEURON_EACH.search(name_of(e))}
+    of_others = {math.prod(e.shape) for e in others if not _NEURON_EACH.search(name_of(e))}
+    if "time" not in names:
+        alike = [-math.inf] * in_lists + [_likeness(x, axis) for axis in range(x.ndim)]
+        timed = [e for e in others if role_of(name_of(e)) == "time" and not e.lists and step_of(e)]
+        steady = {e.first.size for e in timed} - {math.prod(e.shape) for e in others if e not in timed}
+        unknown = [i for i, name in enumerate(names) if not name and i >= min(in_lists, len(sizes) - 1)]
+        free = [i for i in unknown if sizes[i] not in of_neurons - of_others] or unknown
+        paced = [i for i in free if sizes[i] in steady]
+        likely = paced if len(paced) == 1 else free
+        names[sizes.index(-1) if -1 in sizes else max(likely, key=lambda i: (alike[i], -i))] = "time"
+    rest = [i for i, name in enumerate(names) if not name]
+    if len(sizes) == 3 and "trial" not in names:
+        belong = {n: (n in of_others) - (n in of_neurons) for n in sizes}
+        trial = rest[0] if in_lists or "neuron" in names else max(rest, key=lambda i: (belong[sizes[i]], -i))
+        names[trial] = "trial"
+    return [name or "neuron" for name in names]
+
+
+def _told_axes(entry: Entry, sizes: tuple[int, ...]) -> list[str]:
+    """What the names mean that a file has for the axes longer than 1, "" for unknown ones; only where they can be those of activity."""
+    shape = entry.shape[len(entry.lists) :]
+    roles = [""] * len(entry.lists) + [role_of(name) for name in entry.axes]
+    found = [role for role, n in zip(roles, entry.shape) if n != 1]
+    known = [role for role in found if role]
+    missing = {"time", "neuron", *(["trial"] if len(sizes) == 3 else [])} - set(known)
+    fits = len(entry.axes) == len(shape) and len(set(known)) == len(known) and len(missing) == len(found) - len(known)
+    return found if fits else [""] * len(sizes)
+
+
+def _but_times(chosen: Entry, others: Sequence[Entry]) -> list[str]:
+    """The option for the neurons among the columns of a table of pandas, if other columns are called time, trial and the like."""
+    table = ITEMS.fullmatch(chosen.key)
+    names = next((e.words for e in others if table and e.key == f"{table[1]}_items"), [])
+    other = {i for i, name in enumerate(names) if role_of(name)}
+    kept = [str(i + chosen.one) for i in range(chosen.shape[-1]) if i not in other]
+    return [f"data.neurons=[{','.join(kept)}]"] if other and kept else []
 
 
 def _likeness(x: np.ndarray, axis: int) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from connector.data.entries import Entry, entries
-from connector.data.guessing import guess, quoted
+from connector.data.guessing import guess
+from connector.data.guessing_common import quoted
 from connector.data.sources import Sources
 from connector.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from connector.data.beside import cut_inputs, label
 from connector.data.contents import Contents
-from connector.data.guessing import quoted
+from connector.data.guessing_common import quoted
 from connector.data.layout import one_each
 from connector.declarations import require
 from connector.errors import UserError

@@ -1,41 +1,21 @@
 """The command that `connector look` suggests is the one that reads the file, and Hydra accepts it."""
 
-import shlex
-
 import h5py
 import numpy as np
 import pytest
+from guesses import guessed, read, smooth
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matlab73 import cells
 from scipy.io import savemat
 
 from connector.data.arrays import load_arrays
-from connector.data.guessing import quoted
+from connector.data.guessing_common import quoted
 from connector.data.listing import described
 
 
 @pytest.fixture
 def draw():
     return np.random.default_rng(7)
-
-
-def smooth(draw, *shape):
-    """(..., time), successive samples alike."""
-    return np.cumsum(draw.normal(size=shape), axis=-1)
-
-
-def guessed(*paths):
-    """Options of the command guessed, as Hydra reads them; what is said to be doubtful."""
-    command, said = described(paths, 1.0)[1].split("\n")
-    found = [OverridesParser.create().parse_override(word) for word in shlex.split(command)[3:]]
-    options = {x.key_or_group.removeprefix("data."): x.value() for x in found}
-    plain = {k: v if isinstance(v, (int, float)) else list(map(str, v)) if isinstance(v, list) else str(v) for k, v in options.items()}  # fmt: skip
-    return plain, said
-
-
-def read(options):
-    """What a command guessed reads."""
-    return load_arrays(options["path"], **{key: value for key, value in options.items() if key != "path"})
 
 
 def saved(folder, **arrays):
@@ -151,6 +131,132 @@ def test_the_numbers_of_accepted_components_are_the_neurons(tmp_path, draw):
         assert read(options).neuron_names == ("1", "4", "8")
 
 
+def test_a_pattern_stands_for_the_arrays_counted_and_no_others(tmp_path, draw):
+    cells = smooth(draw, 8, 600)
+    for name, other in (
+        ("c", "contrast"),
+        ("roi", "roi_background"),
+        ("cell.", "time"),
+        ("", "time"),
+        ("dF [", "dF [x]"),
+    ):
+        end = "]" if "[" in name else ""
+        table = {"time": 0.02 * np.arange(600)} | {f"{name}{i}{end}": x for i, x in enumerate(cells)}
+        table |= {other: np.arange(600) / 50}
+        np.savez(tmp_path / "c.npz", **table)
+        lines, _ = described([tmp_path / "c.npz"], 1.0)
+        options, _ = guessed(tmp_path / "c.npz")
+        assert any(line.startswith(f"{options['activity']} ") and "8 of (600)" in line for line in lines)
+        assert options["activity"] == {"cell.": "cell.*"}.get(name, f"{name}%d{end}")
+        np.testing.assert_allclose(np.concatenate(read(options).activity.numpy()), cells.T, rtol=1e-6)
+
+
+def test_a_column_of_trials_in_a_table_is_guessed(tmp_path, draw):
+    rates = smooth(draw, 12, 5, 40).transpose(0, 2, 1)
+    table = {"trial": np.repeat(np.arange(1, 13), 40), "time": np.tile(20 * np.arange(40), 12)}
+    table |= {f"n{i}": x for i, x in enumerate(rates.reshape(-1, 5).T)} | {"stim": np.repeat(np.arange(12) % 3, 40)}
+    np.savetxt(
+        tmp_path / "w.csv", np.stack(list(table.values()), 1), header=",".join(table), delimiter=",", comments=""
+    )
+    options, _ = guessed(tmp_path / "w.csv")
+    assert (options["sample_trials"], options["conditions"], options["bin_s"]) == ("trial", "stim", 0.02)
+    np.testing.assert_allclose(read(options).activity, rates, rtol=1e-6)
+
+
+def test_groups_with_numbers_are_told_from_one_that_begins_alike(tmp_path, draw):
+    rates = smooth(draw, 12, 8, 40)
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        for i, x in enumerate(rates):
+            file[f"trial{i}/rates"] = x
+        file["trial_info/stim"] = np.arange(12) % 2
+    options, _ = guessed(tmp_path / "g.h5")
+    assert options["activity"] == "trial%d/rates"
+    np.testing.assert_allclose(read(options).activity.transpose(1, 2), rates, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unit", "spk", "st.", "unit.1."])
+def test_lists_of_spike_times_by_names_with_a_number(tmp_path, draw, name):
+    trains = {f"{name}{i}": np.sort(draw.uniform(0, 60, 200)) for i in (2, 3, 5, 8, 13)}
+    beside = {"unit_ids": np.arange(5), "unit_depth": draw.uniform(size=5), "spk_fs": 30_000.0, "st": 0}
+    np.savez(tmp_path / "u.npz", **trains, **beside)
+    options, _ = guessed(tmp_path / "u.npz")
+    got = read(options)
+    assert (got.n_neurons, got.activity.sum()) == (5, pytest.approx(1000, abs=60))  # but what is behind the last piece
+
+
+def test_vectors_of_different_lengths_in_hdf5_are_lists(tmp_path, draw):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        spikes = file.create_dataset("spike_times", (6,), dtype=h5py.vlen_dtype("f8"))
+        trials = file.create_dataset("of_trial", (6, 5), dtype=h5py.vlen_dtype("f4"))
+        for i in range(6):
+            spikes[i] = np.sort(draw.uniform(0, 60, 90 * (i != 2)))
+            for j in range(5):
+                trials[i, j] = np.sort(draw.uniform(0, 1, 4 + j))
+        lines, _ = described([tmp_path / "v.h5"], 1.0)
+        assert ["6 x 5 of (4..8)" in lines[0], "6 of (0..90)" in lines[1]] == [True, True]
+    options, _ = guessed(tmp_path / "v.h5")
+    assert (
+        read({"path": options["path"], "spike_times": "of_trial/*", "axes": ["neuron", "trial"]}).activity.sum() == 180
+    )
+    with h5py.File(tmp_path / "v.h5", "a") as file:
+        del file["of_trial"]
+    got = read(guessed(tmp_path / "v.h5")[0])
+    assert (got.n_neurons, got.activity.sum()) == (6, pytest.approx(450, abs=30))
+
+
+def of_axes(file, name, dims, x, sizes):
+    """A dataset whose axes are named by scales, as netCDF's are; ``sizes`` is what there is of these."""
+    file[name] = x
+    for i, (dim, n) in enumerate(zip(dims, x.shape)):
+        if dim not in sizes:
+            file[dim], sizes[dim] = np.arange(float(n)), n
+            file[dim].make_scale("This is a netCDF dimension but not a netCDF variable.")
+        file[name].dims[i].attach_scale(file[dim])
+
+
+@pytest.mark.parametrize("dims", ["time neuron trial", "neuron trial time", "unit event t", "roi repeat frame"])
+def test_the_names_of_axes_in_a_netcdf_file_are_the_axes(tmp_path, draw, dims):
+    order = [{"t": 1, "f": 1, "n": 2, "u": 2, "e": 0}.get(dim[:1], 2) for dim in dims.split()]
+    order = [0 if dim in ("trial", "event", "repeat") else n for dim, n in zip(dims.split(), order)]
+    counts = draw.poisson(1.0, (30, 20, 8))
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        sizes = {}
+        of_axes(file, "rates", dims.split(), counts.transpose(order), sizes)
+        of_axes(file, "stim", [dims.split()[order.index(0)]], np.arange(30) % 3, sizes)
+    got = read(guessed(tmp_path / "a.nc")[0])
+    np.testing.assert_array_equal(got.activity, counts)
+    with h5py.File(tmp_path / "l.h5", "w") as file:
+        file["rates"] = counts.transpose(order)
+        for i, dim in enumerate(dims.split()):
+            file["rates"].dims[i].label = dim
+    np.testing.assert_array_equal(read(guessed(tmp_path / "l.h5")[0]).activity, counts)
+
+
+def test_names_that_cannot_be_the_axes_of_activity_do_not_matter(tmp_path, draw):
+    rates = smooth(draw, 30, 8, 20).transpose(0, 2, 1)
+    for dims in (("trial", "trial", "neuron"), ("x", "y", "trial"), ("neuron", "x", "y"), ("x", "time", "z")):
+        with h5py.File(tmp_path / "l.h5", "w") as file:
+            file["rates"], file["stim"] = rates, np.arange(30) % 2
+            for i, dim in enumerate(dims):
+                file["rates"].dims[i].label = dim
+        wanted = {"y": ["neuron", "time", "trial"], "x": ["trial", "time", "neuron"]}
+        axes = guessed(tmp_path / "l.h5")[0]["axes"]
+        assert axes == (wanted["x"] if dims[1] != "y" and dims[0] != "neuron" else axes)
+        assert [dim for dim, axis in zip(dims, axes) if dim in ("neuron", "time") and dim != axis] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["unit_id", "cell_type", "roi", "channels", "unitDepth", "brain_region", "cluster_ids"]
+)
+def test_one_value_for_each_neuron_does_not_make_it_the_trials(tmp_path, draw, name):
+    spikes = draw.poisson(1.0, (40, 50, 12))
+    values = draw.permutation(12) / (1 if "id" in name else 7)
+    beside = [{name: values}, {name: values, "stim": np.arange(40) % 4}]
+    for arrays in beside:
+        np.savez(tmp_path / "u.npz", spikes=spikes.transpose(2, 1, 0), time=0.02 * np.arange(50), **arrays)
+        np.testing.assert_array_equal(read(guessed(tmp_path / "u.npz")[0]).activity, spikes)
+
+
 @pytest.mark.parametrize(
     ("n_units", "n_trials", "beside", "axes"),
     [(6, 30, None, "neuron trial"), (30, 6, None, "trial neuron"), (30, 6, 6, "neuron trial"), (6, 30, 30, "neuron trial")],
@@ -212,3 +318,72 @@ def test_a_gap_in_the_time_axis_does_not_hide_the_interval(tmp_path, draw):
     assert (options["bin_s"], options["piece_s"]) == (0.02, 2)
     assert "data.bin_s is from t" in said
     assert read(options).stretches[:, 1].tolist() == [0, 100, 200, 310, 410]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "bin_s"),
+    [({"bin_size": 0.02}, 0.02), ({"bin_width": 20}, 0.02), ({"dt": 0.05}, 0.05), ({"rate": 25.0}, 0.04), ({"fs": 30_000}, None)],
+)  # fmt: skip
+def test_the_seconds_between_samples_are_those_of_attributes(tmp_path, draw, attributes, bin_s):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["spikes/binned"] = draw.poisson(1.0, (20, 6, 40))
+        file["spikes/binned"].attrs.update(attributes)
+    options, said = guessed(tmp_path / "a.h5")
+    assert options.get("bin_s") == bin_s
+    assert (f"data.bin_s is from {next(iter(attributes))} of spikes/binned" in said) == (bin_s is not None)
+
+
+def test_a_column_of_times_in_a_table_of_pandas_is_no_neuron(tmp_path, draw):
+    cells = smooth(draw, 3, 400).T
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["df/block0_items"] = [b"time", b"b", b"a", b"c"]
+        file["df/block0_values"] = np.hstack([np.arange(400)[:, None] / 50, cells])
+    options, _ = guessed(tmp_path / "w.h5")
+    assert options["neurons"] == ["1", "2", "3"]
+    options["neurons"] = [1, 2, 3]  # as Hydra reads them
+    np.testing.assert_allclose(np.concatenate(read(options).activity.numpy()), cells, rtol=1e-6)
+
+
+def test_an_axis_whose_scale_is_gone_has_no_name(tmp_path, draw):
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        file["rates"], file["neuron"] = smooth(draw, 30, 8, 20).transpose(0, 2, 1), np.arange(20.0)
+        file["neuron"].make_scale("neuron")
+        file["rates"].dims[1].attach_scale(file["neuron"])
+        file["rates"].attrs["units"], file["rates"].attrs["dt"] = h5py.Empty("S1"), np.nan
+        del file["neuron"]
+    assert guessed(tmp_path / "g.h5")[0]["axes"] == ["trial", "time", "neuron"]
+
+
+@pytest.mark.parametrize(
+    ("values", "given"),
+    [
+        (["L", "R"], ["L", "R"]), (["left", "right"], []), (["nogo", "go", "none"], ["go", "nogo"]), ([1, 2], ["1", "2"]), ([-1, 1], ["-1", "1"]),
+        ([-1, 0, 1], ["-1", "1"]), ([0, 1], []), ([False, True], []), ([0.0, 1.0, np.nan], []), ([0.21, 0.34], None), ([1, 2, 3], None),
+        (["a", "b", "c"], None),
+    ],
+)  # fmt: skip
+def test_choices_have_two_values_which_are_named_where_need_be(tmp_path, draw, values, given):
+    choices = np.array(values)[np.arange(24) % len(values)]
+    np.savez(tmp_path / "c.npz", rates=smooth(draw, 24, 5, 40), response=choices)
+    options, said = guessed(tmp_path / "c.npz")
+    assert options.get("choice_values", []) == (given or [])
+    assert ("taken as left" in said) == bool(given)
+    got = read(options)
+    if given is None:
+        assert got.choices is None
+    else:
+        left, right = given or values[:2]
+        sides = [{str(left): 0, str(right): 1}.get(str(x)) for x in choices.tolist()]
+        assert [None if np.isnan(x) else int(x) for x in got.choices.tolist()] == sides
+
+
+def test_reaction_times_are_no_conditions(tmp_path, draw):
+    beside = {"stim_time": draw.uniform(size=30), "target_angle": np.arange(30) % 8 * 45.0}
+    np.savez(tmp_path / "c.npz", rates=smooth(draw, 30, 5, 40), **beside)
+    assert guessed(tmp_path / "c.npz")[0]["conditions"] == "target_angle"
+
+
+def test_times_of_trials_are_no_time_axis(tmp_path, draw):
+    spikes = np.random.default_rng(3).poisson(1 + np.sin(np.arange(20) / 3)[:, None] ** 2, (30, 20, 8))
+    np.savez(tmp_path / "t.npz", spikes=spikes, choices=np.arange(30) % 2, times=5 * np.arange(30))
+    np.testing.assert_array_equal(read(guessed(tmp_path / "t.npz")[0]).activity, spikes)
