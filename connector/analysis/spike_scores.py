@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -238,47 +238,49 @@ def groups_of_neurons(n_neurons: int, n_groups: int = 5, seed: int = 0) -> list[
     return list(order.tensor_split(min(n_groups, n_neurons)))
 
 
+class FromOthers(NamedTuple):
+    """Expected counts (B, time, K) of each neuron given the inputs and the spikes of *other* neurons, see :func:`predicted_from_others`.
+
+    Attributes:
+        co_smoothed: averaged over paths drawn given the others' spikes.
+        rollout, averaged: of rollouts from where the others say that a trial starts, noise-free and averaged over noisy ones.
+    """
+
+    co_smoothed: Tensor
+    rollout: Tensor
+    averaged: Tensor
+
+
 @torch.no_grad()
-def co_smoothed_counts(
-    model: SpikeStateSpace, batch: TrialBatch, *, n_groups: int = 5, n_samples: int = 16, seed: int = 0
-) -> Tensor:
-    """Expected counts of each neuron given the inputs and the *other* neurons' spikes, (B, time, K).
+def predicted_from_others(
+    model: SpikeStateSpace,
+    batch: TrialBatch,
+    *,
+    n_groups: int = 5,
+    n_paths: int = 16,
+    n_rollouts: int = 0,
+    seed: int = 0,
+) -> FromOthers:
+    """Each neuron predicted by the others.
 
-    A fifth of the neurons (a random group of ``n_groups``) is hidden. Paths are drawn given the others, and the expected counts of
-    the hidden ones averaged over ``n_samples``; then the next group is hidden. Nothing is trained anew: a hidden neuron's
-    loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too, so of
-    the trials predicted here its own spikes tell nothing.
+    A fifth of the neurons (a random group of ``n_groups``) is hidden and predicted; then the next group is. Nothing is trained anew:
+    a hidden neuron's loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too,
+    so of the trials predicted here its own spikes tell nothing. A rollout that started from what all spikes of a trial say would
+    partly predict the spikes that it was read from; where a model's rollouts start from its prior, no spikes count in them. A
+    single neuron is predicted by its prior alone.
+
+    Args:
+        n_paths, n_rollouts: numbers that counts are averaged over; 0 rollouts: ``averaged`` is the noise-free one.
     """
-
-    def predicted(seen: Tensor) -> Tensor:
-        return model.posterior_counts(batch, seen, n_samples, torch.Generator().manual_seed(seed))
-
-    return _group_by_group(predicted, batch, n_groups, seed)
-
-
-def _group_by_group(predicted: Callable[[Tensor], Tensor], batch: TrialBatch, n_groups: int, seed: int) -> Tensor:
-    """Counts (B, time, K) of each group of neurons as ``predicted`` given the neurons seen (K,), which are all others."""
-    found = torch.empty_like(batch.activity)
-    for hidden in groups_of_neurons(batch.activity.shape[2], n_groups, seed):
-        seen = torch.ones(batch.activity.shape[2], dtype=torch.bool)
-        seen[hidden] = False
-        found[..., hidden] = predicted(seen)[..., hidden]
-    return found
-
-
-def rollout_prediction(model: SpikeStateSpace, batch: TrialBatch, n_samples: int = 0, seed: int = 0) -> Tensor:
-    """Expected counts (B, time, K) of the rollout, noise-free or averaged over ``n_samples`` noisy ones.
-
-    A rollout that starts from what a trial's spikes say would partly predict the spikes that it was read from. So a fifth of the
-    neurons at a time is predicted from where the others say that it starts.
-    """
-
-    def counts(seen: Tensor | None) -> Tensor:
-        return model.rollout_counts(batch, n_samples, torch.Generator().manual_seed(seed), seen)
-
-    if model.rollout_start == "prior" or batch.activity.shape[2] == 1:
-        return counts(None)
-    return _group_by_group(counts, batch, 5, seed)
+    n_neurons, found = batch.activity.shape[2], [torch.empty_like(batch.activity) for _ in FromOthers._fields]
+    alone = model.rollout_start == "prior" or n_neurons == 1
+    if alone:
+        found[1:] = (model.rollout_counts(batch, n, torch.Generator().manual_seed(seed)) for n in (0, n_rollouts))
+    for hidden in groups_of_neurons(n_neurons, n_groups, seed) if n_neurons > 1 else ():
+        predicted = model.hidden_counts(batch, hidden, n_paths, None if alone else n_rollouts, seed)
+        for of_all, of_hidden in zip(found, predicted):
+            of_all[..., hidden] = of_hidden
+    return FromOthers(*found)
 
 
 def _both(choices: Tensor | None, index: Tensor) -> bool:
@@ -321,33 +323,30 @@ def score_spike_model(
 
     Returns:
         measures bits_per_spike (importance-weighted bound on the marginal likelihood), bits_per_spike_prior (noise-free
-        rollout, :func:`rollout_prediction`), co_smoothing (bits per spike of neurons predicted from the others,
-        :func:`co_smoothed_counts`; not with a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
+        rollout), co_smoothing (bits per spike of neurons predicted from the others, both by
+        :func:`predicted_from_others`; not with a single neuron), psth_r2_evidence, psth_r2_choice (noise-averaged rollout, by the sign of the evidence and by
         choice), psth_r2_evidence_noise_free, choice_auc (z(T) of the most likely path), choice_auc_prior (rollout z(T)),
         click_difference_auc. PSTH R^2 of one fold's trials is limited by the noise of their own PSTHs: to compare
         models, pool the test trials of all folds (``experiments/folds.py``).
     """
     batch = TrialBatch.of(recording, test, baseline.argument)
     generator = torch.Generator().manual_seed(seed)
-    plain = rollout_prediction(model, batch, seed=seed)
-
+    from_others = predicted_from_others(model, batch, n_rollouts=n_samples, seed=seed)
     nats = {
         "bits_per_spike": model.marginal_log_likelihood(batch, n_samples, generator),
-        "bits_per_spike_prior": poisson_log_likelihood(plain, batch.activity, batch.mask),
+        "bits_per_spike_prior": poisson_log_likelihood(from_others.rollout, batch.activity, batch.mask),
     }
     if recording.n_neurons > 1:
-        predicted = co_smoothed_counts(model, batch, seed=seed)
-        nats["co_smoothing"] = poisson_log_likelihood(predicted, batch.activity, batch.mask)
+        nats["co_smoothing"] = poisson_log_likelihood(from_others.co_smoothed, batch.activity, batch.mask)
     scores = {name: bits_per_spike(x, batch.activity, batch.mask, baseline.null_counts) for name, x in nats.items()}
-    averaged = rollout_prediction(model, batch, n_samples, seed)
     smooth = smoothing_of(recording)
     for name, conditions in response_conditions(recording, test).items():
         scores[f"psth_r2_{name}"] = psth_r2(
-            batch.activity, averaged, batch.mask, conditions, baseline.null_counts, **smooth
+            batch.activity, from_others.averaged, batch.mask, conditions, baseline.null_counts, **smooth
         )[0]
         if name == "evidence":
             scores["psth_r2_evidence_noise_free"] = psth_r2(
-                batch.activity, plain, batch.mask, conditions, baseline.null_counts, **smooth
+                batch.activity, from_others.rollout, batch.mask, conditions, baseline.null_counts, **smooth
             )[0]
     log_odds = None
     if _both(recording.choices, train) and _both(recording.choices, test):
@@ -358,7 +357,7 @@ def score_spike_model(
             scores[name] = auc(log_odds, choices[test])
         if recording.click_difference is not None:
             scores["click_difference_auc"] = auc(recording.click_difference[test], choices[test])
-    return SpikeScores(scores, averaged, log_odds, nats)
+    return SpikeScores(scores, from_others.averaged, log_odds, nats)
 
 
 def smoothing_of(recording: Recording) -> dict[str, float]:

@@ -67,12 +67,50 @@ class FixedModel(NamedTuple):
         mean = self.p.start_mean.expand(len(batch.mask), -1)
         return self.run(batch, self.paths(batch, seen).mode[:, 0] if self.from_states else mean)
 
-    def expected(self, batch: TrialBatch, z: Tensor) -> Tensor:
-        """Counts (B, time, K_obs) at states z (B, time, R)."""
-        u = self.inputs(batch)
-        x = torch.cat([z] if u is None else [z, u], 2) @ self.p.loadings[:, :-1].T + self.p.loadings[:, -1]
-        x = x if batch.baseline is None else x + batch.baseline
+    def expected(self, batch: TrialBatch, z: Tensor, neurons: Tensor | None = None) -> Tensor:
+        """Counts (B, time, K_obs) at states z (B, time, R); ``neurons``: numbers of those that are asked for, None: of all."""
+        u, loadings, baseline = self.inputs(batch), self.p.loadings, batch.baseline
+        if neurons is not None:
+            loadings, baseline = loadings[neurons], None if baseline is None else baseline[..., neurons]
+        x = torch.cat([z] if u is None else [z, u], 2) @ loadings[:, :-1].T + loadings[:, -1]
+        x = x if baseline is None else x + baseline
         return math.exp(self.p.log_scale) * F.softplus(x).clamp_min(LEAST_RATE)
+
+    def mean_on_paths(
+        self,
+        batch: TrialBatch,
+        paths: TrialPaths,
+        n_samples: int,
+        generator: torch.Generator | None,
+        neurons: Tensor | None = None,
+    ) -> Tensor:
+        """Counts as :meth:`expected` has them, averaged over paths that are drawn."""
+        draws = (self.draw(paths, generator) for _ in range(n_samples))
+        return sum(self.expected(batch, z, neurons) for z in draws) / n_samples
+
+    def mean_of_rollouts(
+        self,
+        batch: TrialBatch,
+        paths: TrialPaths | None,
+        n_samples: int,
+        generator: torch.Generator | None,
+        neurons: Tensor | None = None,
+    ) -> Tensor:
+        """Counts as :meth:`expected` has them, averaged over noisy runs from where paths start, from the first states where None;
+        of the noise-free run where ``n_samples`` is 0."""
+        mean = self.p.start_mean.expand(len(batch.mask), -1)
+        if n_samples == 0:
+            return self.expected(batch, self.run(batch, mean if paths is None else paths.mode[:, 0]), neurons)
+        spread, noise = (torch.linalg.cholesky(x) for x in (self.p.start_covariance, self.p.q))
+        total = 0.0
+        for _ in range(n_samples):
+            if paths is None:
+                first = mean + normal(mean.shape, generator) @ spread.T
+            else:
+                first = self.draw(paths, generator)[:, 0]
+            pushes = normal((*batch.mask.shape, len(noise)), generator) @ noise.T
+            total = total + self.expected(batch, self.run(batch, first, pushes), neurons)
+        return total / n_samples
 
     def paths(self, batch: TrialBatch, seen: Tensor | None = None) -> TrialPaths:
         """``seen``: (K_obs,) False for neurons whose spikes do not count; None: all do."""

@@ -25,7 +25,7 @@ from connector.dynamics import activation
 from connector.errors import UserError
 from connector.lrrnn.module import LowRankRNN
 from connector.lrrnn.spikes.encoder import PathPosterior
-from connector.lrrnn.spikes.fixed_model import FixedModel, normal
+from connector.lrrnn.spikes.fixed_model import FixedModel
 from connector.lrrnn.spikes.paths import Parameters
 from connector.lrrnn.spikes.scan import PoissonNats, Scan
 from connector.numerics import pieces
@@ -176,18 +176,8 @@ class SpikeStateSpace(nn.Module):
         """
 
         def expected(given: FixedModel, piece: TrialBatch) -> Tensor:
-            if n_samples == 0:
-                return given.expected(piece, given.rollout(piece, seen))
-            spread, noise = (torch.linalg.cholesky(x) for x in (given.p.start_covariance, given.p.q))
-            paths, total = (given.paths(piece, seen) if given.from_states else None), 0.0
-            for _ in range(n_samples):
-                if paths is None:
-                    first = given.p.start_mean + normal((len(piece.mask), self.rank), generator) @ spread.T
-                else:
-                    first = given.draw(paths, generator)[:, 0]
-                pushes = normal((*piece.mask.shape, self.rank), generator) @ noise.T
-                total = total + given.expected(piece, given.run(piece, first, pushes))
-            return total / n_samples
+            paths = given.paths(piece, seen) if given.from_states else None
+            return given.mean_of_rollouts(piece, paths, n_samples, generator)
 
         return self._in_pieces(batch, expected)
 
@@ -207,11 +197,33 @@ class SpikeStateSpace(nn.Module):
         """
 
         def averaged(given: FixedModel, piece: TrialBatch) -> Tensor:
-            paths = given.paths(piece, seen)
-            draws = (given.draw(paths, generator) for _ in range(n_samples))
-            return sum(given.expected(piece, z) for z in draws) / n_samples
+            return given.mean_on_paths(piece, given.paths(piece, seen), n_samples, generator)
 
         return self._in_pieces(batch, averaged)
+
+    @torch.no_grad()
+    def hidden_counts(
+        self, batch: TrialBatch, hidden: Tensor, n_paths: int, n_rollouts: int | None = None, seed: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Expected counts (B, time, H) of hidden neurons, by their numbers (H,), given the inputs and the spikes of all others:
+        averaged over ``n_paths`` as :meth:`posterior_counts`; unless ``n_rollouts`` is None also as :meth:`rollout_counts`,
+        noise-free and averaged over so many.
+
+        The most likely paths, which take most of the time, are sought once for all of them.
+        """
+        seen = torch.ones(batch.activity.shape[2], dtype=torch.bool)
+        seen[hidden] = False
+        drawn, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
+
+        def predicted(given: FixedModel, piece: TrialBatch) -> Tensor:
+            paths = given.paths(piece, seen)
+            found = [given.mean_on_paths(piece, paths, n_paths, drawn, hidden)]
+            start = paths if given.from_states else None
+            for n in () if n_rollouts is None else (0, n_rollouts):
+                found.append(given.mean_of_rollouts(piece, start, n, noise, hidden))
+            return torch.stack(found, 1)
+
+        return self._in_pieces(batch, predicted).unbind(1)
 
     @torch.no_grad()
     def marginal_log_likelihood(

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from connector.analysis.spike_scores import (
     bits_per_spike,
-    co_smoothed_counts,
     groups_of_neurons,
     poisson_log_likelihood,
+    predicted_from_others,
 )
 from connector.data.attractors import teacher
 from connector.data.folds import Fold
@@ -397,7 +397,7 @@ def test_hidden_neurons_are_predicted_from_the_others_as_well_as_they_can_be():
 
     ideal = bits(best[:, None])
     assert ideal > 0.2
-    assert 0.93 * ideal < bits(co_smoothed_counts(model, batch)) < 1.01 * ideal
+    assert 0.93 * ideal < bits(predicted_from_others(model, batch).co_smoothed) < 1.01 * ideal
 
 
 @pytest.mark.parametrize("with_inputs", [True, False])
@@ -407,13 +407,13 @@ def test_a_hidden_neurons_own_spikes_do_not_influence_its_prediction(with_inputs
         recording, _, _ = constant_states(40, 6)
         model, baseline = fitted(recording, torch.arange(30), rank=1)
     batch = TrialBatch.of(recording, torch.arange(30, 36), baseline.argument)
-    before = co_smoothed_counts(model, batch, n_groups=3, n_samples=4)
+    before = predicted_from_others(model, batch, n_groups=3, n_paths=4).co_smoothed
     groups = groups_of_neurons(6, 3)
     assert sorted(torch.cat(groups).tolist()) == list(range(6))
     for hidden in groups:
         changed = batch.activity.clone()
         changed[..., hidden] = 7.0
-        after = co_smoothed_counts(model, batch._replace(activity=changed), n_groups=3, n_samples=4)
+        after = predicted_from_others(model, batch._replace(activity=changed), n_groups=3, n_paths=4).co_smoothed
         assert torch.equal(after[..., hidden], before[..., hidden])
         others = [k for k in range(6) if k not in hidden]
         assert not torch.allclose(after[..., others], before[..., others])
@@ -429,11 +429,11 @@ def test_the_smoother_predicts_hidden_neurons_from_the_others_alone():
     closed.initialise(as_rates(recording, baseline.scale).trials(train))
     model = SmoothedSpikeModel(closed, recording, train, baseline)
     batch = TrialBatch.of(recording, test, baseline.argument)
-    before = co_smoothed_counts(model, batch, n_samples=4)
+    before = predicted_from_others(model, batch, n_paths=4).co_smoothed
     hidden = groups_of_neurons(400)[2]
     changed = batch.activity.clone()
     changed[..., hidden] = 7.0
-    after = co_smoothed_counts(model, batch._replace(activity=changed), n_samples=4)
+    after = predicted_from_others(model, batch._replace(activity=changed), n_paths=4).co_smoothed
     assert torch.equal(after[..., hidden], before[..., hidden])
     assert not torch.allclose(after, before)
     assert torch.isfinite(before).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from connector.analysis.spike_scores import groups_of_neurons, rollout_prediction
+from connector.analysis.spike_scores import groups_of_neurons, predicted_from_others
 from connector.lrrnn.spikes.paths import log_target
 from connector.lrrnn.spikes.state_space import SpikeStateSpace
 from connector.types import TrialBatch
@@ -123,11 +123,12 @@ def test_averaged_runs_have_the_mean_of_the_model():
 def test_rollouts_that_start_from_spikes_are_predicted_from_other_neurons(n_samples):
     model = model_of(from_states=True)
     batch = batch_of(model, steps=6)
-    before = rollout_prediction(model, batch, n_samples)
+    before = predicted_from_others(model, batch, n_paths=1, n_rollouts=n_samples).averaged
     for hidden in groups_of_neurons(12):
         activity = batch.activity.clone()
         activity[..., hidden] = 9.0
-        after = rollout_prediction(model, batch._replace(activity=activity), n_samples)
+        changed = batch._replace(activity=activity)
+        after = predicted_from_others(model, changed, n_paths=1, n_rollouts=n_samples).averaged
         assert torch.equal(after[..., hidden], before[..., hidden])
         assert not torch.allclose(after, before)
 
