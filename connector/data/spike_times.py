@@ -22,6 +22,7 @@ from connector.files import check_size
 
 _SEVERAL = 5  # trials
 _NEARLY_ALL = 0.95  # of the trials
+_FEW_SPIKES = 4  # in a trial
 _OF_TRIALS = "data.spike_trials, or trial among data.axes"
 
 
@@ -260,7 +261,9 @@ def _check_from_zero(events: Events, options: Any) -> None:
     first, middle = times[edges[:-1]], times[(edges[:-1] + edges[1:] - 1) // 2]
     rank = np.argsort(first)
     after = first[rank][1:] > middle[rank][:-1]
-    if len(first) < _SEVERAL or len(times) < ENOUGH_SPIKES or after.mean() < _NEARLY_ALL:
+    # Of a few spikes the first is the middle, and trials in the order of these follow one another whatever their clock.
+    few = len(first) < _SEVERAL or len(times) < max(ENOUGH_SPIKES, _FEW_SPIKES * len(first))
+    if few or after.mean() < _NEARLY_ALL:
         return
     remedy = "subtract the start of its trial from each time"
     if options.spike_trials is not None:

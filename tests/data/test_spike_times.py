@@ -169,6 +169,13 @@ def test_times_of_the_session_beside_the_trial_of_each_spike_are_refused(tmp_pat
         load(tmp_path / "grid.npy", spike_times="grid", axes=["trial", "neuron"])
 
 
+def test_trials_of_a_spike_or_two_are_read(tmp_path):
+    draw, trial = np.random.default_rng(5), np.r_[np.arange(40), np.arange(40)]
+    np.savez(tmp_path / "a.npz", t=draw.random(80), n=np.arange(80) % 3, trial=trial)
+    got = load(tmp_path / "a.npz", spike_times="t", spike_neurons="n", spike_trials="trial")
+    assert got.activity.sum((1, 2)).tolist() == [2] * 40
+
+
 @pytest.mark.parametrize("padding", [-1.0, -999.0])
 @pytest.mark.parametrize("axes", [("trial", "neuron"), ("neuron", "trial"), ("neuron",)])
 def test_rows_of_times_with_a_negative_number_behind_them(tmp_path, spikes, axes, padding):
