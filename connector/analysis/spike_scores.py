@@ -242,7 +242,7 @@ class FromOthers(NamedTuple):
     """Expected counts (B, time, K) of each neuron given the inputs and the spikes of *other* neurons, see :func:`predicted_from_others`.
 
     Attributes:
-        co_smoothed: averaged over paths drawn given the others' spikes.
+        co_smoothed: averaged over paths drawn given the others' spikes; NaN of a single neuron.
         rollout, averaged: of rollouts from where the others say that a trial starts, noise-free and averaged over noisy ones.
     """
 
@@ -267,12 +267,12 @@ def predicted_from_others(
     a hidden neuron's loadings are those fitted on training trials, where it was seen, and its baseline is of training trials too,
     so of the trials predicted here its own spikes tell nothing. A rollout that started from what all spikes of a trial say would
     partly predict the spikes that it was read from; where a model's rollouts start from its prior, no spikes count in them. A
-    single neuron is predicted by its prior alone.
+    single neuron has rollouts from where its own spikes say.
 
     Args:
         n_paths, n_rollouts: numbers that counts are averaged over; 0 rollouts: ``averaged`` is the noise-free one.
     """
-    n_neurons, found = batch.activity.shape[2], [torch.empty_like(batch.activity) for _ in FromOthers._fields]
+    n_neurons, found = batch.activity.shape[2], [torch.full_like(batch.activity, math.nan) for _ in FromOthers._fields]
     alone = model.rollout_start == "prior" or n_neurons == 1
     if alone:
         found[1:] = (model.rollout_counts(batch, n, torch.Generator().manual_seed(seed)) for n in (0, n_rollouts))

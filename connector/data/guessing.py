@@ -73,8 +73,7 @@ def guess(found: Sequence[Entry]) -> tuple[list[str], str]:
         return options + _pieces(bin_s or 0.01), "; ".join(filter(None, said))
     options += of_trials(others, sizes[axes.index("trial")])
     if bin_s:
-        steps, _, tau = _pieces(bin_s)
-        options += [steps, tau] if bin_s > _TAU_S else [steps]
+        options += _steps(bin_s)
         said = [*(said or ["check axes and kind"]), source]
     if any("choice_values" in option for option in options):
         said = [*(said or ["check axes and kind"]), "the first of data.choice_values is taken as left"]
@@ -163,6 +162,12 @@ def _pieces(bin_s: float) -> list[str]:
     return [f"data.bin_s={bin_s:g}", f"data.piece_s={max(2.0, 50 * bin_s):g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
 
 
+def _steps(bin_s: float) -> list[str]:
+    """Options of trials, given the seconds between samples."""
+    steps, _, tau = _pieces(bin_s)
+    return [steps, tau] if bin_s > _TAU_S else [steps]
+
+
 def _of_sample_trials(n_time: int, others: Sequence[Entry]) -> list[str]:
     """Options of samples whose trial another array tells, as in tables with a row for each trial and time; none of others."""
     of_samples = [e for e in others if e.first is not None and e.first.size == n_time]
@@ -172,9 +177,8 @@ def _of_sample_trials(n_time: int, others: Sequence[Entry]) -> list[str]:
     times = [e for e in of_samples if role_of(name_of(e)) == "time"]
     steps = [(name_of(e), float(np.median(np.diff(e.first.ravel().astype(float)))), e.whole) for e in times]
     bin_s = next((float(f"{_seconds(*x):.4g}") for x in steps if x[1] > 0 and _seconds(*x)), 0.0)
-    wide = [f"data.bin_s={bin_s:g}", f"data.tau={max(_TAU_S, 3 * bin_s):g}"]
     options = [f"data.sample_trials={quoted(trials[0].key)}", *of_trials(others, n_time, but="lengths")]
-    return options + (wide if bin_s > _TAU_S else wide[:1] if bin_s else [])
+    return options + (_steps(bin_s) if bin_s else [])
 
 
 def _of_one_bin(chosen: Entry, n_time: int, others: Sequence[Entry]) -> str:

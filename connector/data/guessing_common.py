@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from connector.data.entries import Entry
+from connector.data.preprocessing import NO_CHOICE
 from connector.data.stated import unit_of, unit_of_name
+from connector.data.time_axis import are_gaps
 
 RATE = re.compile(r"^((\w+_)?fs|sr|sampl(e|ing)_?(rate|freq\w*))(_?hz)?$", re.I)
 FASTEST_HZ = 1000  # of samples of activity; beyond it the rate is that of a raw recording
@@ -53,7 +55,7 @@ def of_trials(others: Sequence[Entry], trials: int, but: str = "") -> list[str]:
 def _choice_values(entry: Entry) -> list[str] | None:
     """The option that names the two values of choices, where they are not 0 and 1, or left and right; None of what has not two."""
     if entry.words:
-        words = sorted(word for word in entry.words if word.lower() not in ("nan", "none", "null"))
+        words = sorted(word for word in entry.words if word.lower() not in NO_CHOICE)
         if len(words) != 2 or {word.lower() for word in words} in ({"left", "right"}, {"false", "true"}):
             return [] if len(words) == 2 else None
         return [f"data.choice_values=[{','.join(map(quoted, words))}]"]
@@ -101,8 +103,7 @@ def step_of(entry: Entry) -> float:
     if len(x) < 3 or not (np.diff(x) > 0).all():
         return 0.0
     steps = np.diff(x)
-    usual = float(np.median(steps))
-    gaps = steps > 1.5 * usual
+    usual, gaps = float(np.median(steps)), are_gaps(steps)
     return usual if gaps.mean() <= _EVEN and steps[~gaps].std() <= _EVEN * usual else 0.0
 
 

@@ -233,7 +233,7 @@ def _several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-_NO_CHOICE = ("", "nan", "none", "null")  # texts of trials without a choice
+NO_CHOICE = ("", "nan", "none", "null")  # texts of trials without a choice
 
 
 def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) -> np.ndarray:
@@ -260,7 +260,7 @@ def choices_from(values: np.ndarray, coded: Sequence[Any] | None, where: str) ->
     unsaid = np.isnan(choices) if not numeric else np.isnan(choices) & ~np.isnan(values)
     # Numbers other than these two are no choice where the user named the two, and a misunderstanding where not. A side that no
     # trial has beside other values is a misspelling.
-    other = unsaid if numeric else unsaid & ~np.isin(values, _NO_CHOICE)
+    other = unsaid if numeric else unsaid & ~np.isin(values, NO_CHOICE)
     one_side = other.any() and not ((choices == 0).any() and (choices == 1).any())
     if (unsaid.any() and numeric and coded is None) or (unsaid.any() and np.isnan(choices).all()) or one_side:
         found = [f"{x:g}" if numeric else str(x) for x in np.unique(values)]

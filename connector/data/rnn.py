@@ -90,9 +90,10 @@ class Weights(NamedTuple):
         phi = activation_named(activation)
         w, b, d, u, h = (torch.from_numpy(x).double() for x in (self.w, self.b, self.d, u, self.start))
         h, late = h.expand(len(u), -1), self.discrete if late is None else late
+        after = h if self.discrete else phi(h)
         rates = torch.zeros(*u.shape[:2], len(w))
         for t in range(u.shape[1]):
-            before = h if self.discrete else phi(h)
+            before = after
             drive = before @ w.T + u[:, t] @ b.T + d
             h = phi(drive) if self.discrete else (1 - alpha) * h + alpha * drive
             after = h if self.discrete else phi(h)

@@ -142,11 +142,16 @@ def _events(raw: Mapping[str, Any], options: Any, one: int, notes: list[str]) ->
     return replace(found, times=unit * found.times)
 
 
+def _at_the_end(x: np.ndarray) -> np.ndarray:
+    """Where x (..., n) is True from there to the end of its row."""
+    return np.logical_and.accumulate(x[..., ::-1], axis=-1)[..., ::-1]
+
+
 def _without_negative(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     """Rows of times, NaN where one negative number fills them up, the lowest of all, behind later times."""
     rows = numbers(rows, where).astype(float)
     low = rows.min(initial=0, where=np.isfinite(rows))
-    filled = np.logical_and.accumulate((rows == low)[..., ::-1], axis=-1)[..., ::-1]
+    filled = _at_the_end(rows == low)
     times = np.where(filled, np.nan, rows)
     # Times that ascend do not end with their lowest, and others do not with several that are the same.
     number, ascend = np.isfinite(times).sum(-1), ~(np.diff(times, axis=-1) < 0).any(-1)
@@ -159,7 +164,7 @@ def _without_negative(rows: np.ndarray, where: str, notes: list[str]) -> np.ndar
 
 def _without_zeros(rows: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     """Rows of ascending times, NaN where zeros fill them up behind a later time."""
-    filled = np.logical_and.accumulate((rows == 0)[..., ::-1], axis=-1)[..., ::-1]
+    filled = _at_the_end(rows == 0)
     behind = (rows > 0).any(-1, keepdims=True)  # one zero behind such times is not a time
     padded = filled & (behind | ((rows != 0).any(-1, keepdims=True) & (filled.sum(-1, keepdims=True) > 1)))
     if not padded.any():

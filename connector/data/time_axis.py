@@ -61,8 +61,9 @@ def time_axis(
             raise UserError(expected, f"shape {np.shape(found[options.time_axis])} of {options.time_axis}")
         return None
     key, x = next((key, x.ravel().astype(float)) for key, x in axes.items())
-    gaps = np.r_[False, np.diff(x) > _GAP * np.median(np.diff(x))]
-    step = float(np.diff(x)[~gaps[1:]].mean())
+    steps = np.diff(x)
+    gaps = np.r_[False, are_gaps(steps)]
+    step = float(steps[~gaps[1:]].mean())
     if gaps.mean() > _MOST_GAPS:
         got = f"{counted(int(gaps.sum()), 'step')} of more than {_GAP:g} times that"
         remedy = "bring them to regular times, or set data.time_axis=false to read them as regular"
@@ -85,15 +86,21 @@ def time_axis(
     return TimeAxis(key, at, bin_s, gaps)
 
 
+def are_gaps(steps: np.ndarray) -> np.ndarray:
+    """Which steps of a time axis (n,) are longer than the usual one by so much that samples are missing."""
+    return steps > _GAP * np.median(steps)
+
+
 def _is_axis(x: Any, n_samples: int) -> bool:
     """Whether something is a vector of so many times that ascend, precise enough to tell its steps."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iuf" or x.size != n_samples or max(x.shape) != x.size:
         return False
     times = x.ravel().astype(float)
-    if x.size < 3 or not np.isfinite(times).all() or np.diff(times).min() <= 0:
+    steps = np.diff(times)
+    if x.size < 3 or not np.isfinite(times).all() or steps.min() <= 0:
         return False
     rounding = float(np.spacing(np.abs(x).max())) if x.dtype.kind == "f" else 0.0
-    return rounding <= _RESOLVED * float(np.median(np.diff(times)))
+    return rounding <= _RESOLVED * float(np.median(steps))
 
 
 def _same(a: float, b: float) -> bool:

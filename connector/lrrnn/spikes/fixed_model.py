@@ -62,10 +62,14 @@ class FixedModel(NamedTuple):
             z.append((1 - alpha) * z[-1] + alpha * drive + (0.0 if pushes is None else pushes[:, t]))
         return torch.stack(z, 1)
 
-    def rollout(self, batch: TrialBatch, seen: Tensor | None = None) -> Tensor:
-        """Noise-free states (B, time, R); ``seen``: neurons whose spikes say where it starts, as in :meth:`paths`."""
+    def rollout(self, batch: TrialBatch, paths: TrialPaths | None) -> Tensor:
+        """Noise-free states (B, time, R) from where the most likely paths start, from the mean of first states where None."""
         mean = self.p.start_mean.expand(len(batch.mask), -1)
-        return self.run(batch, self.paths(batch, seen).mode[:, 0] if self.from_states else mean)
+        return self.run(batch, mean if paths is None else paths.mode[:, 0])
+
+    def starts(self, batch: TrialBatch, seen: Tensor | None = None) -> TrialPaths | None:
+        """Where rollouts start: the paths given the neurons ``seen``, as in :meth:`paths`; None: from the mean of first states."""
+        return self.paths(batch, seen) if self.from_states else None
 
     def expected(self, batch: TrialBatch, z: Tensor, neurons: Tensor | None = None) -> Tensor:
         """Counts (B, time, K_obs) at states z (B, time, R); ``neurons``: numbers of those that are asked for, None: of all."""
@@ -98,9 +102,9 @@ class FixedModel(NamedTuple):
     ) -> Tensor:
         """Counts as :meth:`expected` has them, averaged over noisy runs from where paths start, from the first states where None;
         of the noise-free run where ``n_samples`` is 0."""
-        mean = self.p.start_mean.expand(len(batch.mask), -1)
         if n_samples == 0:
-            return self.expected(batch, self.run(batch, mean if paths is None else paths.mode[:, 0]), neurons)
+            return self.expected(batch, self.rollout(batch, paths), neurons)
+        mean = self.p.start_mean.expand(len(batch.mask), -1)
         spread, noise = (torch.linalg.cholesky(x) for x in (self.p.start_covariance, self.p.q))
         total = 0.0
         for _ in range(n_samples):

@@ -157,7 +157,7 @@ class SpikeStateSpace(nn.Module):
         rollout."""
 
         def states(given: FixedModel, piece: TrialBatch) -> Tensor:
-            z = given.rollout(piece) if rollout else given.paths(piece).mode
+            z = given.rollout(piece, given.starts(piece)) if rollout else given.paths(piece).mode
             return torch.where(piece.mask[..., None], z, 0.0)
 
         return self._in_pieces(batch, states)
@@ -176,8 +176,7 @@ class SpikeStateSpace(nn.Module):
         """
 
         def expected(given: FixedModel, piece: TrialBatch) -> Tensor:
-            paths = given.paths(piece, seen) if given.from_states else None
-            return given.mean_of_rollouts(piece, paths, n_samples, generator)
+            return given.mean_of_rollouts(piece, given.starts(piece, seen), n_samples, generator)
 
         return self._in_pieces(batch, expected)
 
