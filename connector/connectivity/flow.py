@@ -165,7 +165,7 @@ class Flow(nn.Module):
         self.scale_inverse.copy_(torch.linalg.inv(scale))
 
     @torch.no_grad()
-    def match_moments(self, x: Tensor, steps: int = 8, n_points: int = 32768) -> Flow:
+    def match_moments(self, x: Tensor, steps: int = 8, n_points: int = 8192) -> Flow:
         """Correct location and scale so that mean and covariance of the density are those of x (N, D); returns itself.
 
         A velocity that was stopped early has learned a shape, not every moment. What depends on the moments, as the

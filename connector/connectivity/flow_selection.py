@@ -172,7 +172,7 @@ class Trial:
 
     def run(self) -> Stopping:
         flow, averaged = self.flow, copy.deepcopy(self.flow).requires_grad_(False)
-        optimizer = torch.optim.Adam(flow.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(flow.parameters(), lr=self.learning_rate, fused=True)
         self.ends(0, averaged.log_prob(self.test, **_ACCURATE))
         for step in itertools.count(1):
             loss = flow.loss(self.rows(), generator=self.generator)

@@ -36,7 +36,7 @@ class FlowStack:
         weights, _ = stack_module_state([flow.velocity for flow in flows])
         self.weights = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
         self.averaged = [w.detach().clone() for w in self.weights.values()]
-        self.settings = {"lr": learning_rate, "weight_decay": weight_decay}
+        self.settings = {"lr": learning_rate, "weight_decay": weight_decay, "fused": True}
         self.optimizer = torch.optim.AdamW(self.weights.values(), **self.settings)
         self._velocity = copy.deepcopy(flows[0].velocity).to("meta")
 

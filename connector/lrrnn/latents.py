@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from connector.lrrnn.observation import Observation
@@ -58,7 +59,8 @@ def update_latents(
     rank, low = z.shape[1], samples.activity.dtype
     has_bias = samples.has_bias(theta, rank)
     m, rest = theta[:, :rank].to(low), theta[:, rank:].to(low).T
-    pairs, scale = outer(m), theta[:, :rank].T @ theta[:, :rank] / len(theta)
+    scale = theta[:, :rank].T @ theta[:, :rank] / len(theta)
+    along, pairs = m.T.contiguous(), outer(m).T.contiguous()  # a product with so few columns is fast with neurons last
     eye, unit, total = torch.eye(rank, dtype=z.dtype, device=z.device), observation.unit, 0.0
     z, normals = z.clone(), z.new_zeros(len(z), rank, rank)
     columns = samples.offset_columns(low, has_bias)
@@ -72,11 +74,12 @@ def update_latents(
                 h += fixed
             h = samples.with_offset(h, at)
             s, w, residual = samples.newton_terms(observation, y, h, matching_left > 0)
-            normal = (w @ pairs).double().reshape(-1, rank, rank)
-            dispersion = observation.dispersion(float(residual.square().mean()))
+            normal = F.linear(w, pairs).double().reshape(-1, rank, rank)
+            squares = float(residual.square().sum())
+            dispersion = observation.dispersion(squares / residual.numel())
             precision = prior_precision(dispersion, unit)
             damped = normal + precision * eye + DAMPING * len(theta) * scale
-            move = limited_solve(damped, (s @ m).double() - precision * z[at], scale, unit)
+            move = limited_solve(damped, F.linear(s, along).double() - precision * z[at], scale, unit)
             z[at] += move
             furthest = float(move.abs().max())
             error_bar = (dispersion / normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-12 * unit**2)).sqrt()
@@ -84,7 +87,7 @@ def update_latents(
                 break
             matching_left = 0 if furthest < 0.03 else max(matching_left - 1, 0)
         normals[at] = normal
-        total += float(residual.square().sum())
+        total += squares
     return z, normals, total / (len(samples) * len(theta))
 
 

@@ -102,11 +102,14 @@ class ActivitySamples:
         return out.reshape(*mask.shape, *rows.shape[1:])
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the S rows with their activity."""
+        """Slices of the S rows with their activity; of rows that follow each other a view, which nobody may change."""
         size = max(1, CHUNK_ELEMENTS // self.activity.shape[1])
         for start in range(0, len(self), size):
             at = slice(start, min(start + size, len(self)))
-            yield at, self.activity[self.rows[at]]
+            rows = self.rows[at]
+            follow = slice(int(rows[0]), int(rows[0]) + len(rows))
+            together = bool((rows.diff() == 1).all())
+            yield at, self.activity[follow if together else rows]
 
 
 def subset_size(samples: ActivitySamples) -> int:

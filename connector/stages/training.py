@@ -110,7 +110,8 @@ class StageModule(pl.LightningModule):
         return self.parameters()
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        optimizer = torch.optim.AdamW(self.parameter_groups(), **settings)
         steps = self.trainer.estimated_stepping_batches if self.cosine else math.inf
         if math.isinf(steps):  # no end of the training to decay to
             return optimizer
