@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 4_000_000  # entries of a float64 matrix built at a time: 32 MB
+_LARGE = 400  # rows of a matrix whose first eigenvectors are found for less than all of them
 
 
 def pieces(n_rows: int, row_entries: int, entries: int = CHUNK) -> Iterator[slice]:
@@ -106,6 +107,25 @@ def leading_modes(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(gram)
     keep = values > cutoff * values[-1]
     return values[keep].flip(0), vectors[:, keep].flip(1)
+
+
+def leading_vectors(gram: Tensor, number: int) -> Tensor:
+    """Eigenvectors (P, number) of the largest eigenvalues, falling, of a symmetric matrix (P, P)."""
+    if len(gram) >= _LARGE:
+        values, vectors = (x[..., -number:] for x in _leading(gram, min(len(gram), number + 8)))
+        if float((gram @ vectors - vectors * values).norm()) < 1e-8 * float(values[-1]):
+            return vectors.flip(1)
+    return torch.linalg.eigh(gram).eigenvectors[:, -number:].flip(1)
+
+
+def _leading(gram: Tensor, width: int, sweeps: int = 4) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (width,), rising, and their eigenvectors (P, width), by subspace iteration (Halko et al. 2011): exact
+    where the next eigenvalue is far below, in a tenth of the time of all eigenvectors."""
+    block = torch.randn(len(gram), width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(gram)
+    for _ in range(sweeps):
+        block = torch.linalg.qr(gram @ block).Q
+    values, turn = torch.linalg.eigh(block.mT @ gram @ block)
+    return values, block @ turn
 
 
 def sum_of_trials(x: Tensor, trials: Tensor | None = None) -> Tensor:

@@ -165,6 +165,18 @@ class Flow(nn.Module):
         self.scale_inverse.copy_(torch.linalg.inv(scale))
 
     @torch.no_grad()
+    def go_on_from(self, velocity: dict[str, Tensor], scale: Tensor) -> Flow:
+        """Take the state of a velocity that was learned with another ``scale`` (D, D), of like data; returns the flow itself.
+
+        A scale is known up to a rotation of the space in which the flow runs. The own one is turned until it is nearest to the other
+        (orthogonal Procrustes problem), so that the velocity finds its axes again.
+        """
+        left, _, right = torch.linalg.svd(torch.linalg.solve(self.scale.double(), scale.to(self.scale).double()))
+        self._set_scaler(self.location, self.scale.double() @ left @ right)
+        self.velocity.load_state_dict(velocity)
+        return self
+
+    @torch.no_grad()
     def match_moments(self, x: Tensor, steps: int = 8, n_points: int = 8192) -> Flow:
         """Correct location and scale so that mean and covariance of the density are those of x (N, D); returns itself.
 

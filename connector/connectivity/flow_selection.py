@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from connector.connectivity.flow import Flow
 from connector.connectivity.flow_stack import FlowStack
@@ -19,10 +19,15 @@ from connector.numerics import warming_rate
 _PARTS = 10  # of the cross-validation of the base
 _ERRORS = 2.0  # standard errors by which another base, or a longer trial, has to be better
 _STRETCHES = (480, 960)  # steps of a trial; the second stretch where the likelihood still rises in the first
-_INTERVAL = 30  # steps between two scores
+_INTERVAL, _EARLY = 30, 240  # steps between two scores, up to so many; twice as many later
+_FEWEST, _FALLEN = 120, 0.5  # steps of a trial that ends at a maximum, and the part of them up to which that is
 _LAST_QUARTER = 0.75  # a maximum after it cannot be told from a likelihood that still rises
 _PER_STEP = 1.25  # steps of a training whose learning rate decays, for each of a trial that was not long enough
 _MOST_HELD_OUT = 500  # rows that are scored: more only cost time
+# A training goes on from the trial, at this part of its length from no start, for this further part: with a rate that decays
+# from the trial's, it ends with the likelihood of a training of full length. Shapes that took the trial's second stretch lost
+# 0.005 nats a row by it (crescents); they are trained from no start.
+_BEGUN, _LEFT = 0.5, 0.5
 _SMOOTHING = 0.98  # of the weights over steps; short, since the trial is short
 # Fewer steps of the integrator would call sharp densities better than they are.
 _ACCURATE: dict[str, Any] = {"method": "midpoint", "steps": 16}
@@ -57,20 +62,34 @@ def choose_base(x: Tensor, seed: int = 0) -> BaseChoice:
     return BaseChoice("student_t" if advantage > _ERRORS * error else "normal", advantage, error)
 
 
+class Begun(NamedTuple):
+    """A flow in training: the state of its velocity, and the scale (D, D) of the space in which it runs."""
+
+    velocity: dict[str, Tensor]
+    scale: Tensor
+
+
 class Stopping(NamedTuple):
     """How long to train, and what rows held out say of the density that was found on the way.
 
     Attributes:
-        steps: to train, at least 1.
+        steps: to train from no start, at least 1.
         log_likelihood: mean of the rows held out, where it was highest, in nats.
         over_normal, over_kernels: by how much that is above a normal density with the moments of the other rows, and
             above :func:`kernel_log_density`: the nulls of the density's shape, and of its having learned one.
+        begun: the trial's flow part of the way there, from which a training goes on; None where it has no start.
     """
 
     steps: int
     log_likelihood: float
     over_normal: float
     over_kernels: float
+    begun: Begun | None = None
+
+    @property
+    def steps_left(self) -> int:
+        """To train: from ``begun``, where there is one."""
+        return self.steps if self.begun is None else max(1, round(_LEFT * self.steps))
 
 
 def best_stopping(
@@ -131,6 +150,7 @@ class Trial:
         most_of_trial = max(1, round(most / _PER_STEP))
         self.stretches = [min(steps, most_of_trial) for steps in _STRETCHES]
         self.scores: dict[int, Tensor] = {}
+        self.passed: dict[int, dict[str, Tensor]] = {}
 
     @property
     def kind(self) -> tuple:
@@ -145,13 +165,19 @@ class Trial:
         return self.train[few].repeat(max(1, self.n_paths // len(self.train)), 1)
 
     def is_scored(self, step: int) -> bool:
-        return step % _INTERVAL == 0 or step in self.stretches
+        return step % (_INTERVAL if step <= _EARLY else 2 * _INTERVAL) == 0 or step in self.stretches
 
-    def ends(self, step: int, score: Tensor) -> bool:
-        """Note the log-likelihoods of the rows held out; whether the trial is over."""
-        self.scores[step] = score
-        over = step in self.stretches and not self._missed() and not _still_rises(self.scores)
-        return over or step == self.stretches[-1]
+    def ends(self, step: int, score: Tensor, velocity: dict[str, Tensor]) -> bool:
+        """Note the log-likelihoods of the rows held out and the state of the velocity; whether the trial is over.
+
+        It also is where the likelihood has surely fallen from a maximum that kernels do not better.
+        """
+        self.scores[step], self.passed[step] = score, velocity
+        if step in self.stretches:
+            return step == self.stretches[-1] or not (self._missed() or _still_rises(self.scores))
+        best = _best(self.scores)
+        fallen = step >= _FEWEST and best <= _FALLEN * step and _surely_above(self.scores[best] - score, _ERRORS)
+        return fallen and not self._missed()
 
     def _missed(self) -> bool:
         """Whether a kernel density is surely better than the best that was found."""
@@ -163,17 +189,20 @@ class Trial:
         passed = best <= _LAST_QUARTER * step if learned else not self._missed()
         best = best if learned else 0  # of densities within a standard error the simplest
         plain = Flow(self.flow.dim, hidden_width=1, hidden_layers=1).to(self.train).fit_scaler(self.train)
+        steps = max(1, best) if passed else min(self.most, round(_PER_STEP * step))
+        begun = min(self.passed, key=lambda at: abs(at - _BEGUN * steps))
         return Stopping(
-            max(1, best) if passed else min(self.most, round(_PER_STEP * step)),
+            steps,
             float(scores[best].mean()),
             float((scores[best] - plain.log_prob_of_base(self.test)).mean()),
             float((scores[best] - self.kernels).mean()),
+            Begun(self.passed[begun], self.flow.scale) if begun and step <= self.stretches[0] else None,
         )
 
     def run(self) -> Stopping:
         flow, averaged = self.flow, copy.deepcopy(self.flow).requires_grad_(False)
         optimizer = torch.optim.Adam(flow.parameters(), lr=self.learning_rate, fused=True)
-        self.ends(0, averaged.log_prob(self.test, **_ACCURATE))
+        self.ends(0, averaged.log_prob(self.test, **_ACCURATE), _copied(flow.velocity))
         for step in itertools.count(1):
             loss = flow.loss(self.rows(), generator=self.generator)
             optimizer.zero_grad()
@@ -182,9 +211,15 @@ class Trial:
             torch._foreach_lerp_(
                 list(averaged.parameters()), [p.detach() for p in flow.parameters()], 1 - warming_rate(_SMOOTHING, step)
             )
-            if self.is_scored(step) and self.ends(step, averaged.log_prob(self.test, **_ACCURATE)):
-                break
+            if self.is_scored(step):
+                score = averaged.log_prob(self.test, **_ACCURATE)
+                if self.ends(step, score, _copied(flow.velocity)):
+                    break
         return self.stopping()
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def run_as_one(trials: Sequence[Trial]) -> list[Stopping]:
@@ -201,7 +236,11 @@ def run_as_one(trials: Sequence[Trial]) -> list[Stopping]:
             continue
         scores = stack.log_prob(torch.stack([trial.test for trial in here]), **_ACCURATE)
         # One whose stretches differ, by ``most``, keeps to its own steps.
-        left = [row for row, trial in enumerate(here) if not (trial.is_scored(step) and trial.ends(step, scores[row]))]
+        left = [
+            row
+            for row, trial in enumerate(here)
+            if not (trial.is_scored(step) and trial.ends(step, scores[row], stack.weights_of(row)))
+        ]
         if not left:
             return [trial.stopping() for trial in trials]
         if len(left) < len(here):

@@ -65,6 +65,10 @@ class FlowStack:
         """Take the weights into their averages, of which the fraction ``kept`` stays."""
         torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights.values()], 1 - kept)
 
+    def weights_of(self, row: int) -> dict[str, Tensor]:
+        """Weights of one flow, as its velocity's state."""
+        return {name: w.detach()[row].clone() for name, w in self.weights.items()}
+
     def averages_of(self, row: int) -> dict[str, Tensor]:
         """Averaged weights of one flow, as its velocity's state."""
         return {name: w[row].clone() for name, w in zip(self.weights, self.averaged)}

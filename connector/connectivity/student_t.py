@@ -12,6 +12,8 @@ from torch import Tensor
 
 from connector.numerics import moments
 
+_SETTLED = 1e-10  # change of the scatter in a sweep, of its size, that ends a fit
+
 
 def log_density(squares: Tensor, dim: int, dof: Tensor) -> Tensor:
     """Log density in ``dim`` dimensions at points of these squares, of any shape."""
@@ -72,7 +74,8 @@ def fit_student_t(x: Tensor, dof: float | None = None, sweeps: int = 60) -> tupl
     """Elliptical Student-t of highest likelihood for x (N, D): location (D,), scatter (D, D), degrees of freedom.
 
     Expectation maximisation for location and scatter; the degrees of freedom, unless given, are the best of a fine
-    grid from 2.1 to 100 at every sweep (Liu and Rubin 1995). Of infinitely many it is the normal.
+    grid from 2.1 to 100 at every sweep (Liu and Rubin 1995). Of infinitely many it is the normal. It ends where the scatter has
+    settled, at most after so many ``sweeps``.
     """
     x = x.double()
     location, scatter = moments(x)
@@ -90,6 +93,8 @@ def fit_student_t(x: Tensor, dof: float | None = None, sweeps: int = 60) -> tupl
             current = grid[fit.argmax()]
         weights = (current + dim) / (current + squares)
         location = (weights[:, None] * x).sum(0) / weights.sum()
-        centred = x - location
+        centred, before = x - location, scatter
         scatter = (weights[:, None] * centred).T @ centred / len(x)
+        if float((scatter - before).abs().max()) < _SETTLED * float(scatter.diagonal().max()):
+            break
     return location, scatter, float(current)

@@ -19,6 +19,8 @@ _FLOOR = 1e-10  # of information on latents, where potentials are of unit size
 DAMPING = 1e-3
 # Neurons that bring the latents of a sample near, before all of them finish: the first steps cost so much less.
 _SCOUTS = 200
+# Standard error of latents, of unit size, that is so small that the other neurons need no matching step to come near.
+_NEAR = 1e-3
 
 
 def limited_solve(normal: Tensor, score: Tensor, scale: Tensor, unit: float, limit: float = 1.5) -> Tensor:
@@ -101,7 +103,9 @@ def latents_of(
     z, normal, error = update_latents(few, start, some, observation, 10, 8)
     if len(some) == len(theta):
         return z, normal, error
-    return update_latents(samples, z, theta, observation, 1, 8)
+    typical = normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-300)
+    near = observation.dispersion(error) < _NEAR**2 * float(typical) * observation.unit**2
+    return update_latents(samples, z, theta, observation, 0 if near else 1, 8)
 
 
 def _projected_start(samples: ActivitySamples, theta: Tensor, rank: int, observation: Observation) -> Tensor:
@@ -130,6 +134,7 @@ def least_squares_latents(
     inputs: Tensor | None = None,
     offset: Tensor | None = None,
     scale: RateScale | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """The latents that best explain each sample's rates through the loadings, sample by sample.
 
@@ -141,6 +146,7 @@ def least_squares_latents(
         observation: phi and the noise about it.
         inputs: (trials, time, U) or None; offset: (trials, time, K), a known part of the potentials, or None.
         scale: of the rates, whose weights the neurons have; None: alike.
+        start: (trials, time, R), latents near those sought, where such are known.
 
     Returns:
         z (trials, time, R) float64, zero where masked; the normal matrices (trials, time, R, R) (information on z in
@@ -148,7 +154,12 @@ def least_squares_latents(
     """
     samples = ActivitySamples.of(activity, mask, inputs, offset, scale)
     theta, rank = loadings.stack().detach().double(), loadings.rank
-    z, normal, error = latents_of(samples, theta, rank, observation)
+    if start is None:
+        z, normal, error = latents_of(samples, theta, rank, observation)
+    else:
+        z, normal, error = update_latents(
+            samples, start.reshape(-1, rank)[samples.rows].double(), theta, observation, 0, 8
+        )
     return samples.grid(z, mask), samples.grid(normal, mask), error
 
 

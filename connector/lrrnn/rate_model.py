@@ -258,11 +258,24 @@ class RateModel(nn.Module):
 
     @torch.no_grad()
     def least_squares(
-        self, activity: Tensor, mask: Tensor, inputs: Tensor | None, offset: Tensor | None = None
+        self,
+        activity: Tensor,
+        mask: Tensor,
+        inputs: Tensor | None,
+        offset: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> LeastSquares:
         """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
-        found = least_squares_latents(activity, mask, self.loadings(), self.observation, inputs, offset, self.scale)
-        return LeastSquares(*found)
+        return LeastSquares(
+            *least_squares_latents(
+                activity, mask, self.loadings(), self.observation, inputs, offset, self.scale, start
+            )
+        )
+
+    def has_loadings_of(self, fit: ClosedFormFit) -> bool:
+        """Whether the loadings are those of a closed form still, up to their precision."""
+        own, known = self.loadings().stack(), fit.loadings.stack()
+        return own.shape == known.shape and torch.equal(own, known.to(own))
 
     def is_noisy(self, found: LeastSquares, mask: Tensor) -> bool:
         """Whether the sample-wise latents' standard error exceeds 1e-4 of their size: else smoothing is idle."""
@@ -288,19 +301,28 @@ class RateModel(nn.Module):
         return StatePosterior(z, covariance)
 
 
-def fitted_dynamics(model: RateModel, recording: Recording, fold: Fold, offset: Tensor | None = None) -> FittedDynamics:
+def fitted_dynamics(
+    model: RateModel,
+    recording: Recording,
+    fold: Fold,
+    offset: Tensor | None = None,
+    solved: ClosedFormFit | None = None,
+) -> FittedDynamics:
     """What a fitted model hands over, float64; noise levels are re-estimated on the training trials first.
 
     Latents are smoothed by the fitted dynamics. ``readings`` are those of :func:`read_states`; there are none where the
     rates are so clean that the latents are known. ``offset``: as in :meth:`RateModel.initialise`, of all trials.
+    ``solved``: the closed form of the training trials that the model started from; where it has kept the loadings, the latents
+    of these trials are known but for rounding.
     """
     mask, train = recording.mask, fold.train
     rest = torch.ones(recording.n_trials, dtype=torch.bool).index_fill_(0, train, False).nonzero()[:, 0]
     parts = [train, rest] if len(rest) else [train]
     found = []  # the dear part, once; part by part, so that nothing of training trials depends on others
-    for part in parts:
+    starts = [solved.readings[0] if solved is not None and model.has_loadings_of(solved) else None, None]
+    for part, start in zip(parts, starts):
         inputs, known = (None if x is None else x[part] for x in (recording.inputs, offset))
-        found.append(model.least_squares(recording.activity[part], mask[part], inputs, known))
+        found.append(model.least_squares(recording.activity[part], mask[part], inputs, known, start))
     model.calibrate(recording.trials(train), found[0], None if offset is None else offset[train])
     order, noisy = torch.cat(parts).argsort(), model.is_noisy(found[0], mask[train])
     z, normal = (torch.cat([getattr(x, name) for x in found])[order] for name in ("z", "normal"))

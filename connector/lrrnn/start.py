@@ -11,7 +11,7 @@ from connector.lrrnn.latents import update_latents
 from connector.lrrnn.loadings import update_loadings
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.samples import ActivitySamples, outer
-from connector.numerics import least_squares, random_rows
+from connector.numerics import leading_vectors, least_squares, random_rows
 
 
 def denoised(y: Tensor) -> tuple[Tensor, float]:
@@ -47,7 +47,7 @@ def _principal_start(
         known = torch.cat(columns, dim=1)
         h = h - known @ least_squares(known, h)
     gram = h @ h.T if len(h) < h.shape[1] else h.T @ h
-    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+    vectors = leading_vectors(gram, rank)
     z = vectors if len(h) < h.shape[1] else h @ vectors
     z = z / z.square().mean(0).sqrt().clamp_min(1e-12)
     x = samples.design(z, has_bias)

@@ -60,8 +60,8 @@ def prepare_loadings(
 ) -> FlowJob:
     """Stage ``loadings``: the flow of the recorded neurons' loadings, written to loadings_flow.pt.
 
-    With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains: to
-    hold some out for good costs more than watching a noisy held-out loss gains. The loss watched here is that of the
+    With ``early_stopping`` a short trial on part of the neurons says how long to train; then every neuron trains, from where
+    the trial was part of the way there: to hold some out for good costs more than watching a noisy held-out loss gains. The loss watched here is that of the
     training rows with random numbers that stay the same.
 
     Args:
@@ -70,12 +70,13 @@ def prepare_loadings(
     options, connectivity = context.options, context.options.connectivity
     begun = begun or begin_loadings(options, inputs)
     rows, flow, metrics, epochs = begun.rows, begun.flow, begun.metrics, connectivity.loadings_epochs
+    begun_flow = None
     if begun.trial is not None:
         stopping = stopping or begun.trial.run()
         metrics["loadings/log_likelihood"] = stopping.log_likelihood
         metrics["loadings/gain_over_normal"] = stopping.over_normal
         metrics["loadings/gain_over_kernels"] = stopping.over_kernels
-        epochs = stopping.steps
+        epochs, begun_flow = stopping.steps_left, stopping.begun
     base = flow["base"]
     context.say(f"loadings: {base.replace('_', '-')} base, {counted(epochs, 'epoch')}")
     pl.seed_everything(options.seed, verbose=False)
@@ -89,6 +90,8 @@ def prepare_loadings(
         paths=connectivity.loadings_paths,
     )
     module.flow.fit_scaler(rows)
+    if begun_flow is not None:
+        module.flow.go_on_from(*begun_flow)
     data = TensorDataModule(
         (rows,), (rows,), connectivity.loadings_batch_size, options.seed, epoch_size=connectivity.loadings_epoch_size
     )

@@ -114,7 +114,8 @@ def train_on_rates(
             f"lrrnn: {'with' if has_bias else 'without'} a bias in each neuron, which the rates {'need' if has_bias else 'do not need'}"
         )
     module = _module(context, data, has_bias, choice.learning_rate or _LEARNING_RATE)
-    solved = module.model.initialise(data.recording.trials(data.fold.train)) is not None
+    closed_form = module.model.initialise(data.recording.trials(data.fold.train))
+    solved = closed_form is not None
     data.batch_size = choice.batch_size or _BATCH_SIZE
     before, power = validation_loss(module.model, data), power_about_means(data.recording, data.fold)
     if solved:
@@ -139,7 +140,7 @@ def train_on_rates(
     recording = data.recording
     loss = validation_loss(module.model, data, part=data.fold.test)
     metrics["lrrnn/rollout_r2"] = 1 - loss / power_about_means(recording, data.fold, data.fold.test)
-    found = fitted_dynamics(module.model, recording, data.fold)
+    found = fitted_dynamics(module.model, recording, data.fold, solved=closed_form)
     if recording.shown is not None:
         return _behind_indicator(context, module.model, recording, found), metrics
     if recording.inputs is None:
