@@ -57,36 +57,43 @@ def maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor, 
     theta = centre.clone()
     damping = torch.full((n_models,), 1e-2, dtype=a.dtype, device=a.device)
 
-    def evaluate(theta):
+    def evaluate(theta, which, parts):
         covariance = torch.einsum("bk,bkij->bij", theta.exp(), parts)
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         diagonal *= 1 + 1e-13  # of the size of rounding
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        solved = torch.cholesky_solve(a.expand(n_models, p, rank), factor)
+        solved = torch.cholesky_solve(a.expand(len(which), p, rank), factor)
         value = -0.5 * (a * solved).sum((1, 2)) - rank * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        value = value - 0.5 * (precision * (theta - centre) ** 2).sum(1)
+        value = value - 0.5 * (precision[which] * (theta - centre[which]) ** 2).sum(1)
         return value.masked_fill((failed > 0) | value.isnan(), -math.inf), factor, solved
 
-    value, factor, solved = evaluate(theta)
+    moving, own = torch.arange(n_models, device=a.device), parts
+    value, factor, solved = evaluate(theta, moving, own)
+    fisher = torch.zeros(n_models, 4, 4).to(a)
     for _ in range(steps):
-        scaled = theta.exp()[:, :, None, None] * parts
-        moved = torch.einsum("bij,bkjl->bkil", torch.cholesky_inverse(factor), scaled)
-        fit = torch.einsum("bir,bkij,bjr->bk", solved, scaled, solved)
-        gradient = free * (0.5 * fit - 0.5 * rank * torch.einsum("bkii->bk", moved) - precision * (theta - centre))
-        fisher = 0.5 * rank * torch.einsum("bkij,blji->bkl", moved, moved)
-        fisher = fisher * free[:, :, None] * free[:, None] + torch.diag_embed(precision + (1 - free))
-        damped = fisher + torch.diag_embed(damping[:, None] * fisher.diagonal(dim1=1, dim2=2))
-        step = torch.linalg.solve(damped, gradient).clamp(-2, 2)
-        trial = evaluate(theta + step)
-        better = trial[0] >= value
-        gain = torch.where(better, trial[0] - value, torch.zeros_like(value))
-        theta = torch.where(better[:, None], theta + step, theta)
-        value = torch.where(better, trial[0], value)
-        factor = torch.where(better[:, None, None], trial[1], factor)
-        solved = torch.where(better[:, None, None], trial[2], solved)
-        damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
-        if bool(((better & (gain < 1e-3)) | (damping > 1e3)).all()):
+        here, bound = theta[moving], precision[moving]
+        scaled, on = here.exp()[:, :, None, None] * own, free[moving]
+        moved = torch.einsum("bij,bkjl->bkil", torch.cholesky_inverse(factor[moving]), scaled)
+        fit = torch.einsum("bir,bkij,bjr->bk", solved[moving], scaled, solved[moving])
+        pull = bound * (here - centre[moving])
+        gradient = on * (0.5 * fit - 0.5 * rank * torch.einsum("bkii->bk", moved) - pull)
+        information = 0.5 * rank * torch.einsum("bkij,blji->bkl", moved, moved)
+        information = information * on[:, :, None] * on[:, None] + torch.diag_embed(bound + (1 - on))
+        fisher[moving] = information
+        lifted = damping[moving, None] * information.diagonal(dim1=1, dim2=2)
+        here = here + torch.linalg.solve(information + torch.diag_embed(lifted), gradient).clamp(-2, 2)
+        trial = evaluate(here, moving, own)
+        better = trial[0] >= value[moving]
+        small = trial[0] - value[moving] < 1e-5
+        up = moving[better]
+        theta[up] = here[better]
+        value[up], factor[up], solved[up] = (x[better] for x in trial)
+        damping[moving] = torch.where(better, damping[moving] / 5, damping[moving] * 10).clamp(1e-6, 1e6)
+        left = ~((better & small) | (damping[moving] > 1e3))
+        if not bool(left.any()):
             break
+        if not bool(left.all()):  # one that needs many steps leaves the others where they are
+            moving, own = moving[left], own[left]
     # Laplace: integral over theta under its prior, up to constants shared by all models
     width = torch.where(width > 0, width, torch.ones_like(width))
     evidence = value - 0.5 * torch.linalg.slogdet(fisher).logabsdet - width.log().sum(1)
