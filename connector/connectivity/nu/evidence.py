@@ -69,7 +69,7 @@ def maximise_posterior(parts: Tensor, a: Tensor, centre: Tensor, width: Tensor, 
 
     moving, own = torch.arange(n_models, device=a.device), parts
     value, factor, solved = evaluate(theta, moving, own)
-    fisher = torch.zeros(n_models, 4, 4).to(a)
+    fisher = torch.zeros(*centre.shape, centre.shape[1]).to(a)
     for _ in range(steps):
         here, bound = theta[moving], precision[moving]
         scaled, on = here.exp()[:, :, None, None] * own, free[moving]
