@@ -1,10 +1,10 @@
-"""Least squares: the answer of smallest norm, and the same one each time; sums."""
+"""Least squares: the answer of smallest norm, and the same one each time; leading eigenvectors; sums."""
 
 from pathlib import Path
 
 import torch
 
-from connector.numerics import least_squares, sum_of_trials
+from connector.numerics import leading_vectors, least_squares, sum_of_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,3 +35,12 @@ def test_sums_of_trials_are_as_good_as_double_precision():
     torch.testing.assert_close(sum_of_trials(x), x.double().sum((0, 1)), rtol=1e-6, atol=0)
     some = torch.tensor([2, 0])
     torch.testing.assert_close(sum_of_trials(x, some), x[some].double().sum((0, 1)), rtol=1e-6, atol=0)
+
+
+def test_leading_vectors_are_those_of_all_eigenvectors_whether_the_next_ones_are_far_or_near():
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(450, 450, generator=generator, dtype=torch.float64)).Q
+    for rest in (1e-6, 0.98):
+        values = torch.cat([torch.tensor([4.0, 2.0, 1.0]).double(), rest * torch.linspace(1, 0, 447).double()])
+        found = leading_vectors(turn * values @ turn.T, 3)
+        torch.testing.assert_close((found.T @ turn[:, :3]).abs(), torch.eye(3).double(), atol=1e-7, rtol=0)

@@ -267,9 +267,7 @@ class RateModel(nn.Module):
     ) -> LeastSquares:
         """Sample-wise latents of some trials; see :func:`least_squares_latents`."""
         return LeastSquares(
-            *least_squares_latents(
-                activity, mask, self.loadings(), self.observation, inputs, offset, self.scale, start
-            )
+            *least_squares_latents(activity, mask, self.loadings(), self.observation, inputs, offset, self.scale, start)
         )
 
     def has_loadings_of(self, fit: ClosedFormFit) -> bool:

@@ -92,3 +92,33 @@ def test_trials_that_run_as_one_say_what_each_says_alone(monkeypatch):
         assert one.steps_left == other.steps_left
         for name, weight in {} if one.begun is None else one.begun.velocity.items():
             torch.testing.assert_close(weight, other.begun.velocity[name], atol=1e-3, rtol=0)
+
+
+def test_a_trial_ends_where_the_likelihood_has_fallen_from_a_maximum():
+    trial = Trial(torch.randn(400, 2, generator=generator()), SMALL)
+    gains = {0: 0.0, 30: 0.1, 60: 0.2, 90: 0.1, 120: -0.1}
+    noise = 0.1 * torch.randn(len(trial.test), generator=generator(1))
+    assert [trial.ends(at, trial.kernels + gain + noise * gain, {}) for at, gain in gains.items()] == [False] * 4 + [
+        True
+    ]
+    found = trial.stopping()
+    assert (found.steps, found.steps_left) == (60, 30)
+
+
+def test_a_velocity_finds_its_axes_in_the_space_of_like_data():
+    # The roots of two such covariances differ by a rotation that is anything.
+    x, bend = torch.randn(4000, 2, generator=generator()), torch.tensor([[1.0, 0.3], [0.0, 0.9]])
+    learned, taking = Flow(**SMALL).fit_scaler(x), Flow(**SMALL).fit_scaler(x @ bend.T)
+    with torch.no_grad():
+        for p in learned.velocity.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator(1)))
+    turned = Flow(**SMALL).fit_scaler(x)
+    angle = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    turned.scale.copy_(turned.scale @ angle)
+    turned.scale_inverse.copy_(torch.linalg.inv(turned.scale))
+    turned.go_on_from(learned.velocity.state_dict(), learned.scale)
+    torch.testing.assert_close(turned.scale, learned.scale, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.log_prob(x[:50]), learned.log_prob(x[:50]), atol=1e-4, rtol=0)
+    whole = taking.scale @ taking.scale.T
+    taking.go_on_from(learned.velocity.state_dict(), learned.scale)
+    torch.testing.assert_close(taking.scale @ taking.scale.T, whole, atol=1e-5, rtol=0)  # of its own data

@@ -23,3 +23,16 @@ def test_sample_wise_latents_are_exact_on_clean_rates_and_efficient_on_noisy_one
     scaled = torch.einsum("ntij,nti,ntj->nt", information, z - noisy.latents, z - noisy.latents) / 0.04
     assert float(scaled.mean()) == pytest.approx(2.0, abs=0.15)  # chi square with R degrees of freedom
     assert error == pytest.approx(0.04 * (1 - 2 / 200), rel=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_latents_sought_from_near_by_are_those_sought_from_no_start(noise):
+    net = make_network(n_inputs=1, has_bias=True)
+    seen = record(net, trials=20, noise=noise)
+    given = (seen.activity, seen.mask, net.loadings, Observation.of("tanh"), seen.inputs)
+    z, information, error = least_squares_latents(*given)
+    again, same, rest = least_squares_latents(*given, start=z + 1e-3)
+    error_bars = noise * torch.linalg.inv(information[seen.mask]).diagonal(dim1=1, dim2=2).amax().sqrt()
+    assert float((again - z).abs().max()) < max(1e-5, 0.1 * float(error_bars))
+    torch.testing.assert_close(same, information, rtol=1e-2, atol=1e-2)
+    assert rest == pytest.approx(error, rel=1e-3, abs=1e-12)
