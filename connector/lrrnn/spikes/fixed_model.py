@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from connector.lrrnn.spikes.paths import LEAST_RATE, Counts, Parameters, log_target, most_likely
+from connector.lrrnn.spikes.paths import LEAST_RATE, Counts, Parameters, climbed, log_target, newton
 from connector.lrrnn.spikes.tridiagonal import Factor
 from connector.shooting import Field
 from connector.types import TrialBatch
 
 # Of Gauss-Newton, from the rollout to the most likely path: few are needed with much noise of the states, many with little.
 _MOST_STEPS = 80
-_SETTLED = 0.001  # nats of a trial that a step gains, below which it is the last
+_SETTLED = 0.0001  # nats of a trial that a step gains, below which it is its last
 _FAR = 1e6  # times mean and sd of first states: a rollout that goes there is no path to start from
 
 
@@ -127,8 +127,8 @@ class FixedModel(NamedTuple):
         inside = batch.mask[..., None]
         near = ((start.abs() < far) | ~inside).all(2).all(1)  # of dynamics that run away not even a number may be left
         mode = torch.where(inside, torch.where(near[:, None, None], start, p.start_mean), 0.0)
-        found = most_likely(counts, self.field, p, mode, _MOST_STEPS, guarded=True, settled=_SETTLED)
-        return TrialPaths(counts, p, *found)
+        mode = climbed(counts, self.field, p, mode, _MOST_STEPS, _SETTLED)
+        return TrialPaths(counts, p, mode, newton(counts, self.field, p, mode)[1])
 
     def draw(self, paths: TrialPaths, generator: torch.Generator | None) -> Tensor:
         """Paths (B, time, R)."""

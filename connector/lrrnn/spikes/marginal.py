@@ -10,10 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from connector.dynamics import potentials, value_and_slope
-from connector.lrrnn.spikes.paths import Counts, Parameters, step_errors, step_of
+from connector.lrrnn.spikes.paths import Counts, Parameters, step_errors, step_of, values_along
 from connector.lrrnn.spikes.tridiagonal import Factor
-from connector.numerics import pieces
 from connector.shooting import Field
 
 _TRIALS = 64  # eliminated side by side
@@ -25,7 +23,8 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
     The curvature's share is alpha sum_t grad B(z_t) Cov(z_t, e_t) Q^-1, with e_t the error of step t.
     """
     rows = counts.rows(mode)
-    following, jacobian = step_of(field, p.c, rows, counts.u, True)
+    values = list(values_along(field, rows, counts.u, True))
+    following, jacobian = step_of(field, p.c, rows, values)
     precision = torch.linalg.inv(p.q)
     rank = len(precision)
     pair = counts.mask[:, 1:, None, None]
@@ -36,14 +35,8 @@ def gradient(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: 
     padded[:, :-1] = with_error @ precision
     pull, padded = _pull(counts, mode, following, precision).float(), counts.rows(padded).flatten(1).float()
     m = field.neurons.m
-    by_value = torch.zeros(len(m), rank, dtype=torch.float64)
-    by_slope = torch.zeros(len(m), rank * rank, dtype=torch.float64)
-    low = field.neurons.map(Tensor.float)
-    for at in pieces(len(rows), len(m)):
-        h = potentials(low, rows[at].float(), None if counts.u is None else counts.u[at].float())
-        value, slope = value_and_slope(field.phi, h)
-        by_value += value.T @ pull[at]
-        by_slope += slope.T @ padded[at]
+    by_value = sum((value.T @ pull[at]).double() for at, value, _ in values)
+    by_slope = sum((slope.T @ padded[at]).double() for at, _, slope in values)
     through_slope = (m.double()[:, :, None] * by_slope.view(-1, rank, rank)).sum(1)
     return field.alpha * field.mixing.T @ (by_value + through_slope)
 
@@ -52,12 +45,10 @@ def gradient_of_path(counts: Counts, field: Field, p: Parameters, z: Tensor) -> 
     """d log p(paths | c) / dc (p, R). Over paths z (B, T, R) from their posterior its mean is d log p(y | c) / dc, exactly
     (Fisher's identity)."""
     rows = counts.rows(z)
-    following, _ = step_of(field, p.c, rows, counts.u, False)
-    pull = _pull(counts, z, following, torch.linalg.inv(p.q))
-    total = torch.zeros(field.mixing.shape[1], len(p.q), dtype=torch.float64)
-    for at in pieces(len(rows), len(field.mixing)):
-        total += field(rows[at], None if counts.u is None else counts.u[at]).T @ pull[at]
-    return field.alpha * total
+    values = list(values_along(field, rows, counts.u, False))
+    following, _ = step_of(field, p.c, rows, values)
+    pull = _pull(counts, z, following, torch.linalg.inv(p.q)).float()
+    return field.alpha * field.mixing.T @ sum((value.T @ pull[at]).double() for at, value, _ in values)
 
 
 def _pull(counts: Counts, z: Tensor, following: Tensor, precision: Tensor) -> Tensor:
@@ -69,7 +60,8 @@ def _pull(counts: Counts, z: Tensor, following: Tensor, precision: Tensor) -> Te
 
 def information(counts: Counts, field: Field, p: Parameters, mode: Tensor, factor: Factor) -> Tensor:
     """Of c with the paths eliminated, (pR, pR); c is flattened as (mode, dimension)."""
-    _, jacobian = step_of(field, p.c, counts.rows(mode), counts.u, True)
+    rows = counts.rows(mode)
+    _, jacobian = step_of(field, p.c, rows, values_along(field, rows, counts.u, True))
     precision, rank, size = torch.linalg.inv(p.q), len(p.q), field.mixing.shape[1]
     jacobian = counts.padded(jacobian)
     u = None if counts.u is None else counts.padded(counts.u)

@@ -9,6 +9,7 @@ Sums over neurons are in single precision, in pieces that stay in the cache; eve
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from connector.dynamics import value_and_slope
-from connector.lrrnn.spikes.tridiagonal import Factor, factorise, time_first
+from connector.lrrnn.spikes.tridiagonal import Factor, components_first, factorise, matrices_first
 from connector.shooting import Field
 
 _PIECE = 1 << 17  # numbers in a temporary
 LEAST_RATE = 1e-7
+_LEAST_SHARE = 1 / 64  # of a step
+_ROUNDING = 1e-7  # of a target, whose sums over neurons are in single precision
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Counts:
             None if u is None else u[mask].double(),
             None if offset is None else offset[mask].float(),
         )
+
+    def of_trials(self, chosen: Tensor) -> Counts:
+        """Of some trials, chosen (B,) True."""
+        rows = self.rows(chosen[:, None].expand_as(self.mask))
+        y, u, offset = (None if x is None else x[rows] for x in (self.y, self.u, self.offset))
+        return Counts(self.mask[chosen], y, u, offset)
 
     @cached_property
     def _whole(self) -> bool:
@@ -166,28 +175,34 @@ def curvature(counts: Counts, p: Parameters, z: Tensor) -> Curvature:
     return Curvature(torch.cat(values).double(), torch.cat(scores).double(), information)
 
 
-def step_of(field: Field, c: Tensor, z: Tensor, u: Tensor | None, slopes: bool) -> tuple[Tensor, Tensor | None]:
-    """Next states (V, R) without noise and, on demand, their derivatives by the states (V, R, R)."""
+Values = Iterable[tuple[slice, Tensor, Tensor | None]]
+
+
+def values_along(field: Field, z: Tensor, u: Tensor | None, slopes: bool) -> Values:
+    """phi of the field's neurons at states z (V, R) and, on demand, its slope: of some rows at a time, (rows, neurons) float32."""
+    neurons = field.neurons
+    columns = (neurons.m, neurons.b, None if neurons.d is None else neurons.d[:, None])
+    weights = torch.cat([x.float() for x in columns if x is not None], 1).T
+    size = max(1, _PIECE // weights.shape[1])
+    for i in range(0, len(z), size):
+        at = slice(i, i + size)
+        parts = [z[at], None if neurons.b is None else u[at], None if neurons.d is None else z.new_ones(len(z[at]), 1)]
+        h = torch.cat([x for x in parts if x is not None], 1).float() @ weights
+        yield (at, *value_and_slope(field.phi, h)) if slopes else (at, field.phi(h), None)
+
+
+def step_of(field: Field, c: Tensor, z: Tensor, values: Values) -> tuple[Tensor, Tensor | None]:
+    """Next states (V, R) without noise and, where ``values`` at z have slopes, their derivatives by the states (V, R, R)."""
     rank, alpha = z.shape[1], field.alpha
-    m, b, d = (None if x is None else x.float() for x in (field.neurons.m, field.neurons.b, field.neurons.d))
     weights = field.mixing @ c
     pairs = (weights[:, :, None] * field.neurons.m[:, None, :]).flatten(1).float()
-    weights, following, jacobian = weights.float(), [], []
-    size = max(1, _PIECE // len(m))
-    for i in range(0, len(z), size):
-        h = z[i : i + size].float() @ m.T
-        if b is not None:
-            h += u[i : i + size].float() @ b.T
-        if d is not None:
-            h += d
-        if slopes:
-            value, slope = value_and_slope(field.phi, h)
+    weights, drive, jacobian = weights.float(), [], []
+    for _, value, slope in values:
+        drive.append(value @ weights)
+        if slope is not None:
             jacobian.append(slope @ pairs)
-        else:
-            value = field.phi(h)
-        following.append(value @ weights)
-    following = (1 - alpha) * z + alpha * torch.cat(following).double()
-    if not slopes:
+    following = (1 - alpha) * z + alpha * torch.cat(drive).double()
+    if not jacobian:
         return following, None
     eye = torch.eye(rank, dtype=torch.float64)
     return following, (1 - alpha) * eye + alpha * torch.cat(jacobian).double().view(-1, rank, rank)
@@ -196,7 +211,7 @@ def step_of(field: Field, c: Tensor, z: Tensor, u: Tensor | None, slopes: bool) 
 def log_target(counts: Counts, field: Field, p: Parameters, z: Tensor) -> Tensor:
     """log p(y, paths) of each trial (B,), up to constants; z (B, T, R)."""
     rows = counts.rows(z)
-    following, _ = step_of(field, p.c, rows, counts.u, False)
+    following, _ = step_of(field, p.c, rows, values_along(field, rows, counts.u, False))
     error = step_errors(counts, z, counts.padded(following))
     return counts.per_trial(nats(counts, p, rows)) + _log_prior(counts, p, z, error)
 
@@ -225,28 +240,26 @@ def newton(
     """
     mask, rows = counts.mask, counts.rows(z)
     seen = curvature(counts, p, rows) if known is None else _carried_over(known[1], rows - counts.rows(known[0]))
-    following, jacobian = step_of(field, p.c, rows, counts.u, True)
+    following, jacobian = step_of(field, p.c, rows, values_along(field, rows, counts.u, True))
     error = step_errors(counts, z, counts.padded(following))
     precision, own = torch.linalg.inv(p.q), torch.linalg.inv(p.start_covariance)
-    pull, first = time_first(error @ precision), ((z[:, 0] - p.start_mean) @ own).T.numpy()
-    # from here on (time, component, trial): a component of all trials at a time lies together
-    inside = time_first(mask)
-    pair = inside[1:, None, None]
-    a = time_first(counts.padded(jacobian))[:-1] * pair
-    weighted = np.einsum("ik,tkjb->tijb", precision.numpy(), a)  # Q^-1 A
-    diagonal = time_first(counts.padded(seen.information))
-    diagonal[0] += own.numpy()[..., None]
-    diagonal[1:] += pair * precision.numpy()[..., None]
-    gradient = time_first(counts.padded(seen.score))
-    gradient[0] -= first
-    gradient[1:] -= pull
-    for k in range(len(precision)):
-        diagonal[:-1] += a[:, k, :, None] * weighted[:, k, None]  # A^T Q^-1 A
-        gradient[:-1] += a[:, k] * pull[:, k, None]
-    diagonal.transpose(0, 3, 1, 2)[~inside] = np.eye(len(precision))
+    pull, first = components_first(error @ precision), ((z[:, 0] - p.start_mean) @ own).T.numpy()
+    inside = components_first(mask)
+    pair = inside[1:]
+    a = components_first(counts.padded(jacobian))[:, :, :-1] * pair
+    weighted = np.einsum("ik,kjtb->ijtb", precision.numpy(), a)  # Q^-1 A
+    diagonal = components_first(counts.padded(seen.information))
+    diagonal[:, :, 0] += own.numpy()[..., None]
+    diagonal[:, :, 1:] += pair * precision.numpy()[..., None, None]
+    diagonal[:, :, :-1] += np.einsum("kitb,kjtb->ijtb", a, weighted)  # A^T Q^-1 A
+    diagonal[:, :, ~inside] = np.eye(len(precision))[..., None]
+    gradient = components_first(counts.padded(seen.score))
+    gradient[:, 0] -= first
+    gradient[:, 1:] -= pull
+    gradient[:, :-1] += np.einsum("kitb,ktb->itb", a, pull)
     factor = factorise(diagonal, -weighted)
     target = counts.per_trial(seen.nats) + _log_prior(counts, p, z, error)
-    return factor.solve(torch.from_numpy(gradient * inside[:, None]).movedim(-1, 0)), factor, target
+    return factor.solve(matrices_first(gradient * inside)), factor, target
 
 
 def _carried_over(seen: Curvature, away: Tensor) -> Curvature:
@@ -256,31 +269,42 @@ def _carried_over(seen: Curvature, away: Tensor) -> Curvature:
 
 
 def most_likely(
-    counts: Counts,
-    field: Field,
-    p: Parameters,
-    z: Tensor,
-    steps: int,
-    guarded: bool = False,
-    known: tuple[Tensor, Curvature] | None = None,
-    settled: float | None = None,
+    counts: Counts, field: Field, p: Parameters, z: Tensor, steps: int, known: tuple[Tensor, Curvature] | None = None
 ) -> tuple[Tensor, Factor]:
-    """Paths after some Gauss-Newton steps, and the factor of the curvature one step before.
+    """Paths after some Gauss-Newton steps from near the mode, and the factor of the curvature one step before.
 
-    guarded: a trial's step that lowers its target is halved; needed far from the mode. known: as in :func:`newton`. settled: no more
-    steps are made once the last one has raised no trial's target by more nats; the factor is then that at the paths.
+    known: as in :func:`newton`.
     """
-    factor, reached = None, None
+    factor = None
     for _ in range(steps):
-        move, factor, before = newton(counts, field, p, z, known)
-        if settled is not None and reached is not None and not float((before - reached).max()) > settled:
-            break
-        reached = before
-        if guarded:
-            for _ in range(6):
-                worse = ~(log_target(counts, field, p, z + move) >= before - 1e-9 * before.abs())
-                if not bool(worse.any()):
-                    break
-                move = torch.where(worse[:, None, None], 0.5 * move, move)
+        move, factor, _ = newton(counts, field, p, z, known)
         z = z + move
     return z, factor
+
+
+def climbed(counts: Counts, field: Field, p: Parameters, z: Tensor, steps: int, settled: float = 0.0) -> Tensor:
+    """Most likely paths (B, T, R), from far away as well: at most so many Gauss-Newton steps, each halved where it lowers a trial's
+    target.
+
+    A trial whose target a step raises by no more than ``settled`` nats takes no further one; once half of all are such, only the
+    others are followed.
+    """
+    best, move, share = z, torch.zeros_like(z), z.new_ones(len(z))
+    reached = torch.full_like(share, -math.inf)
+    for step in range(steps + 1):
+        tried = best + share[:, None, None] * move
+        ahead, _, target = newton(counts, field, p, tried)
+        risen = target - reached
+        better = risen >= -_ROUNDING * target.abs()
+        taken = better[:, None, None]
+        best, move = torch.where(taken, tried, best), torch.where(taken, ahead, move)
+        reached, share = torch.where(better, target, reached), torch.where(better, 1.0, 0.5 * share)
+        done = (better & (risen <= settled)) | (share < _LEAST_SHARE)
+        if bool(done.all()):
+            break
+        if 2 * int(done.sum()) >= len(done):
+            left = ~done
+            steps_left = steps - step
+            best[left] = climbed(counts.of_trials(left), field, p, best[left], steps_left, settled)
+            break
+    return best

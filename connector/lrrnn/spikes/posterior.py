@@ -19,7 +19,7 @@ from connector.lrrnn.handover import FittedDynamics
 from connector.lrrnn.latents import read_states
 from connector.lrrnn.observation import Observation
 from connector.lrrnn.spikes.baselines import Baseline, poisson_regression
-from connector.lrrnn.spikes.paths import Counts, most_likely
+from connector.lrrnn.spikes.paths import Counts, climbed
 from connector.lrrnn.spikes.sampler import Draws, MakeBasis, PathSampler
 from connector.lrrnn.spikes.start import smoothed
 from connector.numerics import even_rows, least_squares
@@ -28,6 +28,10 @@ from connector.types import Latents, Loadings, Recording
 
 BURN = 0.4  # share of the sweeps that are not kept
 _LONGER = 2
+_PLENTY, _LOOK = (
+    2,
+    22,
+)  # times ENOUGH_DRAWS, after which the longer sampling ends, and its kept sweeps between two looks
 _FIRST_LOOK = 15  # sweeps that are kept, after which those go on that may show all dimensions
 _KEPT_DRAWS = 200
 # Of the training trials in which paths are drawn, bins times (neurons + 150), the cost of a bin that neurons do not share. With
@@ -139,7 +143,8 @@ def sample_posterior(
     Args:
         make_basis: of the field, with the prior of its coefficients.
         sweeps: of the sampler, of which the first :data:`BURN` are not kept. Where fewer than :data:`ENOUGH_DRAWS` of the
-            kept ones are independent they count as burn-in, and :data:`_LONGER` times as many follow.
+            kept ones are independent they count as burn-in, and up to :data:`_LONGER` times as many follow: no more once
+            as many are kept as before, and :data:`_PLENTY` times :data:`ENOUGH_DRAWS` are independent.
         progress: called with the number of each sweep, and how many there are to be.
     """
     train = sampled_trials(recording, fold)
@@ -156,7 +161,10 @@ def sample_posterior(
     mixing = judge(sampler, draws)
     if mixing.ess < ENOUGH_DRAWS <= len(draws.q) and mixing.seen >= LEAST_SEEN:
         more = _LONGER * sweeps
-        draws = sampler.run(more, burn, lambda i: progress(sweeps + i, sweeps + more))
+        least = sweeps - burn
+        draws = sampler.run(
+            more, burn, lambda i: progress(sweeps + i, sweeps + more), lambda draws: _plenty(sampler, draws, least)
+        )
         mixing = judge(sampler, draws)
     paths = _all_paths(sampler, draws, start.z.double(), train, recording.mask, counts_of)
     return _packed(sampler, draws, paths, (recording, start.offset), fold, mixing), mixing
@@ -188,7 +196,7 @@ def _all_paths(
             c=torch.stack(draws.c).mean(0),
             q=torch.stack(draws.q).mean(0),
         )
-        found, _ = most_likely(counts_of(others), sampler.field, typical, paths[others], _STEPS, guarded=True)
+        found = climbed(counts_of(others), sampler.field, typical, paths[others], _STEPS)
         paths[others] = found * mask[others][..., None]
     paths[train] = draws.paths
     return paths
@@ -251,6 +259,12 @@ def judge(sampler: PathSampler, draws: Draws) -> Mixing:
 def _hopeless(sampler: PathSampler, draws: Draws) -> bool:
     """Whether the first sweeps that are kept show that the counts say too little of some dimension: nothing will come of them."""
     return len(draws.q) == _FIRST_LOOK and _seen(sampler, draws, draws.paths / _FIRST_LOOK) < LEAST_SEEN / 2
+
+
+def _plenty(sampler: PathSampler, draws: Draws, least: int) -> bool:
+    """Whether so many sweeps as ``least`` or more, which are kept, need no others."""
+    kept = len(draws.q)
+    return kept >= least and kept % _LOOK == 0 and judge(sampler, sampler.finished(draws)).ess >= _PLENTY * ENOUGH_DRAWS
 
 
 def _seen(sampler: PathSampler, draws: Draws, paths: Tensor) -> float:

@@ -23,14 +23,16 @@ from connector.lrrnn.spikes.paths import (
     LEAST_RATE,
     Counts,
     Parameters,
+    climbed,
     curvature,
     log_target,
     most_likely,
     newton,
     potentials_of,
+    values_along,
 )
 from connector.lrrnn.spikes.tridiagonal import Factor
-from connector.numerics import inverse_root, pieces
+from connector.numerics import inverse_root
 from connector.shooting import Field
 from connector.types import Loadings
 
@@ -65,7 +67,7 @@ class Draws:
             loadings, the paths integrated out, and covariance (p, p) of x beforehand.
         beyond: of each sweep, (pR, 1), what drawn paths pull c by beyond the evidence, in standard deviations.
         q, loadings, log_scale, accepted: of each sweep.
-        paths: (B, T, R) mean.
+        paths: (B, T, R) sum, then mean.
     """
 
     c: list[Tensor] = field(default_factory=list)
@@ -94,7 +96,7 @@ class PathSampler:
         self, counts: Counts, make_basis: MakeBasis, loadings: Tensor, log_scale: float, z: Tensor, seed: int = 0
     ):
         self.counts, self.make_basis = counts, make_basis
-        self.g = torch.Generator().manual_seed(seed)
+        self.seed, self.g = seed, torch.Generator().manual_seed(seed)
         self.rank = z.shape[2]
         self.n_inputs = 0 if counts.u is None else counts.u.shape[1]
         self.scale0 = log_scale
@@ -139,8 +141,7 @@ class PathSampler:
 
     def settle(self) -> None:
         """Paths to their mode, for the first time."""
-        self.mode, _ = most_likely(self.counts, self.field, self.p, self.z, _SETTLING, guarded=True)
-        self.z = self.mode
+        self.z = self.mode = climbed(self.counts, self.field, self.p, self.z, _SETTLING)
 
     def paths(self) -> None:
         """Mode and curvature for the parameters as they are, then a Metropolis step of each trial."""
@@ -348,8 +349,7 @@ class PathSampler:
         shifted[:, 1:] = pair[:, :-1]
         y = (z[shifted] - (1 - alpha) * now) / alpha
         u = None if self.counts.u is None else self.counts.u[inside]
-        rows = pieces(len(now), self.field.neurons.n_neurons)
-        b = torch.cat([self.field(now[at], None if u is None else u[at]) for at in rows])
+        b = torch.cat([x.double() @ self.field.mixing for _, x, _ in values_along(self.field, now, u, False)])
         gram, rhs = b.T @ b, b.T @ y
         noise = torch.linalg.inv(p.q / alpha**2)
         gauge = self.prior.gauge
@@ -416,10 +416,10 @@ class PathSampler:
 
     def run(
         self, sweeps: int, burn: int, progress: Callable[[int], None] = lambda i: None,
-        given_up: Callable[[Draws], bool] = lambda draws: False,
+        over: Callable[[Draws], bool] = lambda draws: False,
     ) -> Draws:  # fmt: skip
         """Sweeps, of which the first ``burn`` adapt and are not kept; ``progress`` is called with the number of each, and
-        ``given_up`` with what is kept so far, after each: the sweeps end where it says so.
+        ``over`` with what is kept so far, after each: the sweeps end where it says so.
 
         Called again, it continues from the state reached.
         """
@@ -449,25 +449,27 @@ class PathSampler:
             if i >= burn:
                 self._keep(draws)
             progress(i)
-            if draws.q and given_up(draws):
+            if draws.q and over(draws):
                 break
-        draws.paths = draws.paths / len(draws.q)
-        draws.c = self._drawn(draws)
-        return draws
+        return self.finished(draws)
 
-    def _drawn(self, draws: Draws) -> list[Tensor]:
-        """Draws of c about the means, which are moved by what drawn paths pull beyond Laplace's evidence on average."""
+    def finished(self, draws: Draws) -> Draws:
+        """With the mean of the paths, and draws of c about the means, which are moved by what drawn paths pull beyond Laplace's
+        evidence on average."""
         seen = torch.stack(draws.beyond)
         beyond = seen.mean(0)
         error = seen.var(0).sum() / len(seen)
         beyond = beyond * float((1 - error / beyond.square().sum().clamp_min(1e-300)).clamp_min(0))
-        found = []
-        for i, root in enumerate(draws.root):
-            draws.mean[i] = draws.mean[i] + torch.linalg.solve_triangular(root.T, beyond, upper=True)[:, 0]
-            white = self._normal((len(root), self.draws_of_c))
+        g = torch.Generator().manual_seed(
+            self.seed
+        )  # of its own: what is looked at on the way does not change what follows
+        means, found = [], []
+        for mean, root in zip(draws.mean, draws.root):
+            means.append(mean + torch.linalg.solve_triangular(root.T, beyond, upper=True)[:, 0])
+            white = torch.randn((len(root), self.draws_of_c), generator=g, dtype=torch.float64)
             around = torch.linalg.solve_triangular(root.T, white, upper=True).T
-            found += [x.view_as(self.p.c) for x in draws.mean[i] + around]
-        return found
+            found += [x.view_as(self.p.c) for x in means[-1] + around]
+        return replace(draws, mean=means, c=found, paths=draws.paths / len(draws.q))
 
     def _keep_coefficients(self, draws: Draws) -> None:
         mean, root, beyond = self.guided
