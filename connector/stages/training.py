@@ -110,7 +110,9 @@ class StageModule(pl.LightningModule):
         return self.parameters()
 
     def configure_optimizers(self):
-        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        # Lightning clips no gradients of a fused optimizer in mixed precision.
+        fused = not self.trainer.gradient_clip_val
+        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
         optimizer = torch.optim.AdamW(self.parameter_groups(), **settings)
         steps = self.trainer.estimated_stepping_batches if self.cosine else math.inf
         if math.isinf(steps):  # no end of the training to decay to
