@@ -63,6 +63,11 @@ class LowRankRNNModule(StageModule):
         self.one_cycle, self.windows = one_cycle, windows
 
     def losses(self, batch: TrialBatch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        # Recurrences over hundreds of steps lose too much in half precision, whatever the trainer's.
+        with torch.autocast(self.device.type, enabled=False):
+            return self._losses(batch, step, training)
+
+    def _losses(self, batch: TrialBatch, step: int, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         if not training:
             return self.model.validation_loss(batch)
         progress, generator = self.progress_of_training(), self.generator(step)
@@ -80,7 +85,7 @@ class LowRankRNNModule(StageModule):
         if self.windows:  # the same pace in all units
             tensors = [p for group in groups for p in group["params"]]
             groups = [{"params": [p], "lr": lr * float(p.detach().square().mean().sqrt())} for p in tensors]
-        optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
+        optimizer = torch.optim.Adam(groups, lr=lr, fused=self.may_be_fused)
         if not (self.one_cycle or self.windows):
             return optimizer
         steps = max(1, int(self.trainer.estimated_stepping_batches))

@@ -109,10 +109,13 @@ class StageModule(pl.LightningModule):
     def parameter_groups(self) -> Any:
         return self.parameters()
 
+    @property
+    def may_be_fused(self) -> bool:
+        """Whether the optimizer's steps may be: in mixed precision Lightning clips no gradients of such a one."""
+        return "mixed" not in str(self.trainer.precision)
+
     def configure_optimizers(self):
-        # Lightning clips no gradients of a fused optimizer in mixed precision.
-        fused = not self.trainer.gradient_clip_val
-        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
+        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": self.may_be_fused}
         optimizer = torch.optim.AdamW(self.parameter_groups(), **settings)
         steps = self.trainer.estimated_stepping_batches if self.cosine else math.inf
         if math.isinf(steps):  # no end of the training to decay to

@@ -1,5 +1,6 @@
 """Habits of Hydra and Lightning: arguments of the Trainer, callbacks and loggers of one's own, files of one's own."""
 
+import math
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from connector.errors import UserError
+from connector.files import read_json
 from connector.launch.command_line import refused_override
 from connector.launch.job import run
 from connector.runs.naming import register_resolvers
@@ -261,3 +263,18 @@ def test_help_tells_meanings_values_ranges_and_units_without_torch():
         "data.n_neurons = 1000",
     ):
         assert line in said
+
+
+@pytest.mark.parametrize("observation", ["spikes", "rates"])
+def test_mixed_precision_trains_all_stages(observation, tmp_path):
+    done = typed(
+        *TINY,
+        f"data.observation={observation}",
+        "lrrnn.inference=encoder",
+        "lrrnn.posterior_sweeps=0",
+        "trainer.precision=bf16-mixed",
+        "stages=[lrrnn,loadings,outputs]",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert math.isfinite(read_json(tmp_path / "metrics.json")["outputs/val_loss"])
