@@ -19,7 +19,7 @@ _FLOOR = 1e-10  # of information on latents, where potentials are of unit size
 DAMPING = 1e-3
 # Neurons that bring the latents of a sample near, before all of them finish: the first steps cost so much less.
 _SCOUTS = 200
-# Standard error of latents, of unit size, that is so small that the other neurons need no matching step to come near.
+# Standard error of latents, of their size, that is so small that the other neurons need no matching step to come near.
 _NEAR = 1e-3
 
 
@@ -103,8 +103,8 @@ def latents_of(
     z, normal, error = update_latents(few, start, some, observation, 10, 8)
     if len(some) == len(theta):
         return z, normal, error
-    typical = normal.diagonal(dim1=1, dim2=2).median().clamp_min(1e-300)
-    near = observation.dispersion(error) < _NEAR**2 * float(typical) * observation.unit**2
+    typical = float(normal.diagonal(dim1=1, dim2=2).median())
+    near = observation.dispersion(error) < _NEAR**2 * typical * float(z.square().mean())
     return update_latents(samples, z, theta, observation, 0 if near else 1, 8)
 
 
