@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,6 +18,7 @@ from matplotlib.patches import Patch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from connector.figures.streamlines import streamlines
 from connector.figures.style import (
     ACCENT,
     CONTRAST,
@@ -330,14 +332,15 @@ def _streams(axis: Axes, field, region: _Region, n_grid: int, cap: float | None)
     axis.patch.set(**_UNSEEN)
     image = shade.reshape(n_grid, n_grid, 4)
     axis.imshow(image, extent=(*limits[0], *limits[1]), origin="lower", interpolation="bilinear", zorder=0)
-    u, v = (np.ma.array(flow[:, i], mask=distance > 0.045).reshape(n_grid, n_grid) for i in range(2))
-    lines = axis.streamplot(x, y, u, v, color=_STREAM, linewidth=0.6, density=1.15, num_arrows=0, zorder=1)
-    _arrowheads(axis, lines.lines.get_segments())
+    seen = np.where(distance[:, None] > 0.045, np.nan, flow).reshape(n_grid, n_grid, 2)
+    lines = streamlines(x, y, seen, density=1.15)
+    axis.add_collection(LineCollection(lines, color=_STREAM, linewidth=0.6, zorder=1))
+    _arrowheads(axis, lines)
     return cap
 
 
 def _arrowheads(axis: Axes, lines: list[np.ndarray]) -> None:
-    """One in the middle of each line (S, 2), all as one collection: streamplot's own are patches, each drawn by itself."""
+    """One in the middle of each line (S, 2), all as one collection."""
     at, towards = [], []
     for line in lines:
         passed = np.cumsum(np.hypot(*np.diff(line, axis=0).T))
