@@ -208,17 +208,21 @@ def network_field(network: Network, u: Tensor | None = None, dtype: torch.dtype 
     odd = network.activation == "tanh"
     phi, scale = (torch.sigmoid_, 2.0) if odd else (activation(network.activation).function, 1.0)
     constant = None if u is None else u.to(dtype)
-    m, n = (scale * cast.m).T.contiguous(), (scale / cast.n_neurons * cast.n).T.contiguous()
+    # One latent dimension after the other: products with so few columns are faster.
+    m, n = (scale * cast.m).T.contiguous(), (scale / cast.n_neurons * cast.n).T.contiguous().T
     origin = cast.m.new_zeros(1, cast.rank)
     offset = scale * potentials(cast.loadings, origin, None if constant is None else constant[None])[0]
-    rest = -n.sum(1) / scale if odd else n.new_zeros(network.rank)
+    rest = -n.sum(0) / scale if odd else n.new_zeros(network.rank)
+
+    most = max(1, CACHED // network.n_neurons)
+
+    def at_once(at: Tensor) -> Tensor:
+        return torch.addmm(rest, phi(torch.addmm(offset, at, m)), n).sub_(at)
 
     def field(z: Tensor) -> Tensor:
-        found = [
-            torch.nn.functional.linear(phi(torch.addmm(offset, at, m)), n, rest) - at
-            for at in z.to(dtype).split(max(1, CACHED // network.n_neurons))
-        ]
-        return (found[0] if len(found) == 1 else torch.cat(found)).to(z.dtype)
+        at = z.to(dtype)
+        found = at_once(at) if len(at) <= most else torch.cat([at_once(part) for part in at.split(most)])
+        return found.to(z.dtype)
 
     return field
 
