@@ -9,6 +9,7 @@ from torch import Tensor
 
 CHUNK = 4_000_000  # entries of a float64 matrix built at a time: 32 MB
 _LARGE = 400  # rows of a matrix whose first eigenvectors are found for less than all of them
+CACHED = 1 << 18  # of one that is built, read once and dropped: 2 MB, which stay in a processor's cache
 
 
 def pieces(n_rows: int, row_entries: int, entries: int = CHUNK) -> Iterator[slice]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from connector.analysis.distances import Truth
 from connector.dynamics import Network, activation, leading_fixed_points, potentials, simulate
 from connector.errors import UserError
+from connector.numerics import CACHED
 
 Field = Callable[[Tensor], Tensor]
 
@@ -205,16 +206,23 @@ def network_field(network: Network, u: Tensor | None = None, dtype: torch.dtype 
     """
     cast = replace(network, **{k: getattr(network, k).to(dtype) for k in "mnbd" if getattr(network, k) is not None})
     odd = network.activation == "tanh"
-    phi, scale = (torch.sigmoid, 2.0) if odd else (activation(network.activation).function, 1.0)
+    phi, scale = (torch.sigmoid_, 2.0) if odd else (activation(network.activation).function, 1.0)
     constant = None if u is None else u.to(dtype)
-    m, n = (scale * cast.m).T.contiguous(), scale / cast.n_neurons * cast.n
+    # One latent dimension after the other: products with so few columns are faster.
+    m, n = (scale * cast.m).T.contiguous(), (scale / cast.n_neurons * cast.n).T.contiguous().T
     origin = cast.m.new_zeros(1, cast.rank)
     offset = scale * potentials(cast.loadings, origin, None if constant is None else constant[None])[0]
     rest = -n.sum(0) / scale if odd else n.new_zeros(network.rank)
 
+    most = max(1, CACHED // network.n_neurons)
+
+    def at_once(at: Tensor) -> Tensor:
+        return torch.addmm(rest, phi(torch.addmm(offset, at, m)), n).sub_(at)
+
     def field(z: Tensor) -> Tensor:
         at = z.to(dtype)
-        return (torch.addmm(rest, phi(torch.addmm(offset, at, m)), n) - at).to(z.dtype)
+        found = at_once(at) if len(at) <= most else torch.cat([at_once(part) for part in at.split(most)])
+        return found.to(z.dtype)
 
     return field
 

@@ -264,9 +264,7 @@ def _fit_mixtures(
     batch, count, dim = x.shape
     best, chosen = None, None
     for _ in range(max(4, min(20, 2000 // count))):
-        start = _spread_points(x, k, generator)
-        squares = torch.stack([_squares(x, point) for point in start.unbind(1)], dim=1)
-        resp = torch.softmax(-squares / 2, dim=1).to(products)
+        resp = torch.softmax(_squares_of_spread_points(x, k, generator).div_(-2), dim=1).to(products)
         for _ in range(trial):
             resp, fit = _log_likelihood(products, *_m_step(resp, products, dim))
         better = torch.ones(batch, dtype=torch.bool) if best is None else fit > best
@@ -277,20 +275,20 @@ def _fit_mixtures(
     return best
 
 
-def _spread_points(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k neurons of each population, drawn far apart (each with probability ~ squared distance to those drawn)."""
-    rows = torch.arange(len(x))
-    chosen = [x[rows, torch.randint(x.shape[1], (len(x),), generator=generator)]]
-    nearest = _squares(x, chosen[0])
+def _squares_of_spread_points(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Squared distances (B, k, K) from k neurons of each population, drawn far apart (each with probability ~ squared
+    distance to those drawn)."""
+    rows, columns = torch.arange(len(x)), x.transpose(1, 2).contiguous()  # sums over the first of few are the fastest
+
+    def squares(chosen: Tensor) -> Tensor:
+        return (columns - x[rows, chosen][:, :, None]).square_().sum(1)
+
+    found = [squares(torch.randint(x.shape[1], (len(x),), generator=generator))]
+    nearest = found[0]
     for _ in range(k - 1):
-        chosen.append(x[rows, torch.multinomial(nearest + 1e-12, 1, generator=generator)[:, 0]])
-        nearest = torch.minimum(nearest, _squares(x, chosen[-1]))
-    return torch.stack(chosen, dim=1)
-
-
-def _squares(x: Tensor, point: Tensor) -> Tensor:
-    """Squared distances (B, K) of x (B, K, P) from a point of each population (B, P)."""
-    return (x - point[:, None]).square().sum(2)
+        found.append(squares(torch.multinomial(nearest + 1e-12, 1, generator=generator)[:, 0]))
+        nearest = torch.minimum(nearest, found[-1])
+    return torch.stack(found, dim=1)
 
 
 def _quadratic_features(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from connector.dynamics import Network
 from connector.errors import UserError
-from connector.numerics import CHUNK, even_rows, inverse_root, pieces
+from connector.numerics import CACHED, CHUNK, even_rows, inverse_root, pieces
 from connector.types import Latents
 
 _LAG = 2  # samples between which errors of the drive are independent
@@ -19,8 +19,8 @@ _MAX_STATES = 4000
 
 
 def drive_at(network, z: Tensor, u: Tensor | None) -> Tensor:
-    """The network's recurrent drive at many states, in pieces that fit in memory. (T, R)"""
-    parts = pieces(len(z), getattr(network, "n_neurons", 1000), CHUNK)
+    """The network's recurrent drive at many states, in pieces that stay in the cache. (T, R)"""
+    parts = pieces(len(z), getattr(network, "n_neurons", 1000), CACHED)
     with torch.no_grad():
         return torch.cat([network.drive(z[part], None if u is None else u[part]).double() for part in parts])
 

@@ -12,6 +12,7 @@ import numpy as np
 
 SHARES = (0.05, 0.08, 0.12, 0.18, 0.25, 0.35)  # of the points that a window holds
 _N_UNIFORM = 2999
+_IN_CACHE = 100_000  # numbers of samples at a time
 
 
 def depths(x: np.ndarray) -> np.ndarray:
@@ -66,7 +67,8 @@ def _sizes(n: int) -> list[int]:
 
 
 def _widths(x: np.ndarray, k: int) -> np.ndarray:
-    return x[:, k:] - x[:, :-k] + 1e-6 * (x[:, -1:] - x[:, :1]) + 1e-300
+    width = x[:, k:] - x[:, :-k]
+    return np.add(width, 1e-6 * (x[:, -1:] - x[:, :1]) + 1e-300, out=width)
 
 
 def _rounded(n: int) -> int:
@@ -79,7 +81,7 @@ def _rounded(n: int) -> int:
 def _uniform(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Depths of uniform samples, each column sorted (N, len(SHARES)); their smallest p-values, sorted (N,)."""
     rng = np.random.default_rng(n)
-    batches = np.array_split(np.arange(_N_UNIFORM), max(1, _N_UNIFORM * n // 500_000))
+    batches = np.array_split(np.arange(_N_UNIFORM), max(1, _N_UNIFORM * n // _IN_CACHE))
     # Uniform order statistics are sums of exponential waiting times: no sorting.
     parts = []
     for batch in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -112,23 +113,43 @@ def stable_points(recording: Recording, fit: FittedDynamics) -> list[StablePoint
     return found
 
 
-def measures_of_trained(recording: Recording, fit: FittedDynamics) -> dict[str, float]:
-    """What a run says of the fit beside the network: ``lrrnn/trained_...``."""
-    rates, trained = recording.activity[fit.fold.train][recording.mask[fit.fold.train]], recording.trained
-    part = acting_part(trained.w[:, trained.neurons], rates[even_rows(len(rates), _N_SAMPLES)])
-    points = stable_points(recording, fit)
-    found = {
-        "lrrnn/trained_acting_dimensions": part.dimensions,
-        "lrrnn/trained_acting_weights": part.weights,
-        "lrrnn/trained_acting_by_chance": part.directions / rates.shape[1],
-        "lrrnn/trained_stable_points": sum(len(of_input.network) for of_input in points),
-        "lrrnn/trained_stable_points_of_fit": sum(len(of_input.fitted) for of_input in points),
-    }
-    matched = torch.cat([of_input.matched for of_input in points])
-    if len(matched):
-        found["lrrnn/trained_stable_points_apart"] = float(matched.max())
-        found["lrrnn/trained_slowest"] = max(of_input.slowest for of_input in points)
-    return found
+class BesideNetwork:
+    """A fit beside the trained network that it is of; what measures and figures share is computed once."""
+
+    def __init__(self, recording: Recording, fit: FittedDynamics):
+        self.recording, self.fit = recording, fit
+
+    @cached_property
+    def rates(self) -> Tensor:
+        """(S, K_obs) of the training trials."""
+        train = self.fit.fold.train
+        return self.recording.activity[train][self.recording.mask[train]]
+
+    @cached_property
+    def part(self) -> ActingPart:
+        """:func:`acting_part` of the recorded neurons' weights."""
+        trained, rows = self.recording.trained, even_rows(len(self.rates), _N_SAMPLES)
+        return acting_part(trained.w[:, trained.neurons], self.rates[rows])
+
+    @cached_property
+    def points(self) -> list[StablePoints]:
+        """:func:`stable_points`; none where the fit has no dynamics."""
+        return [] if self.fit.n is None else stable_points(self.recording, self.fit)
+
+    def measures(self) -> dict[str, float]:
+        """What a run says of the fit, which has dynamics, beside the network: ``lrrnn/trained_...``."""
+        found = {
+            "lrrnn/trained_acting_dimensions": self.part.dimensions,
+            "lrrnn/trained_acting_weights": self.part.weights,
+            "lrrnn/trained_acting_by_chance": self.part.directions / self.rates.shape[1],
+            "lrrnn/trained_stable_points": sum(len(of_input.network) for of_input in self.points),
+            "lrrnn/trained_stable_points_of_fit": sum(len(of_input.fitted) for of_input in self.points),
+        }
+        matched = torch.cat([of_input.matched for of_input in self.points])
+        if len(matched):
+            found["lrrnn/trained_stable_points_apart"] = float(matched.max())
+            found["lrrnn/trained_slowest"] = max(of_input.slowest for of_input in self.points)
+        return found
 
 
 def outputs_of(network: Network, trained: TrainedNetwork, fit: FittedDynamics) -> Tensor:

@@ -30,7 +30,7 @@ from connector.connectivity.nu.design import Design
 from connector.dynamics import activation as get_activation
 from connector.dynamics import potentials
 from connector.errors import UserError
-from connector.numerics import leading_modes, pieces, ridge
+from connector.numerics import CACHED, leading_modes, pieces, ridge
 from connector.types import Loadings, States
 
 _MODES = 24  # at most, each with one mean for every dimension of nu
@@ -64,7 +64,7 @@ class OutputShift(nn.Module):
         """delta (N, R) at stacked loadings (N, P), in units of n."""
         parts = [
             _rates(self.activation, rows[part], self.z, self.u, self.shape) @ self.c
-            for part in pieces(len(rows), len(self.z))
+            for part in pieces(len(rows), len(self.z), CACHED)
         ]
         return torch.cat(parts) if parts else rows.new_zeros(0, self.c.shape[1])
 

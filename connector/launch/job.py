@@ -52,7 +52,7 @@ from connector.stages.loadings import prepare_loadings
 from connector.stages.lrrnn import given_stage_inputs, train_lrrnn
 from connector.stages.outputs import prepare_outputs
 from connector.stages.progress import StepProgress
-from connector.stages.results import measures_of_fit
+from connector.stages.results import beside_network, measures_of_fit
 from connector.stages.tables import result_tables
 from connector.stages.training import Additions, StageContext, check_trainer, clock, is_child_rank, one_thread
 from connector.stages.write_results import summarise
@@ -449,7 +449,8 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
     """Measure, draw, log and show what the stages reached; the metrics of metrics.json."""
     options, store = job.options, job.store
     standing = [stage for stage in STAGES if is_current(store, stage, job.schedule)]  # asked once: it reads their files
-    of_fit = measures_of_fit(store, job.data.recording) if "lrrnn" in standing else {}
+    beside = beside_network(store, job.data.recording) if "lrrnn" in standing else None
+    of_fit = measures_of_fit(store, job.data.recording, beside) if "lrrnn" in standing else {}
     metrics, figures, spent = all_metrics(store, standing, of_fit), {}, (0.0, 0.0)
     cautions = warnings_of(metrics)
     drawn = (
@@ -463,7 +464,7 @@ def _results(job: _Job, logger: Any) -> dict[str, float]:
             StepProgress("results", job.console if options.trainer.progress else None) as progress,
         ):
             about = describe(job.data.recording)
-            results, figures, cautions = summarise(options, store, job.data, metrics, about, progress)
+            results, figures, cautions = summarise(options, store, job.data, metrics, about, progress, beside)
         spent = clock() - started
         job.say(f"results: done in {spent[0]:.1f} s ({spent[1]:.1f} s of CPU time)")
         metrics = all_metrics(store, standing, of_fit | results)

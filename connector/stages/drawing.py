@@ -12,7 +12,6 @@ from torch import Tensor
 from connector import figures
 from connector.analysis.attractors import find_attractors, network_field
 from connector.analysis.distances import connectivity_entries
-from connector.analysis.trained_network import acting_part, stable_points
 from connector.dynamics import activation, leading_fixed_points, potentials
 from connector.files import read_npz
 from connector.numerics import even_rows
@@ -246,18 +245,21 @@ def latents(results: Results) -> tuple[str, Figure]:
 
 @report_figure("trained_network", DYNAMICS, lambda results: results.data.recording.trained is not None)
 def trained_network(results: Results) -> tuple[str, Figure]:
-    recording, fit = results.data.recording, results.inputs
-    trained, train, test = recording.trained, fit.fold.train, int(fit.fold.test[0])
-    rates = recording.activity[train][recording.mask[train]]
-    part = acting_part(trained.w[:, trained.neurons], rates[even_rows(len(rates), N_DRAWN)])
-    points = [] if fit.n is None else [(of.network, of.fitted) for of in stable_points(recording, fit)]
+    recording, fit, beside = results.data.recording, results.inputs, results.beside
+    trained, test = recording.trained, int(fit.fold.test[0])
+    points = [(of.network, of.fitted) for of in beside.points]
     outputs = None
     if trained.outputs is not None:
         end, sampled = int(recording.lengths[test]), results.task_outputs[0]
         targets = None if trained.targets is None else trained.targets[test, :end]
         outputs = trained.outputs[test, :end], sampled[:end], targets
     figure = figures.trained_network(
-        (part.drive, part.matrix), fit.latents.rank, rates, points, outputs, step=fit.latents.alpha
+        (beside.part.drive, beside.part.matrix),
+        fit.latents.rank,
+        beside.rates,
+        points,
+        outputs,
+        step=fit.latents.alpha,
     )
     return captions.trained_network(inputs=len(points), outputs=outputs is not None, trial=test), figure
 

@@ -28,7 +28,7 @@ from connector.analysis.explained import rates_explained
 from connector.analysis.fields import drift_r2, drive_at, drive_gain, field_error, relative_field_error
 from connector.analysis.model_checks import checks_of
 from connector.analysis.separated_groups import detectable_separation, separated_groups
-from connector.analysis.trained_network import measures_of_trained, outputs_of, task_measures
+from connector.analysis.trained_network import BesideNetwork, outputs_of, task_measures
 from connector.connectivity.nu.draws import Draws
 from connector.data.modules import RecordingDataModule
 from connector.dynamics import Network, activation
@@ -58,15 +58,26 @@ _N_DRAWS = 10  # sampled networks whose field errors are averaged
 _NORMAL_95 = 1.96  # half a 95 % interval, in standard deviations
 
 
-def measures_of_fit(store: RunStore, recording: Recording) -> dict[str, float]:
-    """How well latents and loadings explain held-out rates, whatever stages follow; spikes are scored by their stage."""
+def beside_network(store: RunStore, recording: Recording) -> BesideNetwork | None:
+    """The fit beside the trained network whose activity is recorded; None for another recording, or without a fit."""
+    if recording.trained is None or not store.latents_file.exists():
+        return None
+    return BesideNetwork(recording, store.read_stage_inputs())
+
+
+def measures_of_fit(store: RunStore, recording: Recording, beside: BesideNetwork | None = None) -> dict[str, float]:
+    """How well latents and loadings explain held-out rates, whatever stages follow; spikes are scored by their stage.
+
+    Args:
+        beside: of :func:`beside_network`.
+    """
     if recording.kind != "rates" or not store.latents_file.exists():
         return {}
     inputs, known = store.read_stage_inputs(), recording.loadings
     given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
     found = rates_explained(inputs, recording.activity, given=given) | checks_of(recording, inputs)
-    if recording.trained is not None and inputs.n is not None:
-        found |= measures_of_trained(recording, inputs)
+    if beside is not None and inputs.n is not None:
+        found |= beside.measures()
     return found | ({"lrrnn/origin_distance": origin_distance(inputs)} if given and known.has_bias else {})
 
 
@@ -75,10 +86,14 @@ class Results:
 
     Args:
         options: of the run; store: its directory; data: its recording (with the teacher, where there is one).
+        beside: of :func:`beside_network`, where a measure has used it already.
     """
 
-    def __init__(self, options: Options, store: RunStore, data: RecordingDataModule):
+    def __init__(
+        self, options: Options, store: RunStore, data: RecordingDataModule, beside: BesideNetwork | None = None
+    ):
         self.options, self.store, self.data = options, store, data
+        self.beside = beside_network(store, data.recording) if beside is None else beside
         self.inputs: FittedDynamics = store.read_stage_inputs()
         self.distribution = store.read_connectivity()
         published = options.connectivity.outputs == "flow"

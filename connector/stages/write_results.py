@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from connector.analysis.trained_network import BesideNetwork
 from connector.data.modules import RecordingDataModule
 from connector.files import atomic
 from connector.report import sections
@@ -28,19 +29,20 @@ def summarise(
     stage_metrics: Mapping[str, float],
     lines: list[str],
     progress: StepProgress | None = None,
+    beside: BesideNetwork | None = None,
 ) -> tuple[dict[str, float], dict[str, Path], list[str]]:
     """Measure, write network.npz, metrics.json and then, with the option ``report``, figures/ and report.html.
 
     Args:
         stage_metrics: of the stages, for the report; lines: about the recording, for its head.
-        progress: told of each step.
+        progress: told of each step; beside: of :func:`connector.stages.results.beside_network`.
 
     Returns:
         the metrics, the figures' files by name, and cautions for the reader.
     """
     progress = StepProgress("results", None) if progress is None else progress
     progress.start("networks")
-    results = Results(options, store, data)
+    results = Results(options, store, data, beside)
     measures, to_draw = results.measures(), figures_due(results) if options.report.draw else {}
     progress.expect(len(measures) + len(to_draw) + 1 + options.report.draw)
     write_network(store.path / "network.npz", results.network, 0.0, results.inputs.latents.input_kind)

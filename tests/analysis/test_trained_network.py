@@ -7,8 +7,8 @@ import torch
 
 from connector import figures
 from connector.analysis.trained_network import (
+    BesideNetwork,
     acting_part,
-    measures_of_trained,
     outputs_of,
     stable_points,
     task_measures,
@@ -84,7 +84,7 @@ def test_a_network_of_the_fits_own_rank_has_the_fits_stable_points():
     (found,) = stable_points(recording, off)
     assert len(found.fitted) == 2
     assert float(found.matched.max()) > 0.05
-    metrics = measures_of_trained(recording, fit)
+    metrics = BesideNetwork(recording, fit).measures()
     assert metrics["lrrnn/trained_stable_points"] == metrics["lrrnn/trained_stable_points_of_fit"] == 2
     assert metrics["lrrnn/trained_acting_dimensions"] == 1
 
