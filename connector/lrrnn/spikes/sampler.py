@@ -405,9 +405,8 @@ class PathSampler:
         scatter = 0.5 * (scatter + scatter.T) + 1e-12 * eye
         q = inverse_wishart(scatter, self.counts.n_transitions, self.g)
         self.p = replace(p, q=q if _allowed(q) else p.q)
-        first = self.z[:, 0]
+        first, trials = self.z[:, 0], len(self.z)
         centred = first - first.mean(0)
-        trials = len(first)
         cov = inverse_wishart(centred.T @ centred + 0.1 * eye, trials + self.rank + 1, self.g)
         mean = first.mean(0) + torch.linalg.cholesky(cov / trials) @ self._normal((self.rank,))
         self.p = replace(self.p, start_mean=mean, start_covariance=cov)
@@ -457,8 +456,7 @@ class PathSampler:
         """With the mean of the paths, and draws of c about the means, which are moved by what drawn paths pull beyond Laplace's
         evidence on average."""
         seen = torch.stack(draws.beyond)
-        beyond = seen.mean(0)
-        error = seen.var(0).sum() / len(seen)
+        beyond, error = seen.mean(0), seen.var(0).sum() / len(seen)
         beyond = beyond * float((1 - error / beyond.square().sum().clamp_min(1e-300)).clamp_min(0))
         g = torch.Generator().manual_seed(
             self.seed
