@@ -73,7 +73,7 @@ class LowRankRNNOptions:
     )  # fmt: skip
     posterior_sweeps: int = option(
         "sweeps of the sampler of the dynamics' posterior, for spikes (unless the closed form says enough) and for rates "
-        "whose states carry noise of their own; twice as many follow if few draws are independent; 0: no "
+        "whose states carry noise of their own; up to twice as many follow if few draws are independent; 0: no "
         "sampling, states are read sample by sample",
         stages=_LRRNN, at_least=0, at_most=100_000, before=0,
     )  # fmt: skip
