@@ -37,7 +37,7 @@ def script(name):
     return importlib.import_module(name)
 
 
-def only_the_network(options, store, data, metrics, lines, progress):
+def only_the_network(options, store, data, metrics, lines, progress, beside):
     """In place of a run's results, which the scripts do not read but for the sampled network."""
     network = ConnectivityDistribution.load(store.connectivity_file).sample(1000, seed=options.seed)
     write_network(store.path / "network.npz", network, 0.0)
