@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, of = Console(), machine(1)
     recording = "" if asked.recording is None else str(asked.recording.resolve())
     words = {"recording": recording, "seeds": str(asked.seeds), "last": str(asked.seeds + 1)}
-    with progress_of(console, len(asked.cases) * asked.repeats) as start:
+    first = {CASES[name].after for name in asked.cases} - {None, *asked.cases}
+    with progress_of(console, len(asked.cases) * asked.repeats + len(first)) as start:
         waits = measure(asked.cases, asked.code.resolve(), asked.repeats, words, asked.options, start)
     console.print(machine_line(of), table(waits), sep="\n\n", soft_wrap=True, highlight=False, markup=False)
     write_json(asked.out, {"machine": of, "waits": [asdict(wait) for wait in waits]})

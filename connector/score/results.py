@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from connector.analysis.distances import dissimilarity
-from connector.analysis.fields import field_error
+from connector.analysis.fields import drive_at, field_error
 from connector.analysis.method_scores import (
     Matched,
     cycle_consistency,
@@ -156,7 +156,7 @@ def of_connectivity(model: NetworkModel, public: PublicSet, interval) -> dict[st
     network, shuffled, truth = model.network, model.shuffled().network, public.teacher
     z = public.states[public.fold.test].flatten(0, 1).double()
     z = z[even_rows(len(z), _MAX_STATES)]
-    y = public.network.drive(z)
+    y = drive_at(public.network, z, None)
     distance, of_null = dissimilarity(truth, network), dissimilarity(truth, shuffled)
     parts = f"{distance.sinkhorn:.3g} + {distance.squared_error:.3g}; of fresh true loadings {distance.floor:.2g}"
     found = {

@@ -73,7 +73,7 @@ def measures_of_fit(store: RunStore, recording: Recording, beside: BesideNetwork
     """
     if recording.kind != "rates" or not store.latents_file.exists():
         return {}
-    inputs, known = store.read_stage_inputs(), recording.loadings
+    inputs, known = store.read_stage_inputs() if beside is None else beside.fit, recording.loadings
     given = recording.latents is not None and known is not None and torch.equal(inputs.loadings.m, known.m.double())
     found = rates_explained(inputs, recording.activity, given=given) | checks_of(recording, inputs)
     if beside is not None and inputs.n is not None:
@@ -94,7 +94,7 @@ class Results:
     ):
         self.options, self.store, self.data = options, store, data
         self.beside = beside_network(store, data.recording) if beside is None else beside
-        self.inputs: FittedDynamics = store.read_stage_inputs()
+        self.inputs: FittedDynamics = store.read_stage_inputs() if self.beside is None else self.beside.fit
         self.distribution = store.read_connectivity()
         published = options.connectivity.outputs == "flow"
         self.sigma = options.connectivity.sigma

@@ -114,12 +114,12 @@ def factorise(diagonal: np.ndarray, below: np.ndarray) -> Factor:
         inverse, size = _inverse_root(diagonal[:, :, ::2])
         log_det = log_det + size.sum(0)
         odd = diagonal.shape[2] // 2
-        before = _product("ikab,jkab->ijab", below[:, :, ::2], inverse[:, :, :odd])
-        after = _product("kiab,jkab->ijab", below[:, :, 1::2], inverse[:, :, 1:])
+        before = np.einsum("ikab,jkab->ijab", below[:, :, ::2], inverse[:, :, :odd])
+        after = np.einsum("kiab,jkab->ijab", below[:, :, 1::2], inverse[:, :, 1:])
         levels.append(Level(inverse, before, after))
-        diagonal = diagonal[:, :, 1::2] - _product("ikab,jkab->ijab", before, before)
-        diagonal[:, :, : after.shape[2]] -= _product("ikab,jkab->ijab", after, after)
-        below = -_product("ikab,jkab->ijab", before[:, :, 1:], after[:, :, : max(0, odd - 1)])
+        diagonal = diagonal[:, :, 1::2] - np.einsum("ikab,jkab->ijab", before, before)
+        diagonal[:, :, : after.shape[2]] -= np.einsum("ikab,jkab->ijab", after, after)
+        below = -np.einsum("ikab,jkab->ijab", before[:, :, 1:], after[:, :, : max(0, odd - 1)])
     return Factor(levels, torch.from_numpy(log_det))
 
 
@@ -158,31 +158,27 @@ def _covariances(levels: list[Level]) -> tuple[np.ndarray, np.ndarray]:
     """
     level = levels[0]
     own = np.empty((*level.inverse.shape[:2], level.inverse.shape[2] + level.before.shape[2], level.inverse.shape[3]))
-    own[:, :, ::2] = _product("kiab,kjab->ijab", level.inverse, level.inverse)
+    own[:, :, ::2] = np.einsum("kiab,kjab->ijab", level.inverse, level.inverse)
     following = np.empty((*own.shape[:2], own.shape[2] - 1, own.shape[3]))
     if len(levels) == 1:
         return own, following
     odd, between = _covariances(levels[1:])
     own[:, :, 1::2] = odd
     right, left = level.before.shape[2], level.after.shape[2]  # even blocks with an odd one after, and before them
-    to_right = _product("kiab,jkab->ijab", level.inverse[:, :, :right], level.before)
-    to_left = _product("kiab,jkab->ijab", level.inverse[:, :, 1:], level.after)
-    with_right = -_product("ikab,kjab->ijab", to_right, odd)
-    with_left = -_product("ikab,kjab->ijab", to_left, odd[:, :, :left])
+    to_right = np.einsum("kiab,jkab->ijab", level.inverse[:, :, :right], level.before)
+    to_left = np.einsum("kiab,jkab->ijab", level.inverse[:, :, 1:], level.after)
+    with_right = -np.einsum("ikab,kjab->ijab", to_right, odd)
+    with_left = -np.einsum("ikab,kjab->ijab", to_left, odd[:, :, :left])
     # Blocks with both neighbours: these covary.
     both = right - 1
-    with_right[:, :, 1:] -= _product("ikab,kjab->ijab", to_left[:, :, :both], between)
-    with_left[:, :, :both] -= _product("ikab,jkab->ijab", to_right[:, :, 1:], between)
+    with_right[:, :, 1:] -= np.einsum("ikab,kjab->ijab", to_left[:, :, :both], between)
+    with_left[:, :, :both] -= np.einsum("ikab,jkab->ijab", to_right[:, :, 1:], between)
     even = own[:, :, ::2]
-    even[:, :, :right] -= _product("ikab,jkab->ijab", with_right, to_right)
-    even[:, :, 1:] -= _product("ikab,jkab->ijab", with_left, to_left)
+    even[:, :, :right] -= np.einsum("ikab,jkab->ijab", with_right, to_right)
+    even[:, :, 1:] -= np.einsum("ikab,jkab->ijab", with_left, to_left)
     following[:, :, ::2] = with_right
     following[:, :, 1::2] = with_left.swapaxes(0, 1)
     return own, following
-
-
-def _product(subscripts: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum(subscripts, a, b)
 
 
 def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
