@@ -3,10 +3,12 @@
     python experiments/waits.py --page docs/benchmarks.md                  what takes seconds
     python experiments/waits.py --cases rat --recording SESSION.mat        a fold of a recording
     python experiments/waits.py --cases sweep joblib ensemble              16 seeds in three ways (half an hour)
-    python experiments/waits.py --code ../earlier                          the commands of another checkout
+    python experiments/waits.py --code ../earlier --out runs/earlier.json  the commands of another checkout
+    python experiments/waits.py --beside earlier=runs/earlier.json         their CPU seconds in a column of the table
 
 CPU seconds are user plus system time of the command and of what it starts. Each number is a median, with the smallest and
-the largest beside. Run it alone on a machine: a busy one takes up to twice the seconds.
+the largest beside. Run it alone on a machine: a busy one takes up to twice the seconds. Each case is written when it is measured; cases
+that the file has from the same machine and code stay in it, and in the table.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmark import machine, machine_line, progress_of
 from marked_pages import markdown_table, rewrite
 from rich.console import Console
 
-from connector.files import write_json
+from connector.errors import UserError, exit_code
+from connector.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("lrrnn", "loadings", "outputs", "results")
@@ -113,9 +117,15 @@ def run_once(case: Case, found: Wait, code: Path, directory: Path, words: dict[s
             found.stages.setdefault(stage, []).append(float(seconds))
 
 
-def measure(names: Sequence[str], code: Path, repeats: int, words: dict[str, str], extra: Sequence[str], start) -> list[Wait]:  # fmt: skip
-    """All cases, each ``repeats`` times, in the order of :data:`CASES`."""
-    waits = []
+def measure(
+    names: Sequence[str],
+    code: Path,
+    repeats: int,
+    words: dict[str, str],
+    extra: Sequence[str],
+    start: Callable[[str], None],
+) -> Iterator[Wait]:
+    """Each case ``repeats`` times, in the order of :data:`CASES`; ``start`` is told of each run."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in (n for n in CASES if n in names):
             case, wait = CASES[name], Wait(name, CASES[name].what.format(**words))
@@ -128,8 +138,7 @@ def measure(names: Sequence[str], code: Path, repeats: int, words: dict[str, str
                 if case.after is None:
                     shutil.rmtree(directory, ignore_errors=True)
                 run_once(case, wait, code, directory, words, extra)
-            waits.append(wait)
-    return waits
+            yield wait
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:
@@ -137,15 +146,43 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
     return median if len(values) == 1 else f"{median} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def table(waits: Sequence[Wait]) -> str:
-    heads = ["command", "runs", "CPU s", "elapsed s", "peak GiB", *(f"{stage}, CPU s" for stage in STAGES)]
+def table(waits: Sequence[Wait], beside: Mapping[str, Sequence[Wait]] | None = None) -> str:
+    """``beside``: other measurements of the same cases, of which CPU seconds are shown."""
+    others = {name: {wait.name: wait for wait in found} for name, found in (beside or {}).items()}
+    heads = ["command", "runs", "CPU s", *(f"CPU s, {name}" for name in others), "elapsed s", "peak GiB"]
+    heads += [f"{stage}, CPU s" for stage in STAGES]
     rows = []
     for wait in waits:
         digits = 2 if statistics.median(wait.cpu_s) < 5 else 1
         stages = [_spread(wait.stages[stage]) if stage in wait.stages else "" for stage in STAGES]
-        sizes = [_spread(wait.cpu_s, digits), _spread(wait.elapsed_s, digits), f"{max(wait.peak_gib):.1f}"]
+        before = [_spread(found[wait.name].cpu_s, digits) if wait.name in found else "" for found in others.values()]
+        sizes = [_spread(wait.cpu_s, digits), *before, _spread(wait.elapsed_s, digits), f"{max(wait.peak_gib):.1f}"]
         rows.append([wait.what, str(len(wait.cpu_s)), *sizes, *stages])
     return markdown_table(heads, rows)
+
+
+def commit(code: Path) -> str:
+    """Of a checkout, with a mark where files differ from it; its path where git does not tell."""
+    asked = ["git", "-C", str(code), "describe", "--always", "--dirty"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else str(code)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Wait]]:
+    """Machine and code of a file that this script wrote, and the waits; nothing where there is no file.
+
+    Raises:
+        UserError: another file.
+    """
+    found = read_json(path)
+    if not found:
+        return {}, []
+    try:
+        return {name: found[name] for name in ("machine", "code")}, [Wait(**x) for x in found["waits"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"a file that waits.py wrote in {path}", "another one", "choose another --out or --beside"
+        ) from error
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -157,31 +194,44 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--code", type=Path, default=ROOT, help="a checkout whose train.py is run")
     parser.add_argument("--options", nargs="*", default=[], help="further options of train.py")
     parser.add_argument("--out", type=Path, default=Path("runs/waits.json"))
+    parser.add_argument(
+        "--beside", nargs="+", default=[], metavar="NAME=FILE", help="earlier measurements of the same cases"
+    )
     parser.add_argument("--page", type=Path, help="a page whose table of waits to replace")
     found = parser.parse_args(arguments)
     found.cases = found.cases or [name for name, case in CASES.items() if not case.costly]
     if "rat" in found.cases and (found.recording is None or not found.recording.exists()):
         parser.error("--recording FILE, a session of the rat data that exists, for the case rat")
+    found.beside = dict(text.partition("=")[::2] for text in found.beside)
+    if missing := [name for name, path in found.beside.items() if not path or not Path(path).exists()]:
+        parser.error(f"--beside NAME=FILE, a file that waits.py wrote, for {missing[0]}")
     if min(found.repeats, found.seeds) < 1:
         parser.error("--repeats and --seeds of 1 or more")
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     asked = parse(arguments)
     console, of = Console(), machine(1)
     recording = "" if asked.recording is None else str(asked.recording.resolve())
     words = {"recording": recording, "seeds": str(asked.seeds), "last": str(asked.seeds + 1)}
     first = {CASES[name].after for name in asked.cases} - {None, *asked.cases}
+    state, found = {"machine": of, "code": commit(asked.code)}, {}
+    last, waits = read(asked.out)
+    if last == state:
+        found = {wait.name: wait for wait in waits}
+    beside = {name: read(Path(path))[1] for name, path in asked.beside.items()}
     with progress_of(console, len(asked.cases) * asked.repeats + len(first)) as start:
-        waits = measure(asked.cases, asked.code.resolve(), asked.repeats, words, asked.options, start)
-    console.print(machine_line(of), table(waits), sep="\n\n", soft_wrap=True, highlight=False, markup=False)
-    write_json(asked.out, {"machine": of, "waits": [asdict(wait) for wait in waits]})
+        for wait in measure(asked.cases, asked.code.resolve(), asked.repeats, words, asked.options, start):
+            found[wait.name] = wait
+            waits = [found[name] for name in CASES if name in found]
+            write_json(asked.out, state | {"waits": [asdict(wait) for wait in waits]})
+    told = table(waits, beside)
+    console.print(machine_line(of), told, sep="\n\n", soft_wrap=True, highlight=False, markup=False)
     if asked.page is not None:
-        rewrite(asked.page, "waits", f"Measured on: {machine_line(of)}.\n\n{table(waits)}")
-    return 0
+        rewrite(asked.page, "waits", f"Measured on: {machine_line(of)}.\n\n{told}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

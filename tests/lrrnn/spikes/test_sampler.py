@@ -179,11 +179,13 @@ def test_coefficients_scatter_about_the_maximum_of_their_evidence():
 
 @pytest.mark.slow
 def test_dynamics_without_noise_are_found_to_have_next_to_none():
-    sampler = sampler_of(simulated(trials=60, noise=0.0))
-    draws = sampler.run(45, 35)
-    sds = torch.linalg.eigvalsh(torch.stack(draws.q)).sqrt()
-    assert float(sds.min()) >= LEAST_NOISE
-    assert float(sds.mean(0).max()) < 2 * LEAST_NOISE
+    truth = simulated(trials=60, noise=0.0)
+    sds = []
+    for seed in range(5):  # a chain of so few sweeps may be at twice the least by itself
+        draws = sampler_of(truth, seed).run(45, 35)
+        sds.append(torch.linalg.eigvalsh(torch.stack(draws.q)).sqrt())
+    assert float(torch.stack(sds).min()) >= LEAST_NOISE
+    assert float(torch.cat(sds).mean(0).max()) < 2 * LEAST_NOISE
 
 
 def test_effective_size_of_a_known_process():
