@@ -30,6 +30,7 @@ class StageCheckpoints(Checkpoint):
     Args:
         directory: for the files, made when needed.
         monitor: the metric, the lower the better; compared in epochs that were validated.
+        length: epochs of the training; a state of another length, which an earlier version may have found, is none of this one.
         every_s: the last state is written if so many seconds have passed since it was written last, and at the end;
             None: CHECKPOINT_EVERY_S.
 
@@ -39,8 +40,8 @@ class StageCheckpoints(Checkpoint):
         ever_validated: whether a validation has run since this training began or went on.
     """
 
-    def __init__(self, directory: Path, monitor: str, every_s: float | None = None):
-        self.directory, self.monitor = Path(directory), monitor
+    def __init__(self, directory: Path, monitor: str, length: int, every_s: float | None = None):
+        self.directory, self.monitor, self.length = Path(directory), monitor, length
         self.every_s = CHECKPOINT_EVERY_S if every_s is None else every_s
         self.best_model_score: Tensor | None = None
         self.best: Path | None = None
@@ -53,11 +54,12 @@ class StageCheckpoints(Checkpoint):
         return sorted(self.directory.glob("last-*.ckpt"), key=_epoch_of, reverse=True)
 
     def resumable(self) -> Path | None:
-        """The newest state that is whole, as is the best one that it names; None where there is none."""
+        """The newest state of this training that is whole, as is the best one that it names; None where there is none."""
         for path in self.written():
             if _is_whole(path):
-                best = read_saved(path, "a checkpoint")["callbacks"][self.state_key]["best"]
-                if best is None or _is_whole(self.directory / best):
+                found = read_saved(path, "a checkpoint")["callbacks"][self.state_key]
+                whole = found["best"] is None or _is_whole(self.directory / found["best"])
+                if whole and found.get("length") == self.length:
                     return path
         return None
 
@@ -111,7 +113,8 @@ class StageCheckpoints(Checkpoint):
                 path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.best_model_score, "best": None if self.best is None else self.best.name}
+        best = None if self.best is None else self.best.name
+        return {"score": self.best_model_score, "best": best, "length": self.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_model_score = state_dict["score"]

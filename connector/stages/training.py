@@ -131,6 +131,11 @@ class ExponentialMovingAverage(WeightAveraging):
     def __init__(self, decay: float):
         super().__init__(use_buffers=False, multi_avg_fn=warming_average(decay))
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # copied before the module is converted, to double precision for example
+            trainer.precision_plugin.convert_module(self._average_model)
+
 
 def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """The update of averaged weights by current ones, given how many updates there were."""
@@ -339,7 +344,7 @@ def fit(
     where it would have ended. Its checkpoints stay until the stage is finished (:meth:`RunStore.finish_stage`). With
     ``max_epochs`` 0 the module stays as it is and is written as the stage's checkpoint, whatever was interrupted before.
     """
-    checkpoints = StageCheckpoints(context.store.unfinished(stage, mark), monitor)
+    checkpoints = StageCheckpoints(context.store.unfinished(stage, mark), monitor, max_epochs)
     curves = LearningCurves(context.store.path / "logs" / f"{stage}.csv")
     # First: the Trainer's checkpoint_callback is this one, whatever the user adds.
     watch = [checkpoints, *callbacks, *context.callbacks, curves]
@@ -351,7 +356,8 @@ def fit(
         checkpoints.last = resume
         context.say(f"{stage}: resuming an interrupted training")
     elif max_epochs and checkpoints.written():
-        context.say(f"{stage}: the checkpoints of an interrupted training are damaged; training starts again")
+        reason = "the checkpoints of an interrupted training are damaged, or of an earlier version"
+        context.say(f"{stage}: {reason}; training starts again")
     interruption.say_ready()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

@@ -265,14 +265,16 @@ def test_help_tells_meanings_values_ranges_and_units_without_torch():
         assert line in said
 
 
-@pytest.mark.parametrize("observation", ["spikes", "rates"])
-def test_mixed_precision_trains_all_stages(observation, tmp_path):
+@pytest.mark.parametrize(
+    ("observation", "precision"), [("spikes", "bf16-mixed"), ("rates", "bf16-mixed"), ("rates", "64-true")]
+)
+def test_other_precisions_train_all_stages(observation, precision, tmp_path):
     done = typed(
         *TINY,
         f"data.observation={observation}",
         "lrrnn.inference=encoder",
         "lrrnn.posterior_sweeps=0",
-        "trainer.precision=bf16-mixed",
+        f"trainer.precision={precision}",
         "stages=[lrrnn,loadings,outputs]",
         f"hydra.run.dir={tmp_path}",
     )

@@ -65,8 +65,8 @@ def lrrnn(directory, watch, overrides):
     return train_lrrnn(here, data, "mark"), said
 
 
-def flow(directory, watch, **settings):
-    training = job(directory, 3, 5, **settings)
+def flow(directory, watch, epochs=5, **settings):
+    training = job(directory, 3, epochs, **settings)
     training.context.callbacks = [watch]
     said = []
     training.context.say = said.append
@@ -127,6 +127,19 @@ def test_damaged_checkpoints_are_never_read(tmp_path):
         assert any("damaged" in line and "again" in line for line in said)
         assert watch.trained == [0, 1, 2, 3, 4]
         assert again == metrics
+
+
+@pytest.mark.parametrize("epochs", [2, 7])
+def test_a_training_of_another_length_is_not_gone_on_from(epochs, tmp_path):
+    """How long a flow is trained is found from the loadings, by an earlier version otherwise than by this one."""
+    metrics, _ = flow(tmp_path / "through", Interrupts(), epochs)
+    with pytest.raises(KeyError, match="interrupted"):
+        flow(tmp_path / "again", Interrupts(4))
+    watch = Interrupts()
+    again, said = flow(tmp_path / "again", watch, epochs)
+    assert any("earlier version" in line for line in said)
+    assert watch.trained == list(range(epochs))
+    assert again == metrics
 
 
 def test_a_finished_stage_leaves_no_checkpoints_of_its_training(tmp_path):
