@@ -710,7 +710,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--warmup", type=int, default=1, help="epochs before those")
     parser.add_argument("--overrides", nargs="*", default=[], help="options of train.py, for both recipes")
-    growing("--states", [10_000, 100_000, 1_000_000, 10_000_000], "T of the estimates of nu; the first is the base of the others")
+    growing(
+        "--states",
+        [10_000, 100_000, 1_000_000, 10_000_000],
+        "T of the estimates of nu; the first is the base of the others",
+    )
     growing("--neurons", [1000, 10_000, 100_000], "K of the estimates of nu, the flow and sampling")
     growing("--ranks", [1, 2, 3, 4], "R of the estimates of nu")
     growing("--rates-states", [10_000, 30_000, 100_000], "T of the loadings from rates")
