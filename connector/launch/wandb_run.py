@@ -211,8 +211,8 @@ class WandbRun:
             validated = {key: value for key, value in values.items() if "/val_" in key}
             trained = {key: value for key, value in values.items() if key not in validated}
             for part in filter(None, (validated, trained)):
-                # Lightning numbers what it logs at an epoch's end by the epoch's last step, from 0.
-                logger.log_metrics({**part, "epoch": row["epoch"]}, int(row["step"]) - 1)
+                # Lightning numbers what it logs at an epoch's end by the epoch, and by its last step, both from 0.
+                logger.log_metrics({**part, "epoch": row["epoch"] - 1}, int(row["step"]) - 1)
 
     def log_results(
         self,

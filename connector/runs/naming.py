@@ -61,9 +61,11 @@ def _kept(name: str, overrides: Sequence[str], swept: Sequence[str] = ()) -> lis
     for override in overrides:
         bare = override.lstrip("+~")
         key, _, value = bare.partition("=")
+        if key == "experiment" or (key == "data" and value == name):  # the name itself
+            continue
         if key in swept:
             first.append((swept.index(key), _by_value(override)))
-        elif not (without_effect(bare) or key == "experiment" or (key == "data" and value == name)):
+        elif not without_effect(bare):
             kept.append(_by_value(override))
     return [override for _, override in sorted(first)] + sorted(kept)
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from commands import ROOT
 
 from connector.runs.naming import run_directory, run_name, stands_for
 
@@ -83,3 +84,23 @@ def test_what_is_swept_comes_first():
     options = ["data.n_grid=4", "seed=2", "trainer.threads=1", "lrrnn.rank=3"]
     name = run_directory(DEFAULT, options, ",", ["seed", "trainer.threads"])
     assert name == "quadstable,seed=2,trainer.threads=1,data.n_grid=4,lrrnn.rank=3"
+
+
+@pytest.mark.parametrize("group", ["experiment", "data"])
+def test_a_swept_experiment_is_named_once(group):
+    name = run_directory({group: "bistable"}, [f"{group}=bistable", "seed=2"], ",", [group, "seed"])
+    assert name == "bistable,seed=2"
+
+
+def test_figures_find_the_runs_of_a_sweep_of_experiments(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from saved_runs import Wanted
+
+    monkeypatch.setattr(Wanted, "_finished", lambda wanted, path: True)
+    made = [
+        run_directory({"experiment": "ring"}, ["experiment=ring", f"seed={seed}"], ",", ["experiment", "seed"])
+        for seed in (1, 2)
+    ]
+    for name in [*made, "ring,seed=1,lrrnn.rank=3", "bistable,seed=1"]:
+        (tmp_path / "sweeps" / "today" / name).mkdir(parents=True)
+    assert [path.name for path in Wanted("ring").found(tmp_path)] == made
