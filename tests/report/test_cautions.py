@@ -63,6 +63,7 @@ from connector.report.glossary import METRICS
         ),
         ({"lrrnn/posterior_seen": 0.11}, {}, "lower lrrnn.rank by one"),
         ({"dynamics/field_error": 1.2}, {}, "field of zero"),
+        ({"dynamics/field_error": 0.03, "dynamics/field_error_projected": 1.15}, {}, "even after projection"),
     ],
 )
 def test_each_sign_has_one_text_with_what_to_do(metrics, options, words):
@@ -81,12 +82,18 @@ def test_a_good_run_is_not_warned_of():
         cautions.DRIVE_GAIN: 1.2,
         cautions.DRIVE_GAIN_SD: 0.11,  # the latents are too noisy to tell
         "dynamics/field_error": 0.02,
+        "dynamics/field_error_projected": 0.3,  # of a small network
     }
     good |= {"lrrnn/bits_per_spike": 0.09, "lrrnn/bits_per_spike_null_drift": 0.03}
     good |= {"lrrnn/bits_per_spike_gain": 0.06, "lrrnn/bits_per_spike_gain_error": 0.01}
     assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
     given = {"lrrnn/rates_r2": 0.5, "lrrnn/rates_r2_pca": 0.6, "lrrnn/rates_r2_linear": 0.48}  # few noisy neurons
     assert cautions.of_signs(good | given) == []
+    far = {
+        "dynamics/field_error": 0.4,
+        "dynamics/field_error_projected": 0.6,
+    }  # infinitely many neurons miss it as well
+    assert cautions.of_signs(good | far) == []
     named = {
         cautions.SATURATED,
         cautions.LEFT_REGION,
