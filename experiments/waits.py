@@ -8,7 +8,7 @@
 
 CPU seconds are user plus system time of the command and of what it starts. Each number is a median, with the smallest and
 the largest beside. Run it alone on a machine: a busy one takes up to twice the seconds. Each case is written when it is measured; cases
-that the file has from the same machine and code stay in it, and in the table.
+that the file has from the same machine, commit and options stay in it, and in the table.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from rich.console import Console
 
 from connector.errors import UserError, exit_code
 from connector.files import read_json, write_json
+from connector.runs.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("lrrnn", "loadings", "outputs", "results")
@@ -161,15 +162,8 @@ def table(waits: Sequence[Wait], beside: Mapping[str, Sequence[Wait]] | None = N
     return markdown_table(heads, rows)
 
 
-def commit(code: Path) -> str:
-    """Of a checkout, with a mark where files differ from it; its path where git does not tell."""
-    asked = ["git", "-C", str(code), "describe", "--always", "--dirty"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else str(code)
-
-
 def read(path: Path) -> tuple[dict[str, Any], list[Wait]]:
-    """Machine and code of a file that this script wrote, and the waits; nothing where there is no file.
+    """Machine, code and options of a file that this script wrote, and the waits; nothing where there is no file.
 
     Raises:
         UserError: another file.
@@ -178,7 +172,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Wait]]:
     if not found:
         return {}, []
     try:
-        return {name: found[name] for name in ("machine", "code")}, [Wait(**x) for x in found["waits"]]
+        return {name: found.get(name) for name in ("machine", "code", "options")}, [Wait(**x) for x in found["waits"]]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"a file that waits.py wrote in {path}", "another one", "choose another --out or --beside"
@@ -217,10 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recording = "" if asked.recording is None else str(asked.recording.resolve())
     words = {"recording": recording, "seeds": str(asked.seeds), "last": str(asked.seeds + 1)}
     first = {CASES[name].after for name in asked.cases} - {None, *asked.cases}
-    state, found = {"machine": of, "code": commit(asked.code)}, {}
+    code = git_state(asked.code.resolve())
+    state = {"machine": of, "code": code, "options": asked.options}
     last, waits = read(asked.out)
-    if last == state:
-        found = {wait.name: wait for wait in waits}
+    known = code is not None and not code["changed"]  # else the same words may stand for other code
+    found = {wait.name: wait for wait in waits} if known and last == state else {}
     beside = {name: read(Path(path))[1] for name, path in asked.beside.items()}
     with progress_of(console, len(asked.cases) * asked.repeats + len(first)) as start:
         for wait in measure(asked.cases, asked.code.resolve(), asked.repeats, words, asked.options, start):

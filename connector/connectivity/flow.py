@@ -353,7 +353,7 @@ class Flow(nn.Module):
         if method not in _METHODS:
             raise UserError(f"a method among {', '.join(_METHODS)}", repr(method))
         require_whole(steps, 1, "steps")
-        from torchdiffeq import odeint  # here: it imports half of scipy, which a command waits for that draws nothing
+        from torchdiffeq import odeint  # here: it imports half of scipy, and not every command draws
 
         first = state[0] if isinstance(state, tuple) else state
         t = torch.tensor([start, stop], dtype=first.dtype, device=first.device)

@@ -18,9 +18,7 @@ DRIVE_GAIN, DRIVE_GAIN_SD, _GAIN_TOLERANCE = "dynamics/drive_gain", "dynamics/dr
 _LESS_THAN_LINEAR = 0.05  # variance explained by known loadings, below what a linear reading of known latents explains
 _FAR_ORIGIN = 0.5  # standard deviations of given latents
 POSTERIOR_SEEN, LEAST_SEEN = "lrrnn/posterior_seen", 0.4
-PROJECTED_MISSES = (
-    0.5  # rms of the field; more, and thrice what infinitely many neurons miss, is no network of this field
-)
+_PROJECTED_MISSES = 0.5  # of the field's rms, where it is also more than thrice what infinitely many neurons miss
 SHARE_OF_LINEAR = 0.8  # of what principal components explain: a fit below has missed the dynamics
 # Shares above which a reader is warned.
 LIMITS = {SATURATED: 0.5, LEFT_REGION: 0.05, OUTSIDE_SUPPORT: 0.05}
@@ -118,7 +116,7 @@ def of_signs(metrics: Mapping[str, float], *, finite: bool = True) -> list[str]:
             "connectivity; check data.alpha, data.activation and lrrnn.rank."
         )
     projected = metrics.get("dynamics/field_error_projected", 0.0)
-    if projected > PROJECTED_MISSES and projected > 3 * metrics.get("dynamics/field_error", math.inf):
+    if projected > _PROJECTED_MISSES and projected > 3 * metrics.get("dynamics/field_error", math.inf):
         said.append(
             f"A sampled network misses the vector field by {projected:.2g} times its size even after projection. Either its n "
             "scatter too much for so few neurons, or too few neurons were drawn. connectivity.sigma, their scatter, has the unit of n: "

@@ -42,13 +42,13 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache
-def git_state() -> dict[str, Any] | None:
-    """Commit of the code, and whether files that it tracks differ from it; None where the code is in no repository."""
-    if not (_ROOT / ".git").exists():
+def git_state(root: Path = _ROOT) -> dict[str, Any] | None:
+    """Commit of the code, or of another checkout, and whether files that it tracks differ from it; None where there is no repository."""
+    if not (root / ".git").exists():
         return None
 
     def git(*arguments: str) -> str:
-        asked = ["git", "-C", str(_ROOT), *arguments]
+        asked = ["git", "-C", str(root), *arguments]
         return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:

@@ -39,15 +39,21 @@ def test_earlier_measurements_stand_beside(waits):
 
 
 def test_cases_of_the_same_code_and_machine_stay_in_the_file(waits, tmp_path, monkeypatch):
-    out, code = tmp_path / "waits.json", ["first"]
-    monkeypatch.setattr(waits, "commit", lambda _: code[0])
+    out, code = tmp_path / "waits.json", {"commit": "first", "changed": False}
+    monkeypatch.setattr(waits, "git_state", lambda _: dict(code))
     monkeypatch.setattr(waits, "run_once", lambda case, found, *_: (found.cpu_s.append(1.0), found.elapsed_s.append(1.0), found.peak_gib.append(1.0)))  # fmt: skip
     for name in ("help", "refused"):
         waits.main(["--cases", name, "--repeats", "2", "--out", str(out)])
     assert [wait.name for wait in waits.read(out)[1]] == ["help", "refused"]
-    code[0] = "second"
+    code["commit"] = "second"
     waits.main(["--cases", "missing", "--repeats", "1", "--out", str(out)])
     assert [wait.name for wait in waits.read(out)[1]] == ["missing"]
+    waits.main(["--cases", "help", "--repeats", "1", "--out", str(out), "--options", "seed=2"])
+    assert [wait.name for wait in waits.read(out)[1]] == ["help"]
+    code["changed"] = True  # otherwise each time
+    for name in ("help", "refused"):
+        waits.main(["--cases", name, "--repeats", "1", "--out", str(out)])
+    assert [wait.name for wait in waits.read(out)[1]] == ["refused"]
 
 
 def test_quick_commands_are_measured_and_a_page_is_rewritten(tmp_path):

@@ -89,10 +89,7 @@ def test_a_good_run_is_not_warned_of():
     assert cautions.of_signs(good | {"lrrnn/rates_r2": 0.9, "lrrnn/rates_r2_pca": 0.95}) == []
     given = {"lrrnn/rates_r2": 0.5, "lrrnn/rates_r2_pca": 0.6, "lrrnn/rates_r2_linear": 0.48}  # few noisy neurons
     assert cautions.of_signs(good | given) == []
-    far = {
-        "dynamics/field_error": 0.4,
-        "dynamics/field_error_projected": 0.6,
-    }  # infinitely many neurons miss it as well
+    far = {"dynamics/field_error": 0.4, "dynamics/field_error_projected": 0.6}  # as do infinitely many neurons
     assert cautions.of_signs(good | far) == []
     named = {
         cautions.SATURATED,
